@@ -1,0 +1,71 @@
+"""
+The prompt: one function from a row to what the LLM reads, the same in training and at inference.
+
+    before, after = encode_prompt(tokenizer, "llama", row)               # speech goes between the two
+    before, after = encode_prompt(tokenizer, "llama", row, text=True)    # the transcript stands in for the speech
+    answer = encode_answer(tokenizer, "llama", row)
+
+Strings are those of Table 5 of the 2025 paper and Table 7 of the 2026 paper, byte for byte. The tags <speech>, </speech>,
+<text> and </text> are ordinary text, not added tokens (2025, section 4).
+"""
+
+TASK_LINES = {  # the language of the instruction is the language of the answer (2025, appendix A.4)
+    ("ASR", "en"): "Can you transcribe the Speech content into English text?",
+    ("ST", "de"): "Können Sie den Inhalt der Rede in den deutschen Text übersetzen?",
+    ("ST", "it"): "Puoi tradurre il contenuto del discorso in testo italiano?",
+    ("ST", "zh"): "你能把演讲内容翻译成中文吗?",
+}
+
+NOT_ANSWERABLE = {  # the organisers' answer to a question that the speech does not answer
+    "en": "Not answerable.",
+    "de": "Nicht zu beantworten.",
+    "it": "Non è possibile rispondere.",
+    "zh": "无法回答。",
+}
+
+CHAT = {  # model_type: (before the user's turn, between user and assistant, end of turn); no system or date block
+    "llama": ("<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n",
+              "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>"),
+    "qwen3": ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"),
+}
+
+
+def question_line(row):
+    """The line after the speech: the task's own instruction, or the row's question."""
+    if row["task"] in ("SQA", "MCQ"):
+        # one line, always: options and instructions with newlines are joined by spaces (2026, Table 7)
+        return "Question: " + " ".join(row["question"].split("\n")).strip() + "\n"
+    key = (row["task"], row["language"])
+    if key not in TASK_LINES:
+        raise ValueError(f"row {row['id']}: no prompt for {key[0]} in {key[1]!r}; there is one for {list(TASK_LINES)}")
+    return f"Question: {TASK_LINES[key]}\n"
+
+
+def user_turn(row, text=False):
+    """The user's turn around the speech -> (before, after); with `text` it is one piece and `after` is empty."""
+    after = question_line(row) + "Your answer:"
+    if text:
+        return f"Content: <text>{row['transcript'].strip()}</text>\n{after}", ""
+    return "Content: <speech>", f"</speech>\n{after}"
+
+
+def encode(tokenizer, string):
+    """Token ids of text that a user or a corpus wrote: a turn marker inside it stays ordinary text."""
+    return tokenizer(string, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+
+def encode_prompt(tokenizer, model_type, row, text=False):
+    """Token ids (before, after) of the speech; the three pieces are tokenised apart (2025, section 4)."""
+    if model_type not in CHAT:
+        raise ValueError(f"no chat format for {model_type!r}; there is one for {list(CHAT)}")
+    head, tail, _ = (tokenizer(marker, add_special_tokens=False)["input_ids"] for marker in CHAT[model_type])
+    before, after = user_turn(row, text)
+    if text:
+        return head + encode(tokenizer, before) + tail, []
+    return head + encode(tokenizer, before), encode(tokenizer, after) + tail
+
+
+def encode_answer(tokenizer, model_type, row):
+    """Token ids of the target and its end-of-turn token; the loss falls on these and on nothing else."""
+    end = tokenizer(CHAT[model_type][2], add_special_tokens=False)["input_ids"]
+    return encode(tokenizer, row["target"].strip()) + end

@@ -1,0 +1,322 @@
+"""
+The tiny world: spoken sentences in English with exact translations, questions and answers, made on the spot.
+
+    python data/tiny.py                      # about 3,900 utterances, then the tiny encoder and LLM; 4 minutes on 2 cores
+    python data/tiny.py --preset smoke       # a tenth of it, for the tests
+
+reads   nothing
+writes  <work>/rows/tiny/{train,dev,test}.jsonl, <work>/audio/tiny/*.flac,
+        <work>/models/{tiny-seamless,tiny-llama} (data/tiny_models.py), <work>/rows/tiny/config.json last
+
+Ten sentence frames over closed lists (names, cities, days, numbers, things, jobs, events); German, Italian and Chinese
+are exact because every list carries its four forms. Test sentences never occur in training; test voices neither.
+espeak-ng (PyPI: espeakng-loader) speaks, through ctypes. Everything here is our choice: no paper has a tiny world.
+"""
+import argparse
+import ctypes
+import functools
+import json
+import multiprocessing
+import os
+import random
+import sys
+
+if __name__ == "__main__":  # `python data/tiny.py`: imports start at the project's folder, not at data/
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+import numpy as np
+from tqdm import tqdm
+
+from data.prompts import NOT_ANSWERABLE
+from data.rows import replace_file, write_rows
+from data.tiny_models import instruction, make_models
+
+PRESETS = {  # utterances of train, dev, test; optimizer steps of the encoder and of the LLM
+    "tiny":  dict(train=3600, dev=60, test=160, encoder_steps=260, llm_steps=700),
+    "smoke": dict(train=240, dev=16, test=16, encoder_steps=6, llm_steps=20),
+}
+
+# ---------------------------------------------------------------------------------------------------------------------
+# words: English, German, Italian, Chinese
+NAMES = {  # English = German = Italian: (gender, Chinese)
+    "Anna": ("f", "安娜"), "Peter": ("m", "彼得"), "Maria": ("f", "玛丽亚"), "David": ("m", "大卫"),
+    "Sofia": ("f", "索菲亚"), "Thomas": ("m", "托马斯"), "Laura": ("f", "劳拉"), "Daniel": ("m", "丹尼尔"),
+    "Julia": ("f", "朱莉娅"), "Martin": ("m", "马丁"), "Emma": ("f", "艾玛"), "Oscar": ("m", "奥斯卡"),
+    "Nina": ("f", "尼娜"), "Robert": ("m", "罗伯特"), "Clara": ("f", "克拉拉"), "Victor": ("m", "维克多"),
+}
+CITIES = [
+    ("London", "London", "Londra", "伦敦"), ("Rome", "Rom", "Roma", "罗马"), ("Paris", "Paris", "Parigi", "巴黎"),
+    ("Berlin", "Berlin", "Berlino", "柏林"), ("Vienna", "Wien", "Vienna", "维也纳"), ("Madrid", "Madrid", "Madrid", "马德里"),
+    ("Lisbon", "Lissabon", "Lisbona", "里斯本"), ("Prague", "Prag", "Praga", "布拉格"), ("Zurich", "Zürich", "Zurigo", "苏黎世"),
+    ("Milan", "Mailand", "Milano", "米兰"), ("Oslo", "Oslo", "Oslo", "奥斯陆"), ("Boston", "Boston", "Boston", "波士顿"),
+]
+DAYS = [
+    ("Monday", "Montag", "lunedì", "星期一"), ("Tuesday", "Dienstag", "martedì", "星期二"),
+    ("Wednesday", "Mittwoch", "mercoledì", "星期三"), ("Thursday", "Donnerstag", "giovedì", "星期四"),
+    ("Friday", "Freitag", "venerdì", "星期五"), ("Saturday", "Samstag", "sabato", "星期六"),
+    ("Sunday", "Sonntag", "domenica", "星期日"),
+]
+NUMBERS = [
+    ("two", "zwei", "due", "两"), ("three", "drei", "tre", "三"), ("four", "vier", "quattro", "四"),
+    ("five", "fünf", "cinque", "五"), ("six", "sechs", "sei", "六"), ("seven", "sieben", "sette", "七"),
+    ("eight", "acht", "otto", "八"), ("nine", "neun", "nove", "九"),
+]
+THINGS = [  # the Chinese form is (measure word, noun)
+    ("books", "Bücher", "libri", ("本", "书")), ("apples", "Äpfel", "mele", ("个", "苹果")),
+    ("chairs", "Stühle", "sedie", ("把", "椅子")), ("lamps", "Lampen", "lampade", ("盏", "灯")),
+    ("tickets", "Karten", "biglietti", ("张", "票")), ("bottles", "Flaschen", "bottiglie", ("个", "瓶子")),
+    ("shirts", "Hemden", "camicie", ("件", "衬衫")), ("flowers", "Blumen", "fiori", ("朵", "花")),
+    ("phones", "Telefone", "telefoni", ("部", "电话")), ("keys", "Schlüssel", "chiavi", ("把", "钥匙")),
+]
+JOBS = [  # English with its article; German and Italian (man, woman)
+    ("a teacher", ("Lehrer", "Lehrerin"), ("insegnante", "insegnante"), "老师"),
+    ("a doctor", ("Arzt", "Ärztin"), ("medico", "medica"), "医生"),
+    ("an engineer", ("Ingenieur", "Ingenieurin"), ("ingegnere", "ingegnera"), "工程师"),
+    ("a nurse", ("Pfleger", "Pflegerin"), ("infermiere", "infermiera"), "护士"),
+    ("a lawyer", ("Anwalt", "Anwältin"), ("avvocato", "avvocata"), "律师"),
+    ("a cook", ("Koch", "Köchin"), ("cuoco", "cuoca"), "厨师"),
+    ("a pilot", ("Pilot", "Pilotin"), ("pilota", "pilota"), "飞行员"),
+    ("a painter", ("Maler", "Malerin"), ("pittore", "pittrice"), "画家"),
+]
+EVENTS = [  # with the article
+    ("concert", "Das Konzert", "Il concerto", "音乐会"), ("meeting", "Das Treffen", "La riunione", "会议"),
+    ("party", "Die Feier", "La festa", "聚会"), ("race", "Das Rennen", "La gara", "比赛"),
+    ("fair", "Die Messe", "La fiera", "展览会"), ("wedding", "Die Hochzeit", "Il matrimonio", "婚礼"),
+]
+WEATHERS = [("cold", "kalt", "freddo", "冷"), ("hot", "heiß", "caldo", "热"), ("nice", "schön", "bello", "好"),
+            ("bad", "schlecht", "brutto", "差")]
+
+# frame: the sentence in en, de, it, zh, and its questions {slot asked for: the question in en, de, it, zh}
+FRAMES = {
+    "buy": (
+        ("{name} bought {number} {thing} in {city}.", "{name} kaufte {number} {thing} in {city}.",
+         "{name} ha comprato {number} {thing} a {city}.", "{name}在{city}买了{number}{measure}{thing}。"),
+        {"name": ("Who bought something?", "Wer hat etwas gekauft?", "Chi ha comprato qualcosa?", "谁买了东西?"),
+         "thing": ("What was bought?", "Was wurde gekauft?", "Che cosa è stato comprato?", "买了什么?"),
+         "number": ("How many things were bought?", "Wie viele Dinge wurden gekauft?",
+                    "Quante cose sono state comprate?", "买了多少?"),
+         "city": ("Where were the things bought?", "Wo wurden die Dinge gekauft?",
+                  "Dove sono state comprate le cose?", "东西是在哪里买的?")}),
+    "travel": (
+        ("{name} will travel to {city} on {day}.", "{name} wird am {day} nach {city} reisen.",
+         "{name} andrà a {city} {day}.", "{name}{day}要去{city}旅行。"),
+        {"name": ("Who will travel?", "Wer wird reisen?", "Chi andrà in viaggio?", "谁要去旅行?"),
+         "city": ("Where does the journey go?", "Wohin geht die Reise?", "Dove porta il viaggio?", "要去哪里旅行?"),
+         "day": ("When is the journey?", "Wann ist die Reise?", "Quando è il viaggio?", "什么时候去旅行?")}),
+    "event": (
+        ("The {event} in {city} is on {day}.", "{event} in {city} ist am {day}.",
+         "{event} a {city} è {day}.", "{city}的{event}在{day}。"),
+        {"city": ("Where is the event?", "Wo ist die Veranstaltung?", "Dove è l'evento?", "活动在哪里?"),
+         "day": ("When is the event?", "Wann ist die Veranstaltung?", "Quando è l'evento?", "活动是什么时候?")}),
+    "gift": (
+        ("{name} gave {other} {number} {thing}.", "{name} gab {other} {number} {thing}.",
+         "{name} ha dato {number} {thing} a {other}.", "{name}给了{other}{number}{measure}{thing}。"),
+        {"name": ("Who gave a present?", "Wer hat etwas geschenkt?", "Chi ha fatto un regalo?", "谁送了礼物?"),
+         "other": ("Who got a present?", "Wer hat etwas bekommen?", "Chi ha ricevuto un regalo?", "谁收到了礼物?"),
+         "thing": ("What was the present?", "Was war das Geschenk?", "Che cosa era il regalo?", "礼物是什么?"),
+         "number": ("How many presents were given?", "Wie viele Geschenke waren es?", "Quanti erano i regali?",
+                    "送了多少礼物?")}),
+    "job": (
+        ("{name} works as {job} in {city}.", "{name} arbeitet als {job} in {city}.",
+         "{name} lavora come {job} a {city}.", "{name}在{city}当{job}。"),
+        {"name": ("Who works there?", "Wer arbeitet dort?", "Chi lavora lì?", "谁在那里工作?"),
+         "job": ("Which job is it?", "Welcher Beruf ist es?", "Quale lavoro è?", "是什么工作?"),
+         "city": ("Where is the job?", "Wo ist die Arbeit?", "Dove è il lavoro?", "在哪里工作?")}),
+    "meet": (
+        ("{name} met {other} on {day}.", "{name} traf {other} am {day}.",
+         "{name} ha incontrato {other} {day}.", "{name}{day}遇见了{other}。"),
+        {"name": ("Who met someone?", "Wer traf jemanden?", "Chi ha incontrato qualcuno?", "谁遇见了别人?"),
+         "other": ("Who was met?", "Wer wurde getroffen?", "Chi è stato incontrato?", "遇见了谁?"),
+         "day": ("When did they meet?", "Wann trafen sie sich?", "Quando si sono incontrati?", "什么时候遇见的?")}),
+    "need": (
+        ("We need {number} {thing} by {day}.", "Wir brauchen bis {day} {number} {thing}.",
+         "Abbiamo bisogno di {number} {thing} entro {day}.", "我们{day}之前需要{number}{measure}{thing}。"),
+        {"thing": ("What is needed?", "Was wird gebraucht?", "Di che cosa c'è bisogno?", "需要什么?"),
+         "number": ("How many are needed?", "Wie viele werden gebraucht?", "Quanti ne servono?", "需要多少?"),
+         "day": ("When is it needed?", "Wann wird es gebraucht?", "Per quando serve?", "什么时候需要?")}),
+    "train": (
+        ("The train from {city} to {goal} leaves on {day}.", "Der Zug von {city} nach {goal} fährt am {day} ab.",
+         "Il treno da {city} a {goal} parte {day}.", "从{city}到{goal}的火车{day}出发。"),
+        {"city": ("Where does the train start?", "Wo fährt der Zug ab?", "Da dove parte il treno?", "火车从哪里出发?"),
+         "goal": ("Where does the train go?", "Wohin fährt der Zug?", "Dove va il treno?", "火车去哪里?"),
+         "day": ("When does the train leave?", "Wann fährt der Zug?", "Quando parte il treno?", "火车什么时候出发?")}),
+    "weather": (
+        ("The weather in {city} will be {weather} on {day}.", "Das Wetter in {city} wird am {day} {weather}.",
+         "A {city} {day} farà {weather}.", "{city}{day}的天气会很{weather}。"),
+        {"weather": ("How will the weather be?", "Wie wird das Wetter?", "Che tempo farà?", "天气怎么样?"),
+         "city": ("Where is the forecast for?", "Für wo gilt die Vorhersage?", "Per dove sono le previsioni?",
+                  "是哪里的天气?"),
+         "day": ("Which day is the forecast for?", "Für wann gilt die Vorhersage?", "Per quando sono le previsioni?",
+                 "是哪天的天气?")}),
+    "house": (
+        ("{name} and {other} have a house in {city}.", "{name} und {other} haben ein Haus in {city}.",
+         "{name} e {other} hanno una casa a {city}.", "{name}和{other}在{city}有一座房子。"),
+        {"city": ("Where is the house?", "Wo ist das Haus?", "Dove è la casa?", "房子在哪里?")}),
+}
+LANGUAGES = ("en", "de", "it", "zh")
+
+
+def draw_sentence(rng):
+    """One random sentence -> {"frame", "text": (en, de, it, zh), "slots": {slot: (en, de, it, zh)}}."""
+    frame = rng.choice(list(FRAMES))
+    name, other = rng.sample(list(NAMES), 2)
+    city, goal = rng.sample(CITIES, 2)
+    thing, job, female = rng.choice(THINGS), rng.choice(JOBS), NAMES[name][0] == "f"
+    number = rng.choice(NUMBERS)
+    slots = {
+        "name": (name, name, name, NAMES[name][1]), "other": (other, other, other, NAMES[other][1]),
+        "city": city, "goal": goal, "day": rng.choice(DAYS), "number": number, "event": rng.choice(EVENTS),
+        "thing": (*thing[:3], thing[3][1]), "measure": ("", "", "", thing[3][0]),
+        "job": (job[0], job[1][female], job[2][female], job[3]), "weather": rng.choice(WEATHERS),
+    }
+    text = tuple(form.format(**{slot: words[i] for slot, words in slots.items()})
+                 for i, form in enumerate(FRAMES[frame][0]))
+    return {"frame": frame, "text": text, "slots": slots}
+
+
+def draw_question(rng, sentence, language, answerable):
+    """(question, answer) on a sentence; an unanswerable question is one of another frame (2025, section 2.1)."""
+    i = LANGUAGES.index(language)
+    frame = sentence["frame"] if answerable else rng.choice([f for f in FRAMES if f != sentence["frame"]])
+    questions = FRAMES[frame][1]
+    slot = rng.choice(list(questions))
+    if not answerable:
+        return questions[slot][i], NOT_ANSWERABLE[language]
+    answer = sentence["slots"][slot][i]
+    return questions[slot][i], answer + sentence["slots"]["measure"][i] if slot == "number" else answer
+
+
+def sentence_rows(rng, sentence, utterance, audio):
+    """The twelve rows of one utterance: ASR, ST to three languages, an answerable and an unanswerable SQA in four."""
+    base = {"utterance": utterance, "audio": audio, "transcript": sentence["text"][0]}
+    yield {"id": f"{utterance}/ASR.en", **base, "task": "ASR", "language": "en", "answerable": True,
+           "target": sentence["text"][0]}
+    for language, translation in zip(LANGUAGES[1:], sentence["text"][1:]):
+        yield {"id": f"{utterance}/ST.{language}", **base, "task": "ST", "language": language, "answerable": True,
+               "target": translation}
+    for language in LANGUAGES:
+        for answerable in (True, False):
+            question, answer = draw_question(rng, sentence, language, answerable)
+            kind = "SQA" if answerable else "SQA-invalid"
+            yield {"id": f"{utterance}/{kind}.{language}", **base, "task": "SQA", "language": language,
+                   "answerable": answerable, "question": question, "target": answer}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# voices: espeak-ng's voice files change formants and pitch, the accents change the phonemes
+ACCENTS = ("en-us", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan")
+VOICES = {  # timbres; those of dev and test are never heard in training
+    "train": ("m1", "m2", "m4", "m5", "m6", "m7", "f1", "f2", "f4", "f5", "Alex", "Andrea", "Annie", "Denis", "Diogo",
+              "Gene", "Henrique", "Hugo", "Jacky", "Lee", "Marco", "Michael", "Mike", "Reed", "adam", "anika", "antonio",
+              "aunty", "belinda", "benjamin", "boris", "caleb", "ed", "edward", "grandma", "grandpa", "iven", "john",
+              "linda", "marcelo", "max", "michel", "miguel", "norbert", "pablo", "pedro", "quincy", "robert", "sandro",
+              "shelby", "steph", "travis", "victor"),
+    "dev": ("m8", "Alicia", "paul"),
+    "test": ("m3", "f3", "Andy", "Mario", "david", "rob"),
+}
+ESPEAK_RATE = 22050
+
+
+def load_espeak():
+    """espeak-ng through ctypes -> speak(text, voice, rate in words a minute, pitch 0-99) -> float32 wave, 22,050 Hz."""
+    import espeakng_loader
+    lib = ctypes.CDLL(espeakng_loader.get_library_path())
+    synchronous, utf8, rate_parameter, pitch_parameter = 2, 1, 1, 3
+    got = lib.espeak_Initialize(synchronous, 0, espeakng_loader.get_data_path().encode(), 0)
+    if got != ESPEAK_RATE:
+        raise RuntimeError(f"espeak-ng did not start (espeak_Initialize returned {got}, expected {ESPEAK_RATE})")
+    chunks = []
+
+    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+    def collect(wave, count, events):
+        if wave and count > 0:
+            chunks.append(np.ctypeslib.as_array(wave, (count,)).copy())
+        return 0
+    lib.espeak_SetSynthCallback(collect)
+
+    def speak(text, voice, rate, pitch):
+        chunks.clear()
+        if lib.espeak_SetVoiceByName(voice.encode()) != 0:
+            raise ValueError(f"espeak-ng has no voice {voice!r}")
+        lib.espeak_SetParameter(rate_parameter, rate, 0)
+        lib.espeak_SetParameter(pitch_parameter, pitch, 0)
+        data = text.encode() + b"\0"
+        lib.espeak_Synth(data, len(data), 0, 0, 0, utf8, None, None)
+        return np.concatenate(chunks).astype(np.float32) / 2**15
+    speak.keep_alive = collect  # ctypes does not hold a reference to a callback
+    return speak
+
+
+def resample(wave, old, new):
+    """Band-limited resampling of a whole utterance through its spectrum, numpy only."""
+    count = round(len(wave) * new / old)
+    spectrum = np.fft.rfft(wave)[:count // 2 + 1]
+    return (np.fft.irfft(spectrum, count) * (count / len(wave))).astype(np.float32)
+
+
+def speak_one(job):
+    """Speak one utterance with its own random accent, speed, pitch and noise, and write it as 16 kHz FLAC."""
+    import soundfile
+    global SPEAK
+    if "SPEAK" not in globals():
+        SPEAK = load_espeak()  # once in every worker process
+    path, text, timbre, seed = job
+    rng, noise = random.Random(seed), np.random.default_rng(seed)
+    wave = SPEAK(text, f"{rng.choice(ACCENTS)}+{timbre}", rng.randint(170, 235), rng.randint(30, 70))
+    wave = resample(wave, ESPEAK_RATE, 16000)
+    wave *= 0.5 / max(np.abs(wave).max(), 1e-4)
+    snr = rng.uniform(15, 40)  # dB
+    wave += noise.standard_normal(len(wave)).astype(np.float32) * np.sqrt((wave**2).mean()) * 10 ** (-snr / 20)
+    with replace_file(path) as temporary:
+        soundfile.write(temporary, wave, 16000, format="FLAC", subtype="PCM_16")
+
+
+def make_world(work, sizes, seed):
+    """Rows and audio of the three splits -> {split: rows}; sentences are distinct over all splits."""
+    rng, seen, splits, jobs = random.Random(seed), set(), {}, []
+    for split in ("test", "dev", "train"):
+        rows = []
+        for n in range(sizes[split]):
+            sentence = draw_sentence(rng)
+            while sentence["text"][0] in seen:
+                sentence = draw_sentence(rng)
+            seen.add(sentence["text"][0])
+            audio = os.path.join(work, "audio", "tiny", f"{split}-{n:05d}.flac")
+            jobs.append((audio, sentence["text"][0], rng.choice(VOICES[split]), rng.getrandbits(32)))
+            rows += sentence_rows(rng, sentence, f"tiny/{split}-{n:05d}", audio)
+        splits[split] = rows
+    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+        list(tqdm(pool.imap_unordered(speak_one, jobs, chunksize=32), total=len(jobs), desc="speak", unit=" utt"))
+    for split, rows in splits.items():
+        write_rows(os.path.join(work, "rows", "tiny", f"{split}.jsonl"), rows)
+    return splits
+
+
+def draw_row(held_out, rng):
+    """A training example of the LLM: copy, translate or answer, on a fresh sentence that dev and test do not hold."""
+    sentence = draw_sentence(rng)
+    while sentence["text"][0] in held_out:
+        sentence = draw_sentence(rng)
+    return instruction(rng, list(sentence_rows(rng, sentence, "tiny/text", "none")))
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=list(PRESETS), default="tiny")
+    parser.add_argument("--work", default="work", help="root folder of everything that is written")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    sizes = PRESETS[args.preset]
+    splits = make_world(args.work, sizes, args.seed)
+    held_out = {row["transcript"] for split in ("dev", "test") for row in splits[split]}
+    make_models(os.path.join(args.work, "models", "tiny"), splits, functools.partial(draw_row, held_out),
+                sizes["encoder_steps"], sizes["llm_steps"], args.seed)
+
+    with replace_file(os.path.join(args.work, "rows", "tiny", "config.json")) as temporary, open(temporary, "w") as f:
+        json.dump({**vars(args), **sizes}, f, indent=2)
+    print(f"tiny world in {args.work}/rows/tiny: " + ", ".join(f"{len(r)} {s} rows" for s, r in splits.items()))
+    print(f"next: python extract_features.py --preset {args.preset}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+"""
+Tiny foundation models in the hub's own format, trained on the spot: what stands in for SeamlessM4T-v2 and Llama-3.1.
+
+    make_encoder    a SeamlessM4Tv2Model; its speech encoder learns CTC on the world's audio
+    make_llm        a Llama with a byte-level BPE tokenizer and Llama-3.1's turns; it learns from instructions in text
+    make_models     both at once, one process each
+
+Both are written with save_pretrained, so that every stage loads them by the code that loads the real checkpoints.
+Muon (torch.optim) moves the matrices: AdamW had not learned to copy after four times as many steps. All our choice.
+"""
+import math
+import multiprocessing
+import os
+import random
+import shutil
+
+import numpy as np
+import soundfile
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from data.prompts import CHAT, encode_answer, encode_prompt, user_turn
+
+CHARACTERS = " 'abcdefghijklmnopqrstuvwxyz"  # CTC labels 1.. ; 0 is the blank
+ANSWER_SENTENCES = {  # how the tiny LLM answers before any LoRA: in a sentence, as chat models do
+    "en": "The answer is {}.", "de": "Die Antwort ist {}.", "it": "La risposta è {}.", "zh": "答案是{}。",
+}
+
+
+def optimizers(parameters, lr_matrix, lr_rest):
+    """Muon for the matrices, AdamW for everything else, both on a common schedule."""
+    parameters = list(parameters)
+    matrices = [p for p in parameters if p.ndim == 2 and min(p.shape) > 1]
+    rest = [p for p in parameters if not (p.ndim == 2 and min(p.shape) > 1)]
+    return [torch.optim.Muon(matrices, lr=lr_matrix, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(rest, lr=lr_rest, weight_decay=0.0)]
+
+
+def step_all(optimizer_list, progress):
+    """One step of each optimizer; 5 % linear warm-up, then a half cosine down to 5 % of the peak rate."""
+    scale = min(1.0, progress / 0.05) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
+    for optimizer in optimizer_list:
+        for group in optimizer.param_groups:
+            group.setdefault("peak", group["lr"])
+            group["lr"] = group["peak"] * scale
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+def save_whole(folder, *parts):
+    """save_pretrained of every part into `folder`, which appears only when it is complete."""
+    temporary = folder + ".tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    for part in parts:
+        part.save_pretrained(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(temporary, folder)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the speech encoder
+def seamless_config():
+    """SeamlessM4T-v2 with the real layer types and 4 layers of 128; the parts that no stage of ours trains are minimal."""
+    from transformers import SeamlessM4Tv2Config
+    return SeamlessM4Tv2Config(
+        hidden_size=128, speech_encoder_layers=4, speech_encoder_attention_heads=4, speech_encoder_intermediate_size=256,
+        speech_encoder_layerdrop=0.0, speech_encoder_dropout=0.05, num_adapter_layers=1,
+        vocab_size=64, t2u_vocab_size=64, char_vocab_size=64, unit_hifi_gan_vocab_size=64,
+        encoder_layers=1, encoder_ffn_dim=64, encoder_attention_heads=4,
+        decoder_layers=1, decoder_ffn_dim=64, decoder_attention_heads=4,
+        t2u_encoder_layers=1, t2u_encoder_ffn_dim=64, t2u_encoder_attention_heads=4,
+        t2u_decoder_layers=1, t2u_decoder_ffn_dim=64, t2u_decoder_attention_heads=4,
+        variance_predictor_embed_dim=32, variance_predictor_hidden_dim=32, unit_embed_dim=32, lang_embed_dim=8,
+        spkr_embed_dim=8, upsample_initial_channel=32, max_position_embeddings=256)
+
+
+def read_features(extractor, audio):
+    """One 16 kHz file -> what the Seamless encoder reads, [T50, 160] at 50 Hz, an odd last half frame left out."""
+    wave, _ = soundfile.read(audio, dtype="float32")
+    out = extractor(wave, sampling_rate=16000, return_tensors="np", return_attention_mask=True)
+    return torch.from_numpy(out["input_features"][0][:int(out["attention_mask"].sum())])
+
+
+def spec_augment(x, lengths, generator):
+    """Mask two bands of 10 of the 80 mel bins and two spans of up to 8 frames in each utterance; x (B, T, 160)."""
+    x = x.clone()
+    for i, length in enumerate(lengths):
+        for _ in range(2):
+            band = int(torch.randint(0, 70, (), generator=generator))
+            x[i, :, band:band + 10] = 0
+            x[i, :, 80 + band:90 + band] = 0  # the second frame of each stacked pair
+            span = int(torch.randint(0, 9, (), generator=generator))
+            start = int(torch.randint(0, max(1, length - span), (), generator=generator))
+            x[i, start:start + span] = 0
+    return x
+
+
+def ctc_logits(encoder, head, batch, augment=None):
+    """Character logits (B, T, C) and frame counts of a list of feature arrays."""
+    lengths = torch.tensor([len(x) for x in batch])
+    x = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True)
+    if augment is not None:
+        x = spec_augment(x, lengths.tolist(), augment)
+    mask = (torch.arange(x.shape[1])[None] < lengths[:, None]).long()
+    hidden = encoder.encoder(encoder.feature_projection(x), attention_mask=mask)
+    hidden = hidden if torch.is_tensor(hidden) else hidden[0]
+    return head(hidden), lengths
+
+
+def spell(text):
+    """Character labels of a transcript, letters and apostrophes only."""
+    return torch.tensor([CHARACTERS.index(c) + 1 for c in text.lower() if c in CHARACTERS])
+
+
+@torch.no_grad()
+def ctc_word_errors(encoder, head, features, texts):
+    """Greedy CTC word error rate in percent: how good the tiny encoder is, apart from any LLM."""
+    import jiwer
+    encoder.eval()
+    heard = []
+    for x in features:
+        best = ctc_logits(encoder, head, [x])[0][0].argmax(-1).unique_consecutive()
+        heard.append("".join(CHARACTERS[i - 1] for i in best.tolist() if i))
+    references = ["".join(c for c in text.lower() if c in CHARACTERS) for text in texts]
+    return 100 * jiwer.wer(references, heard)
+
+
+def make_encoder(folder, train_rows, dev_rows, steps, seed, batch=32):
+    """Train the tiny Seamless speech encoder with CTC on the rows' audio and save the whole model in `folder`."""
+    from transformers import SeamlessM4TFeatureExtractor, SeamlessM4Tv2Model
+    if os.path.exists(os.path.join(folder, "config.json")):
+        print(f"{folder} exists already")
+        return
+    torch.manual_seed(seed)
+    extractor = SeamlessM4TFeatureExtractor()
+    clips = [list({row["utterance"]: (row["audio"], row["transcript"]) for row in rows}.values())
+             for rows in (train_rows, dev_rows)]
+    features, dev_features = ([read_features(extractor, audio) for audio, _ in tqdm(c, desc="filterbanks", unit=" utt")]
+                              for c in clips)
+    texts, dev_texts = ([text for _, text in c] for c in clips)
+    labels = [spell(text) for text in texts]
+
+    model = SeamlessM4Tv2Model(seamless_config())
+    encoder, head = model.speech_encoder, torch.nn.Linear(128, len(CHARACTERS) + 1)
+    trained = [*encoder.feature_projection.parameters(), *encoder.encoder.parameters(), *head.parameters()]
+    optimizer_list = optimizers(trained, lr_matrix=2e-3, lr_rest=2e-3)
+    rng, augment = random.Random(seed), torch.Generator().manual_seed(seed)
+    # length buckets: shuffled, sorted in groups of eight batches, cut, and the batches shuffled again
+    def batches():
+        while True:
+            order = rng.sample(range(len(features)), len(features))
+            cut = []
+            for i in range(0, len(order), 8 * batch):
+                group = sorted(order[i:i + 8 * batch], key=lambda n: len(features[n]))
+                cut += [group[j:j + batch] for j in range(0, len(group), batch)]
+            rng.shuffle(cut)
+            yield from cut
+    bar = tqdm(zip(range(steps), batches()), total=steps, desc="encoder, CTC", unit=" step")
+    for step, picked in bar:
+        encoder.train()
+        logits, lengths = ctc_logits(encoder, head, [features[n] for n in picked], augment)
+        targets = [labels[n] for n in picked]
+        loss = F.ctc_loss(F.log_softmax(logits, -1).transpose(0, 1), torch.cat(targets), lengths,
+                          torch.tensor([len(t) for t in targets]), zero_infinity=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        step_all(optimizer_list, (step + 1) / steps)
+        if step % 20 == 0:
+            bar.set_postfix(loss=f"{loss.item():.2f}")
+    error = ctc_word_errors(encoder, head, dev_features, dev_texts)
+    print(f"tiny encoder: CTC word error rate on unseen voices {error:.1f} %")
+    save_whole(folder, model.eval(), extractor)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the LLM
+def instruction(rng, rows):
+    """One training example from a sentence's rows: copy, translate, or answer in a full sentence."""
+    task = rng.choices(["ASR", "ST", "SQA"], [0.3, 0.4, 0.3])[0]
+    row = rng.choice([r for r in rows if r["task"] == task and r["answerable"]])
+    if task == "SQA":
+        row = {**row, "target": ANSWER_SENTENCES[row["language"]].format(row["target"])}
+    return row
+
+
+def make_tokenizer(texts, vocabulary):
+    """Byte-level BPE with Llama-3.1's turn markers and chat format."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+    bpe = Tokenizer(models.BPE())
+    # words with their leading space, digits apart, punctuation with its newlines, other white space
+    words = Regex(r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+")
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(words, "isolated"),
+                                                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    bpe.decoder = decoders.ByteLevel()
+    special = ["<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>", "<|start_header_id|>",
+               "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>"]
+    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=special, show_progress=False,
+                                                       initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    head, tail, end = CHAT["llama"]
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>",
+                                        pad_token="<|finetune_right_pad_id|>")
+    tokenizer.chat_template = ("{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n"
+                               "{{ m['content'] | trim }}<|eot_id|>{% endfor %}{% if add_generation_prompt %}"
+                               "<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}")
+    return tokenizer
+
+
+def make_llm(folder, draw_instruction, steps, seed, batch=40, vocabulary=2000):
+    """Train a tiny Llama on drawn instructions, loss on the answers, and save it with its tokenizer in `folder`."""
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+    if os.path.exists(os.path.join(folder, "config.json")):
+        print(f"{folder} exists already")
+        return
+    torch.manual_seed(seed)
+    rng = random.Random(seed)
+    sample = [draw_instruction(rng) for _ in range(3000)]
+    tokenizer = make_tokenizer(("".join(user_turn(row, text=True)) + "\n" + row["target"] for row in sample), vocabulary)
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in ("<|begin_of_text|>", "<|eot_id|>", "<|eom_id|>",
+                                                                        "<|end_of_text|>", "<|finetune_right_pad_id|>")}
+    model = LlamaForCausalLM(LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=192, intermediate_size=512, num_hidden_layers=3, num_attention_heads=6,
+        num_key_value_heads=3, max_position_embeddings=1024, tie_word_embeddings=True, rope_theta=500000.0,
+        bos_token_id=ids["<|begin_of_text|>"], eos_token_id=[ids["<|end_of_text|>"], ids["<|eom_id|>"], ids["<|eot_id|>"]],
+        pad_token_id=ids["<|finetune_right_pad_id|>"]))
+    embedding = model.model.embed_tokens.weight
+    matrices = [p for p in model.parameters() if p is not embedding]
+    optimizer_list = [*optimizers(matrices, lr_matrix=5e-3, lr_rest=3e-3), torch.optim.AdamW([embedding], lr=3e-3)]
+    bar = tqdm(range(steps), desc="LLM, text", unit=" step")
+    for step in bar:
+        rows = [draw_instruction(rng) for _ in range(batch)]
+        prompts = [encode_prompt(tokenizer, "llama", row, text=True)[0] for row in rows]
+        answers = [encode_answer(tokenizer, "llama", row) for row in rows]
+        width = max(len(p) + len(a) for p, a in zip(prompts, answers))
+        tokens = torch.zeros(batch, width, dtype=torch.long)
+        labels = torch.full((batch, width), -100)
+        for i, (p, a) in enumerate(zip(prompts, answers)):
+            tokens[i, :len(p) + len(a)] = torch.tensor(p + a)
+            labels[i, len(p):len(p) + len(a)] = torch.tensor(a)
+        hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1]
+        wanted = labels[:, 1:]
+        loss = F.cross_entropy(model.lm_head(hidden[wanted != -100]), wanted[wanted != -100])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        step_all(optimizer_list, (step + 1) / steps)
+        if step % 20 == 0:
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+    model.generation_config = GenerationConfig(eos_token_id=model.config.eos_token_id, do_sample=True,
+                                               bos_token_id=model.config.bos_token_id)  # sampling by default, as the real one
+    save_whole(folder, model.eval(), tokenizer)
+    print(f"tiny LLM: last loss {loss.item():.3f}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
+
+
+def make_models(prefix, splits, draw_instruction, encoder_steps, llm_steps, seed):
+    """<prefix>-seamless and <prefix>-llama, one process of one thread each: matrices this small gain nothing from two."""
+    with multiprocessing.get_context("spawn").Pool(2, torch.set_num_threads, (1,)) as pool:
+        jobs = [pool.apply_async(make_encoder, (prefix + "-seamless", splits["train"], splits["dev"], encoder_steps, seed)),
+                pool.apply_async(make_llm, (prefix + "-llama", draw_instruction, llm_steps, seed))]
+        for job in jobs:
+            job.get()

@@ -1,0 +1,447 @@
+"""
+Stage 0: audio -> frozen speech encoder -> averaged frames -> numpy cache.
+
+    python extract_features.py                       # tiny: CPU, about a minute
+    python extract_features.py --preset iwslt25      # an A100 at half its peak: 430 hours in 10 minutes
+    torchrun --nproc_per_node 4 extract_features.py --preset iwslt25     # the same cache, shared out
+
+reads   work/rows/<corpus>/<split>.jsonl, the audio named there, and the encoder (below work, or a hub name)
+writes  work/features/<encoder>-mean<k>/<corpus>/<split>/
+            frames-NNNNN.npy    float16 (frames, width), one utterance after another
+            frames-NNNNN.json   the utterances and their lengths; written after the data, it commits the shard
+            dropped.jsonl       the utterances without frames, and why
+            config.json         last: a folder with it is finished
+A killed run loses only the shard it was filling; the same command goes on from there.
+"""
+import argparse
+import glob
+import hashlib
+import json
+import os
+import platform
+import re
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from data.rows import read_rows, replace_file
+
+
+@dataclass(frozen=True)
+class Config:                                # edit here, or pass --name value
+    preset: str = "tiny"                     # set by --preset
+    work: str = "work"                       # everything that is written lies below this folder
+    corpora: str = "tiny"                    # comma-separated folders of work/rows
+    splits: str = ""                         # comma-separated; empty: every split a corpus has
+    encoder: str = "models/tiny-seamless"    # a folder below work, any other folder, or a name on the hub
+    mean: int = 3                            # consecutive frames to average; 2025, section 3 (2026: 2)
+    max_seconds: float = 30.0                # longer audio is dropped and counted, never cut (our choice)
+    batch_seconds: float = 60.0              # padded audio in one encoder batch (our choice)
+    shard_frames: int = 50_000               # a shard is closed above this (our choice)
+    workers: int = 2                         # threads that decode audio and make filterbanks
+
+PRESETS = {                                  # only what differs from the lines above
+    "tiny":    {},
+    "smoke":   {},                           # a smaller tiny world, for tests
+    "digits":  dict(corpora="digits", encoder="models/digits-seamless"),
+    "iwslt25": dict(corpora="covost2,europarlst,spokensquad,acl6060",
+                    encoder="facebook/seamless-m4t-v2-large",
+                    batch_seconds=600.0, shard_frames=2_000_000, workers=16),    # 4 GB a shard
+}
+
+SAMPLE_RATE = 16_000                         # Hz; this and the next three are the front end of SeamlessM4T
+MEL_BINS = 80                                # one filterbank frame every 10 ms
+STACK = 2                                    # ... two of them side by side are one encoder frame
+FRAME_RATE = 50                              # Hz, encoder frames before averaging
+LAYER = "conformer stack after its closing LayerNorm"    # our choice; the papers: layer 24, the last one
+MIN_SECONDS = 0.04                           # the first encoder frame takes 0.035 s
+SLACK = 0.1                                  # s; segment times are rounded, mp3 lengths guessed (our choice)
+BLOCK = 512                                  # utterances decoded ahead and sorted by length (our choice)
+
+# B batch   T encoder frames   W encoder width
+
+
+# --- From a file to frames, in four steps.
+
+def read_audio(path, start=None, end=None):
+    """
+    A file, or its slice from start to end in seconds -> float32 (samples,) at 16 kHz, channels averaged.
+    ValueError, naming the file, if it is missing, unreadable, truncated, too short or not finite.
+    """
+    import soundfile
+    import torchaudio
+
+    where = path if start is None else f"{path} from {start} to {end} s"
+    if not os.path.isfile(path):
+        raise ValueError(f"{where}: no such file")
+    try:
+        with soundfile.SoundFile(path) as file:
+            rate, length, log = file.samplerate, file.frames, file.extra_info
+            first, last = round((start or 0) * rate), length if end is None else round(end * rate)
+            count = max(0, min(last, length) - first)
+            early = max(0, min(first, length) - rate)  # an mp3 decoder is wrong for 0.4 s after a seek
+            file.seek(early)
+            wave = file.read(first - early + count, dtype="float32", always_2d=True)     # (samples, channels)
+            wave = wave[first - early:]
+    except soundfile.SoundFileError as error:
+        raise ValueError(f"{where}: cannot be decoded ({error})") from None
+
+    if last > length + SLACK * rate:
+        raise ValueError(f"{where}: the file ends at {length / rate:.2f} s")
+    # libsndfile shortens a wav whose data end early and says so in its log only; a wav that was written
+    # to a pipe does not know its length and claims 2 or 4 GB, which is no defect
+    claim = re.search(r"^data : (\d+) \(should be (\d+)\)", log, re.MULTILINE)
+    if len(wave) < count - SLACK * rate or (claim and int(claim[2]) < int(claim[1]) < 2**31 - 2**16):
+        raise ValueError(f"{where}: truncated, {len(wave) / rate:.2f} s could be decoded")
+    if len(wave) < MIN_SECONDS * rate:
+        raise ValueError(f"{where}: {len(wave) / rate:.4f} s, shorter than {MIN_SECONDS} s")
+    if not np.isfinite(wave).all():
+        raise ValueError(f"{where}: samples that are not finite")
+    return torchaudio.functional.resample(torch.from_numpy(wave.mean(axis=1)), rate, SAMPLE_RATE).numpy()
+
+
+def filterbank(wave):
+    """16 kHz samples -> float32 (T, 160): log mel, normalised over the utterance, frames stacked in pairs."""
+    from torchaudio.compliance.kaldi import fbank
+
+    # The numbers of transformers' SeamlessM4TFeatureExtractor, in torch, where threads run side by side.
+    # float64: in float32 quiet bins are off by 0.02
+    samples = torch.from_numpy(wave).double()[None] * 2**15              # Kaldi expects 16-bit integers
+    mel = fbank(samples, num_mel_bins=MEL_BINS, sample_frequency=SAMPLE_RATE)          # (2T or 2T + 1, 80)
+    mel = (mel - mel.mean(0)) / (mel.var(0, correction=1) + 1e-7).sqrt()
+    mel = mel[:len(mel) // STACK * STACK]    # an odd last frame counts in the mean, then the extractor masks it
+    return mel.reshape(-1, STACK * MEL_BINS).float()
+
+
+def load_encoder(path, device):
+    """The speech encoder alone, out of a full SeamlessM4Tv2 checkpoint: frozen, in eval mode, on `device`."""
+    from transformers import logging
+    from transformers.models.seamless_m4t_v2.modeling_seamless_m4t_v2 import SeamlessM4Tv2SpeechEncoder
+
+    # float16 on a GPU: Meta runs the model in it, it is 8 times closer to float32 than bfloat16 is, and the
+    # cache is float16 anyway.
+    # sdpa: eager adds the boolean mask as 0 or 1 to the scores, so that padding would change the frames.
+    dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()        # it would list every weight of the decoders as unexpected
+    encoder, info = SeamlessM4Tv2SpeechEncoder.from_pretrained(
+        path, key_mapping={r"^speech_encoder\.": ""}, dtype=dtype, attn_implementation="sdpa",
+        output_loading_info=True)
+    logging.set_verbosity(verbosity)
+    if info["missing_keys"]:             # transformers leaves them random and goes on
+        raise ValueError(f"{path} is no SeamlessM4Tv2 checkpoint: {len(info['missing_keys'])} weights of the "
+                         f"speech encoder are not in it, such as {min(info['missing_keys'])}")
+    return encoder.to(device).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def encode(encoder, features):
+    """One padded batch: list of (T, 160) -> list of float32 arrays (T, W), each as if it had been alone."""
+    weight = next(encoder.parameters())
+    lengths = torch.tensor([len(feature) for feature in features])
+    padded = torch.nn.utils.rnn.pad_sequence(features, batch_first=True).to(weight)            # (B, T, 160)
+    mask = (torch.arange(padded.shape[1]) < lengths[:, None]).long().to(weight.device)         # (B, T)
+    # by module, not by hidden_states[24]: newer transformers keep the adapter's output under that index
+    frames = encoder.encoder(encoder.feature_projection(padded), attention_mask=mask)          # (B, T, W)
+    return [row[:n] for row, n in zip(frames.float().cpu().numpy(), lengths.tolist())]
+
+
+def average_frames(frames, k):
+    """(T, W) -> (ceil(T / k), W): means of k consecutive frames; a short last group counts (our choice)."""
+    starts = np.arange(0, len(frames), k)
+    sizes = np.minimum(k, len(frames) - starts).astype(frames.dtype)
+    return np.add.reduceat(frames, starts, axis=0) / sizes[:, None]
+
+
+# --- The frame cache, as later stages see it.
+
+def features_folder(work, encoder, mean, corpus, split):
+    """Where the frames of one split lie."""
+    name = os.path.basename(encoder.rstrip("/"))
+    return os.path.join(work, "features", f"{name}-mean{mean}", corpus, split)
+
+
+class Features(dict):
+    """{utterance: float16 (frames, W)}, read-only views of the files; `config` says what made them."""
+
+
+def open_features(folder, expect=None):
+    """
+    A finished cache, as Features; nothing is read before it is used. ValueError if a shard is damaged.
+    expect: what a stage counts on, such as {"encoder": name, "mean": 3}; a cache made otherwise is refused.
+    """
+    corpus, split = os.path.normpath(folder).split(os.sep)[-2:]
+    redo = f"python extract_features.py --preset PRESET --corpora {corpus} --splits {split}"
+    features = Features()
+    with open(require(os.path.join(folder, "config.json"), redo), encoding="utf-8") as file:
+        features.config = json.load(file)
+    for index in read_indices(folder, expect or {}):
+        if not index["lengths"]:                         # all of its utterances were dropped
+            continue
+        path, total = os.path.join(folder, index["data"]), sum(index["lengths"].values())
+        try:
+            frames = np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
+            if frames.shape != (total, features.config["width"]):
+                raise ValueError(f"shape {frames.shape}, but its index says {total} frames")
+        except (OSError, ValueError) as error:           # np.load refuses a file shorter than its header says
+            raise ValueError(f"{path} is damaged: {error}; remove {folder} and run: {redo}") from None
+        ends = np.cumsum(list(index["lengths"].values())).tolist()
+        for utterance, first, end in zip(index["lengths"], [0, *ends], ends):
+            features[utterance] = frames[first:end]
+    return features
+
+
+def read_indices(folder, expect):
+    """The indices of the committed shards, in order; ValueError if one was not made as expected."""
+    indices = []
+    for path in sorted(glob.glob(os.path.join(glob.escape(folder), "frames-*.json"))):
+        with open(path, encoding="utf-8") as file:
+            index = json.load(file)
+        for key, value in expect.items():
+            if index["made"][key] != value:
+                raise ValueError(f"{folder} was made with {key} {index['made'][key]!r}, expected is {value!r}; "
+                                 f"change that, or remove the folder and run extract_features.py again")
+        indices.append(index)
+    return indices
+
+
+def write_json(path, value):
+    with replace_file(path) as name, open(name, "w", encoding="utf-8") as file:
+        json.dump(value, file, ensure_ascii=False, indent=1)
+
+
+# --- What every stage needs around its work.
+
+def configure(Config, presets, argv=None):
+    """
+    One stage's constants: the file, then --preset NAME, then --name value; the later wins, all are printed.
+    They are bool, int, float or str and stay so. A field called preset is given the preset's name.
+    """
+    defaults = {field.name: field.default for field in fields(Config)}
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--preset", choices=list(presets), default=next(iter(presets)))
+    for name, default in defaults.items():
+        if type(default) is bool:
+            parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction)
+        elif name != "preset":
+            parser.add_argument(f"--{name}", type=type(default), metavar=type(default).__name__)
+    typed = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
+    preset = typed["preset"] if "preset" in defaults else typed.pop("preset")
+    values = {**defaults, **presets[preset], **typed}
+
+    print(f"preset {preset} (* differs from the file)")
+    for name, value in values.items():
+        if name not in defaults:
+            raise TypeError(f"preset {preset}: there is no constant called {name}")
+        wanted = type(defaults[name])
+        if wanted is float and type(value) is int:
+            value = values[name] = float(value)
+        if type(value) is not wanted:
+            raise TypeError(f"preset {preset}: {name} must be {wanted.__name__}, got {value!r}")
+        print(f"{'*' if value != defaults[name] else ' '} {name} = {value!r}")
+    return Config(**values)
+
+
+def require(path, command):
+    """`path` if it exists; else stop, and say which command makes it."""
+    if not os.path.exists(path):
+        raise SystemExit(f"{path} is missing; run: {command}")
+    return path
+
+
+def locate(work, name):
+    """A model: the folder `name` below `work` if there is one, else `name` itself, a folder or a hub name."""
+    below = os.path.join(work, name)
+    if name.startswith("models/") and not os.path.isdir(name):
+        corpus = name.removeprefix("models/").split("-")[0]      # data/tiny.py makes models/tiny-seamless
+        return require(below, f"python data/{corpus}.py")
+    return below if os.path.isdir(below) else name
+
+
+def pick_device():
+    """This process's GPU, or the CPU of a machine without one."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))    # torchrun sets it
+    return torch.device("cpu")
+
+
+def provenance():
+    """The commit and the versions that ran, for the config.json of every stage."""
+    here, commit = os.path.dirname(os.path.abspath(__file__)), ""
+    with suppress(FileNotFoundError):    # no git on this machine
+        git = ["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    libraries = {name: version(name) for name in ("torch", "torchaudio", "transformers", "numpy")}
+    return {"commit": commit or "unknown", "python": platform.python_version(), **libraries}
+
+
+# --- One split: decode ahead, encode, commit shard by shard.
+
+def front_end(row, max_seconds):
+    """A row's audio, ready for the encoder -> (feature, seconds, None), or (None, 0, why it is dropped)."""
+    try:
+        wave = read_audio(row["audio"], row.get("start"), row.get("end"))
+    except ValueError as error:
+        return None, 0.0, str(error)
+    seconds = len(wave) / SAMPLE_RATE
+    if seconds > max_seconds:
+        return None, 0.0, f"{row['audio']}: {seconds:.1f} s, longer than {max_seconds} s"
+    return filterbank(wave), seconds, None
+
+
+def decode_ahead(blocks, max_seconds, workers):
+    """Yield [(row, *front_end(row))] block by block; the next block is decoded while the caller has one."""
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = []
+        for block in [*blocks, []]:
+            waiting, ready = [(row, pool.submit(front_end, row, max_seconds)) for row in block], waiting
+            if ready:
+                yield [(row, *future.result()) for row, future in ready]
+
+
+def encode_block(c, encoder, features):
+    """{utterance: (T, 160)} -> {utterance: float16 (frames, W)}, in the same order, encoded by length."""
+    frames, names = dict.fromkeys(features), sorted(features, key=lambda name: len(features[name]))
+    while names:
+        size = max(1, int(c.batch_seconds * FRAME_RATE / len(features[names[-1]])))      # with padding
+        names, batch = names[:-size], names[-size:]
+        for utterance, output in zip(batch, encode(encoder, [features[name] for name in batch])):
+            with np.errstate(over="ignore"):             # the next line looks for it
+                frames[utterance] = average_frames(output, c.mean).astype(np.float16)
+            if not np.isfinite(frames[utterance]).all():
+                raise ValueError(f"{utterance}: frames up to {np.abs(output).max()}, not finite in float16")
+    return frames
+
+
+def extract(c, encoder, made, folder, rows):
+    """Encode what no shard in `folder` holds yet; rows: one for each utterance."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))   # torchrun sets them
+    lengths, known, _ = committed(folder, made)
+    # Blocks are cut from all rows, not from those left: after a kill the batches, so the bytes, are the same.
+    # A dropped utterance is tried again until the folder is finished.
+    mine = rows[rank::world]
+    blocks = [mine[i:i + BLOCK] for i in range(0, len(mine), BLOCK)]
+    blocks = [[row for row in block if row["utterance"] not in lengths] for block in blocks]
+    blocks = [block for block in blocks if block]
+    facts = {"made": made, "by": provenance()}
+    number, frames, dropped, seconds = rank, {}, [], 0.0
+    with tqdm(total=sum(map(len, blocks)), desc=folder, unit="utterance", disable=rank > 0) as progress:
+        for done, block in enumerate(decode_ahead(blocks, c.max_seconds, c.workers), 1):
+            features = {}
+            for row, feature, length, reason in block:
+                if reason is None:
+                    features[row["utterance"]] = feature
+                    seconds += length
+                elif row["utterance"] not in known:
+                    dropped.append({"utterance": row["utterance"], "audio": row["audio"], "reason": reason})
+            frames |= encode_block(c, encoder, features)
+            progress.update(len(block))
+            if sum(map(len, frames.values())) >= c.shard_frames or done == len(blocks):
+                while os.path.exists(os.path.join(folder, f"frames-{number:05d}.json")):
+                    number += world          # so no two processes ever fill the same shard
+                write_shard(folder, f"frames-{number:05d}", frames,
+                            {"dropped": dropped, "seconds": seconds, **facts})
+                frames, dropped, seconds = {}, [], 0.0
+
+
+def write_shard(folder, name, frames, facts):
+    """The data, then the index: what has an index is committed."""
+    lengths = {utterance: len(value) for utterance, value in frames.items()}
+    if frames:                           # none where all were dropped
+        with replace_file(os.path.join(folder, f"{name}.npy")) as path:
+            np.save(path, np.concatenate(list(frames.values())))
+    write_json(os.path.join(folder, f"{name}.json"), {"data": f"{name}.npy", "lengths": lengths, **facts})
+
+
+def committed(folder, made):
+    """What the shards hold -> ({utterance: frames}, {utterance: entry of dropped.jsonl}, hours)."""
+    lengths, dropped, seconds = {}, {}, 0.0
+    for index in read_indices(folder, made):
+        lengths |= index["lengths"]
+        dropped |= {entry["utterance"]: entry for entry in index["dropped"]}
+        seconds += index["seconds"]
+    return lengths, {name: entry for name, entry in dropped.items() if name not in lengths}, seconds / 3600
+
+
+def finish(c, made, width, folder, rows):
+    """dropped.jsonl, then config.json, once every utterance is in a shard or dropped; else False."""
+    lengths, dropped, hours = committed(folder, made)
+    if any(row["utterance"] not in lengths and row["utterance"] not in dropped for row in rows):
+        return False
+    if not lengths:
+        raise ValueError(f"{folder}: all {len(dropped)} utterances were dropped, the first for this reason: "
+                         f"{next(iter(dropped.values()))['reason']}")
+    with replace_file(os.path.join(folder, "dropped.jsonl")) as path, open(path, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in dropped.values())
+    write_json(os.path.join(folder, "config.json"), {
+        **made, "width": width, "utterances": len(lengths), "frames": sum(lengths.values()), "hours": hours,
+        "dropped": len(dropped), "config": asdict(c), **provenance()})
+    return True
+
+
+def splits_of(c):
+    """Every (corpus, split) that is asked for."""
+    for corpus in c.corpora.split(","):
+        folder = require(os.path.join(c.work, "rows", corpus), f"python data/{corpus}.py")
+        files = glob.glob("*.jsonl", root_dir=folder)
+        for split in c.splits.split(",") if c.splits else sorted(name.removesuffix(".jsonl") for name in files):
+            yield corpus, split
+
+
+def fingerprint(path):
+    """Tells two encoders apart that were made under one name; "" for a name on the hub and for sharded weights."""
+    file = os.path.join(path, "model.safetensors")
+    if not os.path.isfile(file):
+        return ""
+    with open(file, "rb") as weights:
+        return hashlib.file_digest(weights, "sha256").hexdigest()[:16]
+
+
+def main(argv=None):
+    c = configure(Config, PRESETS, argv)
+
+    # 1. the encoder: found now, loaded when a split needs it
+    path, encoder = locate(c.work, c.encoder), None
+    # what all shards of a cache must have in common
+    made = {"encoder": c.encoder, "weights": fingerprint(path), "layer": LAYER, "mean": c.mean,
+            "sample_rate": SAMPLE_RATE, "max_seconds": c.max_seconds}
+    for corpus, split in splits_of(c):
+        # 2. the utterances of the split: several rows may share one, a text-only row has none
+        rows = {}
+        for row in read_rows(os.path.join(c.work, "rows", corpus, f"{split}.jsonl")):
+            if "utterance" in row:
+                rows.setdefault(row["utterance"], row)
+        if not rows:
+            print(f"{corpus}/{split}: text only")
+            continue
+
+        # 3. encode those that no shard holds yet
+        folder = features_folder(c.work, c.encoder, c.mean, corpus, split)
+        config = os.path.join(folder, "config.json")
+        lengths, dropped, _ = committed(folder, made)
+        if not os.path.exists(config) or rows.keys() - lengths.keys() - dropped.keys():
+            with suppress(FileNotFoundError):            # the corpus has grown: not finished any more
+                os.remove(config)
+            encoder = encoder or load_encoder(path, pick_device())
+            extract(c, encoder, made, folder, list(rows.values()))
+
+            # 4. config.json last; of several processes, the one that sees everything done writes it
+            if not finish(c, made, encoder.config.hidden_size, folder, rows.values()):
+                print(f"{corpus}/{split}: this process is done, others are not")
+                continue
+        lengths, dropped, hours = committed(folder, made)
+        print(f"{corpus}/{split}: {hours:.2f} hours, {len(lengths)} utterances in {folder}")
+        if dropped:
+            print(f"{corpus}/{split}: {len(dropped)} dropped, dropped.jsonl there says which and why; "
+                  f"remove config.json to try them again")
+    print(f"next: python train_projector.py --preset {c.preset}")
+
+
+if __name__ == "__main__":
+    main()

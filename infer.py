@@ -1,0 +1,212 @@
+"""
+Inference: greedy decoding of test sets, or of one audio file and an instruction.
+
+    python infer.py                                                          # every system of the preset, tiny
+    python infer.py --audio talk.wav --task ASR                              # one file, with the last system (C)
+    python infer.py --audio talk.wav --task ST --language de
+    python infer.py --audio talk.wav --task SQA --language en --question "Who works there?"
+
+reads   <work>/rows/<corpus>/<split>.jsonl, <work>/features/..., <work>/<preset>/{projector,lora,merged}, the LLM
+writes  <work>/<preset>/predictions/<system>/<corpus>.<split>.jsonl, one {"id", "task", "prediction", "tokens", "capped"}
+        a row, in the rows' order; a killed run goes on from the rows that are in <corpus>.<split>.jsonl.partial
+"""
+import json
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from data.prompts import CHAT
+from data.rows import LANGUAGES, TASKS, read_rows, replace_file
+from extract_features import (average_frames, configure, encode, features_folder, filterbank, load_encoder, locate,
+                              open_features, pick_device, read_audio, require)
+from merge_sft import load_speech_llm
+from train_projector import TEXT_TASK, encode_sample, load_llm, splice
+
+
+@dataclass(frozen=True)
+class Config:                               # edit here, or pass --name value
+    preset: str = "tiny"                    # filled in by configure
+    work: str = "work"
+    systems: str = "llm,B:lora,A.1:projector,A.2:projector-A.2,C:merged"    # name:folder of <work>/<preset>
+    test_sets: str = "tiny.test"            # <corpus>.<split>, comma-separated
+    encoder: str = "models/tiny-seamless"
+    mean: int = 3
+    llm: str = "models/tiny-llama"
+    batch: int = 64                         # rows decoded together; the papers decode one by one, with the same result
+    max_new_tokens: int = 40                # 2025: 300 for the tables, 150 for the submission
+    audio: str = ""                         # one file instead of the test sets
+    task: str = "ASR"
+    language: str = "en"
+    question: str = ""
+
+PRESETS = {                                 # only what differs from the lines above
+    "tiny":    {},
+    "smoke":   dict(max_new_tokens=12),
+    "digits":  dict(test_sets="digits.test", encoder="models/digits-seamless", llm="models/digits-llama"),
+    "iwslt25": dict(systems="llm,B:lora,A.1:projector,C:merged", encoder="facebook/seamless-m4t-v2-large",
+                    test_sets="acl6060.eval,covost2.test,europarlst.test,spokensquad.test",
+                    llm="meta-llama/Llama-3.1-8B-Instruct", max_new_tokens=300),       # section 4
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# greedy decoding
+@torch.no_grad()
+def generate(llm, prompts, max_new_tokens, stop_ids):
+    """
+    Greedy decoding of a batch: list of (L, D) prompt embeddings -> list of new token ids, the stop token left out.
+    A row that reaches max_new_tokens has that many ids. Prompts are padded on the left, so that every row's last
+    position is its newest token; a finished row leaves the batch, so that one that loops does not hold up the others.
+    """
+    from transformers import DynamicCache
+    device, width = prompts[0].device, max(len(p) for p in prompts)
+    inputs = torch.stack([nn.functional.pad(p, (0, 0, width - len(p), 0)) for p in prompts])       # (B, L, D)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)   # (B, L)
+    cache, generated, alive = DynamicCache(config=llm.config), [[] for _ in prompts], list(range(len(prompts)))
+    feed = {"inputs_embeds": inputs, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+    for _ in range(max_new_tokens):
+        hidden = llm.model(attention_mask=mask, past_key_values=cache, use_cache=True, **feed).last_hidden_state[:, -1]
+        tokens = llm.lm_head(hidden).argmax(-1)                                                    # (B,)
+        going = [n for n, token in enumerate(tokens.tolist()) if token not in stop_ids]
+        if len(going) < len(alive):
+            alive = [alive[n] for n in going]
+            keep = torch.tensor(going, dtype=torch.long, device=device)
+            tokens, mask = tokens[keep], mask[keep]
+            if not alive:
+                break
+            cache.batch_select_indices(keep)
+        for row, token in zip(alive, tokens.tolist()):
+            generated[row].append(token)
+        mask = torch.cat([mask, mask.new_ones(len(alive), 1)], 1)
+        feed = {"input_ids": tokens[:, None], "position_ids": mask.sum(1, keepdim=True) - 1}
+    return generated
+
+
+def stop_ids(llm, tokenizer):
+    """Every id that ends a turn: the chat format's own and those of the checkpoint's generation config."""
+    ends = llm.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    return {*ends, tokenizer.convert_tokens_to_ids(CHAT[llm.config.model_type][2])} - {None}
+
+
+def answer(llm, tokenizer, projector, samples, max_new_tokens):
+    """Samples of encode_sample -> [(text, number of tokens)]; the sample's answer is not shown to the model."""
+    device = next(llm.parameters()).device
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        prompts = splice(llm, projector, [{**s, "answer": []} for s in samples])
+        generated = generate(llm, prompts, max_new_tokens, stop_ids(llm, tokenizer))
+    return [(tokenizer.decode(ids, skip_special_tokens=True).strip(), len(ids)) for ids in generated]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# test sets
+def load_system(c, folder, device):
+    """(LLM, tokenizer, projector or None) of a system: the plain LLM, or a finished stage folder of the preset."""
+    llm_path = locate(c.work, c.llm)
+    if not folder:
+        return *load_llm(llm_path, device), None
+    return load_speech_llm(llm_path, os.path.join(c.work, c.preset, folder), device)
+
+
+def read_partial(path):
+    """Predictions that a killed run left, without a half-written last line."""
+    if not os.path.exists(path):
+        return {}
+    with open(path, encoding="utf-8") as file:
+        lines = [line for line in file if line.endswith("\n")]
+    return {p["id"]: p for p in map(json.loads, lines)}
+
+
+def predict(c, name, system, test_set):
+    """Decode one test set with one system and write its predictions."""
+    llm, tokenizer, projector = system
+    corpus, split = test_set.rsplit(".", 1)
+    path = os.path.join(c.work, c.preset, "predictions", name, f"{test_set}.jsonl")
+    if os.path.exists(path):
+        print(f"{path} is finished already")
+        return
+    text = projector is None                                # no projector: the transcript is read, and ASR is no task
+    rows = read_rows(os.path.join(c.work, "rows", corpus, f"{split}.jsonl"))
+    rows = [row for row in rows if row["task"] in TEXT_TASK] if text else rows
+    features = None
+    if not text:
+        features = open_features(features_folder(c.work, c.encoder, c.mean, corpus, split),
+                                 {"encoder": c.encoder, "mean": c.mean})
+        unheard = [row for row in rows if row["utterance"] not in features]
+        if unheard:
+            print(f"{name}, {test_set}: {len(unheard)} rows have no frames; their prediction is empty and counts as wrong")
+    partial = path + ".partial"
+    done = read_partial(partial)
+    todo = [row for row in rows if row["id"] not in done and (text or row["utterance"] in features)]
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with replace_file(partial) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(p, ensure_ascii=False) + "\n" for p in done.values())
+
+    samples = [encode_sample(row, text, tokenizer, llm.config.model_type, features) for row in todo]
+    order = sorted(range(len(todo)), key=lambda i: -samples[i]["length"] + len(samples[i]["answer"]))
+    with open(partial, "a", encoding="utf-8") as file, tqdm(total=len(todo), desc=f"{name}, {test_set}", unit=" row") as bar:
+        for i in range(0, len(order), c.batch):
+            picked = order[i:i + c.batch]
+            answers = answer(llm, tokenizer, projector, [samples[n] for n in picked], c.max_new_tokens)
+            for n, (prediction, tokens) in zip(picked, answers):
+                row = todo[n]
+                done[row["id"]] = {"id": row["id"], "task": TEXT_TASK[row["task"]] if text else row["task"],
+                                   "prediction": prediction, "tokens": tokens, "capped": tokens == c.max_new_tokens}
+                file.write(json.dumps(done[row["id"]], ensure_ascii=False) + "\n")
+            file.flush()
+            bar.update(len(picked))
+    for row in rows:
+        done.setdefault(row["id"], {"id": row["id"], "task": row["task"], "prediction": "", "tokens": 0, "capped": False})
+    with replace_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(done[row["id"]], ensure_ascii=False) + "\n" for row in rows)
+    os.remove(partial)
+    capped = sum(done[row["id"]]["capped"] for row in rows)
+    print(f"{path}: {len(rows)} rows, {100 * capped / len(rows):.1f} % stopped by the cap of {c.max_new_tokens} tokens")
+
+
+def answer_file(c, device):
+    """Transcribe, translate or answer about one audio file with the preset's last system; prints the answer."""
+    if c.task not in TASKS or c.language not in LANGUAGES:
+        raise SystemExit(f"--task is one of {', '.join(TASKS)} and --language one of {', '.join(LANGUAGES)}")
+    if c.task in ("SQA", "MCQ") and not c.question:
+        raise SystemExit(f"--task {c.task} needs --question")
+    try:
+        wave = read_audio(c.audio)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+    if len(wave) > 30 * 16000:
+        raise SystemExit(f"{c.audio} is {len(wave) / 16000:.0f} s long; the models were trained on at most 30 s: cut it")
+    name, _, folder = c.systems.split(",")[-1].partition(":")
+    llm, tokenizer, projector = load_system(c, folder, device)
+    frames = encode(load_encoder(locate(c.work, c.encoder), device), [filterbank(wave)])[0]
+    row = {"id": c.audio, "utterance": c.audio, "task": c.task, "language": c.language, "question": c.question, "target": ""}
+    sample = encode_sample(row, False, tokenizer, llm.config.model_type, {c.audio: average_frames(frames, c.mean)})
+    print(answer(llm, tokenizer, projector, [sample], c.max_new_tokens)[0][0])
+
+
+def main(argv=None):
+    c = configure(Config, PRESETS, argv)
+    device = pick_device()
+    if c.audio:
+        answer_file(c, device)
+        return
+    for test_set in c.test_sets.split(","):
+        corpus, split = test_set.rsplit(".", 1)
+        require(os.path.join(c.work, "rows", corpus, f"{split}.jsonl"), f"python data/{corpus}.py")
+    for system in c.systems.split(","):
+        name, _, folder = system.partition(":")
+        if folder:
+            script = {"B": "train_lora.py", "C": "merge_sft.py"}.get(name, f"train_projector.py --mixture {name}")
+            require(os.path.join(c.work, c.preset, folder, "config.json"),
+                    f"python {script} --preset {c.preset} --out {folder}")
+        loaded = load_system(c, folder, device)
+        for test_set in c.test_sets.split(","):
+            predict(c, name, loaded, test_set)
+    print(f"predictions in {c.work}/{c.preset}/predictions\nnext: python eval.py --preset {c.preset}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""
+Stage C: the projector of A and the LoRA of B, trained together for a short while (2025, section 5.1 C).
+
+    python merge_sft.py                       # tiny; two minutes on 2 cores
+    python merge_sft.py --preset iwslt25      # one A100-80GB; the paper reports about 6 hours
+
+reads   <work>/<preset>/{projector,lora}, <work>/rows/<corpus>/{train,dev}.jsonl, <work>/features/..., the LLM
+writes  <work>/<preset>/merged/: log.jsonl and resume.pt while it runs; best.pt, last.pt, weights.pt, config.json last
+
+"Merging" is joint training from both starting points; no weights are added up. Every draw of speech translation or
+spoken question answering is followed by one of its text twin, so that the LLM keeps what it learned from text.
+"""
+import json
+import os
+from dataclasses import dataclass
+
+import torch
+
+from extract_features import configure, locate, pick_device, require
+from train_lora import attach_lora, load_lora, lora_parameters, lora_state_dict
+from train_projector import (Run, answer_loss, draw, encode_sample, finished, load_features, load_llm, load_projector,
+                             load_rows, pick_validation, rate, update, validate)
+
+
+@dataclass(frozen=True)
+class Config:                               # edit here, or pass --name value
+    preset: str = "tiny"                    # filled in by configure
+    work: str = "work"
+    out: str = "merged"                     # <work>/<preset>/<out>
+    projector: str = "projector"            # the finished stages it starts from, folders of <work>/<preset>
+    lora: str = "lora"
+    corpora: str = "tiny"
+    encoder: str = "models/tiny-seamless"
+    mean: int = 3
+    llm: str = "models/tiny-llama"
+    mixture: str = "C"                      # a key of MIXTURES
+    batch: int = 16                         # rows in a draw; 2025, section 5.1
+    accumulate: int = 2                     # draws in one optimizer step; a draw and its text twin are two (our choice)
+    steps: int = 300                        # optimizer steps
+    lr_projector: float = 5e-4
+    lr_lora: float = 1e-3
+    warmup: int = 20                        # steps, LoRA only
+    cosine: bool = True                     # the projector's rate too falls to 0; else it is constant
+    decay_projector: float = 0.01           # weight decay, as in A (our choice)
+    decay_lora: float = 0.1                 # as in B (our choice)
+    micro_tokens: int = 4096                # padded positions in one forward pass
+    validate_every: int = 100               # steps; also the checkpoint interval
+    validate_rows: int = 16                 # dev rows for each task, language and validity
+    seed: int = 0
+
+PRESETS = {                                 # only what differs from the lines above
+    "tiny":    {},
+    "smoke":   dict(steps=6, validate_every=3, validate_rows=2),
+    "digits":  dict(corpora="digits", encoder="models/digits-seamless", llm="models/digits-llama"),
+    "iwslt25": dict(corpora="covost2,europarlst,spokensquad,acl6060", encoder="facebook/seamless-m4t-v2-large",
+                    llm="meta-llama/Llama-3.1-8B-Instruct", accumulate=16, steps=1000,
+                    lr_projector=1e-5, lr_lora=3e-4, cosine=False,                     # section 5.1
+                    warmup=100,                                                        # torchtune's recipe (our choice)
+                    micro_tokens=8192, validate_every=250, validate_rows=50),
+}
+
+MIXTURES = {  # task: (share, {language: share}), SQA languages (valid, invalid); 2025, Table 13 and the best row of Table 11
+    "C": {"ASR": (0.2, {"en": 1.0}),
+          "ST": (0.4, {"de": 0.4, "it": 0.3, "zh": 0.3}),
+          "SQA": (0.4, {"en": (0.2, 0.05), "de": (0.2, 0.05), "it": (0.2, 0.05), "zh": (0.2, 0.05)})},
+}
+
+
+def load_speech_llm(llm_path, folder, device):
+    """
+    (LLM, tokenizer, projector or None) of a finished stage folder: of A the projector, of B the adapters, of C both.
+    """
+    with open(require(os.path.join(folder, "config.json"), "bash run_all.sh, which makes every stage in order")) as file:
+        config = json.load(file)
+    llm, tokenizer = load_llm(llm_path, device)
+    projector = load_projector(folder, device).eval() if "projector" in config["trained"] else None
+    if "lora" in config["trained"]:
+        attach_lora(llm, folder)
+    return llm, tokenizer, projector
+
+
+def main(argv=None):
+    c = configure(Config, PRESETS, argv)
+    if finished(c):
+        return
+    device = pick_device()
+    torch.manual_seed(c.seed)
+    base = os.path.join(c.work, c.preset)
+    for stage, script in ((c.projector, "train_projector"), (c.lora, "train_lora")):
+        require(os.path.join(base, stage, "config.json"), f"python {script}.py --preset {c.preset} --out {stage}")
+
+    # 1. rows and frames
+    features, dev_features = load_features(c, "train"), load_features(c, "dev")
+    rows, dev_rows = load_rows(c, "train", features), load_rows(c, "dev", dev_features)
+
+    # 2. the LLM with the adapters of B, the projector of A; an optimizer and a schedule for each (section 4)
+    llm, tokenizer = load_llm(locate(c.work, c.llm), device)
+    lora_config = attach_lora(llm, os.path.join(base, c.lora))
+    projector = load_projector(os.path.join(base, c.projector), device).train()
+    optimizers = [torch.optim.AdamW(projector.parameters(), lr=c.lr_projector, weight_decay=c.decay_projector),
+                  torch.optim.AdamW(lora_parameters(llm), lr=c.lr_lora, weight_decay=c.decay_lora)]
+    with open(os.path.join(base, c.projector, "config.json")) as file:
+        sizes = json.load(file)["projector"]
+    run = Run(c, {"projector": (projector.state_dict, projector.load_state_dict),
+                  "lora": (lambda: lora_state_dict(llm), lambda state: load_lora(llm, state))},
+              optimizers, "last", projector=sizes, r=lora_config["r"], alpha=lora_config["alpha"])
+
+    def loss_of(samples):
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            return answer_loss(llm, projector, samples)
+    mixture = MIXTURES[c.mixture]
+    draws = draw(rows, mixture, c.batch, c.batch, c.seed, twin=True)
+    for _ in range(run.step * c.accumulate):                               # after a kill: the draws already trained on
+        next(draws)
+    dev = [encode_sample(row, False, tokenizer, llm.config.model_type, dev_features)
+           for row in pick_validation(dev_rows, mixture, False, c.validate_rows)]
+
+    # 3. train: a draw of speech, then its text twin
+    while run.step < c.steps:
+        samples = [encode_sample(row, text, tokenizer, llm.config.model_type, features)
+                   for picked, text in (next(draws) for _ in range(c.accumulate)) for row in picked]
+        rates = (c.lr_projector * rate(run.step, c.steps, 0, c.cosine), c.lr_lora * rate(run.step, c.steps, c.warmup, True))
+        for optimizer, lr in zip(optimizers, rates):
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+        loss, norm = update(optimizers, samples, loss_of, c.micro_tokens)
+        run.log(loss=loss, norm=norm, lr_projector=rates[0], lr_lora=rates[1])
+        if run.step % c.validate_every == 0 or run.step == c.steps:
+            run.validated(validate([projector], dev, loss_of, c.micro_tokens))
+
+    # 4. the last weights (2025, section 5.1 C)
+    run.finish(f"python infer.py --preset {c.preset}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,418 @@
+"""Stage 0: audio in, the same frames out, whatever else is in the batch and wherever a run was killed."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import extract_features as stage
+from data.rows import write_rows
+
+WIDTH = 16
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A folder with a whole SeamlessM4Tv2 model as the hub has it, but random and very small."""
+    from transformers import SeamlessM4Tv2Config, SeamlessM4Tv2Model
+
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=WIDTH, vocab_size=40, t2u_vocab_size=40, char_vocab_size=40, unit_hifi_gan_vocab_size=40,
+                 speech_encoder_layers=2, speech_encoder_attention_heads=2, speech_encoder_intermediate_size=32,
+                 t2u_encoder_layers=1, t2u_decoder_layers=1, t2u_encoder_attention_heads=2,
+                 t2u_decoder_attention_heads=2, t2u_encoder_ffn_dim=32, t2u_decoder_ffn_dim=32,
+                 encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
+                 encoder_ffn_dim=32, decoder_ffn_dim=32, upsample_initial_channel=32, unit_embed_dim=16,
+                 lang_embed_dim=8, spkr_embed_dim=8, variance_predictor_embed_dim=16,
+                 variance_predictor_hidden_dim=16)
+    folder = tmp_path_factory.mktemp("work") / "models" / "tiny-seamless"
+    model = SeamlessM4Tv2Model(SeamlessM4Tv2Config(**sizes))
+    model.save_pretrained(folder)
+    return folder, model.eval()
+
+
+@pytest.fixture
+def world(checkpoint, tmp_path):
+    """work/ with the encoder, and a split of ten noises of 0.5 to 2.3 s in which rows share utterances."""
+    folder, _ = checkpoint
+    shutil.copytree(folder, tmp_path / "work" / "models" / "tiny-seamless")
+    generator = np.random.default_rng(0)
+    rows = []
+    for i in range(10):
+        path = tmp_path / f"{i}.wav"
+        soundfile.write(path, 0.1 * generator.standard_normal(int(16000 * (0.5 + 0.2 * i))), 16000)
+        row = {"utterance": f"tiny/test/{i}", "audio": str(path), "transcript": "Yes.", "target": "Yes."}
+        rows += [{"id": f"tiny/test/{i}/ASR", "task": "ASR", "language": "en", **row},
+                 {"id": f"tiny/test/{i}/ST.de", "task": "ST", "language": "de", **row}]
+    rows.append({"id": "tiny/test/text", "task": "ST", "language": "it", "transcript": "Yes.", "target": "Sì."})
+    write_rows(tmp_path / "work" / "rows" / "tiny" / "test.jsonl", rows)
+    return tmp_path / "work"
+
+
+def run(world, *more):
+    """Stage 0 in this process -> its folder."""
+    stage.main(["--work", str(world), *more])
+    return stage.features_folder(str(world), "models/tiny-seamless", 3, "tiny", "test")
+
+
+def content(folder):
+    """{file: bytes} of the shards."""
+    names = [name for name in sorted(os.listdir(folder)) if name.startswith("frames-")]
+    return {name: open(os.path.join(folder, name), "rb").read() for name in names}
+
+
+# --- Reading audio.
+
+def test_any_rate_and_any_number_of_channels(tmp_path):
+    time = np.arange(44100) / 44100
+    tone = 0.5 * np.sin(2 * np.pi * 440 * time)
+    soundfile.write(tmp_path / "a.wav", np.stack([tone, 0 * tone, 0 * tone], axis=1), 44100)
+    wave = stage.read_audio(str(tmp_path / "a.wav"))
+    assert wave.dtype == np.float32 and wave.shape == (16000,)
+    # one loud channel of three: a third of its height, and still 440 Hz
+    assert np.abs(wave[200:-200] - 0.5 / 3 * np.sin(2 * np.pi * 440 * np.arange(16000) / 16000)[200:-200]).max() < 1e-3
+
+
+@pytest.mark.parametrize("name, tolerance", [("a.wav", 1e-4), ("a.flac", 1e-4), ("a.mp3", 0.05), ("a.ogg", 0.05)])
+def test_every_format_and_its_slices(tmp_path, name, tolerance):
+    path = str(tmp_path / name)
+    tone = 0.5 * np.sin(2 * np.pi * 300 * np.arange(48000) / 16000)
+    soundfile.write(path, tone, 16000)
+    whole = stage.read_audio(path)
+    assert len(whole) == 48000 and np.abs(whole[1000:-1000] - tone[1000:-1000]).max() < tolerance
+    # seeking is exact to the sample, also in an mp3, whose decoder needs a run-up
+    assert np.abs(stage.read_audio(path, 1.25, 2.5) - whole[20000:40000]).max() < 1e-6
+    assert len(stage.read_audio(path, 2.5, 3.05)) == 8000                            # times are rounded: cut at the end
+    with pytest.raises(ValueError, match="the file ends at 3.00 s"):
+        stage.read_audio(path, 2.5, 3.2)
+
+
+def test_what_cannot_be_used_says_why_and_which_file(tmp_path):
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 16000)
+    for name in ("whole.wav", "whole.flac", "whole.mp3"):
+        soundfile.write(tmp_path / name, noise, 16000)
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name.replace("whole", "half")).write_bytes(whole[:len(whole) // 2])
+    streamed = bytearray((tmp_path / "whole.wav").read_bytes())
+    streamed[40:44] = b"\xff\xff\xff\xff"                       # what ffmpeg writes to a pipe: length unknown
+    (tmp_path / "streamed.wav").write_bytes(streamed)
+    assert len(stage.read_audio(str(tmp_path / "streamed.wav"))) == 16000
+
+    (tmp_path / "empty.wav").touch()
+    (tmp_path / "text.wav").write_text("no audio at all " * 100)
+    soundfile.write(tmp_path / "short.wav", noise[:639], 16000)
+    soundfile.write(tmp_path / "nan.wav", np.where(np.arange(16000) == 7, np.nan, noise), 16000, subtype="FLOAT")
+    cases = {"half.wav": "truncated", "half.flac": "cannot be decoded|truncated", "half.mp3": "truncated",
+             "empty.wav": "cannot be decoded", "text.wav": "cannot be decoded", "nowhere.wav": "no such file",
+             "short.wav": "0.0399 s, shorter than 0.04 s", "nan.wav": "not finite"}
+    for name, reason in cases.items():
+        with pytest.raises(ValueError, match=f"{name}.*({reason})"):
+            stage.read_audio(str(tmp_path / name))
+    soundfile.write(tmp_path / "just.wav", noise[:640], 16000)
+    assert stage.filterbank(stage.read_audio(str(tmp_path / "just.wav"))).shape == (1, 160)
+
+
+def test_real_recordings_of_every_rate_and_format(real):
+    mini = os.path.join(real, "ljspeech_mini", "wavs", "LJ001-0002")
+    wave = stage.read_audio(f"{mini}.wav")                                            # 22.05 kHz
+    assert len(wave) == -(-soundfile.info(f"{mini}.wav").frames * 320 // 441)
+    assert np.array_equal(stage.read_audio(f"{mini}.flac"), wave)
+    assert np.corrcoef(stage.read_audio(f"{mini}.mp3"), wave)[0, 1] > 0.99
+    jfk = os.path.join(real, "whisper_jfk", "jfk.flac")
+    assert len(stage.read_audio(jfk)) == 176000                                       # 11 s, 44.1 kHz stereo
+    assert len(stage.read_audio(jfk, 3.0, 5.5)) == 40000
+
+
+# --- Filterbank, encoder, averaging.
+
+def recordings(real):
+    """Eight real utterances of all four sets, 1.9 to 16 s."""
+    names = ["ljspeech/wavs16k/LJ001-0001.flac", "ljspeech/wavs16k/LJ001-0002.flac", "ljspeech_mini/wavs/LJ001-0004.flac",
+             "librispeech_mini/LibriSpeech/test-clean/1089/134691/1089-134691-0000.flac", "whisper_jfk/jfk.flac",
+             "librispeech_mini/other/LJ002-0020.wav", "librispeech_mini/other/common_voice_en_651325.mp3",
+             "librispeech_mini/other/libri-1088-134315-0000.wav"]
+    return [stage.read_audio(os.path.join(real, name)) for name in names]
+
+
+def test_filterbank_is_that_of_the_released_model(real):
+    from transformers import SeamlessM4TFeatureExtractor
+
+    waves = recordings(real) + [np.random.default_rng(0).uniform(-1, 1, n).astype(np.float32) for n in (640, 16160)]
+    for wave in waves:
+        theirs = SeamlessM4TFeatureExtractor()(wave, sampling_rate=16000, return_tensors="pt")
+        valid = int(theirs["attention_mask"].sum())      # 16160 samples: 99 frames of 10 ms, 49 whole pairs
+        ours = stage.filterbank(wave)
+        assert ours.shape == (valid, 160) and ours.dtype == torch.float32
+        assert (ours - theirs["input_features"][0, :valid]).abs().max() < 5e-4
+
+
+def test_encoder_is_loaded_whole_and_read_before_the_adapter(checkpoint):
+    folder, model = checkpoint
+    encoder = stage.load_encoder(folder, "cpu")
+    theirs = model.speech_encoder.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in encoder.state_dict().items())
+    assert not encoder.training and not any(p.requires_grad for p in encoder.parameters())
+    feature = torch.randn(50, 160)
+    with torch.no_grad():
+        layers = [stage.encode(encoder, [feature])[0]]
+        caught = []
+        hook = encoder.encoder.layers[-1].register_forward_hook(lambda *call: caught.append(call[2]))
+        encoder(feature[None])
+        hook.remove()
+        assert np.abs(encoder.encoder.layer_norm(caught[0])[0].numpy() - layers[0]).max() < 1e-5
+    assert layers[0].shape == (50, WIDTH) and layers[0].dtype == np.float32
+
+
+def test_a_checkpoint_without_the_encoder_is_refused(checkpoint, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder, _ = checkpoint
+    shutil.copytree(folder, tmp_path / "copy")
+    weights = load_file(folder / "model.safetensors")
+    del weights["speech_encoder.encoder.layers.1.self_attn.linear_q.weight"]
+    save_file(weights, tmp_path / "copy" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="1 weights .* encoder.layers.1.self_attn.linear_q.weight"):
+        stage.load_encoder(tmp_path / "copy", "cpu")
+
+
+def test_an_utterance_does_not_depend_on_its_batch(checkpoint, real):
+    encoder = stage.load_encoder(checkpoint[0], "cpu")
+    features = [stage.filterbank(wave) for wave in recordings(real)] + [torch.randn(1, 160)]
+    together = stage.encode(encoder, features)
+    for feature, frames in zip(features, together):
+        alone = stage.encode(encoder, [feature])[0]
+        assert frames.shape == alone.shape == (len(feature), WIDTH)
+        assert np.abs(frames - alone).max() < 1e-4
+
+
+def test_averaging_by_hand():
+    frames = np.array([[0, 1], [2, 1], [4, 4], [6, 5], [8, 7]], dtype=np.float32)
+    assert stage.average_frames(frames, 3).tolist() == [[2, 2], [7, 6]]              # (0+2+4)/3, (6+8)/2
+    assert stage.average_frames(frames, 2).tolist() == [[1, 1], [5, 4.5], [8, 7]]
+    assert stage.average_frames(frames[:1], 3).tolist() == [[0, 1]]
+    assert stage.average_frames(frames, 1).dtype == np.float32
+
+
+def test_batches_are_full_but_not_over(monkeypatch):
+    """100, 50 and 90 frames of 50 Hz; the result keeps the order it came in."""
+    features = {"a": torch.full((100, 160), 1.0), "b": torch.full((50, 160), 2.0), "c": torch.full((90, 160), 3.0)}
+    for seconds, expected in [(4.0, [[90, 100], [50]]), (6.0, [[50, 90, 100]]), (0.1, [[100], [90], [50]])]:
+        sizes = []
+        monkeypatch.setattr(stage, "encode", lambda encoder, batch: (
+            sizes.append([len(feature) for feature in batch]), [feature.numpy() for feature in batch])[1])
+        frames = stage.encode_block(stage.Config(batch_seconds=seconds), None, features)
+        assert sizes == expected                          # 4 s are 200 frames: 2 x 100 fit, 3 x 100 do not
+        assert {name: (len(value), value[0, 0]) for name, value in frames.items()} == \
+            {"a": (34, 1), "b": (17, 2), "c": (30, 3)} and list(frames) == ["a", "b", "c"]
+
+
+# --- The cache.
+
+def test_the_cache_holds_what_encoding_by_hand_gives(world, capsys):
+    folder = run(world)
+    out = capsys.readouterr().out
+    assert "tiny/test: 0.00 hours, 10 utterances in" in out and "dropped" not in out
+    assert out.endswith("next: python train_projector.py --preset tiny\n")
+    features = stage.open_features(folder, {"encoder": "models/tiny-seamless", "mean": 3})
+    assert len(features) == 10 and "tiny/test/text" not in features and features.config["width"] == WIDTH
+    encoder = stage.load_encoder(world / "models" / "tiny-seamless", "cpu")
+    for i in range(10):
+        wave = stage.read_audio(str(world.parent / f"{i}.wav"))
+        expected = stage.average_frames(stage.encode(encoder, [stage.filterbank(wave)])[0], 3)
+        frames = features[f"tiny/test/{i}"]
+        assert frames.dtype == np.float16 and frames.shape == expected.shape and not frames.flags.writeable
+        assert np.abs(frames - expected).max() < 2e-3
+    run(world)                                            # a second run only says that it is done
+    assert "10 utterances" in capsys.readouterr().out
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(world, monkeypatch, capsys):
+    monkeypatch.setattr(stage, "BLOCK", 2)
+    small = ("--shard_frames", "30")
+    folder = run(world, *small)
+    whole = content(folder)
+    assert len(whole) >= 2 * 3
+    shutil.rmtree(folder)
+
+    calls = []
+    def killed(path, value):                              # the third shard has its data but never gets its index
+        calls.append(path)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        write_json(path, value)
+    write_json = stage.write_json
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(stage, "write_json", killed)
+        run(world, *small)
+    with pytest.raises(SystemExit, match="config.json is missing; run: python extract_features.py .*--splits test"):
+        stage.open_features(folder)
+    before = {name: os.stat(os.path.join(folder, name)).st_mtime_ns for name in list(whole)[:4]}
+    run(world, *small)
+    assert content(folder) == whole
+    assert all(os.stat(os.path.join(folder, name)).st_mtime_ns == time for name, time in before.items())
+
+
+def test_processes_share_a_split_without_talking(world, monkeypatch, capsys):
+    alone = stage.open_features(run(world))
+    alone = {utterance: np.array(frames) for utterance, frames in alone.items()}
+    shutil.rmtree(world / "features")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in "10":                                     # rank 0 comes last, so it is the one to finish
+        monkeypatch.setenv("RANK", rank)
+        folder = run(world)
+    assert "this process is done, others are not" in capsys.readouterr().out
+    features = stage.open_features(folder)
+    assert features.keys() == alone.keys()
+    assert max(np.abs(features[name] - alone[name]).max() for name in alone) < 2e-3
+
+
+def test_a_corpus_that_grows_is_taken_up(world, capsys):
+    folder = run(world)
+    path = world / "rows" / "tiny" / "test.jsonl"
+    row = json.loads(path.read_text(encoding="utf-8").splitlines()[0])
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps({**row, "id": "tiny/test/new/ASR", "utterance": "tiny/test/new"}) + "\n")
+    run(world)
+    features = stage.open_features(folder)
+    assert len(features) == 11
+    assert np.abs(features["tiny/test/new"] - features["tiny/test/0"]).max() < 2e-3
+
+
+def test_other_settings_are_refused(world, capsys):
+    folder = run(world)
+    with pytest.raises(ValueError, match="made with max_seconds 30.0, expected is 20.0"):
+        run(world, "--max_seconds", "20")
+    with pytest.raises(ValueError, match="was made with mean 3, expected is 2"):
+        stage.open_features(folder, {"mean": 2})
+    with pytest.raises(ValueError, match="encoder 'models/tiny-seamless', expected is 'facebook/other'"):
+        stage.open_features(folder, {"encoder": "facebook/other"})
+    with open(world / "models" / "tiny-seamless" / "model.safetensors", "r+b") as file:
+        file.seek(-4, os.SEEK_END)
+        file.write(b"\0\0\0\0")                           # trained anew under the same name
+    with pytest.raises(ValueError, match="was made with weights"):
+        run(world)
+
+
+def test_damaged_shards_are_refused(world, capsys):
+    folder = run(world)
+    data = os.path.join(folder, "frames-00000.npy")
+    whole = open(data, "rb").read()
+    open(data, "wb").write(whole[:-2])
+    with pytest.raises(ValueError, match="frames-00000.npy is damaged.*run: python extract_features.py"):
+        stage.open_features(folder)
+    np.save(data, np.zeros((3, WIDTH), np.float16))
+    with pytest.raises(ValueError, match="its index says"):
+        stage.open_features(folder)
+    np.save(data, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match="is damaged"):
+        stage.open_features(folder)
+    os.remove(data)
+    with pytest.raises(ValueError, match="is damaged"):
+        stage.open_features(folder)
+
+
+def test_what_is_dropped_is_counted_and_listed(world, capsys):
+    audio = world.parent
+    (audio / "1.wav").write_bytes(b"RIFF nothing")
+    os.remove(audio / "2.wav")
+    soundfile.write(audio / "3.wav", np.zeros(16000 * 2), 16000)
+    folder = run(world, "--max_seconds", "1.95")          # 3.wav, 8.wav and 9.wav are longer
+    assert "5 dropped, dropped.jsonl there says" in capsys.readouterr().out
+    with open(os.path.join(folder, "dropped.jsonl"), encoding="utf-8") as file:
+        dropped = {entry["utterance"]: entry for entry in map(json.loads, file)}
+    assert sorted(dropped) == [f"tiny/test/{i}" for i in (1, 2, 3, 8, 9)]
+    assert "cannot be decoded" in dropped["tiny/test/1"]["reason"]
+    assert dropped["tiny/test/2"] == {"utterance": "tiny/test/2", "audio": str(audio / "2.wav"),
+                                      "reason": f"{audio / '2.wav'}: no such file"}
+    assert "2.0 s, longer than 1.95 s" in dropped["tiny/test/3"]["reason"]
+    with pytest.raises(KeyError):
+        stage.open_features(folder)["tiny/test/2"]
+
+    shutil.copy(audio / "0.wav", audio / "2.wav")         # mended: tried again where the folder is not finished
+    os.remove(os.path.join(folder, "config.json"))
+    run(world, "--max_seconds", "1.95")
+    assert "tiny/test: 4 dropped" in capsys.readouterr().out
+    assert "tiny/test/2" in stage.open_features(folder)
+
+
+def test_nothing_left_is_an_error_not_an_empty_cache(world, capsys):
+    for _ in range(2):                                    # and is one again the second time
+        with pytest.raises(ValueError, match="all 10 utterances were dropped, .* longer than 0.1 s"):
+            run(world, "--max_seconds", "0.1")
+
+
+def test_frames_that_float16_cannot_hold_are_an_error(world, monkeypatch, capsys):
+    monkeypatch.setattr(stage, "encode", lambda encoder, features: [np.full((3, WIDTH), 1e6, np.float32)] * len(features))
+    with pytest.raises(ValueError, match="tiny/test/0: frames up to 1000000.0, not finite in float16"):
+        run(world)
+
+
+def test_a_stage_run_before_its_predecessor_names_it(world, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="rows/digits is missing; run: python data/digits.py"):
+        run(world, "--corpora", "digits")
+    with pytest.raises(SystemExit, match="digits-seamless is missing; run: python data/digits.py"):
+        run(world, "--encoder", "models/digits-seamless")
+    with pytest.raises(FileNotFoundError, match="dev.jsonl is missing; run: python data/tiny.py"):
+        run(world, "--splits", "dev")
+    assert stage.locate(str(world), "models/tiny-seamless") == str(world / "models" / "tiny-seamless")
+    assert stage.locate(str(world), "facebook/seamless-m4t-v2-large") == "facebook/seamless-m4t-v2-large"
+
+
+# --- The constants.
+
+@dataclass(frozen=True)
+class Example:
+    name: str = "x"
+    rate: float = 0.5
+    steps: int = 10
+    quick: bool = False
+
+
+PRESETS = {"plain": {}, "fast": dict(quick=True, steps=5), "typo": dict(step=5), "wrong": dict(steps=5.0),
+           "boolean": dict(steps=True), "whole": dict(rate=1)}
+
+
+def test_file_then_preset_then_command_line(capsys):
+    assert stage.configure(Example, PRESETS, []) == Example()
+    assert stage.configure(Example, PRESETS, ["--preset", "fast"]) == Example(quick=True, steps=5)
+    given = ["--preset", "fast", "--steps", "7", "--no-quick", "--rate", "2", "--name", "a=b"]
+    capsys.readouterr()
+    assert stage.configure(Example, PRESETS, given) == Example(name="a=b", rate=2.0, steps=7)
+    assert capsys.readouterr().out.splitlines() == [
+        "preset fast (* differs from the file)", "* name = 'a=b'", "* rate = 2.0", "* steps = 7", "  quick = False"]
+    rate = stage.configure(Example, PRESETS, ["--preset", "whole"]).rate
+    assert rate == 1 and type(rate) is float
+    assert stage.configure(stage.Config, stage.PRESETS, ["--preset", "digits"]).preset == "digits"
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["--step", "3"], "--step 3"), (["--steps", "3.5"], "--steps: invalid int value: '3.5'"),
+    (["--steps", "many"], "--steps: invalid int"), (["--preset", "slow"], "slow"), (["--quick", "1"], "1"),
+    (["--preset", "typo"], "called step"), (["--preset", "wrong"], "steps must be int, got 5.0"),
+    (["--preset", "boolean"], "steps must be int, got True")])
+def test_configure_refuses_by_name(argv, message, capsys):
+    with pytest.raises((SystemExit, TypeError)) as error:
+        stage.configure(Example, PRESETS, argv)
+    assert message in str(error.value) + capsys.readouterr().err
+
+
+def test_every_preset_of_the_stage_is_valid(capsys):
+    for preset in stage.PRESETS:
+        assert replace(stage.configure(stage.Config, stage.PRESETS, ["--preset", preset])).preset == preset
+
+
+def test_import_is_quiet_and_light():
+    code = "import sys, extract_features; print([m for m in ('transformers', 'torchaudio') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True, cwd=os.path.dirname(stage.__file__))
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_provenance_names_commit_and_versions():
+    facts = stage.provenance()
+    assert facts["commit"] and facts["torch"] == torch.__version__.split("+")[0]

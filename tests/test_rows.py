@@ -1,0 +1,81 @@
+"""The row of data/rows.py: what is written is what is read, and every defect is named."""
+import json
+import os
+
+import pytest
+
+from data.rows import corpus_of, read_rows, replace_file, write_rows
+
+ROW = {"id": "tiny/test/1/SQA.de", "utterance": "tiny/test/1", "audio": "1.wav", "start": 0, "end": 1.5, "task": "SQA",
+       "language": "de", "answerable": False, "transcript": "Anna has a cat.", "question": "Wer hat ein 狗?",
+       "target": "Nicht beantwortbar."}
+
+
+def test_rows_come_back_as_written(tmp_path):
+    path = tmp_path / "rows" / "tiny" / "test.jsonl"
+    text = {"id": "tiny/test/2/ST.zh", "task": "ST", "language": "zh", "transcript": "A cat.", "target": "一只猫。"}
+    write_rows(path, [ROW, text])
+    assert read_rows(path) == [ROW, {**text, "answerable": True}]     # true unless a row says otherwise
+    assert "一只猫。" in path.read_text(encoding="utf-8") and len(path.read_text(encoding="utf-8").splitlines()) == 2
+    assert corpus_of(ROW) == "tiny"
+    assert os.listdir(path.parent) == ["test.jsonl"]                  # nothing temporary is left
+
+
+DEFECTS = [
+    (dict(id=None), "id must be a text"), (dict(id=7), "id must be a text"), (dict(id=...), "no id"),
+    (dict(task="TTS"), "unknown task 'TTS'"), (dict(language="fr"), "unknown language 'fr'"),
+    (dict(transcript=...), "no transcript"), (dict(transcript=" "), "transcript must be a text that is not empty"),
+    (dict(target=...), "no target"), (dict(target=""), "target must be a text that is not empty"),
+    (dict(question=...), "SQA without a question"), (dict(task="MCQ", question=...), "MCQ without a question"),
+    (dict(audio=...), "utterance without audio"), (dict(utterance=...), "audio without utterance"),
+    (dict(end=...), "start and end come together"), (dict(end=0), "start 0 and end 0 are no slice"),
+    (dict(start=-1), "start -1 and end 1.5 are no slice"), (dict(end=float("nan")), "end must be a number"),
+    (dict(start=True), "start must be a number"), (dict(answerable=1), "answerable must be true or false"),
+    (dict(speaker="Bob"), "unknown key 'speaker'"), (dict(id="/etc/passwd"), "would leave its folder"),
+    (dict(utterance="tiny/../../x"), "would leave its folder"), (dict(id="a\0b"), "would leave its folder"),
+    (dict(utterance="tiny\\1"), "would leave its folder"),
+]
+
+
+@pytest.mark.parametrize("change, message", DEFECTS)
+def test_a_defect_is_named_with_file_line_row_and_command(tmp_path, change, message):
+    row = {key: value for key, value in {**ROW, **change}.items() if value is not ...}
+    path = tmp_path / "tiny" / "train.jsonl"
+    path.parent.mkdir()
+    path.write_text(json.dumps({**ROW, "id": "tiny/0"}) + "\n" + json.dumps(row) + "\n", encoding="utf-8")
+    for attempt in (lambda: read_rows(path), lambda: write_rows(path, [{**ROW, "id": "tiny/0"}, row])):
+        with pytest.raises(ValueError) as error:
+            attempt()
+        text = str(error.value)
+        assert message in text and str(path) in text and "line 2" in text
+        assert repr(row.get("id")) in text and "python data/tiny.py" in text
+
+
+@pytest.mark.parametrize("second, message", [
+    (b"{nonsense", "line 2: not JSON"), (b'"\xff"', "line 2: not JSON"), (b"[1, 2]", "line 2, row None: not a JSON object"),
+    (json.dumps(ROW).encode(), "line 2, row 'tiny/test/1/SQA.de': duplicate id"),
+    (json.dumps({**ROW, "id": "tiny/b", "audio": "2.wav"}).encode(), "'tiny/test/1' has another audio")])
+def test_a_broken_line_is_named(tmp_path, second, message):
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(json.dumps(ROW).encode() + b"\n" + second + b"\n")
+    with pytest.raises(ValueError, match=message):
+        read_rows(path)
+
+
+def test_a_missing_and_an_empty_file_name_the_recipe(tmp_path):
+    with pytest.raises(FileNotFoundError, match="run: python data/covost2.py"):
+        read_rows(tmp_path / "covost2" / "test.jsonl")
+    (tmp_path / "test.jsonl").touch()
+    with pytest.raises(ValueError, match="no rows"):
+        read_rows(tmp_path / "test.jsonl")
+
+
+def test_replace_file_is_all_or_nothing(tmp_path):
+    path = tmp_path / "new" / "a.npy"
+    with replace_file(path) as name:
+        assert os.path.dirname(name) == str(path.parent) and name.endswith(".npy")
+        open(name, "w").write("old")
+    with pytest.raises(KeyboardInterrupt), replace_file(path) as name:
+        open(name, "w").write("half of the n")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old" and os.listdir(path.parent) == ["a.npy"]

@@ -1,0 +1,215 @@
+"""
+Stage B: train LoRA on the frozen LLM with text only, translation and question answering (2025, section 5.1 B).
+
+    python train_lora.py                      # tiny; half a minute on 2 cores
+    python train_lora.py --preset iwslt25     # one A100-80GB; the paper reports about 4 days
+
+reads   <work>/rows/<corpus>/{train,dev}.jsonl, the LLM; no speech, and nothing of stage A
+writes  <work>/<preset>/lora/: log.jsonl and resume.pt while it runs; best.pt, last.pt, weights.pt, config.json last,
+        and the same adapters as adapter_model.safetensors + adapter_config.json, which peft reads
+"""
+import json
+import math
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from data.rows import replace_file
+from extract_features import configure, locate, pick_device, write_json
+from train_projector import (Run, answer_loss, draw, encode_sample, finished, load_llm, load_rows, load_weights,
+                             pick_validation, rate, update, validate)
+
+
+@dataclass(frozen=True)
+class Config:                               # edit here, or pass --name value
+    preset: str = "tiny"                    # filled in by configure
+    work: str = "work"
+    out: str = "lora"                       # <work>/<preset>/<out>
+    corpora: str = "tiny"
+    llm: str = "models/tiny-llama"
+    mixture: str = "B"                      # a key of MIXTURES
+    r: int = 8                              # 2025, section 3
+    alpha: int = 16                         # 2025, section 3
+    batch: int = 10                         # rows in a draw; 2025, section 5.1
+    accumulate: int = 4                     # draws in one optimizer step
+    steps: int = 250                        # optimizer steps
+    lr: float = 2e-3
+    warmup: int = 20                        # steps, then half a cosine down to 0
+    weight_decay: float = 0.1               # 2025, section 5.1
+    micro_tokens: int = 4096                # padded positions in one forward pass
+    validate_every: int = 125               # steps; also the checkpoint interval
+    validate_rows: int = 24                 # dev rows for each task, language and validity
+    seed: int = 0
+
+PRESETS = {                                 # only what differs from the lines above
+    "tiny":    {},
+    "smoke":   dict(steps=6, validate_every=3, validate_rows=4),
+    "digits":  dict(corpora="digits", llm="models/digits-llama"),
+    "iwslt25": dict(corpora="covost2,europarlst,spokensquad,acl6060", llm="meta-llama/Llama-3.1-8B-Instruct",
+                    accumulate=8, lr=3e-4, steps=11_117,                               # 1 epoch; section 5.1
+                    warmup=100,                                                        # torchtune's recipe (our choice)
+                    micro_tokens=8192, validate_every=500, validate_rows=100),
+}
+
+MIXTURES = {  # task: (share, {language: share}), QA languages (valid, invalid); 2025, section 5.1 and Table 13
+    "B": {"MT": (0.6, {"de": 0.4, "it": 0.3, "zh": 0.3}),
+          "QA": (0.4, {"en": (0.2, 0.05), "de": (0.2, 0.05), "it": (0.2, 0.05), "zh": (0.2, 0.05)})},
+}
+
+# attention and feed-forward, every layer (2025, section 3): the paper names keys, which torchtune's recipe leaves out
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# LoRA
+class LoRALinear(nn.Module):
+    """y = W x + (alpha / r) B A x. W is frozen; B starts at zero, so the first step sees the base model exactly."""
+
+    def __init__(self, base, r, alpha):
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        device = base.weight.device
+        self.lora_A = nn.Parameter(torch.empty(r, base.in_features, device=device))    # float32 whatever W is
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, r, device=device))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+        self.scale = alpha / r
+
+    def forward(self, x):                                                  # (..., in) -> (..., out)
+        low = F.linear(x, self.lora_A.to(x.dtype))                         # (..., r)
+        return self.base(x) + self.scale * F.linear(low, self.lora_B.to(x.dtype))
+
+
+def add_lora(model, names=TARGETS, r=8, alpha=16):
+    """Wrap every nn.Linear called one of `names`; return how many. A name that matches nothing is a ValueError."""
+    found = [(parent, name) for parent in model.modules() for name, child in parent.named_children()
+             if name in names and isinstance(child, nn.Linear)]
+    missing = set(names) - {name for _, name in found}
+    if missing:
+        raise ValueError(f"no nn.Linear is called {', '.join(sorted(missing))} in {type(model).__name__}")
+    for parent, name in found:
+        setattr(parent, name, LoRALinear(getattr(parent, name), r, alpha))
+    return len(found)
+
+
+def lora_layers(model):
+    """{name: LoRALinear} in the model's order."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
+
+
+def lora_state_dict(model):
+    """{"<layer>.lora_A": (r, in), "<layer>.lora_B": (out, r)} of every wrapped layer, and nothing else."""
+    return {f"{name}.{part}": getattr(layer, part).detach()
+            for name, layer in lora_layers(model).items() for part in ("lora_A", "lora_B")}
+
+
+def lora_parameters(model):
+    """The tensors that train."""
+    return [p for layer in lora_layers(model).values() for p in (layer.lora_A, layer.lora_B)]
+
+
+def load_lora(model, state):
+    """Copy adapters into a model that add_lora has wrapped; every name and shape must agree."""
+    own = lora_state_dict(model)
+    if own.keys() != state.keys():
+        raise ValueError(f"the adapters are for other layers: {sorted(own.keys() ^ state.keys())[:4]} ...")
+    for name, tensor in own.items():
+        if tensor.shape != state[name].shape:
+            raise ValueError(f"adapter {name} has shape {tuple(state[name].shape)}, the model {tuple(tensor.shape)}")
+        tensor.copy_(state[name])
+
+
+@torch.no_grad()
+def merge_lora(model):
+    """Replace every LoRALinear by a plain nn.Linear with W + (alpha / r) B A; returns the model."""
+    for name, layer in lora_layers(model).items():
+        delta = layer.scale * layer.lora_B @ layer.lora_A                                  # (out, in), float32
+        layer.base.weight.copy_((layer.base.weight.float() + delta).to(layer.base.weight.dtype))
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer.base)
+    return model
+
+
+def save_peft(folder, state, r, alpha, llm):
+    """Adapters in peft's format: adapter_model.safetensors and adapter_config.json."""
+    from safetensors.torch import save_file
+    tensors = {f"base_model.model.{name}.weight": tensor.cpu().contiguous() for name, tensor in state.items()}
+    with replace_file(os.path.join(folder, "adapter_model.safetensors")) as name:
+        save_file(tensors, name)
+    targets = sorted({name.split(".")[-2] for name in state})
+    write_json(os.path.join(folder, "adapter_config.json"),
+               {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": llm, "r": r, "lora_alpha": alpha,
+                "lora_dropout": 0.0, "bias": "none", "target_modules": targets, "fan_in_fan_out": False,
+                "init_lora_weights": True})
+
+
+def load_peft(folder):
+    """Adapters in peft's format -> (state for load_lora, r, alpha, target names)."""
+    from safetensors.torch import load_file
+    with open(os.path.join(folder, "adapter_config.json")) as file:
+        config = json.load(file)
+    if config["peft_type"] != "LORA" or config["bias"] != "none" or config.get("use_rslora") or config.get("use_dora"):
+        raise ValueError(f"{folder} holds no plain LoRA: only W + (alpha / r) B A without bias is supported")
+    prefix, suffix = "base_model.model.", ".weight"
+    state = {name[len(prefix):-len(suffix)]: tensor
+             for name, tensor in load_file(os.path.join(folder, "adapter_model.safetensors")).items()}
+    return state, config["r"], config["lora_alpha"], config["target_modules"]
+
+
+def attach_lora(llm, folder):
+    """Wrap a fresh LLM as the finished stage `folder` was and load its adapters; returns the stage's config."""
+    with open(os.path.join(folder, "config.json")) as file:
+        config = json.load(file)
+    add_lora(llm, TARGETS, config["r"], config["alpha"])
+    load_lora(llm, load_weights(folder)["lora"])
+    return config
+
+
+def main(argv=None):
+    c = configure(Config, PRESETS, argv)
+    if finished(c):
+        return
+    device = pick_device()
+    torch.manual_seed(c.seed)
+
+    # 1. text: the transcripts of the same rows
+    rows, dev_rows = load_rows(c, "train"), load_rows(c, "dev")
+
+    # 2. the frozen LLM with fresh adapters
+    llm, tokenizer = load_llm(locate(c.work, c.llm), device)
+    count = add_lora(llm, TARGETS, c.r, c.alpha)
+    trained = lora_parameters(llm)
+    print(f"LoRA on {count} matrices, {sum(p.numel() for p in trained)} parameters")
+    optimizer = torch.optim.AdamW(trained, lr=c.lr, weight_decay=c.weight_decay)
+    run = Run(c, {"lora": (lambda: lora_state_dict(llm), lambda state: load_lora(llm, state))}, [optimizer], "last")
+
+    def loss_of(samples):
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            return answer_loss(llm, None, samples)
+    mixture = MIXTURES[c.mixture]
+    draws = draw(rows, mixture, c.batch, c.batch, c.seed)
+    for _ in range(run.step * c.accumulate):                               # after a kill: the draws already trained on
+        next(draws)
+    dev = [encode_sample(row, True, tokenizer, llm.config.model_type, None)
+           for row in pick_validation(dev_rows, mixture, True, c.validate_rows)]
+
+    # 3. train
+    while run.step < c.steps:
+        samples = [encode_sample(row, text, tokenizer, llm.config.model_type, None)
+                   for picked, text in (next(draws) for _ in range(c.accumulate)) for row in picked]
+        for group in optimizer.param_groups:
+            group["lr"] = c.lr * rate(run.step, c.steps, c.warmup, cosine=True)
+        loss, norm = update([optimizer], samples, loss_of, c.micro_tokens)
+        run.log(loss=loss, norm=norm, lr=optimizer.param_groups[0]["lr"])
+        if run.step % c.validate_every == 0 or run.step == c.steps:
+            run.validated(validate([], dev, loss_of, c.micro_tokens))
+
+    # 4. the last weights (2025, section 5.1 B)
+    save_peft(run.folder, lora_state_dict(llm), c.r, c.alpha, c.llm)
+    run.finish(f"python merge_sft.py --preset {c.preset}")
+
+
+if __name__ == "__main__":
+    main()

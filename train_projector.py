@@ -1,0 +1,458 @@
+"""
+Stage A: train the speech projector through the frozen LLM (2025, section 3).
+
+    python train_projector.py                                  # tiny, A.1: ASR and ST; two minutes on 2 cores
+    python train_projector.py --mixture A.2 --out projector-A.2         # ASR, ST and SQA
+    python train_projector.py --preset iwslt25                 # one A100-80GB; the paper reports 4.6 days
+
+reads   <work>/rows/<corpus>/{train,dev}.jsonl, <work>/features/..., the LLM
+writes  <work>/<preset>/projector/: log.jsonl and resume.pt while it runs; best.pt, last.pt, weights.pt, config.json last
+
+The definitions that the later stages share live here too: the LLM, the splice, the loss, the sampler, a run's folder.
+"""
+import json
+import math
+import os
+import random
+import time
+from collections import ChainMap, Counter
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+from data.prompts import encode_answer, encode_prompt
+from data.rows import corpus_of, read_rows, replace_file
+from extract_features import (configure, features_folder, locate, open_features, pick_device, provenance, require,
+                              write_json)
+
+
+@dataclass(frozen=True)
+class Config:                               # edit here, or pass --name value
+    preset: str = "tiny"                    # filled in by configure
+    work: str = "work"                      # everything that is written lies below this folder
+    out: str = "projector"                  # <work>/<preset>/<out>
+    corpora: str = "tiny"                   # comma-separated folders of work/rows; train.jsonl and dev.jsonl of each
+    encoder: str = "models/tiny-seamless"
+    mean: int = 3                           # consecutive encoder frames averaged; 2025, section 3
+    llm: str = "models/tiny-llama"
+    mixture: str = "A.1"                    # a key of MIXTURES
+    layers: int = 4                         # 2025, section 3
+    heads: int = 4
+    ffn: int = 512
+    dropout: float = 0.1                    # 2025, section 3
+    batch: int = 16                         # rows in a draw; 2025, section 5.1
+    batch_sqa: int = 8                      # 2025, appendix C.1
+    accumulate: int = 1                     # draws in one optimizer step
+    steps: int = 500                        # optimizer steps
+    lr: float = 1e-3
+    warmup: int = 20                        # steps
+    cosine: bool = True                     # down to 0 at the last step; else constant after the warm-up
+    weight_decay: float = 0.01              # the paper is silent; torch's default (our choice)
+    micro_tokens: int = 4096                # padded positions in one forward pass: memory, not a hyper-parameter
+    validate_every: int = 100               # steps; also the checkpoint interval
+    validate_rows: int = 24                 # dev rows for each task and language
+    seed: int = 0
+
+PRESETS = {                                 # only what differs from the lines above
+    "tiny":    {},
+    "smoke":   dict(steps=6, validate_every=3, validate_rows=4),
+    "digits":  dict(corpora="digits", encoder="models/digits-seamless", llm="models/digits-llama"),
+    "iwslt25": dict(corpora="covost2,europarlst,spokensquad,acl6060", encoder="facebook/seamless-m4t-v2-large",
+                    llm="meta-llama/Llama-3.1-8B-Instruct", heads=8, ffn=2048,                 # section 3
+                    accumulate=16, lr=1e-4, warmup=0, cosine=False, steps=15_090,              # 4 epochs; section 5.1
+                    micro_tokens=8192, validate_every=250, validate_rows=100),
+}
+
+MIXTURES = {  # task: (share, {language: share}), SQA languages (valid, invalid); 2025, section 5.1 and Table 13
+    "A.1": {"ASR": (0.4, {"en": 1.0}),
+            "ST": (0.6, {"de": 0.3, "it": 0.3, "zh": 0.4})},   # the text; Table 13 has it 0.4, zh 0.3 (our choice)
+    "A.2": {"ASR": (0.4, {"en": 1.0}),
+            "ST": (0.35, {"de": 0.3, "it": 0.3, "zh": 0.4}),
+            "SQA": (0.25, {"en": (0.2, 0.2), "de": (0.15, 0.15), "it": (0.15, 0.15)})},
+}
+CORPUS_SHARES = {("ASR", "covost2"): 0.8, ("ASR", "europarlst"): 0.2}  # section 5.1; every other pool by its size
+TEXT_TASK = {"ST": "MT", "SQA": "QA", "MCQ": "QA"}                     # a task's name when the transcript is read
+
+# B batch   T frames   W encoder width   L sequence   D LLM width   V vocabulary   N answer tokens
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the projector and the frozen LLM
+class Projector(nn.Module):
+    """Pre-norm Transformer encoder over the averaged frames, then a linear map to the LLM's width (2025, section 3)."""
+
+    def __init__(self, width=1024, llm_width=4096, layers=4, heads=8, ffn=2048, dropout=0.1):
+        super().__init__()
+        # ReLU, no positions (the frames carry them), a closing LayerNorm: the paper is silent (our choice)
+        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(width, heads, ffn, dropout, batch_first=True, norm_first=True)
+                                    for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.output = nn.Linear(width, llm_width)
+
+    def forward(self, frames, lengths):
+        """frames (B, T, W), lengths (B,) -> (B, T, D); what lies beyond a sample's length changes nothing."""
+        padding = torch.arange(frames.shape[1], device=frames.device) >= lengths[:, None]       # (B, T)
+        for layer in self.layers:
+            frames = layer(frames, src_key_padding_mask=padding)
+        return self.output(self.norm(frames))                                                   # (B, T, D)
+
+
+def load_projector(folder, device):
+    """The projector of a finished stage folder, rebuilt from its own config.json."""
+    with open(os.path.join(folder, "config.json")) as file:
+        projector = Projector(**json.load(file)["projector"])
+    projector.load_state_dict(load_weights(folder)["projector"])
+    return projector.to(device)
+
+
+def load_llm(path, device):
+    """(LLM, tokenizer): frozen, in eval mode; bfloat16 on a GPU, float32 on the CPU."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    llm = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device)
+    return llm.requires_grad_(False).eval(), AutoTokenizer.from_pretrained(path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# one sample, one micro-batch, its loss
+def encode_sample(row, text, tokenizer, model_type, features):
+    """What the LLM reads and answers for one row: token ids before and after the speech, the frames, the answer's ids."""
+    before, after = encode_prompt(tokenizer, model_type, row, text)
+    frames = None if text else features[row["utterance"]]                                       # (T, W)
+    answer = encode_answer(tokenizer, model_type, row)
+    return {"id": row["id"], "before": before, "frames": frames, "after": after, "answer": answer,
+            "length": len(before) + (0 if text else len(frames)) + len(after) + len(answer)}
+
+
+def splice(llm, projector, samples):
+    """List of (L, D): [before | speech | after | answer] of each sample in the LLM's embeddings (2025, section 4)."""
+    table = llm.get_input_embeddings()
+    device = table.weight.device
+    ids = [torch.tensor(s["before"] + s["after"] + s["answer"]) for s in samples]
+    embedded = table(torch.cat(ids).to(device, non_blocking=True)).split([len(i) for i in ids])
+    spoken = [torch.from_numpy(s["frames"]).float() for s in samples if s["frames"] is not None]
+    if spoken:
+        lengths = torch.tensor([len(f) for f in spoken], device=device)
+        frames = nn.utils.rnn.pad_sequence(spoken, batch_first=True).to(device, non_blocking=True)   # (B, T, W)
+        speech = iter(projector(frames, lengths).to(table.weight.dtype))                             # (B, T, D)
+    sequences = []
+    for sample, tokens in zip(samples, embedded):
+        if sample["frames"] is not None:
+            n = len(sample["before"])
+            tokens = torch.cat([tokens[:n], next(speech)[:len(sample["frames"])], tokens[n:]])       # (L, D)
+        sequences.append(tokens)
+    return sequences
+
+
+def answer_loss(llm, projector, samples):
+    """
+    Summed cross-entropy of a micro-batch over its answers' tokens; logits are made for these N positions only.
+    Right padding needs no mask: attention is causal, so no real position ever looks at padding.
+    """
+    sequences = splice(llm, projector, samples)
+    device = sequences[0].device
+    hidden = llm.model(inputs_embeds=nn.utils.rnn.pad_sequence(sequences, batch_first=True),
+                       use_cache=False).last_hidden_state                                            # (B, L, D)
+    # position i predicts token i + 1
+    where = [(b, i) for b, s in enumerate(samples) for i in range(s["length"] - len(s["answer"]) - 1, s["length"] - 1)]
+    row, column = torch.tensor(where).to(device, non_blocking=True).unbind(1)
+    logits = llm.lm_head(hidden[row, column]).float()                                                # (N, V)
+    logits = logits * getattr(llm.config, "logit_scale", 1.0)                                        # Cohere only
+    target = torch.tensor([token for s in samples for token in s["answer"]]).to(device, non_blocking=True)
+    return F.cross_entropy(logits, target, reduction="sum")
+
+
+def micro_batches(samples, micro_tokens):
+    """Cut one optimizer step's samples, sorted by length, so that rows x longest stays within micro_tokens."""
+    batch = []
+    for sample in sorted(samples, key=lambda s: -s["length"]):
+        if batch and (len(batch) + 1) * batch[0]["length"] > micro_tokens:
+            yield batch
+            batch = []
+        batch.append(sample)
+    yield batch
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# sampling: rows -> draws
+def load_rows(c, split, features=None):
+    """Rows of one split over all corpora; with `features`, speech rows without frames are left out and counted."""
+    rows, missing = [], 0
+    for corpus in c.corpora.split(","):
+        path = os.path.join(c.work, "rows", corpus, f"{split}.jsonl")
+        if not os.path.exists(path):
+            require(os.path.dirname(path), f"python data/{corpus}.py")
+            continue                                                   # an evaluation corpus has no train.jsonl
+        for row in read_rows(path):
+            if features is None or "utterance" not in row or row["utterance"] in features:
+                rows.append(row)
+            else:
+                missing += 1
+    if not rows:
+        raise SystemExit(f"no {split} rows in {c.corpora}; run: python data/{c.corpora.split(',')[0]}.py")
+    print(f"{split}: {len(rows)} rows" + (f", {missing} without frames left out" if missing else ""))
+    return rows
+
+
+def load_features(c, split):
+    """Utterance -> frames (T, W) over all corpora of the config that have this split."""
+    found = []
+    for corpus in c.corpora.split(","):
+        if os.path.exists(os.path.join(c.work, "rows", corpus, f"{split}.jsonl")):
+            folder = features_folder(c.work, c.encoder, c.mean, corpus, split)
+            found.append(open_features(folder, {"encoder": c.encoder, "mean": c.mean}))
+    return ChainMap(*found)
+
+
+def draw(rows, mixture, batch, batch_sqa, seed, twin=False):
+    """
+    Endless draws, each (rows, text) of one task, language, validity and corpus (2025, section 3 and Table 13): the task
+    by its share, then language and validity, then the corpus, then the next rows of that pool's shuffled order.
+    With `twin` a draw of ST or SQA is followed by one of its text task, MT or QA, drawn independently (section 5.1 C).
+    """
+    pools = {}
+    for row in rows:
+        for task in {row["task"]} if "utterance" in row else set():
+            pools.setdefault((task, row["language"], row["answerable"]), {}).setdefault(corpus_of(row), []).append(row)
+        if row["task"] in TEXT_TASK:
+            key = (TEXT_TASK[row["task"]], row["language"], row["answerable"])
+            pools.setdefault(key, {}).setdefault(corpus_of(row), []).append(row)
+
+    cells = {}                                                         # task -> [(language, answerable)], [share]
+    for task, (_, languages) in mixture.items():
+        flat = [((language, valid), share) for language, shares in languages.items()
+                for valid, share in zip((True, False), shares if isinstance(shares, tuple) else (shares,)) if share]
+        cells[task] = list(zip(*flat))
+        for cell in cells[task][0]:
+            for name in (task, TEXT_TASK.get(task)) if twin else (task,):
+                if name and (name, *cell) not in pools:
+                    raise SystemExit(f"the mixture wants {name} in {cell[0]}, {'' if cell[1] else 'un'}answerable, "
+                                     "but no row is of that kind")
+
+    rng, orders = random.Random(seed), {}
+
+    def pick(key):
+        corpora = pools[key]
+        weights = [CORPUS_SHARES.get((key[0], corpus), 0) for corpus in corpora]
+        corpus = rng.choices(list(corpora), weights if all(weights) else [len(r) for r in corpora.values()])[0]
+        picked = []
+        while len(picked) < (batch_sqa if key[0] in ("SQA", "MCQ") else batch):
+            order = orders.setdefault((key, corpus), [])
+            if not order:                                              # every row once before any row twice
+                order.extend(rng.sample(range(len(corpora[corpus])), len(corpora[corpus])))
+            picked.append(corpora[corpus][order.pop()])
+        return picked
+
+    while True:
+        task = rng.choices(list(mixture), [share for share, _ in mixture.values()])[0]
+        key = (task, *rng.choices(*cells[task])[0])
+        yield pick(key), task in TEXT_TASK.values()
+        if twin and task in TEXT_TASK:
+            yield pick((TEXT_TASK[task], *key[1:])), True
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# one optimizer step, validation
+def rate(step, steps, warmup, cosine):
+    """The share of the peak learning rate at a step: linear warm-up, then constant or half a cosine down to 0."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) if cosine else 1.0
+
+
+def update(optimizers, samples, loss_of, micro_tokens):
+    """
+    One step of every optimizer over a window of samples -> (loss per answer token, gradient norm).
+    The window's sum is divided by the window's tokens: how it is cut into micro-batches changes nothing.
+    """
+    tokens, total = sum(len(s["answer"]) for s in samples), 0.0
+    for micro in micro_batches(samples, micro_tokens):
+        loss = loss_of(micro) / tokens
+        loss.backward()
+        total += loss.detach()
+    gradients = [p.grad for o in optimizers for group in o.param_groups for p in group["params"] if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    total, norm = torch.stack([total, norm.to(total)]).tolist()        # the step's only wait for the GPU
+    if not math.isfinite(total + norm):
+        raise FloatingPointError(f"loss {total}, gradient norm {norm}; rows: {' '.join(s['id'] for s in samples)}")
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return total, norm
+
+
+def pick_validation(rows, tasks, text, count):
+    """The same `count` answerable dev rows for each (task, language) in every run -> list of rows."""
+    kinds = {}
+    for row in rows:
+        if (TEXT_TASK.get(row["task"]) if text else row["task"]) in tasks:
+            kinds.setdefault((row["task"], row["language"], row["answerable"]), []).append(row)
+    return [row for _, kind in sorted(kinds.items()) for row in random.Random(0).sample(kind, min(count, len(kind)))]
+
+
+@torch.no_grad()
+def validate(modules, samples, loss_of, micro_tokens):
+    """Loss per answer token over fixed dev samples; dropout off while it lasts."""
+    for module in modules:
+        module.eval()
+    total = sum(loss_of(micro).item() for micro in micro_batches(samples, micro_tokens))
+    for module in modules:
+        module.train()
+    return total / sum(len(s["answer"]) for s in samples)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# a run's folder
+def load_weights(folder):
+    """weights.pt of a finished stage: {"projector": tensors} or {"lora": tensors} or both."""
+    return torch.load(os.path.join(folder, "weights.pt"), map_location="cpu", weights_only=True)
+
+
+class Run:
+    """
+    One stage's folder. `trained` maps a section of weights.pt to the callable that gives its tensors and the one that
+    loads them. A killed run goes on from resume.pt, written every `every` steps, to the same weights.
+    """
+
+    def __init__(self, c, trained, optimizers, keep, **facts):
+        self.folder = os.path.join(c.work, c.preset, c.out)
+        self.c, self.trained, self.optimizers, self.keep = c, trained, optimizers, keep
+        self.facts = {**asdict(c), **facts}
+        self.step, self.best = 0, math.inf
+        os.makedirs(self.folder, exist_ok=True)
+        path = os.path.join(self.folder, "resume.pt")
+        if os.path.exists(path):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            refuse_other_constants(self.folder, state["constants"], asdict(c))
+            for name, (_, load) in trained.items():
+                load(state["trained"][name])
+            for optimizer, saved in zip(optimizers, state["optimizers"]):
+                optimizer.load_state_dict(saved)
+            torch.set_rng_state(state["rng"])
+            if torch.cuda.is_available():
+                torch.cuda.set_rng_state(state["cuda_rng"])
+            self.step, self.best = state["step"], state["best"]
+            print(f"resuming {self.folder} at step {self.step}")
+        kept = []                                                      # lines of steps that will be done again go
+        if self.step:
+            with open(self.log_path) as log:
+                kept = [line for line in log if json.loads(line)["step"] <= self.step]
+        with replace_file(self.log_path) as name, open(name, "w") as log:
+            log.writelines(kept)
+        self.bar = tqdm(total=c.steps, initial=self.step, desc=c.out, unit=" step", mininterval=1.0)
+        self.started = time.time()
+
+    @property
+    def log_path(self):
+        return os.path.join(self.folder, "log.jsonl")
+
+    def log(self, **values):
+        """One step is done: its line in log.jsonl and on the bar."""
+        self.step += 1
+        self.write(step=self.step, seconds=round(time.time() - self.started, 2), **values)
+        self.bar.set_postfix({k: f"{v:.3g}" for k, v in values.items()}, refresh=False)
+        self.bar.update()
+
+    def write(self, **values):
+        with open(self.log_path, "a") as log:
+            log.write(json.dumps(values) + "\n")
+
+    def validated(self, loss):
+        """A validation loss: logged, the weights kept as last.pt and, if it is the lowest, as best.pt; then resume.pt."""
+        self.write(step=self.step, validation_loss=loss)
+        tqdm.write(f"{self.c.out} step {self.step}/{self.c.steps}: validation loss {loss:.4f}")
+        tensors = {name: state() for name, (state, _) in self.trained.items()}
+        self.save("last.pt", tensors)
+        if loss < self.best:
+            self.best = loss
+            self.save("best.pt", tensors)
+        cuda_rng = torch.cuda.get_rng_state() if torch.cuda.is_available() else torch.empty(0)
+        self.save("resume.pt", {"step": self.step, "best": self.best, "trained": tensors, "constants": asdict(self.c),
+                                "optimizers": [o.state_dict() for o in self.optimizers],
+                                "rng": torch.get_rng_state(), "cuda_rng": cuda_rng})
+
+    def save(self, name, value):
+        with replace_file(os.path.join(self.folder, name)) as temporary:
+            torch.save(value, temporary)
+
+    def finish(self, next_command):
+        """weights.pt is best.pt or last.pt, as `keep` says; config.json makes the folder a finished stage."""
+        self.bar.close()
+        kept = torch.load(os.path.join(self.folder, f"{self.keep}.pt"), map_location="cpu", weights_only=True)
+        self.save("weights.pt", kept)
+        write_json(os.path.join(self.folder, "config.json"),
+                   {**self.facts, "trained": list(self.trained), "kept": self.keep, "best_validation_loss": self.best, **provenance()})
+        os.remove(os.path.join(self.folder, "resume.pt"))
+        print(f"weights in {self.folder}/weights.pt ({self.keep}), losses in log.jsonl\nnext: {next_command}")
+
+
+def refuse_other_constants(folder, old, new):
+    """A folder belongs to one set of constants."""
+    different = {k: (old.get(k), new[k]) for k in new if old.get(k) != new[k]}
+    if different:
+        told = ", ".join(f"{k} {was!r} (now {now!r})" for k, (was, now) in different.items())
+        raise SystemExit(f"{folder} was made with {told}; remove it, or choose another --out")
+
+
+def finished(c):
+    """Whether this stage's folder is complete, with these constants."""
+    folder = os.path.join(c.work, c.preset, c.out)
+    path = os.path.join(folder, "config.json")
+    if not os.path.exists(path):
+        return False
+    with open(path) as file:
+        refuse_other_constants(folder, json.load(file), asdict(c))
+    print(f"{folder} is finished already")
+    return True
+
+
+def main(argv=None):
+    c = configure(Config, PRESETS, argv)
+    if finished(c):
+        return
+    device = pick_device()
+    torch.manual_seed(c.seed)
+
+    # 1. rows and frames of stage 0
+    features, dev_features = load_features(c, "train"), load_features(c, "dev")
+    rows, dev_rows = load_rows(c, "train", features), load_rows(c, "dev", dev_features)
+
+    # 2. the frozen LLM, and a projector from the encoder's width to its own
+    llm, tokenizer = load_llm(locate(c.work, c.llm), device)
+    model_type = llm.config.model_type
+    sizes = dict(width=features.maps[0].config["width"], llm_width=llm.config.hidden_size, layers=c.layers,
+                 heads=c.heads, ffn=c.ffn, dropout=c.dropout)
+    projector = Projector(**sizes).to(device)
+    optimizer = torch.optim.AdamW(projector.parameters(), lr=c.lr, weight_decay=c.weight_decay)
+    run = Run(c, {"projector": (projector.state_dict, projector.load_state_dict)}, [optimizer], "best", projector=sizes)
+
+    def loss_of(samples):
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            return answer_loss(llm, projector, samples)
+    mixture = MIXTURES[c.mixture]
+    draws = draw(rows, mixture, c.batch, c.batch_sqa, c.seed)
+    for _ in range(run.step * c.accumulate):                           # after a kill: the draws already trained on
+        next(draws)
+    dev = [encode_sample(row, False, tokenizer, model_type, dev_features)
+           for row in pick_validation(dev_rows, mixture, False, c.validate_rows)]
+
+    # 3. train
+    while run.step < c.steps:
+        samples = [encode_sample(row, text, tokenizer, model_type, features)
+                   for picked, text in (next(draws) for _ in range(c.accumulate)) for row in picked]
+        for group in optimizer.param_groups:
+            group["lr"] = c.lr * rate(run.step, c.steps, c.warmup, c.cosine)
+        loss, norm = update([optimizer], samples, loss_of, c.micro_tokens)
+        run.log(loss=loss, norm=norm, lr=optimizer.param_groups[0]["lr"])
+        if run.step % c.validate_every == 0 or run.step == c.steps:
+            run.validated(validate([projector], dev, loss_of, c.micro_tokens))
+
+    # 4. the weights with the lowest validation loss
+    run.finish(f"python train_lora.py --preset {c.preset}")
+
+
+if __name__ == "__main__":
+    main()

@@ -76,7 +76,6 @@ def read_audio(path, start=None, end=None):
     """
     import soundfile
     import torchaudio
-
     where = path if start is None else f"{path} from {start} to {end} s"
     if not os.path.isfile(path):
         raise ValueError(f"{where}: no such file")
@@ -85,7 +84,7 @@ def read_audio(path, start=None, end=None):
             rate, length, log = file.samplerate, file.frames, file.extra_info
             first, last = round((start or 0) * rate), length if end is None else round(end * rate)
             count = max(0, min(last, length) - first)
-            early = max(0, min(first, length) - rate)  # an mp3 decoder is wrong for 0.4 s after a seek
+            early = max(0, min(first, length) - rate)    # an mp3 comes out wrong for 0.4 s after a seek
             file.seek(early)
             wave = file.read(first - early + count, dtype="float32", always_2d=True)     # (samples, channels)
             wave = wave[first - early:]
@@ -115,7 +114,7 @@ def filterbank(wave):
     samples = torch.from_numpy(wave).double()[None] * 2**15              # Kaldi expects 16-bit integers
     mel = fbank(samples, num_mel_bins=MEL_BINS, sample_frequency=SAMPLE_RATE)          # (2T or 2T + 1, 80)
     mel = (mel - mel.mean(0)) / (mel.var(0, correction=1) + 1e-7).sqrt()
-    mel = mel[:len(mel) // STACK * STACK]    # an odd last frame counts in the mean, then the extractor masks it
+    mel = mel[:len(mel) // STACK * STACK]    # an odd last frame counts in the mean, and is masked there
     return mel.reshape(-1, STACK * MEL_BINS).float()
 
 
@@ -125,8 +124,7 @@ def load_encoder(path, device):
     from transformers.models.seamless_m4t_v2.modeling_seamless_m4t_v2 import SeamlessM4Tv2SpeechEncoder
 
     # float16 on a GPU: Meta runs the model in it, it is 8 times closer to float32 than bfloat16 is, and the
-    # cache is float16 anyway.
-    # sdpa: eager adds the boolean mask as 0 or 1 to the scores, so that padding would change the frames.
+    # cache is float16 anyway. sdpa: eager adds the mask to the scores as 0 or 1, so padding would leak in.
     dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()        # it would list every weight of the decoders as unexpected
@@ -205,8 +203,8 @@ def read_indices(folder, expect):
             index = json.load(file)
         for key, value in expect.items():
             if index["made"][key] != value:
-                raise ValueError(f"{folder} was made with {key} {index['made'][key]!r}, expected is {value!r}; "
-                                 f"change that, or remove the folder and run extract_features.py again")
+                raise ValueError(f"{folder} was made with {key} {index['made'][key]!r}, expected is "
+                                 f"{value!r}; set it back, or remove the folder and run extract_features.py")
         indices.append(index)
     return indices
 
@@ -234,7 +232,6 @@ def configure(Config, presets, argv=None):
     typed = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
     preset = typed["preset"] if "preset" in defaults else typed.pop("preset")
     values = {**defaults, **presets[preset], **typed}
-
     print(f"preset {preset} (* differs from the file)")
     for name, value in values.items():
         if name not in defaults:
@@ -306,10 +303,10 @@ def decode_ahead(blocks, max_seconds, workers):
 
 
 def encode_block(c, encoder, features):
-    """{utterance: (T, 160)} -> {utterance: float16 (frames, W)}, in the same order, encoded by length."""
+    """{utterance: (T, 160)} -> {utterance: float16 (frames, W)}, in that order; like lengths together."""
     frames, names = dict.fromkeys(features), sorted(features, key=lambda name: len(features[name]))
     while names:
-        size = max(1, int(c.batch_seconds * FRAME_RATE / len(features[names[-1]])))      # with padding
+        size = max(1, int(c.batch_seconds * FRAME_RATE / len(features[names[-1]])))      # by the longest
         names, batch = names[:-size], names[-size:]
         for utterance, output in zip(batch, encode(encoder, [features[name] for name in batch])):
             with np.errstate(over="ignore"):             # the next line looks for it
@@ -320,12 +317,12 @@ def encode_block(c, encoder, features):
 
 
 def extract(c, encoder, made, folder, rows):
-    """Encode what no shard in `folder` holds yet; rows: one for each utterance."""
+    """Encode what no shard in `folder` holds yet. rows: {utterance: one of its rows}."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))   # torchrun sets them
     lengths, known, _ = committed(folder, made)
     # Blocks are cut from all rows, not from those left: after a kill the batches, so the bytes, are the same.
     # A dropped utterance is tried again until the folder is finished.
-    mine = rows[rank::world]
+    mine = list(rows.values())[rank::world]
     blocks = [mine[i:i + BLOCK] for i in range(0, len(mine), BLOCK)]
     blocks = [[row for row in block if row["utterance"] not in lengths] for block in blocks]
     blocks = [block for block in blocks if block]
@@ -372,13 +369,13 @@ def committed(folder, made):
 def finish(c, made, width, folder, rows):
     """dropped.jsonl, then config.json, once every utterance is in a shard or dropped; else False."""
     lengths, dropped, hours = committed(folder, made)
-    if any(row["utterance"] not in lengths and row["utterance"] not in dropped for row in rows):
+    if rows.keys() - lengths.keys() - dropped.keys():
         return False
     if not lengths:
         raise ValueError(f"{folder}: all {len(dropped)} utterances were dropped, the first for this reason: "
                          f"{next(iter(dropped.values()))['reason']}")
-    with replace_file(os.path.join(folder, "dropped.jsonl")) as path, open(path, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in dropped.values())
+    with replace_file(os.path.join(folder, "dropped.jsonl")) as name, open(name, "wb") as file:
+        file.writelines((json.dumps(entry, ensure_ascii=False) + "\n").encode() for entry in dropped.values())
     write_json(os.path.join(folder, "config.json"), {
         **made, "width": width, "utterances": len(lengths), "frames": sum(lengths.values()), "hours": hours,
         "dropped": len(dropped), "config": asdict(c), **provenance()})
@@ -390,56 +387,50 @@ def splits_of(c):
     for corpus in c.corpora.split(","):
         folder = require(os.path.join(c.work, "rows", corpus), f"python data/{corpus}.py")
         files = glob.glob("*.jsonl", root_dir=folder)
-        for split in c.splits.split(",") if c.splits else sorted(name.removesuffix(".jsonl") for name in files):
+        for split in c.splits.split(",") if c.splits else sorted(name[:-len(".jsonl")] for name in files):
             yield corpus, split
 
 
 def fingerprint(path):
-    """Tells two encoders apart that were made under one name; "" for a name on the hub and for sharded weights."""
-    file = os.path.join(path, "model.safetensors")
-    if not os.path.isfile(file):
+    """Tells apart two encoders made under one name; "" for a hub name and for weights in several files."""
+    path = os.path.join(path, "model.safetensors")
+    if not os.path.isfile(path):
         return ""
-    with open(file, "rb") as weights:
-        return hashlib.file_digest(weights, "sha256").hexdigest()[:16]
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def main(argv=None):
     c = configure(Config, PRESETS, argv)
-
-    # 1. the encoder: found now, loaded when a split needs it
+    # 1. the encoder: found now, loaded when a split needs it; and what all of a cache must have in common
     path, encoder = locate(c.work, c.encoder), None
-    # what all shards of a cache must have in common
     made = {"encoder": c.encoder, "weights": fingerprint(path), "layer": LAYER, "mean": c.mean,
             "sample_rate": SAMPLE_RATE, "max_seconds": c.max_seconds}
     for corpus, split in splits_of(c):
         # 2. the utterances of the split: several rows may share one, a text-only row has none
-        rows = {}
-        for row in read_rows(os.path.join(c.work, "rows", corpus, f"{split}.jsonl")):
-            if "utterance" in row:
-                rows.setdefault(row["utterance"], row)
+        rows = read_rows(os.path.join(c.work, "rows", corpus, f"{split}.jsonl"))
+        rows = {row["utterance"]: row for row in rows if "utterance" in row}
         if not rows:
             print(f"{corpus}/{split}: text only")
             continue
-
         # 3. encode those that no shard holds yet
         folder = features_folder(c.work, c.encoder, c.mean, corpus, split)
         config = os.path.join(folder, "config.json")
-        lengths, dropped, _ = committed(folder, made)
+        lengths, dropped, hours = committed(folder, made)
         if not os.path.exists(config) or rows.keys() - lengths.keys() - dropped.keys():
             with suppress(FileNotFoundError):            # the corpus has grown: not finished any more
                 os.remove(config)
             encoder = encoder or load_encoder(path, pick_device())
-            extract(c, encoder, made, folder, list(rows.values()))
-
+            extract(c, encoder, made, folder, rows)
             # 4. config.json last; of several processes, the one that sees everything done writes it
-            if not finish(c, made, encoder.config.hidden_size, folder, rows.values()):
+            if not finish(c, made, encoder.config.hidden_size, folder, rows):
                 print(f"{corpus}/{split}: this process is done, others are not")
                 continue
-        lengths, dropped, hours = committed(folder, made)
-        print(f"{corpus}/{split}: {hours:.2f} hours, {len(lengths)} utterances in {folder}")
+            lengths, dropped, hours = committed(folder, made)
+        print(f"{corpus}/{split}: {hours:.2f} hours, {len(lengths)} utterances, {len(dropped)} dropped, "
+              f"in {folder}")
         if dropped:
-            print(f"{corpus}/{split}: {len(dropped)} dropped, dropped.jsonl there says which and why; "
-                  f"remove config.json to try them again")
+            print("  dropped.jsonl there says which and why; to try them again, remove its config.json")
     print(f"next: python train_projector.py --preset {c.preset}")
 
 

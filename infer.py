@@ -130,7 +130,7 @@ def predict(c, name, system, test_set):
         return
     text = projector is None                                # no projector: the transcript is read, and ASR is no task
     rows = read_rows(os.path.join(c.work, "rows", corpus, f"{split}.jsonl"))
-    rows = [row for row in rows if row["task"] in TEXT_TASK] if text else rows
+    rows = [row for row in rows if (row["task"] in TEXT_TASK if text else "utterance" in row)]
     features = None
     if not text:
         features = open_features(features_folder(c.work, c.encoder, c.mean, corpus, split),
@@ -198,6 +198,8 @@ def main(argv=None):
         require(os.path.join(c.work, "rows", corpus, f"{split}.jsonl"), f"python data/{corpus}.py")
     for system in c.systems.split(","):
         name, _, folder = system.partition(":")
+        if not folder and name != "llm":
+            raise SystemExit(f"--systems {name}: only llm has no folder; write {name}:<folder of {c.work}/{c.preset}>")
         if folder:
             script = {"B": "train_lora.py", "C": "merge_sft.py"}.get(name, f"train_projector.py --mixture {name}")
             require(os.path.join(c.work, c.preset, folder, "config.json"),

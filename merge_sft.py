@@ -100,10 +100,10 @@ def main(argv=None):
     optimizers = [torch.optim.AdamW(projector.parameters(), lr=c.lr_projector, weight_decay=c.decay_projector),
                   torch.optim.AdamW(lora_parameters(llm), lr=c.lr_lora, weight_decay=c.decay_lora)]
     with open(os.path.join(base, c.projector, "config.json")) as file:
-        sizes = json.load(file)["projector"]
+        sizes = json.load(file)["sizes"]
     run = Run(c, {"projector": (projector.state_dict, projector.load_state_dict),
                   "lora": (lambda: lora_state_dict(llm), lambda state: load_lora(llm, state))},
-              optimizers, "last", projector=sizes, r=lora_config["r"], alpha=lora_config["alpha"])
+              optimizers, "last", sizes=sizes, r=lora_config["r"], alpha=lora_config["alpha"])
 
     def loss_of(samples):
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):

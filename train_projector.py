@@ -89,6 +89,9 @@ class Projector(nn.Module):
         # ReLU, no positions (the frames carry them), a closing LayerNorm: the paper is silent (our choice)
         self.layers = nn.ModuleList(nn.TransformerEncoderLayer(width, heads, ffn, dropout, batch_first=True, norm_first=True)
                                     for _ in range(layers))
+        for layer in self.layers:                # every layer starts as the identity: frames reach the LLM from step 1
+            nn.init.zeros_(layer.self_attn.out_proj.weight)                                        # (our choice)
+            nn.init.zeros_(layer.linear2.weight)
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, llm_width)
 
@@ -103,9 +106,14 @@ class Projector(nn.Module):
 def load_projector(folder, device):
     """The projector of a finished stage folder, rebuilt from its own config.json."""
     with open(os.path.join(folder, "config.json")) as file:
-        projector = Projector(**json.load(file)["projector"])
+        projector = Projector(**json.load(file)["sizes"])
     projector.load_state_dict(load_weights(folder)["projector"])
     return projector.to(device)
+
+
+def rms(tensor):
+    """Root mean square of all entries, a float."""
+    return tensor.float().square().mean().sqrt().item()
 
 
 def load_llm(path, device):
@@ -133,7 +141,7 @@ def splice(llm, projector, samples):
     device = table.weight.device
     ids = [torch.tensor(s["before"] + s["after"] + s["answer"]) for s in samples]
     embedded = table(torch.cat(ids).to(device, non_blocking=True)).split([len(i) for i in ids])
-    spoken = [torch.from_numpy(s["frames"]).float() for s in samples if s["frames"] is not None]
+    spoken = [torch.tensor(s["frames"]).float() for s in samples if s["frames"] is not None]
     if spoken:
         lengths = torch.tensor([len(f) for f in spoken], device=device)
         frames = nn.utils.rnn.pad_sequence(spoken, batch_first=True).to(device, non_blocking=True)   # (B, T, W)
@@ -285,10 +293,10 @@ def update(optimizers, samples, loss_of, micro_tokens):
 
 
 def pick_validation(rows, tasks, text, count):
-    """The same `count` answerable dev rows for each (task, language) in every run -> list of rows."""
+    """The same `count` dev rows for each task, language and validity in every run -> list of rows."""
     kinds = {}
     for row in rows:
-        if (TEXT_TASK.get(row["task"]) if text else row["task"]) in tasks:
+        if (TEXT_TASK.get(row["task"]) if text else "utterance" in row and row["task"]) in tasks:
             kinds.setdefault((row["task"], row["language"], row["answerable"]), []).append(row)
     return [row for _, kind in sorted(kinds.items()) for row in random.Random(0).sample(kind, min(count, len(kind)))]
 
@@ -390,8 +398,8 @@ class Run:
 
 
 def refuse_other_constants(folder, old, new):
-    """A folder belongs to one set of constants."""
-    different = {k: (old.get(k), new[k]) for k in new if old.get(k) != new[k]}
+    """A folder belongs to one set of constants, but for where it lies and what fits into memory."""
+    different = {k: (old.get(k), new[k]) for k in new if k not in ("work", "micro_tokens") and old.get(k) != new[k]}
     if different:
         told = ", ".join(f"{k} {was!r} (now {now!r})" for k, (was, now) in different.items())
         raise SystemExit(f"{folder} was made with {told}; remove it, or choose another --out")
@@ -426,8 +434,12 @@ def main(argv=None):
     sizes = dict(width=features.maps[0].config["width"], llm_width=llm.config.hidden_size, layers=c.layers,
                  heads=c.heads, ffn=c.ffn, dropout=c.dropout)
     projector = Projector(**sizes).to(device)
+    # start at the scale of the LLM's own embeddings: a stock Linear is 13 times (tiny) to 50 times (Llama) too loud,
+    # and what a layer adds to such a vector is lost in it (our choice)
+    with torch.no_grad():
+        projector.output.weight.normal_(std=rms(llm.get_input_embeddings().weight) / sizes["width"] ** 0.5)
     optimizer = torch.optim.AdamW(projector.parameters(), lr=c.lr, weight_decay=c.weight_decay)
-    run = Run(c, {"projector": (projector.state_dict, projector.load_state_dict)}, [optimizer], "best", projector=sizes)
+    run = Run(c, {"projector": (projector.state_dict, projector.load_state_dict)}, [optimizer], "best", sizes=sizes)
 
     def loss_of(samples):
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):

@@ -32,7 +32,7 @@ from data.rows import replace_file, write_rows
 from data.tiny_models import instruction, make_models
 
 PRESETS = {  # utterances of train, dev, test; optimizer steps of the encoder and of the LLM
-    "tiny":  dict(train=3600, dev=60, test=160, encoder_steps=260, llm_steps=700),
+    "tiny":  dict(train=3600, dev=60, test=160, encoder_steps=380, llm_steps=450),
     "smoke": dict(train=240, dev=16, test=16, encoder_steps=6, llm_steps=20),
 }
 

@@ -18,10 +18,12 @@ import numpy as np
 import soundfile
 import torch
 import torch.nn.functional as F
+import torchaudio
 from tqdm import tqdm
 
 from data.prompts import CHAT, encode_answer, encode_prompt, user_turn
 
+LS = float(os.environ.get('LS','0'))
 CHARACTERS = " 'abcdefghijklmnopqrstuvwxyz"  # CTC labels 1.. ; 0 is the blank
 ANSWER_SENTENCES = {  # how the tiny LLM answers before any LoRA: in a sentence, as chat models do
     "en": "The answer is {}.", "de": "Die Antwort ist {}.", "it": "La risposta è {}.", "zh": "答案是{}。",
@@ -76,8 +78,9 @@ def seamless_config():
 
 
 def read_features(extractor, audio):
-    """One 16 kHz file -> what the Seamless encoder reads, [T50, 160] at 50 Hz, an odd last half frame left out."""
-    wave, _ = soundfile.read(audio, dtype="float32")
+    """One mono file -> what the Seamless encoder reads, [T50, 160] at 50 Hz, an odd last half frame left out."""
+    wave, rate = soundfile.read(audio, dtype="float32")
+    wave = torchaudio.functional.resample(torch.from_numpy(wave), rate, 16000).numpy()
     out = extractor(wave, sampling_rate=16000, return_tensors="np", return_attention_mask=True)
     return torch.from_numpy(out["input_features"][0][:int(out["attention_mask"].sum())])
 
@@ -96,16 +99,30 @@ def spec_augment(x, lengths, generator):
     return x
 
 
-def ctc_logits(encoder, head, batch, augment=None):
-    """Character logits (B, T, C) and frame counts of a list of feature arrays."""
+def hidden_states(encoder, batch, augment=None):
+    """Output (B, T, 128) of the second and of the last layer, and frame counts, of a list of feature arrays."""
     lengths = torch.tensor([len(x) for x in batch])
     x = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True)
     if augment is not None:
         x = spec_augment(x, lengths.tolist(), augment)
     mask = (torch.arange(x.shape[1])[None] < lengths[:, None]).long()
-    hidden = encoder.encoder(encoder.feature_projection(x), attention_mask=mask)
-    hidden = hidden if torch.is_tensor(hidden) else hidden[0]
-    return head(hidden), lengths
+    middle = []
+    hook = encoder.encoder.layers[1].register_forward_hook(lambda *call: middle.append(call[2]))
+    last = encoder.encoder(encoder.feature_projection(x), attention_mask=mask)
+    hook.remove()
+    first = middle[0] if torch.is_tensor(middle[0]) else middle[0][0]
+    return first, last, lengths
+
+
+def average(hidden):
+    """(B, T, W) -> (B, ceil(T / 3), W): what stage 0 will keep; only a batch's last group may hold padding."""
+    return F.avg_pool1d(hidden.transpose(1, 2), 3, ceil_mode=True).transpose(1, 2)
+
+
+def ctc(logits, lengths, targets):
+    """CTC loss of a padded batch; targets: one label tensor an utterance."""
+    return F.ctc_loss(F.log_softmax(logits, -1).transpose(0, 1), torch.cat(targets), lengths,
+                      torch.tensor([len(t) for t in targets]), zero_infinity=True)
 
 
 def spell(text):
@@ -113,21 +130,29 @@ def spell(text):
     return torch.tensor([CHARACTERS.index(c) + 1 for c in text.lower() if c in CHARACTERS])
 
 
+def words_of(text):
+    """Lower-case words without punctuation."""
+    return "".join(c for c in text.lower() if c in CHARACTERS).split()
+
+
 @torch.no_grad()
-def ctc_word_errors(encoder, head, features, texts):
+def ctc_word_errors(encoder, head, vocabulary, features, texts):
     """Greedy CTC word error rate in percent: how good the tiny encoder is, apart from any LLM."""
     import jiwer
     encoder.eval()
     heard = []
     for x in features:
-        best = ctc_logits(encoder, head, [x])[0][0].argmax(-1).unique_consecutive()
-        heard.append("".join(CHARACTERS[i - 1] for i in best.tolist() if i))
-    references = ["".join(c for c in text.lower() if c in CHARACTERS) for text in texts]
-    return 100 * jiwer.wer(references, heard)
+        best = head(average(hidden_states(encoder, [x])[1]))[0].argmax(-1).unique_consecutive()
+        heard.append(" ".join(vocabulary[i - 1] for i in best.tolist() if i))
+    return 100 * jiwer.wer([" ".join(words_of(text)) for text in texts], heard)
 
 
 def make_encoder(folder, train_rows, dev_rows, steps, seed, batch=32):
-    """Train the tiny Seamless speech encoder with CTC on the rows' audio and save the whole model in `folder`."""
+    """
+    Train the tiny Seamless speech encoder on the rows' audio and save the whole model in `folder`: CTC over characters
+    after layer 2, which finds the alignment, and CTC over words after layer 4, so that frames carry words as the real
+    encoder's do, which was trained to translate.
+    """
     from transformers import SeamlessM4TFeatureExtractor, SeamlessM4Tv2Model
     if os.path.exists(os.path.join(folder, "config.json")):
         print(f"{folder} exists already")
@@ -139,48 +164,56 @@ def make_encoder(folder, train_rows, dev_rows, steps, seed, batch=32):
     features, dev_features = ([read_features(extractor, audio) for audio, _ in tqdm(c, desc="filterbanks", unit=" utt")]
                               for c in clips)
     texts, dev_texts = ([text for _, text in c] for c in clips)
-    labels = [spell(text) for text in texts]
+    vocabulary = sorted({word for text in texts for word in words_of(text)})
+    spelled = [spell(text) for text in texts]
+    worded = [torch.tensor([vocabulary.index(word) + 1 for word in words_of(text)]) for text in texts]
 
     model = SeamlessM4Tv2Model(seamless_config())
-    encoder, head = model.speech_encoder, torch.nn.Linear(128, len(CHARACTERS) + 1)
-    trained = [*encoder.feature_projection.parameters(), *encoder.encoder.parameters(), *head.parameters()]
-    optimizer_list = optimizers(trained, lr_matrix=2e-3, lr_rest=2e-3)
+    encoder = model.speech_encoder
+    character_head, word_head = torch.nn.Linear(128, len(CHARACTERS) + 1), torch.nn.Linear(128, len(vocabulary) + 1)
+    trained = [p for part in (encoder.feature_projection, encoder.encoder, character_head, word_head) for p in part.parameters()]
+    optimizer_list = optimizers(trained, lr_matrix=2e-2, lr_rest=3e-3)
     rng, augment = random.Random(seed), torch.Generator().manual_seed(seed)
-    # length buckets: shuffled, sorted in groups of eight batches, cut, and the batches shuffled again
+
     def batches():
+        """Shuffled, sorted by length in groups of eight batches, cut, and the batches shuffled again; without end."""
         while True:
-            order = rng.sample(range(len(features)), len(features))
-            cut = []
+            order, cut = rng.sample(range(len(features)), len(features)), []
             for i in range(0, len(order), 8 * batch):
                 group = sorted(order[i:i + 8 * batch], key=lambda n: len(features[n]))
                 cut += [group[j:j + batch] for j in range(0, len(group), batch)]
             rng.shuffle(cut)
             yield from cut
+
     bar = tqdm(zip(range(steps), batches()), total=steps, desc="encoder, CTC", unit=" step")
+    encoder.train()
     for step, picked in bar:
-        encoder.train()
-        logits, lengths = ctc_logits(encoder, head, [features[n] for n in picked], augment)
-        targets = [labels[n] for n in picked]
-        loss = F.ctc_loss(F.log_softmax(logits, -1).transpose(0, 1), torch.cat(targets), lengths,
-                          torch.tensor([len(t) for t in targets]), zero_infinity=True)
-        loss.backward()
+        first, last, lengths = hidden_states(encoder, [features[n] for n in picked], augment)
+        characters = ctc(character_head(first), lengths, [spelled[n] for n in picked])
+        words = ctc(word_head(average(last)), -(-lengths // 3), [worded[n] for n in picked])
+        (characters + words).backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         step_all(optimizer_list, (step + 1) / steps)
         if step % 20 == 0:
-            bar.set_postfix(loss=f"{loss.item():.2f}")
-    error = ctc_word_errors(encoder, head, dev_features, dev_texts)
+            bar.set_postfix(characters=f"{characters.item():.2f}", words=f"{words.item():.2f}")
+    error = ctc_word_errors(encoder, word_head, vocabulary, dev_features, dev_texts)
     print(f"tiny encoder: CTC word error rate on unseen voices {error:.1f} %")
     save_whole(folder, model.eval(), extractor)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the LLM
+def hesitate(rng, text):
+    """A text with up to four "uh" before every word: as long as speech is, in frames."""
+    return " ".join(word for said in text.split() for word in ["uh"] * rng.randint(0, 4) + [said])
+
+
 def instruction(rng, rows):
     """One training example from a sentence's rows: copy, translate, or answer in a full sentence."""
     task = rng.choices(["ASR", "ST", "SQA"], [0.3, 0.4, 0.3])[0]
-    row = rng.choice([r for r in rows if r["task"] == task and r["answerable"]])
+    row = dict(rng.choice([r for r in rows if r["task"] == task and r["answerable"]]))
     if task == "SQA":
-        row = {**row, "target": ANSWER_SENTENCES[row["language"]].format(row["target"])}
+        row["target"] = ANSWER_SENTENCES[row["language"]].format(row["target"])
     return row
 
 
@@ -226,10 +259,13 @@ def make_llm(folder, draw_instruction, steps, seed, batch=40, vocabulary=2000):
         pad_token_id=ids["<|finetune_right_pad_id|>"]))
     embedding = model.model.embed_tokens.weight
     matrices = [p for p in model.parameters() if p is not embedding]
-    optimizer_list = [*optimizers(matrices, lr_matrix=5e-3, lr_rest=3e-3), torch.optim.AdamW([embedding], lr=3e-3)]
+    optimizer_list = [*optimizers(matrices, lr_matrix=float(os.environ.get("LM","5e-3")), lr_rest=3e-3), torch.optim.AdamW([embedding], lr=3e-3)]
     bar = tqdm(range(steps), desc="LLM, text", unit=" step")
     for step in bar:
         rows = [draw_instruction(rng) for _ in range(batch)]
+        for row in rows:
+            if step > 0.5 * steps and rng.random() < 0.5:
+                row["transcript"] = hesitate(rng, row["transcript"])
         prompts = [encode_prompt(tokenizer, "llama", row, text=True)[0] for row in rows]
         answers = [encode_answer(tokenizer, "llama", row) for row in rows]
         width = max(len(p) + len(a) for p, a in zip(prompts, answers))
@@ -240,7 +276,7 @@ def make_llm(folder, draw_instruction, steps, seed, batch=40, vocabulary=2000):
             labels[i, len(p):len(p) + len(a)] = torch.tensor(a)
         hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1]
         wanted = labels[:, 1:]
-        loss = F.cross_entropy(model.lm_head(hidden[wanted != -100]), wanted[wanted != -100])
+        loss = F.cross_entropy(model.lm_head(hidden[wanted != -100]), wanted[wanted != -100], label_smoothing=LS)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         step_all(optimizer_list, (step + 1) / steps)

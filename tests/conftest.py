@@ -1,17 +1,119 @@
 """The one place that touches the import path, and what several tests start from."""
+import contextlib
+import importlib
 import os
+import random
+import shutil
 import sys
 
+import numpy as np
 import pytest
+import torch
+import transformers
 
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, PROJECT)
 
+import extract_features  # noqa: E402, it needs the line above
+
 
 @pytest.fixture(scope="session")
 def real():
-    """The folder of real recordings and data beside the project; tests that need it are skipped without it."""
+    """The folder of real recordings beside the project; tests that need it are skipped without it."""
     folder = os.path.join(os.path.dirname(PROJECT), "shared", "real")
     if not os.path.isdir(folder):
         pytest.skip(f"no real recordings at {folder}")
     return folder
+
+
+# --- A world so small that every stage runs in a second: random models, made-up frames, nothing to learn.
+
+TINY_TRAINING = ["--steps", "6", "--validate_every", "2", "--validate_rows", "1", "--warmup", "2", "--batch", "4",
+                 "--accumulate", "2", "--micro_tokens", "300"]
+ARGUMENTS = {
+    "train_projector": [*TINY_TRAINING, "--batch_sqa", "2", "--layers", "1", "--heads", "2", "--ffn", "32"],
+    "train_lora": TINY_TRAINING, "merge_sft": TINY_TRAINING, "infer": ["--max_new_tokens", "6", "--batch", "8"],
+}
+
+
+@pytest.fixture(scope="session")
+def run_stage():
+    """run_stage("train_lora", "--seed", "1") runs a stage's main in this process, below the current folder."""
+    def run(stage, *more):
+        return importlib.import_module(stage).main([*ARGUMENTS[stage], *more])
+    return run
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory):
+    """A random Llama of two narrow layers and its byte-level BPE tokenizer, in the hub's format -> its folder."""
+    from data.prompts import user_turn
+    from data.tiny import draw_sentence, sentence_rows
+    from data.tiny_models import make_tokenizer
+    torch.manual_seed(0)
+    rng = random.Random(0)
+    rows = [row for _ in range(40) for row in sentence_rows(rng, draw_sentence(rng), "tiny/text", "none")]
+    tokenizer = make_tokenizer(["".join(user_turn(row, text=True)) + row["target"] for row in rows], 600)
+    ends = tokenizer.convert_tokens_to_ids(["<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"])
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, initializer_range=0.2, bos_token_id=tokenizer.bos_token_id, eos_token_id=ends,
+        pad_token_id=tokenizer.pad_token_id)
+    folder = str(tmp_path_factory.mktemp("models") / "tiny-llama")
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def untrained(llama, tmp_path_factory):
+    """A folder whose work/ is as stage A finds it: rows of three splits, a finished cache of random frames, the LLM."""
+    from data.rows import write_rows
+    from data.tiny import draw_sentence, sentence_rows
+    from data.tiny_models import seamless_config
+    folder = tmp_path_factory.mktemp("untrained")
+    shutil.copytree(llama, folder / "work" / "models" / "tiny-llama")
+    rng, noise = random.Random(1), np.random.default_rng(1)
+    with contextlib.chdir(folder):
+        c = extract_features.Config()
+        made = {"encoder": c.encoder, "mean": c.mean}
+        for split, count in (("train", 24), ("dev", 3), ("test", 4)):
+            rows = [row for n in range(count)
+                    for row in sentence_rows(rng, draw_sentence(rng), f"tiny/{split}-{n}", f"{split}-{n}.flac")]
+            write_rows(os.path.join("work", "rows", "tiny", f"{split}.jsonl"), rows)
+            width = seamless_config().hidden_size
+            frames = {row["utterance"]: None for row in rows}
+            frames = {name: noise.standard_normal((rng.randint(4, 20), width)).astype(np.float16) for name in frames}
+            cache = extract_features.features_folder(c.work, c.encoder, c.mean, "tiny", split)
+            extract_features.write_shard(cache, "frames-00000", frames, {"made": made, "dropped": [], "seconds": 1.0})
+            assert extract_features.finish(c, made, width, cache, frames)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished_stages(untrained, run_stage, tmp_path_factory):
+    """The same with the stages A.1, A.2, B and C finished in work/tiny, six steps each."""
+    folder = tmp_path_factory.mktemp("finished") / "all"
+    shutil.copytree(untrained, folder)
+    with contextlib.chdir(folder):
+        run_stage("train_projector")
+        run_stage("train_projector", "--mixture", "A.2", "--out", "projector-A.2")
+        run_stage("train_lora")
+        run_stage("merge_sft")
+    return folder
+
+
+@pytest.fixture
+def before_training(untrained, tmp_path, monkeypatch):
+    """A copy of `untrained` of this test's own; the test runs in it."""
+    shutil.copytree(untrained, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+@pytest.fixture
+def after_training(finished_stages, tmp_path, monkeypatch):
+    """A copy of `finished_stages` of this test's own; the test runs in it."""
+    shutil.copytree(finished_stages, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    return tmp_path / "copy"

@@ -1,0 +1,187 @@
+"""
+The digits world: real voices. Sequences of 3 to 6 digits joined from the Free Spoken Digit Dataset (FSDD).
+
+    FSDD=folder/of/recordings python data/digits.py      # {digit}_{speaker}_{take}.wav, mono, 8 kHz
+    python data/digits.py                                # fetches the recordings once (git, 21 MB, CC BY-SA 4.0)
+    HOLDOUT=theo python data/digits.py                   # the speaker of the test set, never heard in training
+
+reads   the recordings (https://github.com/Jakobovski/free-spoken-digit-dataset)
+writes  <work>/rows/digits/{train,dev,test}.jsonl, <work>/audio/digits/*.flac,
+        <work>/models/{digits-seamless,digits-llama} (data/tiny_models.py), <work>/rows/digits/config.json last
+
+ASR writes the digits as words, ST gives the German, Italian and Chinese words, SQA asks for one of the digits or for
+how many there are; a question about anything else is unanswerable. Everything here is our choice.
+"""
+import argparse
+import functools
+import glob
+import json
+import multiprocessing
+import os
+import random
+import subprocess
+import sys
+
+if __name__ == "__main__":  # `python data/digits.py`: imports start at the project's folder, not at data/
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+import numpy as np
+import soundfile
+from tqdm import tqdm
+
+from data.prompts import NOT_ANSWERABLE
+from data.rows import replace_file, write_rows
+from data.tiny_models import instruction, make_models
+
+PRESETS = {"digits": dict(train=3600, dev=60, test=160, encoder_steps=420, llm_steps=350)}
+REPOSITORY = "https://github.com/Jakobovski/free-spoken-digit-dataset"
+RATE = 8000  # Hz, of the recordings
+TAKES = {"train": range(10, 50), "dev": range(5, 10), "test": range(50)}  # dev hears known speakers in unheard takes
+
+LANGUAGES = ("en", "de", "it", "zh")
+DIGITS = {
+    "en": "zero one two three four five six seven eight nine".split(),
+    "de": "null eins zwei drei vier fünf sechs sieben acht neun".split(),
+    "it": "zero uno due tre quattro cinque sei sette otto nove".split(),
+    "zh": "零 一 二 三 四 五 六 七 八 九".split(),
+}
+ORDINALS = {
+    "en": "first second third fourth fifth sixth".split(),
+    "de": "erste zweite dritte vierte fünfte sechste".split(),
+    "it": "primo secondo terzo quarto quinto sesto".split(),
+    "zh": "一 二 三 四 五 六".split(),
+}
+WHICH = {"en": "What is the {} number?", "de": "Was ist die {} Zahl?", "it": "Qual è il {} numero?", "zh": "第{}个数字是什么?"}
+HOW_MANY = {"en": "How many numbers are there?", "de": "Wie viele Zahlen sind es?", "it": "Quanti numeri ci sono?",
+            "zh": "一共有几个数字?"}
+OTHER = {
+    "en": ("Who is speaking?", "Which city is it?", "What day is it?", "What colour is it?"),
+    "de": ("Wer spricht?", "Welche Stadt ist es?", "Welcher Tag ist es?", "Welche Farbe ist es?"),
+    "it": ("Chi parla?", "Quale città è?", "Che giorno è?", "Di che colore è?"),
+    "zh": ("谁在说话?", "是哪个城市?", "今天星期几?", "是什么颜色?"),
+}
+
+
+def spoken(digits, language):
+    """Digits as words of a language."""
+    return ("" if language == "zh" else " ").join(DIGITS[language][d] for d in digits)
+
+
+def draw_question(rng, digits, language, answerable):
+    """(question, answer): one of the digits, their number, or, without an answer, anything else."""
+    if not answerable:
+        return rng.choice(OTHER[language]), NOT_ANSWERABLE[language]
+    place = rng.randrange(-1, len(digits))
+    if place < 0:
+        return HOW_MANY[language], DIGITS[language][len(digits)]
+    return WHICH[language].format(ORDINALS[language][place]), DIGITS[language][digits[place]]
+
+
+def sequence_rows(rng, digits, utterance, audio):
+    """The twelve rows of one utterance: ASR, ST to three languages, an answerable and an unanswerable SQA in four."""
+    base = {"utterance": utterance, "audio": audio, "transcript": spoken(digits, "en")}
+    for language in LANGUAGES:
+        task = "ASR" if language == "en" else "ST"
+        yield {"id": f"{utterance}/{task}.{language}", **base, "task": task, "language": language, "answerable": True,
+               "target": spoken(digits, language)}
+        for answerable in (True, False):
+            question, answer = draw_question(rng, digits, language, answerable)
+            kind = "SQA" if answerable else "SQA-invalid"
+            yield {"id": f"{utterance}/{kind}.{language}", **base, "task": "SQA", "language": language,
+                   "answerable": answerable, "question": question, "target": answer}
+
+
+def change_speed(wave, factor):
+    """Play a wave faster or slower: pitch and formants move with it, another voice for the training set."""
+    places = np.arange(0, len(wave) - 1, factor)
+    return np.interp(places, np.arange(len(wave)), wave).astype(np.float32)
+
+
+def join_one(job):
+    """Join one utterance's recordings with pauses and light noise and write it, still at 8 kHz."""
+    path, files, speed, seed = job
+    rng = np.random.default_rng(seed)
+    parts = []
+    for file in files:
+        wave, rate = soundfile.read(file, dtype="float32")
+        if rate != RATE or wave.ndim != 1:
+            raise ValueError(f"{file}: expected mono at {RATE} Hz, got {rate} Hz, {wave.ndim} dimensions")
+        parts += [change_speed(wave / max(np.abs(wave).max(), 1e-4), speed), np.zeros(int(rng.uniform(0.05, 0.3) * RATE))]
+    wave = 0.5 * np.concatenate(parts)
+    snr = rng.uniform(20, 40)  # dB
+    wave += rng.standard_normal(len(wave)) * np.sqrt((wave**2).mean()) * 10 ** (-snr / 20)
+    with replace_file(path) as temporary:
+        soundfile.write(temporary, wave, RATE, format="FLAC", subtype="PCM_16")
+
+
+def find_recordings(work):
+    """The folder of recordings: $FSDD, or a clone that is made on the first run."""
+    folder = os.environ.get("FSDD", "")
+    if not folder:
+        clone = os.path.join(work, "downloads", "fsdd")
+        folder = os.path.join(clone, "recordings")
+        if not os.path.isdir(folder):
+            done = subprocess.run(["git", "clone", "--depth", "1", REPOSITORY, clone], capture_output=True, text=True)
+            if done.returncode:
+                raise SystemExit(f"could not fetch {REPOSITORY}:\n{done.stderr.strip()}\n"
+                                 "fetch it yourself and run: FSDD=folder/of/recordings python data/digits.py")
+    if not glob.glob(os.path.join(glob.escape(folder), "*_*_*.wav")):
+        raise SystemExit(f"{folder} holds no recording like 7_theo_12.wav; set FSDD to the folder of recordings")
+    return folder
+
+
+def make_world(work, folder, holdout, sizes, seed):
+    """Rows and audio of the three splits -> {split: rows}; the test speaker speaks in no other split."""
+    takes = {}
+    for path in sorted(glob.glob(os.path.join(glob.escape(folder), "*_*_*.wav"))):
+        digit, speaker, take = os.path.basename(path)[:-4].split("_")
+        takes.setdefault(speaker, {}).setdefault((int(digit), int(take)), path)
+    holdout = holdout or sorted(takes)[-1]
+    if holdout not in takes or len(takes) < 2:
+        raise SystemExit(f"HOLDOUT={holdout}: the speakers in {folder} are {', '.join(sorted(takes))}")
+    print(f"training on {', '.join(sorted(takes.keys() - {holdout}))}; testing on {holdout}")
+
+    rng, splits, jobs = random.Random(seed), {}, []
+    for split in ("test", "dev", "train"):
+        speakers, rows = [holdout] if split == "test" else sorted(takes.keys() - {holdout}), []
+        for n in range(sizes[split]):
+            digits = [rng.randrange(10) for _ in range(rng.randint(3, 6))]
+            own = takes[rng.choice(speakers)]
+            files = [own[d, rng.choice([t for t in TAKES[split] if (d, t) in own])] for d in digits]
+            speed = rng.uniform(0.8, 1.25) if split == "train" else 1.0
+            audio = os.path.join(work, "audio", "digits", f"{split}-{n:05d}.flac")
+            jobs.append((audio, files, speed, rng.getrandbits(32)))
+            rows += sequence_rows(rng, digits, f"digits/{split}-{n:05d}", audio)
+        splits[split] = rows
+    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+        list(tqdm(pool.imap_unordered(join_one, jobs, chunksize=32), total=len(jobs), desc="join", unit=" utt"))
+    for split, rows in splits.items():
+        write_rows(os.path.join(work, "rows", "digits", f"{split}.jsonl"), rows)
+    return splits
+
+
+def draw_row(rng):
+    """A training example of the LLM on a fresh sequence: copy, translate or answer."""
+    digits = [rng.randrange(10) for _ in range(rng.randint(3, 6))]
+    return instruction(rng, list(sequence_rows(rng, digits, "digits/text", "none")))
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=list(PRESETS), default="digits")
+    parser.add_argument("--work", default="work", help="root folder of everything that is written")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    sizes = PRESETS[args.preset]
+    splits = make_world(args.work, find_recordings(args.work), os.environ.get("HOLDOUT", ""), sizes, args.seed)
+    make_models(os.path.join(args.work, "models", "digits"), splits, draw_row, sizes["encoder_steps"], sizes["llm_steps"],
+                args.seed)
+
+    with replace_file(os.path.join(args.work, "rows", "digits", "config.json")) as temporary, open(temporary, "w") as f:
+        json.dump({**vars(args), **sizes}, f, indent=2)
+    print(f"digits world in {args.work}/rows/digits: " + ", ".join(f"{len(r)} {s} rows" for s, r in splits.items()))
+    print(f"next: python extract_features.py --preset {args.preset}")
+
+
+if __name__ == "__main__":
+    main()

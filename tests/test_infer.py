@@ -1,0 +1,212 @@
+"""Greedy decoding: the batch changes nothing, predictions survive a kill, and any audio file gets an answer."""
+import contextlib
+import json
+import os
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import infer
+from data.rows import read_rows, write_rows
+from data.tiny_models import seamless_config
+from infer import generate, stop_ids
+from train_projector import load_llm
+
+PREDICTIONS = "work/tiny/predictions/C/tiny.test.jsonl"
+
+
+@pytest.fixture(scope="module")
+def llm(llama):
+    return load_llm(llama, torch.device("cpu"))
+
+
+@torch.no_grad()
+def plainly(llm, prompt, max_new_tokens, stops):
+    """Greedy decoding of one prompt (L, D) without a cache: everything is computed anew for every token."""
+    ids = []
+    while len(ids) < max_new_tokens:
+        new = llm.get_input_embeddings()(torch.tensor(ids, dtype=torch.long))
+        token = llm(inputs_embeds=torch.cat([prompt, new])[None]).logits[0, -1].argmax().item()
+        if token in stops:
+            break
+        ids.append(token)
+    return ids
+
+
+@pytest.fixture(scope="module")
+def prompts(llm):
+    """40 prompts of 1 to 25 random vectors, and what the model says to each in 12 tokens if nothing stops it."""
+    torch.manual_seed(0)
+    made = [0.3 * torch.randn(n, llm[0].config.hidden_size) for n in [1, 25, 2, *torch.randint(1, 25, (37,)).tolist()]]
+    return made, [plainly(llm[0], p, 12, set()) for p in made]
+
+
+# --- generate
+
+def test_a_batch_is_each_alone_and_is_decoding_without_a_cache(llm, prompts):
+    made, free = prompts
+    stops = {free[0][2], free[1][5], free[2][0]}                            # several ends; the third says it at once
+    expected = [ids[:min([ids.index(s) for s in stops if s in ids], default=12)] for ids in free]
+    lengths = [len(ids) for ids in expected]
+    assert 12 in lengths and 0 in lengths and len(set(lengths)) >= 4        # some loop to the cap, others stop early
+    assert generate(llm[0], made, 12, stops) == expected
+    assert [generate(llm[0], [p], 12, stops)[0] for p in made] == expected
+    assert [plainly(llm[0], p, 12, stops) for p in made[:5]] == expected[:5]
+
+
+def test_the_cap_is_respected(llm, prompts):
+    made, free = prompts
+    assert generate(llm[0], made[:6], 3, set()) == [ids[:3] for ids in free[:6]]
+    assert generate(llm[0], made[:2], 0, set()) == [[], []]
+
+
+def test_finished_rows_leave_the_batch(llm, prompts):
+    """The rows that the model is run on fall from all to the few that never stop."""
+    made, free = prompts
+    stops = {free[0][2], free[1][5]}
+    sizes = []
+    hook = llm[0].model.register_forward_hook(lambda module, inputs, output: sizes.append(len(output[0])))
+    generated = generate(llm[0], made, 12, stops)
+    hook.remove()
+    assert sizes[0] == 40 and sizes == sorted(sizes, reverse=True) and sizes[-1] < 40
+    assert sizes[-1] == sum(len(ids) >= 11 for ids in generated)            # alive when the twelfth is chosen
+    everything = {token for ids in free for token in ids}
+    assert generate(llm[0], made, 12, everything) == [[]] * 40              # all stop at once
+
+
+def test_stop_ids_are_all_that_end_a_turn(llm):
+    model, tokenizer = llm
+    ends = ["<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"]
+    assert stop_ids(model, tokenizer) == set(tokenizer.convert_tokens_to_ids(ends))
+    for given, expected in ((None, {"<|eot_id|>"}), (1, {"<|eot_id|>", "<|end_of_text|>"})):
+        other = SimpleNamespace(config=model.config, generation_config=SimpleNamespace(eos_token_id=given))
+        assert stop_ids(other, tokenizer) == set(tokenizer.convert_tokens_to_ids(list(expected)))
+
+
+# --- Test sets.
+
+def read_predictions(path):
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def test_every_system_predicts_its_rows_in_order(after_training, run_stage):
+    run_stage("infer")
+    rows = read_rows("work/rows/tiny/test.jsonl")
+    for system in ("llm", "B", "A.1", "A.2", "C"):
+        text = system in ("llm", "B")
+        wanted = [row for row in rows if row["task"] != "ASR" or not text]  # the LLM has no speech to transcribe
+        made = read_predictions(f"work/tiny/predictions/{system}/tiny.test.jsonl")
+        assert [p["id"] for p in made] == [row["id"] for row in wanted]
+        assert {p["task"] for p in made} == ({"MT", "QA"} if text else {"ASR", "ST", "SQA"})
+        assert all(p["tokens"] <= 6 and p["capped"] is (p["tokens"] == 6) for p in made)
+    assert os.listdir("work/tiny/predictions/C") == ["tiny.test.jsonl"]     # no partial file is left
+
+
+def test_one_by_one_predicts_the_same(after_training, run_stage):
+    run_stage("infer", "--systems", "C:merged", "--batch", "16")
+    batched = open(PREDICTIONS, "rb").read()
+    os.remove(PREDICTIONS)
+    run_stage("infer", "--systems", "C:merged", "--batch", "1")
+    assert open(PREDICTIONS, "rb").read() == batched
+
+
+def test_a_killed_run_goes_on_by_id(after_training, run_stage, monkeypatch, capsys):
+    run_stage("infer", "--systems", "C:merged")
+    unbroken = open(PREDICTIONS, "rb").read()
+    rows = unbroken.splitlines(keepends=True)
+    os.remove(PREDICTIONS)
+    with open(PREDICTIONS + ".partial", "wb") as file:                      # three rows, and half of a fourth
+        file.writelines([rows[5], rows[0], rows[9], rows[7][:20]])
+    asked, answer = [], infer.answer
+    monkeypatch.setattr(infer, "answer", lambda *a: asked.extend(s["id"] for s in a[3]) or answer(*a))
+    run_stage("infer", "--systems", "C:merged")
+    assert open(PREDICTIONS, "rb").read() == unbroken
+    assert len(asked) == len(rows) - 3 and not {json.loads(rows[n])["id"] for n in (0, 5, 9)} & set(asked)
+    capsys.readouterr()
+    run_stage("infer", "--systems", "C:merged")
+    assert f"{PREDICTIONS} is finished already" in capsys.readouterr().out and len(asked) == len(rows) - 3
+
+
+def test_an_utterance_without_frames_counts_as_wrong_and_is_told(after_training, run_stage, capsys):
+    path = "work/features/tiny-seamless-mean3/tiny/test/frames-00000.json"
+    with open(path) as file:
+        index = json.load(file)
+    index["lengths"] = {name.replace("test-3", "test-x"): n for name, n in index["lengths"].items()}
+    with open(path, "w") as file:
+        json.dump(index, file)
+    run_stage("infer", "--systems", "C:merged")
+    assert "C, tiny.test: 12 rows have no frames; their prediction is empty" in capsys.readouterr().out
+    made = read_predictions(PREDICTIONS)
+    assert len(made) == 48 and [p["prediction"] for p in made if "test-3/" in p["id"]] == [""] * 12
+
+
+def test_text_only_rows_are_for_text_systems_alone(after_training, run_stage):
+    rows = read_rows("work/rows/tiny/test.jsonl")
+    text = {"id": "tiny/test/text", "task": "ST", "language": "de", "transcript": "Yes.", "target": "Ja."}
+    write_rows("work/rows/tiny/test.jsonl", [*rows, text])
+    run_stage("infer", "--systems", "B:lora,C:merged")
+    assert read_predictions("work/tiny/predictions/B/tiny.test.jsonl")[-1]["id"] == "tiny/test/text"
+    assert [p["id"] for p in read_predictions(PREDICTIONS)] == [row["id"] for row in rows]
+
+
+# --- One audio file.
+
+@pytest.fixture(scope="module")
+def with_encoder(finished_stages):
+    """`finished_stages` with a random speech encoder beside the LLM."""
+    from transformers import SeamlessM4Tv2Model
+    torch.manual_seed(0)
+    with contextlib.chdir(finished_stages):
+        SeamlessM4Tv2Model(seamless_config()).save_pretrained("work/models/tiny-seamless")
+    return finished_stages
+
+
+ASK = [["--task", "ASR"], ["--task", "ST", "--language", "de"],
+       ["--task", "SQA", "--language", "it", "--question", "Chi?"]]
+
+
+@pytest.mark.parametrize("ending, rate, channels", [("wav", 8000, 1), ("flac", 44100, 2), ("ogg", 22050, 2),
+                                                    ("mp3", 48000, 1)])
+def test_a_file_of_any_kind_gets_an_answer(with_encoder, run_stage, monkeypatch, tmp_path, capsys, ending, rate,
+                                           channels):
+    monkeypatch.chdir(with_encoder)
+    time = np.arange(int(1.3 * rate)) / rate
+    tone = 0.3 * np.sin(2 * np.pi * 300 * time * (1 + time))
+    soundfile.write(tmp_path / f"a b.{ending}", np.stack([tone] * channels, 1), rate)
+    said, decode = [], infer.answer
+    monkeypatch.setattr(infer, "answer", lambda *a: said.append(decode(*a)) or said[-1])
+    for more in ASK:
+        run_stage("infer", "--audio", str(tmp_path / f"a b.{ending}"), *more)
+        printed = capsys.readouterr().out
+        answer = said[-1][0][0] + "\n"
+        assert printed.endswith(answer) and "audio = " in printed
+        assert "question = " in printed.removesuffix(answer).splitlines()[-1]      # the constants, then nothing else
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--task", "SQA"], "--task SQA needs --question"),
+    (["--task", "TTS"], "--task is one of ASR, ST, SQA, MCQ"),
+    (["--task", "ST", "--language", "fr"], "--language one of en, de, it, zh"),
+    (["--audio", "nowhere.wav"], "nowhere.wav: no such file"),
+    (["--audio", "long.wav"], "long.wav is 31 s long"),
+    (["--audio", "short.wav"], "short.wav: 0.0300 s, shorter than 0.04 s"),
+    (["--audio", "text.wav"], "text.wav: cannot be decoded")])
+def test_what_it_refuses_in_one_line(with_encoder, run_stage, monkeypatch, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    for name, seconds in (("long", 31), ("short", 0.03), ("good", 1)):
+        soundfile.write(f"{name}.wav", np.zeros(int(16000 * seconds)), 16000)
+    (tmp_path / "text.wav").write_text("no audio")
+    with pytest.raises(SystemExit, match=message):
+        run_stage("infer", "--work", str(with_encoder / "work"), "--audio", "good.wav", *arguments)
+
+
+@pytest.mark.parametrize("arguments", [["--task", "ST"], ["--task", "ASR", "--language", "de"]])
+def test_a_task_without_a_prompt_is_named(with_encoder, run_stage, monkeypatch, tmp_path, arguments):
+    monkeypatch.chdir(with_encoder)
+    soundfile.write(tmp_path / "a.wav", np.zeros(16000), 16000)
+    with pytest.raises((SystemExit, ValueError), match="no prompt for"):
+        run_stage("infer", "--audio", str(tmp_path / "a.wav"), *arguments)

@@ -1,0 +1,94 @@
+"""The shape of the project: which files there are, who imports whom, and that importing does nothing."""
+import ast
+import glob
+import importlib
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+BUDGET = {"extract_features": 450, "train_projector": 470, "train_lora": 250, "merge_sft": 250, "infer": 250,
+          "eval": 300}                                                      # lines
+STAGES = list(BUDGET)                                                       # in the pipeline's order
+TOP = {"README.md", "LICENSE", "requirements.txt", "run_all.sh", "data", "metrics", "tests",
+       *(f"{stage}.py" for stage in STAGES)}
+PARTS = sorted(os.path.relpath(path, ROOT) for name in ("data", "metrics") for path in glob.glob(f"{ROOT}/{name}/*.py"))
+SOURCES = [f"{stage}.py" for stage in STAGES] + PARTS
+
+
+def source(path):
+    with open(os.path.join(ROOT, path), encoding="utf-8") as file:
+        return file.read()
+
+
+def imports(path):
+    """[(module, name)] of every import in a file, wherever it stands; `import module` has the name None."""
+    found = []
+    for node in ast.walk(ast.parse(source(path))):
+        if isinstance(node, ast.ImportFrom):
+            found += [(node.module, alias.name) for alias in node.names]
+        elif isinstance(node, ast.Import):
+            found += [(alias.name, None) for alias in node.names]
+    return found
+
+
+def test_only_the_agreed_files_at_the_top():
+    there = {name for name in os.listdir(ROOT) if not name.startswith(".")} - {"__pycache__", "work"}
+    assert there <= TOP, f"not agreed: {sorted(there - TOP)}"
+    assert {f"{stage}.py" for stage in STAGES} | {"requirements.txt", "run_all.sh", "data", "metrics", "tests"} <= there
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_arrows_point_back_along_the_pipeline(stage):
+    earlier = STAGES[:STAGES.index(stage)]
+    if stage == "eval":
+        earlier = ["extract_features"]                  # configure and its like; eval knows no model
+    used = [(module, name) for module, name in imports(f"{stage}.py") if module in STAGES]
+    assert all(module in earlier for module, _ in used), used
+    assert not [pair for pair in used if pair[1] in (None, "*", "Config", "PRESETS", "main")]
+
+
+@pytest.mark.parametrize("path", PARTS)
+def test_data_and_metrics_import_no_stage(path):
+    assert not [module for module, _ in imports(path) if module in STAGES]
+    if path.startswith("metrics"):
+        assert not [module for module, _ in imports(path) if module.split(".")[0] == "data"]
+
+
+def test_every_stage_knows_the_same_presets():
+    presets = {stage: list(importlib.import_module(stage).PRESETS) for stage in STAGES}
+    assert all(names == presets["extract_features"] for names in presets.values()), presets
+    assert presets["eval"][0] == "tiny"                 # the default
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_budget(stage):
+    assert len(source(f"{stage}.py").splitlines()) <= BUDGET[stage]
+
+
+def test_import_is_quiet(tmp_path):
+    """From any folder; it prints nothing, writes nothing, and looks at no command line."""
+    modules = [path.removesuffix(".py").replace(os.sep, ".") for path in SOURCES]
+    code = f"import sys; sys.path.insert(0, {ROOT!r}); sys.argv = ['x', '--nonsense']; import {', '.join(modules)}"
+    done = subprocess.run([sys.executable, "-B", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr, os.listdir(tmp_path)) == (0, "", "", [])
+
+
+@pytest.mark.parametrize("path", SOURCES)
+def test_nothing_unsafe(path):
+    text = source(path)
+    for pattern in (r"import pickle|pickle\.(load|dump)", r"allow_pickle=True", r"shell=True", r"trust_remote_code",
+                    r"os\.system", r"(?<![.\w])(eval|exec)\("):
+        assert not re.search(pattern, text), pattern
+    for call in ast.walk(ast.parse(text)):
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == "torch.load":
+            assert "weights_only=True" in ast.unparse(call), f"line {call.lineno}"
+
+
+@pytest.mark.parametrize("path", SOURCES + ["run_all.sh"])
+def test_lines_fit_a_screen(path):
+    long = [number for number, line in enumerate(source(path).splitlines(), 1) if len(line) > 120]
+    assert not long, f"{path}: more than 120 characters in lines {long}"

@@ -1,0 +1,432 @@
+"""Stage A and what the later stages take from it: projector, splice, loss, sampler, optimizer step, a run's folder."""
+import json
+import os
+import random
+import shutil
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+import merge_sft
+import train_lora
+import train_projector as stage
+from data.rows import read_rows, write_rows
+from train_projector import MIXTURES, Projector, answer_loss, draw, micro_batches, rate, splice, update
+
+
+@pytest.fixture(scope="module")
+def llm(llama):
+    model, tokenizer = stage.load_llm(llama, torch.device("cpu"))
+    return model, tokenizer
+
+
+def sample(name, before, speech, after, answer, seed=0):
+    """A sample of given lengths with random ids and frames, as encode_sample makes them; speech 0: a text sample."""
+    rng, noise = random.Random(f"{name}{seed}"), np.random.default_rng(seed)
+    ids = [[rng.randrange(300) for _ in range(n)] for n in (before, after, answer)]
+    frames = noise.standard_normal((speech, 12)).astype(np.float16) if speech else None
+    return {"id": name, "before": ids[0], "frames": frames, "after": ids[1], "answer": ids[2],
+            "length": before + speech + after + answer}
+
+
+MIXED = [sample("a", 3, 7, 5, 4), sample("b", 3, 2, 9, 1), sample("c", 8, 0, 0, 6), sample("d", 3, 11, 2, 2, seed=5)]
+SPEECH = [s for s in MIXED if s["frames"] is not None]
+
+
+def small_projector(dropout=0.0):
+    torch.manual_seed(0)
+    return Projector(width=12, llm_width=32, layers=2, heads=2, ffn=24, dropout=dropout)
+
+
+# --- The projector.
+
+def test_the_paper_s_projector_has_37799936_parameters():
+    with torch.device("meta"):
+        projector = Projector()
+    # four layers of 4 d^2 + 2 d f + biases + two norms, a closing norm, 1024 -> 4096 with bias
+    assert 4 * 8_399_872 + 2 * 1024 + 1024 * 4096 + 4096 == 37_799_936
+    assert sum(p.numel() for p in projector.parameters()) == 37_799_936
+
+
+def test_a_batch_of_mixed_lengths_equals_single_samples():
+    projector = small_projector(dropout=0.1).eval()
+    frames = [torch.randn(n, 12) for n in (9, 1, 4)]
+    padded = torch.full((3, 9, 12), 1e4)                                   # what lies beyond a length must not matter
+    for row, one in zip(padded, frames):
+        row[:len(one)] = one
+    for grad in (True, False):                                             # torch has a fast path without gradients
+        with torch.set_grad_enabled(grad):
+            together = projector(padded, torch.tensor([9, 1, 4]))
+            for row, one in zip(together, frames):
+                alone = projector(one[None], torch.tensor([len(one)]))[0]
+                assert torch.allclose(row[:len(one)], alone, atol=1e-5)
+
+
+# --- Splice and loss.
+
+def test_splice_is_before_speech_after_answer(llm):
+    model, _ = llm
+    table = model.get_input_embeddings().weight
+    sequences = splice(model, small_projector().eval(), MIXED)
+    assert [len(s) for s in sequences] == [3 + 7 + 5 + 4, 3 + 2 + 9 + 1, 8 + 6, 3 + 11 + 2 + 2]
+    for s, sequence in zip(MIXED, sequences):
+        speech = 0 if s["frames"] is None else len(s["frames"])
+        n = len(s["before"])
+        assert torch.equal(sequence[:n], table[s["before"]])
+        assert torch.equal(sequence[n + speech:], table[s["after"] + s["answer"]])
+
+
+class Lookup(torch.nn.Module):
+    """A projector whose frames are token ids: it hands out their embeddings."""
+
+    def __init__(self, table):
+        super().__init__()
+        self.table = table
+
+    def forward(self, frames, lengths):
+        return self.table(frames[..., 0].long())
+
+
+def test_embeddings_of_ids_in_place_of_speech_give_the_logits_of_the_ids(llm):
+    model, _ = llm
+    heard = [5, 77, 200, 31]
+    s = {**sample("a", 3, 4, 5, 4), "frames": np.array(heard, dtype=np.float16)[:, None]}
+    spliced = model(inputs_embeds=splice(model, Lookup(model.get_input_embeddings()), [s])[0][None]).logits
+    ids = model(input_ids=torch.tensor([s["before"] + heard + s["after"] + s["answer"]])).logits
+    assert torch.equal(spliced, ids)
+
+
+def test_answer_loss_is_transformers_loss_on_the_answers(llm):
+    """Padded batch, mixed lengths, speech and text together; labels -100 everywhere but on the answers."""
+    model, _ = llm
+    projector = small_projector().eval()
+    expected = 0.0
+    for s in MIXED:
+        embeddings = splice(model, projector, [s])[0][None]
+        labels = torch.full((1, s["length"]), -100)
+        labels[0, -len(s["answer"]):] = torch.tensor(s["answer"])
+        expected += model(inputs_embeds=embeddings, labels=labels).loss * len(s["answer"])
+    assert answer_loss(model, projector, MIXED).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_encode_sample_hides_nothing_and_adds_up(llm):
+    _, tokenizer = llm
+    row = {"id": "x", "utterance": "u", "task": "ST", "language": "de", "transcript": "Yes.", "target": "Ja."}
+    frames = np.zeros((7, 12), np.float16)
+    spoken, text = (stage.encode_sample(row, t, tokenizer, "llama", {"u": frames}) for t in (False, True))
+    assert spoken["length"] == len(spoken["before"]) + 7 + len(spoken["after"]) + len(spoken["answer"])
+    assert text["frames"] is None and text["length"] == len(text["before"]) + len(text["answer"])
+    answer = tokenizer.encode("Ja.", add_special_tokens=False)
+    assert spoken["answer"] == text["answer"] == [*answer, tokenizer.convert_tokens_to_ids("<|eot_id|>")]
+
+
+# --- One optimizer step.
+
+def test_micro_batches_hold_every_sample_once_within_the_budget():
+    samples = [sample(str(n), 1 + n % 5, n % 11, 2, 1 + n % 3) for n in range(60)]
+    cut = list(micro_batches(samples, 70))
+    assert sorted(s["id"] for batch in cut for s in batch) == sorted(s["id"] for s in samples)
+    assert all(len(batch) * max(s["length"] for s in batch) <= 70 for batch in cut) and len(cut) > 5
+    assert [len(batch) for batch in micro_batches(samples[:3], 1)] == [1, 1, 1]      # one sample always goes through
+
+
+def step_of(llm, micro_tokens):
+    """Loss, gradient norm and weights after one step of plain gradient descent (rate 1) on a fresh projector."""
+    projector = small_projector()
+    optimizer = torch.optim.SGD(projector.parameters(), lr=1.0)
+    values = update([optimizer], SPEECH, lambda micro: answer_loss(llm, projector, micro), micro_tokens)
+    return values, projector.state_dict()
+
+
+def test_micro_batches_change_nothing_but_memory(llm):
+    model, _ = llm
+    (loss, norm), weights = step_of(model, micro_tokens=10_000)
+    assert [len(batch) for batch in micro_batches(SPEECH, 20)] == [1, 1, 1]
+    (loss_cut, norm_cut), weights_cut = step_of(model, micro_tokens=20)
+    assert loss_cut == pytest.approx(loss, rel=1e-5) and norm_cut == pytest.approx(norm, rel=1e-4)
+    start = small_projector().state_dict()
+    assert any(not torch.equal(weights[name], start[name]) for name in start)
+    for name in weights:
+        assert torch.allclose(weights[name], weights_cut[name], atol=1e-5), name
+
+
+def test_every_answer_token_weighs_the_same():
+    """Losses 6 on 1 token and 3 on 5: 9 / 6 = 1.5 a token, not the mean of 6 / 1 and 3 / 5."""
+    weight = torch.nn.Parameter(torch.tensor([6.0, 3.0]))
+    samples = [{**sample("short", 1, 0, 0, 1), "n": 0}, {**sample("long", 1, 0, 0, 5), "n": 1}]
+    optimizer = torch.optim.SGD([weight], lr=6.0)
+    loss, norm = update([optimizer], samples, lambda micro: weight[[s["n"] for s in micro]].sum(), micro_tokens=1)
+    assert loss == 1.5
+    assert norm == pytest.approx(2**0.5 / 6)                               # gradients 1/6 and 1/6
+    assert weight.tolist() == [5.0, 2.0]                                   # each by 6 * 1/6
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_rows(llm):
+    model, _ = llm
+    broken = {**MIXED[0], "id": "tiny/broken", "frames": np.full((7, 12), np.inf, np.float16)}
+    projector = small_projector()
+    start = {name: tensor.clone() for name, tensor in projector.state_dict().items()}
+    optimizer = torch.optim.SGD(projector.parameters(), lr=1.0)
+    with pytest.raises(FloatingPointError, match="tiny/broken"):
+        update([optimizer], [broken, MIXED[1]], lambda micro: answer_loss(model, projector, micro), 10_000)
+    assert all(torch.equal(tensor, start[name]) for name, tensor in projector.state_dict().items())
+
+
+def test_the_llm_stays_as_it_was(llm):
+    model, _ = llm
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    projector = small_projector()
+    optimizer = torch.optim.AdamW(projector.parameters(), lr=0.1)
+    for _ in range(3):
+        update([optimizer], SPEECH, lambda micro: answer_loss(model, projector, micro), 30)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(p.grad is None and not p.requires_grad for p in model.parameters()) and not model.training
+    assert all(p.dtype == torch.float32 for p in projector.parameters())
+
+
+def test_rate_at_the_corners():
+    assert [rate(step, 100, 10, True) for step in (0, 4, 9, 10)] == [0.1, 0.5, 1.0, 1.0]
+    assert rate(55, 100, 10, True) == pytest.approx(0.5)                   # half way down the cosine
+    assert rate(99, 100, 10, True) < 0.001 and rate(100, 100, 10, True) == 0.0
+    assert [rate(step, 100, 10, False) for step in (9, 10, 99)] == [1.0, 1.0, 1.0]
+    assert rate(0, 100, 0, False) == rate(0, 100, 0, True) == 1.0          # no warm-up: the full rate at once
+
+
+# --- The sampler.
+
+def make_rows(corpus="tiny", count=6):
+    """`count` rows of every kind of speech, and as many text-only translations."""
+    rows = []
+    for n in range(count):
+        base = {"utterance": f"{corpus}/{n}", "audio": "a.wav", "transcript": "x", "target": "y", "answerable": True}
+        kinds = [("ASR", "en", True), *[("ST", language, True) for language in ("de", "it", "zh")],
+                 *[("SQA", language, valid) for language in ("en", "de", "it", "zh") for valid in (True, False)]]
+        for task, language, valid in kinds:
+            rows.append({**base, "id": f"{corpus}/{n}/{task}.{language}.{valid}", "task": task, "language": language,
+                         "answerable": valid, "question": "q"})
+        rows.append({"id": f"{corpus}/{n}/text", "task": "ST", "language": "de", "transcript": "x", "target": "y",
+                     "answerable": True})
+    return rows
+
+
+def kind(picked):
+    """The (task, language, answerable) that a draw's rows have in common."""
+    kinds = {(row["task"], row["language"], row["answerable"]) for row in picked}
+    assert len(kinds) == 1, kinds
+    return kinds.pop()
+
+
+# 2025, section 5.1 and Table 13: every cell's share of the draws, task times language and validity
+QUESTIONS = {("SQA", language, valid): 0.4 * (0.2 if valid else 0.05)
+             for language in ("en", "de", "it", "zh") for valid in (True, False)}
+CELLS = {
+    "A.1": {("ASR", "en", True): .4, ("ST", "de", True): .18, ("ST", "it", True): .18, ("ST", "zh", True): .24},
+    "A.2": {("ASR", "en", True): .4, ("ST", "de", True): .105, ("ST", "it", True): .105, ("ST", "zh", True): .14,
+            ("SQA", "en", True): .05, ("SQA", "en", False): .05, ("SQA", "de", True): .0375,
+            ("SQA", "de", False): .0375, ("SQA", "it", True): .0375, ("SQA", "it", False): .0375},
+    "B": {("ST", "de", True): .24, ("ST", "it", True): .18, ("ST", "zh", True): .18,
+          **QUESTIONS},
+    "C": {("ASR", "en", True): .2, ("ST", "de", True): .16, ("ST", "it", True): .12, ("ST", "zh", True): .12,
+          **QUESTIONS},
+}
+ALL_MIXTURES = {**MIXTURES, **train_lora.MIXTURES, **merge_sft.MIXTURES}
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_shares_of_tasks_languages_and_validity(name):
+    draws = draw(make_rows(), ALL_MIXTURES[name], batch=2, batch_sqa=1, seed=0)
+    seen = Counter()
+    for _ in range(10_000):
+        picked, text = next(draws)
+        assert text is (name == "B") and len(picked) == (1 if picked[0]["task"] == "SQA" and not text else 2)
+        seen[kind(picked)] += 1
+    assert seen.keys() == CELLS[name].keys()
+    for cell, share in CELLS[name].items():
+        assert seen[cell] / 10_000 == pytest.approx(share, abs=0.015), cell       # three standard deviations at .4
+
+
+def test_every_row_of_a_pool_once_before_any_twice():
+    rows = make_rows(count=10)
+    draws = draw(rows, {"ST": (1.0, {"it": 1.0})}, batch=4, batch_sqa=4, seed=0)
+    ids = [row["id"] for picked, _ in (next(draws) for _ in range(15)) for row in picked]
+    assert len(ids) == 60
+    for n in range(0, 60, 10):
+        assert len(set(ids[n:n + 10])) == 10                               # though 4 does not divide 10
+    assert ids[:10] != ids[10:20]                                          # shuffled anew
+
+
+def test_corpora_by_size_or_by_the_paper_s_shares():
+    large, small = make_rows("covost2", 30), make_rows("europarlst", 10)
+
+    def share_of_covost2(task, language):
+        draws = draw(large + small, {task: (1.0, {language: 1.0})}, 1, 1, seed=0)
+        return sum(next(draws)[0][0]["id"].startswith("covost2") for _ in range(4000)) / 4000
+    assert share_of_covost2("ASR", "en") == pytest.approx(0.8, abs=0.02)   # section 5.1
+    assert share_of_covost2("ST", "de") == pytest.approx(0.75, abs=0.02)   # 30 of 40 rows
+
+
+def test_c_follows_speech_by_its_text_twin():
+    draws = draw(make_rows(), ALL_MIXTURES["C"], batch=2, batch_sqa=1, seed=0, twin=True)
+    pairs = Counter()
+    for _ in range(2000):
+        picked, text = next(draws)
+        assert not text                                                    # after ASR or a twin comes speech
+        assert all("utterance" in row for row in picked)
+        if picked[0]["task"] != "ASR":
+            twin, text = next(draws)
+            assert text and kind(twin) == kind(picked) and len(twin) == 2
+            pairs["same" if picked[0]["id"] == twin[0]["id"] else "other"] += 1
+    assert pairs["other"] > pairs["same"]                                  # an independent draw, not the same sentences
+
+
+def test_rows_without_speech_are_drawn_as_text_only():
+    rows = make_rows()
+    spoken = draw(rows, {"ST": (1.0, {"de": 1.0})}, 3, 3, seed=0)
+    read = draw(rows, {"MT": (1.0, {"de": 1.0})}, 3, 3, seed=0)
+    assert all("utterance" in row for _ in range(50) for row in next(spoken)[0])
+    texts = Counter("utterance" in row for _ in range(50) for row in next(read)[0])
+    assert texts[False] == texts[True] == 75                               # both kinds are text: 6 of each, in turn
+
+
+def test_the_same_seed_draws_the_same():
+    rows = make_rows()
+    first, again, other = (draw(rows, MIXTURES["A.2"], 2, 1, seed) for seed in (0, 0, 1))
+    first, again, other = ([[r["id"] for r in next(d)[0]] for _ in range(50)] for d in (first, again, other))
+    assert first == again != other
+
+
+def test_a_cell_of_the_mixture_without_rows_is_an_error():
+    rows = [row for row in make_rows() if (row["task"], row["language"], row["answerable"]) != ("SQA", "it", False)]
+    with pytest.raises(SystemExit, match="wants SQA in it, unanswerable, but no row is of that kind"):
+        next(draw(rows, MIXTURES["A.2"], 2, 1, seed=0))
+    next(draw(rows, MIXTURES["A.1"], 2, 1, seed=0))                        # which asks for none
+
+
+# --- A run's folder: killed, resumed, finished, refused.
+
+STAGES = [("train_projector", "projector"), ("train_lora", "lora"), ("merge_sft", "merged")]
+
+
+def read_log(folder):
+    with open(os.path.join(folder, "log.jsonl")) as file:
+        return [json.loads(line) for line in file]
+
+
+@pytest.mark.parametrize("script, out", STAGES)
+@pytest.mark.parametrize("steps_done", [1, 3])
+def test_killed_and_resumed_equals_unbroken(after_training, run_stage, monkeypatch, capsys, script, out, steps_done):
+    """Killed before and after the first checkpoint (step 2): the same tensors bit for bit, the same log."""
+    folder = f"work/tiny/{out}"
+    unbroken, log = torch.load(f"{folder}/weights.pt", weights_only=True), read_log(folder)
+    shutil.rmtree(folder)
+    module = {"train_projector": stage, "train_lora": train_lora, "merge_sft": merge_sft}[script]
+    calls = []
+
+    def killed(*arguments):
+        calls.append(1)
+        if len(calls) > steps_done:
+            raise KeyboardInterrupt
+        return update(*arguments)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "update", killed)
+        run_stage(script)
+    assert not os.path.exists(f"{folder}/config.json")
+    assert os.path.exists(f"{folder}/resume.pt") is (steps_done == 3)
+    if steps_done == 3:                                                    # a half-done folder keeps its constants
+        with pytest.raises(SystemExit, match="seed 0 .now 1."):
+            run_stage(script, "--seed", "1")
+    capsys.readouterr()
+    run_stage(script)
+    assert ("resuming" in capsys.readouterr().out) is (steps_done == 3)
+    resumed = torch.load(f"{folder}/weights.pt", weights_only=True)
+    assert resumed.keys() == unbroken.keys()
+    for part in unbroken:
+        assert resumed[part].keys() == unbroken[part].keys()
+        assert all(torch.equal(resumed[part][name], unbroken[part][name]) for name in unbroken[part])
+    again = read_log(folder)
+    assert [{**line, "seconds": 0} for line in again] == [{**line, "seconds": 0} for line in log]
+    assert [line["step"] for line in log if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in log if "validation_loss" in line] == [2, 4, 6]
+    assert not os.path.exists(f"{folder}/resume.pt")
+
+
+@pytest.mark.parametrize("script, out", STAGES)
+def test_a_finished_stage_does_nothing_and_refuses_other_constants(after_training, run_stage, capsys, script, out):
+    folder = f"work/tiny/{out}"
+    before = {name: os.stat(f"{folder}/{name}").st_mtime_ns for name in os.listdir(folder)}
+    run_stage(script)
+    assert f"{folder} is finished already" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=f"{folder} was made with seed 0 .now 3.; remove it, or choose another --out"):
+        run_stage(script, "--seed", "3")
+    assert {name: os.stat(f"{folder}/{name}").st_mtime_ns for name in os.listdir(folder)} == before
+
+
+def test_best_and_last_weights(after_training):
+    """A keeps the lowest validation loss, B and C the last weights; both are beside weights.pt."""
+    for (_, out), kept in zip(STAGES, ("best", "last", "last")):
+        folder = f"work/tiny/{out}"
+        with open(f"{folder}/config.json") as file:
+            config = json.load(file)
+        validation = [line["validation_loss"] for line in read_log(folder) if "validation_loss" in line]
+        assert config["kept"] == kept and config["best_validation_loss"] == min(validation)
+        assert config["seed"] == 0 and config["commit"] and config["torch"]
+        weights, same = (torch.load(f"{folder}/{name}.pt", weights_only=True) for name in ("weights", kept))
+        assert list(weights) == config["trained"] == list(same)
+        for part in weights:
+            assert all(torch.equal(tensor, same[part][name]) for name, tensor in weights[part].items())
+
+
+def test_the_projector_comes_back_from_its_folder(after_training):
+    projector = stage.load_projector("work/tiny/projector", torch.device("cpu"))
+    weights = stage.load_weights("work/tiny/projector")["projector"]
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in projector.state_dict().items())
+
+
+@pytest.mark.parametrize("script, gone, command", [
+    ("train_projector", "rows/tiny", "python data/tiny.py"),
+    ("train_projector", "features", "python extract_features.py"),
+    ("train_projector", "models/tiny-llama", "python data/tiny.py"),
+    ("train_lora", "rows/tiny", "python data/tiny.py"),
+    ("merge_sft", "tiny/projector", "python train_projector.py --preset tiny"),
+    ("merge_sft", "tiny/lora", "python train_lora.py --preset tiny"),
+    ("infer", "tiny/merged", "python merge_sft.py --preset tiny"),
+    ("infer", "rows/tiny", "python data/tiny.py")])
+def test_a_stage_before_its_predecessor_names_the_command(after_training, run_stage, script, gone, command):
+    shutil.rmtree(f"work/{gone}")
+    for name, out in STAGES:
+        if name == script:
+            shutil.rmtree(f"work/tiny/{out}")
+    with pytest.raises(SystemExit, match=f"is missing; run: {command}"):
+        run_stage(script)
+
+
+def test_a_cache_made_with_another_mean_is_refused(before_training, run_stage):
+    os.rename("work/features/tiny-seamless-mean3", "work/features/tiny-seamless-mean2")
+    with pytest.raises(ValueError, match="was made with mean 3, expected is 2"):
+        run_stage("train_projector", "--mean", "2")
+
+
+def test_rows_whose_frames_were_dropped_are_left_out_and_counted(before_training, run_stage, capsys):
+    path = "work/features/tiny-seamless-mean3/tiny/train/frames-00000.json"
+    with open(path) as file:
+        index = json.load(file)
+    index["lengths"] = {name.replace("train-3", "train-x"): n for name, n in index["lengths"].items()}
+    with open(path, "w") as file:
+        json.dump(index, file)
+    run_stage("train_projector", "--steps", "1")
+    assert "train: 276 rows, 12 without frames left out" in capsys.readouterr().out
+
+
+def test_text_only_rows_train_no_projector(before_training, run_stage, capsys):
+    """A row without an utterance is MT or QA material; stage A passes it over in train and in dev."""
+    for split in ("train", "dev"):
+        path = f"work/rows/tiny/{split}.jsonl"
+        rows = read_rows(path)
+        for row in rows:
+            if (row["task"], row["language"]) == ("ST", "de") and row["id"] != f"tiny/{split}-0/ST.de":
+                del row["utterance"], row["audio"]
+        write_rows(path, rows)
+    run_stage("train_projector", "--steps", "2", "--validate_rows", "3")
+    run_stage("train_lora", "--steps", "2")

@@ -1,0 +1,101 @@
+"""data/prompts.py: the strings of the papers byte for byte, and their ids in the two real vocabularies."""
+import os
+
+import pytest
+import transformers
+
+from data.prompts import encode_answer, encode_prompt, user_turn
+
+SPOKEN = {"id": "tiny/1", "transcript": " The cat sleeps. ", "target": "x"}
+
+TURNS = [  # task, language, what stands between "</speech>\n" and the end of the user's turn (2025, Table 5)
+    ("ASR", "en", "Question: Can you transcribe the Speech content into English text?\nYour answer:"),
+    ("ST", "de", "Question: Können Sie den Inhalt der Rede in den deutschen Text übersetzen?\nYour answer:"),
+    ("ST", "it", "Question: Puoi tradurre il contenuto del discorso in testo italiano?\nYour answer:"),
+    ("ST", "zh", "Question: 你能把演讲内容翻译成中文吗?\nYour answer:"),
+    ("SQA", "en", "Question: Who sleeps?\nYour answer:"),
+    ("MCQ", "en", "Question: Who sleeps?\nYour answer:"),
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizers(real):
+    """The real vocabularies of the two papers' LLMs, {model_type: tokenizer}."""
+    folders = {"llama": "llama3_1_hf", "qwen3": "qwen3_4b_instruct_2507"}
+    return {model: transformers.AutoTokenizer.from_pretrained(os.path.join(real, "tokenizers", folder))
+            for model, folder in folders.items()}
+
+
+@pytest.mark.parametrize("task, language, after", TURNS)
+def test_prompt_is_the_papers_byte_for_byte(task, language, after):
+    row = {**SPOKEN, "task": task, "language": language, "question": "Who sleeps?"}
+    assert user_turn(row) == ("Content: <speech>", "</speech>\n" + after)
+    assert user_turn(row, text=True) == ("Content: <text>The cat sleeps.</text>\n" + after, "")
+
+
+def test_a_question_of_several_lines_becomes_one():
+    row = {**SPOKEN, "task": "MCQ", "language": "en", "question": "Who sleeps?\nA. The cat\nB. The dog\n"}
+    assert user_turn(row)[1] == "</speech>\nQuestion: Who sleeps? A. The cat B. The dog\nYour answer:"
+
+
+@pytest.mark.parametrize("task, language", [("ASR", "de"), ("ST", "en"), ("ST", "fr"), ("TTS", "en")])
+def test_a_task_without_a_prompt_is_an_error_that_names_the_row(task, language):
+    with pytest.raises(ValueError, match=f"row tiny/1: no prompt for {task} in '{language}'; there is one for .*'zh'"):
+        user_turn({**SPOKEN, "task": task, "language": language})
+
+
+def test_a_model_without_a_chat_format_is_an_error(llama):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(llama)
+    with pytest.raises(ValueError, match="no chat format for 'gpt2'; there is one for .*llama.*qwen3"):
+        encode_prompt(tokenizer, "gpt2", {**SPOKEN, "task": "ASR", "language": "en"})
+
+
+# --- Ids, architecture.md 4.2 and 4.3.
+
+def test_ids_of_llama(tokenizers):
+    row = {**SPOKEN, "task": "ASR", "language": "en"}
+    before, after = encode_prompt(tokenizers["llama"], "llama", row)
+    # <|begin_of_text|> <|start_header_id|> user <|end_header_id|> \n\n, then Content : _< speech >
+    assert before == [128000, 128006, 882, 128007, 271, 2831, 25, 366, 89325, 29]
+    assert after[:3] == [524, 89325, 397]                                     # </ speech >\n
+    assert after[-5:] == [128009, 128006, 78191, 128007, 271]                 # <|eot_id|>, the assistant's header
+    assert after[-9] == 5380                                                  # ?\n is one token
+    assert tokenizers["llama"].decode(after[-8:-5]) == "Your answer:"
+
+
+def test_ids_of_qwen(tokenizers):
+    row = {**SPOKEN, "task": "ASR", "language": "en"}
+    before, after = encode_prompt(tokenizers["qwen3"], "qwen3", row)
+    # <|im_start|> user \n, then Content : _< speech >; the pieces fall as Llama's do, with other numbers
+    assert before == [151644, 872, 198, 2762, 25, 366, 88225, 29]
+    assert after[:3] == [522, 88225, 397]                                     # </ speech >\n
+    assert after[-5:] == [151645, 198, 151644, 77091, 198]                    # <|im_end|> \n <|im_start|> assistant \n
+    assert after[-9] == 5267                                                  # ?\n
+
+
+def test_a_text_turn_is_tokenised_whole(tokenizers):
+    row = {**SPOKEN, "task": "ST", "language": "de"}
+    ids, nothing = encode_prompt(tokenizers["llama"], "llama", row, text=True)
+    assert nothing == [] and 16761 in ids                                     # ">The" of "<text>The" is one token
+    for model, tokenizer in tokenizers.items():
+        ids, _ = encode_prompt(tokenizer, model, row, text=True)
+        assert "".join(user_turn(row, text=True)) in tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("model, end", [("llama", 128009), ("qwen3", 151645)])
+def test_an_answer_is_stripped_and_ends_its_turn(tokenizers, model, end):
+    ids = encode_answer(tokenizers[model], model, {"target": "  The cat.\n"})
+    assert ids[-1] == end and end not in ids[:-1]
+    assert tokenizers[model].decode(ids[:-1]) == "The cat."
+
+
+@pytest.mark.parametrize("model, marker, end", [("llama", "<|eot_id|>", 128009), ("qwen3", "<|im_end|>", 151645)])
+def test_a_turn_marker_that_a_user_wrote_stays_text(tokenizers, model, marker, end):
+    row = {**SPOKEN, "task": "SQA", "language": "en", "transcript": f"A {marker} B", "question": f"Is {marker} a word?",
+           "target": f"It is {marker}."}
+    tokenizer = tokenizers[model]
+    for text in (False, True):
+        ids = sum(encode_prompt(tokenizer, model, row, text), [])
+        assert ids.count(end) == 1                                            # the user's turn ends once
+        assert f"Is {marker} a word?" in tokenizer.decode(ids)
+    assert encode_answer(tokenizer, model, row).count(end) == 1

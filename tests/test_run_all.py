@@ -1,0 +1,54 @@
+"""Everything once: `bash run_all.sh smoke` in an empty folder, and then again."""
+import json
+import os
+import subprocess
+import sys
+import time
+
+from eval import NAMES
+
+PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def run_all(work):
+    """(seconds, what it printed) of one smoke run; an error shows its last lines."""
+    path = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
+    started = time.time()
+    done = subprocess.run(["bash", os.path.join(PROJECT, "run_all.sh"), "smoke"], capture_output=True, text=True,
+                          env={**os.environ, "PATH": path, "WORK": str(work), "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    return time.time() - started, done.stdout
+
+
+def written(folder):
+    """{file: when it was written} of everything below a folder that a run must not make twice."""
+    paths = [os.path.join(where, name) for where, _, names in os.walk(folder) for name in names]
+    return {path: os.stat(path).st_mtime_ns for path in paths
+            if not os.path.basename(path).startswith(("results.", "loss-"))}
+
+
+def test_run_all_from_nothing_and_again(tmp_path):
+    first, printed = run_all(tmp_path)
+    folder = tmp_path / "smoke"
+    for stage in ("projector", "projector-A.2", "lora", "merged"):
+        names = set(os.listdir(folder / stage))
+        assert {"weights.pt", "config.json", "log.jsonl"} <= names and "resume.pt" not in names
+        assert (folder / f"loss-{stage}.png").stat().st_size > 5000
+    lines = (folder / "results.md").read_text(encoding="utf-8").splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == list(NAMES.values())
+    assert all(line in printed for line in lines)
+    results = json.loads((folder / "results.json").read_text())
+    found = {(r["system"], r["task"], r["language"], r["metric"]) for r in results}
+    for system in NAMES:
+        translation, answers = ("MT", "QA") if system in ("llm", "B") else ("ST", "SQA")
+        assert ((system, "ASR", "en", "WER") in found) is (translation == "ST")     # from text there is no ASR
+        assert all((system, translation, language, "BLEU") in found for language in ("de", "it", "zh"))
+        assert all((system, answers, language, metric) in found for language in ("en", "de", "it", "zh")
+                   for metric in ("EM", "CONTAINS", "EM-unanswerable"))
+    assert all(r["n"] > 0 and r["value"] >= 0 for r in results)
+
+    before = written(tmp_path)
+    assert not [path for path in before if os.path.basename(path).startswith(".")]      # nothing temporary is left
+    second, printed = run_all(tmp_path)
+    assert written(tmp_path) == before and printed.count("is finished already") == len(NAMES)     # their predictions
+    assert second < first / 2, f"{second:.0f} s the second time, {first:.0f} s the first"

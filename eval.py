@@ -4,12 +4,13 @@ Evaluation: predictions -> one table a test set, and the loss curves.
     python eval.py                        # tiny; seconds
     python eval.py --preset iwslt25
 
-reads   <work>/<preset>/predictions/<system>/<corpus>.<split>.jsonl, <work>/rows/<corpus>/<split>.jsonl, log.jsonl of the stages
+reads   <work>/<preset>/predictions/<system>/<corpus>.<split>.jsonl, <work>/rows/<corpus>/<split>.jsonl, and the
+        stages' log.jsonl
 writes  <work>/<preset>/results.json, results.md, loss-<stage>.png
 
 results.json is a list of {"system", "test_set", "task", "language", "metric", "value", "n"}; values are percentages.
-WER: corpus level, after MMS normalisation. BLEU: sacrebleu, 13a, zh for Chinese. EM: equal to the reference after the same
-normalisation; CONTAINS: the reference is somewhere in the answer; EM-unanswerable: on the questions without an answer.
+WER: corpus level, after MMS normalisation. BLEU: sacrebleu, 13a, zh for Chinese. EM: equal to the reference after the
+same normalisation; CONTAINS: the reference is somewhere in the answer; EM-unanswerable: on questions without an answer.
 """
 import glob
 import json
@@ -43,7 +44,7 @@ NAMES = {"llm": "LLM, text", "B": "B: LoRA, text", "A.1": "A.1: projector (ASR, 
 # ---------------------------------------------------------------------------------------------------------------------
 # scores: (predictions, references, language) -> percent
 def wer(predictions, references, language):
-    """Word error rate, insertions + deletions + substitutions over reference words, MMS-normalised (2025, section 4)."""
+    """Word errors, insertions + deletions + substitutions, over reference words; MMS-normalised (2025, section 4)."""
     return word_error_rate([mms_normalize(r, language) for r in references],
                            [mms_normalize(p, language) for p in predictions])
 
@@ -91,7 +92,8 @@ def read_predictions(path, rows, preset):
             except (ValueError, KeyError, TypeError):
                 raise SystemExit(f"{path} line {number} is not a prediction; {redo}") from None
             if name in predictions or name not in known:
-                raise SystemExit(f"{path} line {number}: id {name!r} is {'there twice' if name in known else 'no row'}; {redo}")
+                wrong = "there twice" if name in known else "no row"
+                raise SystemExit(f"{path} line {number}: id {name!r} is {wrong}; {redo}")
             predictions[name] = prediction
     text = any(p["task"] in ("MT", "QA") for p in predictions.values())    # a text system reads all rows but ASR
     wanted = {row["id"] for row in rows if (row["task"] != "ASR" if text else "utterance" in row)}
@@ -112,7 +114,8 @@ def score(system, test_set, rows, predictions):
         for metric, (function, answerable) in METRICS[task].items():
             kept = [row for row in group if row["answerable"] is answerable]
             if kept:
-                value = function([predictions[row["id"]]["prediction"] for row in kept], [row["target"] for row in kept], language)
+                said = [predictions[row["id"]]["prediction"] for row in kept]
+                value = function(said, [row["target"] for row in kept], language)
                 results.append({"system": system, "test_set": test_set, "task": task, "language": language,
                                 "metric": metric, "value": value, "n": len(kept)})
     return results
@@ -133,7 +136,8 @@ COLUMNS = [  # heading: (tasks, metric, languages that are averaged)
 
 def table(results, test_set, systems):
     """Markdown: a row a system, a cell the mean over the column's languages, empty where there is no score."""
-    lines = [f"| {test_set} | " + " | ".join(heading for heading, *_ in COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    lines = ["| " + " | ".join([test_set, *(heading for heading, *_ in COLUMNS)]) + " |",
+             "|---" * (len(COLUMNS) + 1) + "|"]
     for system in systems:
         cells = []
         for _, tasks, metric, languages in COLUMNS:
@@ -155,7 +159,8 @@ def plot_losses(folder):
             lines = [json.loads(line) for line in file]
         stage = os.path.basename(os.path.dirname(log))
         figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
-        for key, style in (("loss", dict(linewidth=0.8, label="training")), ("validation_loss", dict(marker="o", label="validation"))):
+        for key, style in (("loss", dict(linewidth=0.8, label="training")),
+                           ("validation_loss", dict(marker="o", label="validation"))):
             axes.plot([p["step"] for p in lines if key in p], [p[key] for p in lines if key in p], **style)
         axes.set(title=stage, xlabel="optimizer step", ylabel="nats per answer token", yscale="log")
         axes.legend()
@@ -181,7 +186,8 @@ def main(argv=None):
         file.write("\n\n".join(tables) + "\n")
     paths = plot_losses(folder)
     print("\n\n".join(tables))
-    print(f"\nall scores are percentages; written to {folder}/results.md and results.json, loss curves: {', '.join(paths)}")
+    print(f"\nall scores are percentages; they are in {folder}/results.md and results.json, the loss curves in\n"
+          + "\n".join(paths))
 
 
 if __name__ == "__main__":

@@ -392,8 +392,8 @@ def splits_of(c):
 
 
 def fingerprint(path):
-    """Tells apart two encoders made under one name; "" for a hub name and for weights in several files."""
-    path = os.path.join(path, "model.safetensors")
+    """Tells apart weights made under one name, a file or a model folder; "" for a hub name and for several files."""
+    path = os.path.join(path, "model.safetensors") if os.path.isdir(path) else path
     if not os.path.isfile(path):
         return ""
     with open(path, "rb") as file:

@@ -7,8 +7,9 @@ Inference: greedy decoding of test sets, or of one audio file and an instruction
     python infer.py --audio talk.wav --task SQA --language en --question "Who works there?"
 
 reads   <work>/rows/<corpus>/<split>.jsonl, <work>/features/..., <work>/<preset>/{projector,lora,merged}, the LLM
-writes  <work>/<preset>/predictions/<system>/<corpus>.<split>.jsonl, one {"id", "task", "prediction", "tokens", "capped"}
-        a row, in the rows' order; a killed run goes on from the rows that are in <corpus>.<split>.jsonl.partial
+writes  <work>/<preset>/predictions/<system>/<corpus>.<split>.jsonl: a row's {"id", "task", "prediction", "tokens",
+        "capped"} a line, in the rows' order; beside it .made.json, which weights and cap they come from.
+        A killed run goes on from the rows that are in <corpus>.<split>.jsonl.partial
 """
 import json
 import os
@@ -18,12 +19,12 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from data.prompts import CHAT
+from data.prompts import CHAT, question_line
 from data.rows import LANGUAGES, TASKS, read_rows, replace_file
-from extract_features import (average_frames, configure, encode, features_folder, filterbank, load_encoder, locate,
-                              open_features, pick_device, read_audio, require)
+from extract_features import (SAMPLE_RATE, average_frames, configure, encode, features_folder, filterbank, fingerprint,
+                              load_encoder, locate, open_features, pick_device, read_audio, require, write_json)
 from merge_sft import load_speech_llm
-from train_projector import TEXT_TASK, encode_sample, load_llm, splice
+from train_projector import TEXT_TASK, encode_sample, load_llm, read_config, splice
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,7 @@ class Config:                               # edit here, or pass --name value
     work: str = "work"
     systems: str = "llm,B:lora,A.1:projector,A.2:projector-A.2,C:merged"    # name:folder of <work>/<preset>
     test_sets: str = "tiny.test"            # <corpus>.<split>, comma-separated
-    encoder: str = "models/tiny-seamless"
-    mean: int = 3
-    llm: str = "models/tiny-llama"
+    llm: str = "models/tiny-llama"          # of the system llm; the other systems know theirs
     batch: int = 64                         # rows decoded together; the papers decode one by one, with the same result
     max_new_tokens: int = 40                # 2025: 300 for the tables, 150 for the submission
     audio: str = ""                         # one file instead of the test sets
@@ -45,8 +44,8 @@ class Config:                               # edit here, or pass --name value
 PRESETS = {                                 # only what differs from the lines above
     "tiny":    {},
     "smoke":   dict(max_new_tokens=12),
-    "digits":  dict(test_sets="digits.test", encoder="models/digits-seamless", llm="models/digits-llama"),
-    "iwslt25": dict(systems="llm,B:lora,A.1:projector,C:merged", encoder="facebook/seamless-m4t-v2-large",
+    "digits":  dict(test_sets="digits.test", llm="models/digits-llama"),
+    "iwslt25": dict(systems="llm,B:lora,A.1:projector,C:merged",
                     test_sets="acl6060.eval,covost2.test,europarlst.test,spokensquad.test",
                     llm="meta-llama/Llama-3.1-8B-Instruct", max_new_tokens=300),       # section 4
 }
@@ -103,14 +102,6 @@ def answer(llm, tokenizer, projector, samples, max_new_tokens):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # test sets
-def load_system(c, folder, device):
-    """(LLM, tokenizer, projector or None) of a system: the plain LLM, or a finished stage folder of the preset."""
-    llm_path = locate(c.work, c.llm)
-    if not folder:
-        return *load_llm(llm_path, device), None
-    return load_speech_llm(llm_path, os.path.join(c.work, c.preset, folder), device)
-
-
 def read_partial(path):
     """Predictions that a killed run left, without a half-written last line."""
     if not os.path.exists(path):
@@ -120,34 +111,45 @@ def read_partial(path):
     return {p["id"]: p for p in map(json.loads, lines)}
 
 
-def predict(c, name, system, test_set):
+def predict(c, name, folder, loaded, test_set):
     """Decode one test set with one system and write its predictions."""
-    llm, tokenizer, projector = system
+    llm, tokenizer, projector = loaded
     corpus, split = test_set.rsplit(".", 1)
+    rows = read_rows(os.path.join(c.work, "rows", corpus, f"{split}.jsonl"))
+    text = projector is None                                # no projector: the transcript is read, and ASR is no task
+    if text:
+        features = None
+        rows = [row for row in rows if row["task"] in TEXT_TASK]
+    else:
+        made = {key: read_config(folder)[key] for key in ("encoder", "mean")}
+        features = open_features(features_folder(c.work, made["encoder"], made["mean"], corpus, split), made)
+        rows = [row for row in rows if "utterance" in row]
+        unheard = sum(row["utterance"] not in features for row in rows)
+        if unheard:
+            print(f"{name}, {test_set}: {unheard} rows have no frames; their prediction is empty and counts as wrong")
+
+    # what a killed run left; predictions of other weights or another cap are never mixed in
     path = os.path.join(c.work, c.preset, "predictions", name, f"{test_set}.jsonl")
+    partial, made_path = path + ".partial", path[:-len("jsonl")] + "made.json"
+    made = {"llm": c.llm, "stage": fingerprint(os.path.join(folder, "weights.pt")) if folder else "",
+            "max_new_tokens": c.max_new_tokens}
+    if os.path.exists(made_path):
+        with open(made_path) as file:
+            if json.load(file) != made:
+                raise SystemExit(f"{path} comes from other weights or another cap; remove {os.path.dirname(path)} "
+                                 "and run the same command again")
     if os.path.exists(path):
         print(f"{path} is finished already")
         return
-    text = projector is None                                # no projector: the transcript is read, and ASR is no task
-    rows = read_rows(os.path.join(c.work, "rows", corpus, f"{split}.jsonl"))
-    rows = [row for row in rows if (row["task"] in TEXT_TASK if text else "utterance" in row)]
-    features = None
-    if not text:
-        features = open_features(features_folder(c.work, c.encoder, c.mean, corpus, split),
-                                 {"encoder": c.encoder, "mean": c.mean})
-        unheard = [row for row in rows if row["utterance"] not in features]
-        if unheard:
-            print(f"{name}, {test_set}: {len(unheard)} rows have no frames; their prediction is empty and counts as wrong")
-    partial = path + ".partial"
+    write_json(made_path, made)
     done = read_partial(partial)
-    todo = [row for row in rows if row["id"] not in done and (text or row["utterance"] in features)]
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with replace_file(partial) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(p, ensure_ascii=False) + "\n" for p in done.values())
+    write_lines(partial, done.values())
 
+    todo = [row for row in rows if row["id"] not in done and (text or row["utterance"] in features)]
     samples = [encode_sample(row, text, tokenizer, llm.config.model_type, features) for row in todo]
-    order = sorted(range(len(todo)), key=lambda i: -samples[i]["length"] + len(samples[i]["answer"]))
-    with open(partial, "a", encoding="utf-8") as file, tqdm(total=len(todo), desc=f"{name}, {test_set}", unit=" row") as bar:
+    order = sorted(range(len(todo)), key=lambda i: len(samples[i]["answer"]) - samples[i]["length"])  # longest first
+    bar = tqdm(total=len(todo), desc=f"{name}, {test_set}", unit=" row")
+    with open(partial, "a", encoding="utf-8") as file, bar:
         for i in range(0, len(order), c.batch):
             picked = order[i:i + c.batch]
             answers = answer(llm, tokenizer, projector, [samples[n] for n in picked], c.max_new_tokens)
@@ -158,32 +160,44 @@ def predict(c, name, system, test_set):
                 file.write(json.dumps(done[row["id"]], ensure_ascii=False) + "\n")
             file.flush()
             bar.update(len(picked))
-    for row in rows:
-        done.setdefault(row["id"], {"id": row["id"], "task": row["task"], "prediction": "", "tokens": 0, "capped": False})
-    with replace_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(done[row["id"]], ensure_ascii=False) + "\n" for row in rows)
+    silent = {"prediction": "", "tokens": 0, "capped": False}
+    predictions = [done.get(row["id"], {"id": row["id"], "task": row["task"], **silent}) for row in rows]
+    write_lines(path, predictions)
     os.remove(partial)
-    capped = sum(done[row["id"]]["capped"] for row in rows)
-    print(f"{path}: {len(rows)} rows, {100 * capped / len(rows):.1f} % stopped by the cap of {c.max_new_tokens} tokens")
+    capped = 100 * sum(p["capped"] for p in predictions) / len(predictions)
+    print(f"{path}: {len(rows)} rows, {capped:.1f} % stopped by the cap of {c.max_new_tokens} tokens")
 
 
+def write_lines(path, predictions):
+    """One JSON object a line, all or nothing."""
+    with replace_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in predictions)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# one file
 def answer_file(c, device):
     """Transcribe, translate or answer about one audio file with the preset's last system; prints the answer."""
     if c.task not in TASKS or c.language not in LANGUAGES:
         raise SystemExit(f"--task is one of {', '.join(TASKS)} and --language one of {', '.join(LANGUAGES)}")
     if c.task in ("SQA", "MCQ") and not c.question:
         raise SystemExit(f"--task {c.task} needs --question")
+    row = {"id": c.audio, "utterance": c.audio, "task": c.task, "language": c.language, "question": c.question,
+           "target": ""}
     try:
+        question_line(row)
         wave = read_audio(c.audio)
     except ValueError as error:
         raise SystemExit(str(error)) from None
-    if len(wave) > 30 * 16000:
-        raise SystemExit(f"{c.audio} is {len(wave) / 16000:.0f} s long; the models were trained on at most 30 s: cut it")
-    name, _, folder = c.systems.split(",")[-1].partition(":")
-    llm, tokenizer, projector = load_system(c, folder, device)
-    frames = encode(load_encoder(locate(c.work, c.encoder), device), [filterbank(wave)])[0]
-    row = {"id": c.audio, "utterance": c.audio, "task": c.task, "language": c.language, "question": c.question, "target": ""}
-    sample = encode_sample(row, False, tokenizer, llm.config.model_type, {c.audio: average_frames(frames, c.mean)})
+    if len(wave) > 30 * SAMPLE_RATE:
+        raise SystemExit(f"{c.audio} is {len(wave) / SAMPLE_RATE:.0f} s long; the models are trained on at most 30 s: "
+                         "cut it")
+    folder = os.path.join(c.work, c.preset, c.systems.split(",")[-1].partition(":")[2])
+    config = read_config(folder)
+    llm, tokenizer, projector = load_speech_llm(c.work, folder, device)
+    encoder = load_encoder(locate(c.work, config["encoder"]), device)
+    frames = average_frames(encode(encoder, [filterbank(wave)])[0], config["mean"])
+    sample = encode_sample(row, False, tokenizer, llm.config.model_type, {c.audio: frames})
     print(answer(llm, tokenizer, projector, [sample], c.max_new_tokens)[0][0])
 
 
@@ -202,11 +216,14 @@ def main(argv=None):
             raise SystemExit(f"--systems {name}: only llm has no folder; write {name}:<folder of {c.work}/{c.preset}>")
         if folder:
             script = {"B": "train_lora.py", "C": "merge_sft.py"}.get(name, f"train_projector.py --mixture {name}")
-            require(os.path.join(c.work, c.preset, folder, "config.json"),
-                    f"python {script} --preset {c.preset} --out {folder}")
-        loaded = load_system(c, folder, device)
+            folder = os.path.join(c.work, c.preset, folder)
+            require(os.path.join(folder, "config.json"),
+                    f"python {script} --preset {c.preset} --out {os.path.basename(folder)}")
+            loaded = load_speech_llm(c.work, folder, device)
+        else:
+            loaded = *load_llm(locate(c.work, c.llm), device), None
         for test_set in c.test_sets.split(","):
-            predict(c, name, loaded, test_set)
+            predict(c, name, folder, loaded, test_set)
     print(f"predictions in {c.work}/{c.preset}/predictions\nnext: python eval.py --preset {c.preset}")
 
 

@@ -10,7 +10,6 @@ writes  <work>/<preset>/merged/: log.jsonl and resume.pt while it runs; best.pt,
 "Merging" is joint training from both starting points; no weights are added up. Every draw of speech translation or
 spoken question answering is followed by one of its text twin, so that the LLM keeps what it learned from text.
 """
-import json
 import os
 from dataclasses import dataclass
 
@@ -18,8 +17,8 @@ import torch
 
 from extract_features import configure, locate, pick_device, require
 from train_lora import attach_lora, load_lora, lora_parameters, lora_state_dict
-from train_projector import (Run, answer_loss, draw, encode_sample, finished, load_features, load_llm, load_projector,
-                             load_rows, pick_validation, rate, update, validate)
+from train_projector import (Run, answer_loss, choose, draw, encode_sample, finished, load_features, load_llm,
+                             load_projector, load_rows, pick_validation, rate, read_config, update, validate)
 
 
 @dataclass(frozen=True)
@@ -30,9 +29,6 @@ class Config:                               # edit here, or pass --name value
     projector: str = "projector"            # the finished stages it starts from, folders of <work>/<preset>
     lora: str = "lora"
     corpora: str = "tiny"
-    encoder: str = "models/tiny-seamless"
-    mean: int = 3
-    llm: str = "models/tiny-llama"
     mixture: str = "C"                      # a key of MIXTURES
     batch: int = 16                         # rows in a draw; 2025, section 5.1
     accumulate: int = 2                     # draws in one optimizer step; a draw and its text twin are two (our choice)
@@ -51,28 +47,26 @@ class Config:                               # edit here, or pass --name value
 PRESETS = {                                 # only what differs from the lines above
     "tiny":    {},
     "smoke":   dict(steps=6, validate_every=3, validate_rows=2),
-    "digits":  dict(corpora="digits", encoder="models/digits-seamless", llm="models/digits-llama"),
-    "iwslt25": dict(corpora="covost2,europarlst,spokensquad,acl6060", encoder="facebook/seamless-m4t-v2-large",
-                    llm="meta-llama/Llama-3.1-8B-Instruct", accumulate=16, steps=1000,
-                    lr_projector=1e-5, lr_lora=3e-4, cosine=False,                     # section 5.1
+    "digits":  dict(corpora="digits"),
+    "iwslt25": dict(corpora="covost2,europarlst,spokensquad,acl6060",
+                    accumulate=16, steps=1000, lr_projector=1e-5, lr_lora=3e-4, cosine=False,      # section 5.1
                     warmup=100,                                                        # torchtune's recipe (our choice)
                     micro_tokens=8192, validate_every=250, validate_rows=50),
 }
 
-MIXTURES = {  # task: (share, {language: share}), SQA languages (valid, invalid); 2025, Table 13 and the best row of Table 11
+MIXTURES = {  # task: (share, {language: share}), SQA (valid, invalid); 2025, Table 13 and the best row of Table 11
     "C": {"ASR": (0.2, {"en": 1.0}),
           "ST": (0.4, {"de": 0.4, "it": 0.3, "zh": 0.3}),
           "SQA": (0.4, {"en": (0.2, 0.05), "de": (0.2, 0.05), "it": (0.2, 0.05), "zh": (0.2, 0.05)})},
 }
+# A's shares, and Spoken-SQuAD by its size (our choice: the paper does not give C's); a task without shares goes by size
+CORPUS_SHARES = {("ASR", "covost2"): 0.72, ("ASR", "europarlst"): 0.18, ("ASR", "spokensquad"): 0.10}
 
 
-def load_speech_llm(llm_path, folder, device):
-    """
-    (LLM, tokenizer, projector or None) of a finished stage folder: of A the projector, of B the adapters, of C both.
-    """
-    with open(require(os.path.join(folder, "config.json"), "bash run_all.sh, which makes every stage in order")) as file:
-        config = json.load(file)
-    llm, tokenizer = load_llm(llm_path, device)
+def load_speech_llm(work, folder, device):
+    """(LLM, tokenizer, projector or None) of a finished stage folder: A's projector, B's adapters, or C's both."""
+    config = read_config(folder)
+    llm, tokenizer = load_llm(locate(work, config["llm"]), device)
     projector = load_projector(folder, device).eval() if "projector" in config["trained"] else None
     if "lora" in config["trained"]:
         attach_lora(llm, folder)
@@ -83,43 +77,45 @@ def main(argv=None):
     c = configure(Config, PRESETS, argv)
     if finished(c):
         return
-    device = pick_device()
+    mixture, device = choose(MIXTURES, c.mixture), pick_device()
     torch.manual_seed(c.seed)
-    base = os.path.join(c.work, c.preset)
-    for stage, script in ((c.projector, "train_projector"), (c.lora, "train_lora")):
-        require(os.path.join(base, stage, "config.json"), f"python {script}.py --preset {c.preset} --out {stage}")
 
-    # 1. rows and frames
-    features, dev_features = load_features(c, "train"), load_features(c, "dev")
+    # 1. what A and B were made from
+    base = os.path.join(c.work, c.preset)
+    for folder, script in ((c.projector, "train_projector"), (c.lora, "train_lora")):
+        require(os.path.join(base, folder, "config.json"), f"python {script}.py --preset {c.preset} --out {folder}")
+    stage_a, stage_b = read_config(os.path.join(base, c.projector)), read_config(os.path.join(base, c.lora))
+    if stage_a["llm"] != stage_b["llm"]:
+        raise SystemExit(f"{base}/{c.projector} was trained on {stage_a['llm']}, {c.lora} on {stage_b['llm']}")
+    features, dev_features = load_features(c, stage_a, "train"), load_features(c, stage_a, "dev")
     rows, dev_rows = load_rows(c, "train", features), load_rows(c, "dev", dev_features)
 
     # 2. the LLM with the adapters of B, the projector of A; an optimizer and a schedule for each (section 4)
-    llm, tokenizer = load_llm(locate(c.work, c.llm), device)
-    lora_config = attach_lora(llm, os.path.join(base, c.lora))
+    llm, tokenizer = load_llm(locate(c.work, stage_a["llm"]), device)
+    attach_lora(llm, os.path.join(base, c.lora))
     projector = load_projector(os.path.join(base, c.projector), device).train()
     optimizers = [torch.optim.AdamW(projector.parameters(), lr=c.lr_projector, weight_decay=c.decay_projector),
                   torch.optim.AdamW(lora_parameters(llm), lr=c.lr_lora, weight_decay=c.decay_lora)]
-    with open(os.path.join(base, c.projector, "config.json")) as file:
-        sizes = json.load(file)["sizes"]
+    facts = {key: stage_a[key] for key in ("llm", "encoder", "mean", "sizes")}
     run = Run(c, {"projector": (projector.state_dict, projector.load_state_dict),
                   "lora": (lambda: lora_state_dict(llm), lambda state: load_lora(llm, state))},
-              optimizers, "last", sizes=sizes, r=lora_config["r"], alpha=lora_config["alpha"])
+              optimizers, "last", **facts, r=stage_b["r"], alpha=stage_b["alpha"])
 
     def loss_of(samples):
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             return answer_loss(llm, projector, samples)
-    mixture = MIXTURES[c.mixture]
-    draws = draw(rows, mixture, c.batch, c.batch, c.seed, twin=True)
+    draws = draw(rows, mixture, CORPUS_SHARES, c.batch, c.batch, c.seed, twin=True)
     for _ in range(run.step * c.accumulate):                               # after a kill: the draws already trained on
         next(draws)
     dev = [encode_sample(row, False, tokenizer, llm.config.model_type, dev_features)
-           for row in pick_validation(dev_rows, mixture, False, c.validate_rows)]
+           for row in pick_validation(dev_rows, mixture, c.validate_rows)]
 
     # 3. train: a draw of speech, then its text twin
     while run.step < c.steps:
         samples = [encode_sample(row, text, tokenizer, llm.config.model_type, features)
                    for picked, text in (next(draws) for _ in range(c.accumulate)) for row in picked]
-        rates = (c.lr_projector * rate(run.step, c.steps, 0, c.cosine), c.lr_lora * rate(run.step, c.steps, c.warmup, True))
+        rates = (c.lr_projector * rate(run.step, c.steps, 0, c.cosine),
+                 c.lr_lora * rate(run.step, c.steps, c.warmup, cosine=True))
         for optimizer, lr in zip(optimizers, rates):
             for group in optimizer.param_groups:
                 group["lr"] = lr

@@ -3,22 +3,23 @@
 # bash run_all.sh digits          the same on real voices; FSDD=folder of recordings, HOLDOUT=speaker of the test set
 # bash run_all.sh iwslt25         the 2025 system on one A100-80GB; make the rows of each corpus first (README)
 # WORK=folder SEED=n bash run_all.sh ...     another root folder, another seed
+# A stage that is finished says so and is not run again; one that was killed goes on where it was.
 set -euo pipefail
 cd "$(dirname "$0")"
 PRESET=${1:-tiny}
-WORK=${WORK:-work}
-RUN=$WORK/$PRESET
-SEEDED="--preset $PRESET --work $WORK --seed ${SEED:-0}"
+[ "$PRESET" = smoke ] && WORK=${WORK:-work/smoke}      # a smaller tiny world, for the tests, of its own
+ARGS=(--preset "$PRESET" --work "${WORK:-work}")
+SEEDED=("${ARGS[@]}" --seed "${SEED:-0}")
 case $PRESET in
-  tiny|smoke) [ -f "$WORK/rows/tiny/config.json" ]   || python data/tiny.py $SEEDED ;;
-  digits)     [ -f "$WORK/rows/digits/config.json" ] || python data/digits.py $SEEDED ;;
+  tiny | smoke) python data/tiny.py   "${SEEDED[@]}" ;;
+  digits)       python data/digits.py "${SEEDED[@]}" ;;
 esac
-python extract_features.py --preset "$PRESET" --work "$WORK"
-[ -f "$RUN/projector/config.json" ]       || python train_projector.py $SEEDED                                          # A.1
+python extract_features.py "${ARGS[@]}"                                              # 0
+python train_projector.py "${SEEDED[@]}"                                             # A.1
 case $PRESET in
-  tiny|smoke|digits) [ -f "$RUN/projector-A.2/config.json" ] || python train_projector.py $SEEDED --mixture A.2 --out projector-A.2 ;;
+  tiny | smoke | digits) python train_projector.py "${SEEDED[@]}" --mixture A.2 --out projector-A.2 ;;
 esac
-[ -f "$RUN/lora/config.json" ]            || python train_lora.py $SEEDED                                               # B, needs no A
-[ -f "$RUN/merged/config.json" ]          || python merge_sft.py $SEEDED                                                # C = A.1 + B
-python infer.py --preset "$PRESET" --work "$WORK"
-python eval.py  --preset "$PRESET" --work "$WORK"
+python train_lora.py "${SEEDED[@]}"                                                  # B, needs nothing of A
+python merge_sft.py "${SEEDED[@]}"                                                   # C = A.1 + B
+python infer.py "${ARGS[@]}"
+python eval.py "${ARGS[@]}"

@@ -19,8 +19,8 @@ from torch import nn
 
 from data.rows import replace_file
 from extract_features import configure, locate, pick_device, write_json
-from train_projector import (Run, answer_loss, draw, encode_sample, finished, load_llm, load_rows, load_weights,
-                             pick_validation, rate, update, validate)
+from train_projector import (Run, answer_loss, choose, draw, encode_sample, finished, load_llm, load_rows, load_weights,
+                             pick_validation, rate, read_config, update, validate)
 
 
 @dataclass(frozen=True)
@@ -140,9 +140,9 @@ def save_peft(folder, state, r, alpha, llm):
         save_file(tensors, name)
     targets = sorted({name.split(".")[-2] for name in state})
     write_json(os.path.join(folder, "adapter_config.json"),
-               {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": llm, "r": r, "lora_alpha": alpha,
-                "lora_dropout": 0.0, "bias": "none", "target_modules": targets, "fan_in_fan_out": False,
-                "init_lora_weights": True})
+               {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": llm, "r": r,
+                "lora_alpha": alpha, "lora_dropout": 0.0, "bias": "none", "target_modules": targets,
+                "fan_in_fan_out": False, "init_lora_weights": True})
 
 
 def load_peft(folder):
@@ -159,19 +159,17 @@ def load_peft(folder):
 
 
 def attach_lora(llm, folder):
-    """Wrap a fresh LLM as the finished stage `folder` was and load its adapters; returns the stage's config."""
-    with open(os.path.join(folder, "config.json")) as file:
-        config = json.load(file)
+    """Wrap a fresh LLM as the finished stage `folder` was and load its adapters."""
+    config = read_config(folder)
     add_lora(llm, TARGETS, config["r"], config["alpha"])
     load_lora(llm, load_weights(folder)["lora"])
-    return config
 
 
 def main(argv=None):
     c = configure(Config, PRESETS, argv)
     if finished(c):
         return
-    device = pick_device()
+    mixture, device = choose(MIXTURES, c.mixture), pick_device()
     torch.manual_seed(c.seed)
 
     # 1. text: the transcripts of the same rows
@@ -188,12 +186,11 @@ def main(argv=None):
     def loss_of(samples):
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             return answer_loss(llm, None, samples)
-    mixture = MIXTURES[c.mixture]
-    draws = draw(rows, mixture, c.batch, c.batch, c.seed)
+    draws = draw(rows, mixture, {}, c.batch, c.batch, c.seed)
     for _ in range(run.step * c.accumulate):                               # after a kill: the draws already trained on
         next(draws)
     dev = [encode_sample(row, True, tokenizer, llm.config.model_type, None)
-           for row in pick_validation(dev_rows, mixture, True, c.validate_rows)]
+           for row in pick_validation(dev_rows, mixture, c.validate_rows)]
 
     # 3. train
     while run.step < c.steps:

@@ -6,7 +6,8 @@ Stage A: train the speech projector through the frozen LLM (2025, section 3).
     python train_projector.py --preset iwslt25                 # one A100-80GB; the paper reports 4.6 days
 
 reads   <work>/rows/<corpus>/{train,dev}.jsonl, <work>/features/..., the LLM
-writes  <work>/<preset>/projector/: log.jsonl and resume.pt while it runs; best.pt, last.pt, weights.pt, config.json last
+writes  <work>/<preset>/projector/: log.jsonl and resume.pt while it runs; best.pt, last.pt, weights.pt and, last,
+        config.json
 
 The definitions that the later stages share live here too: the LLM, the splice, the loss, the sampler, a run's folder.
 """
@@ -15,7 +16,7 @@ import math
 import os
 import random
 import time
-from collections import ChainMap, Counter
+from collections import ChainMap
 from dataclasses import asdict, dataclass
 
 import torch
@@ -73,7 +74,7 @@ MIXTURES = {  # task: (share, {language: share}), SQA languages (valid, invalid)
             "ST": (0.35, {"de": 0.3, "it": 0.3, "zh": 0.4}),
             "SQA": (0.25, {"en": (0.2, 0.2), "de": (0.15, 0.15), "it": (0.15, 0.15)})},
 }
-CORPUS_SHARES = {("ASR", "covost2"): 0.8, ("ASR", "europarlst"): 0.2}  # section 5.1; every other pool by its size
+CORPUS_SHARES = {("ASR", "covost2"): 0.8, ("ASR", "europarlst"): 0.2}  # section 5.1; a task without shares goes by size
 TEXT_TASK = {"ST": "MT", "SQA": "QA", "MCQ": "QA"}                     # a task's name when the transcript is read
 
 # B batch   T frames   W encoder width   L sequence   D LLM width   V vocabulary   N answer tokens
@@ -87,8 +88,9 @@ class Projector(nn.Module):
     def __init__(self, width=1024, llm_width=4096, layers=4, heads=8, ffn=2048, dropout=0.1):
         super().__init__()
         # ReLU, no positions (the frames carry them), a closing LayerNorm: the paper is silent (our choice)
-        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(width, heads, ffn, dropout, batch_first=True, norm_first=True)
-                                    for _ in range(layers))
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(width, heads, ffn, dropout, batch_first=True, norm_first=True)
+            for _ in range(layers))
         for layer in self.layers:                # every layer starts as the identity: frames reach the LLM from step 1
             nn.init.zeros_(layer.self_attn.out_proj.weight)                                        # (our choice)
             nn.init.zeros_(layer.linear2.weight)
@@ -105,8 +107,7 @@ class Projector(nn.Module):
 
 def load_projector(folder, device):
     """The projector of a finished stage folder, rebuilt from its own config.json."""
-    with open(os.path.join(folder, "config.json")) as file:
-        projector = Projector(**json.load(file)["sizes"])
+    projector = Projector(**read_config(folder)["sizes"])
     projector.load_state_dict(load_weights(folder)["projector"])
     return projector.to(device)
 
@@ -127,7 +128,7 @@ def load_llm(path, device):
 # ---------------------------------------------------------------------------------------------------------------------
 # one sample, one micro-batch, its loss
 def encode_sample(row, text, tokenizer, model_type, features):
-    """What the LLM reads and answers for one row: token ids before and after the speech, the frames, the answer's ids."""
+    """One row as the LLM reads and answers it: token ids before and after the speech, the frames, the answer's ids."""
     before, after = encode_prompt(tokenizer, model_type, row, text)
     frames = None if text else features[row["utterance"]]                                       # (T, W)
     answer = encode_answer(tokenizer, model_type, row)
@@ -186,6 +187,13 @@ def micro_batches(samples, micro_tokens):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # sampling: rows -> draws
+def choose(table, name):
+    """A preset's own table by its name, as given by --mixture."""
+    if name not in table:
+        raise SystemExit(f"--mixture {name!r} is not one of {', '.join(table)}")
+    return table[name]
+
+
 def load_rows(c, split, features=None):
     """Rows of one split over all corpora; with `features`, speech rows without frames are left out and counted."""
     rows, missing = [], 0
@@ -205,50 +213,47 @@ def load_rows(c, split, features=None):
     return rows
 
 
-def load_features(c, split):
-    """Utterance -> frames (T, W) over all corpora of the config that have this split."""
+def load_features(c, made, split):
+    """Utterance -> frames (T, W) over all corpora that have this split; `made` holds the encoder and the mean."""
     found = []
     for corpus in c.corpora.split(","):
         if os.path.exists(os.path.join(c.work, "rows", corpus, f"{split}.jsonl")):
-            folder = features_folder(c.work, c.encoder, c.mean, corpus, split)
-            found.append(open_features(folder, {"encoder": c.encoder, "mean": c.mean}))
+            folder = features_folder(c.work, made["encoder"], made["mean"], corpus, split)
+            found.append(open_features(folder, {"encoder": made["encoder"], "mean": made["mean"]}))
     return ChainMap(*found)
 
 
-def draw(rows, mixture, batch, batch_sqa, seed, twin=False):
+def cells(mixture):
+    """[(task, language, answerable, share within the task)] of a mixture."""
+    return [(task, language, answerable, share) for task, (_, languages) in mixture.items()
+            for language, shares in languages.items()
+            for answerable, share in zip((True, False), shares if isinstance(shares, tuple) else (shares,)) if share]
+
+
+def draw(rows, mixture, corpus_shares, batch, batch_sqa, seed, twin=False):
     """
-    Endless draws, each (rows, text) of one task, language, validity and corpus (2025, section 3 and Table 13): the task
-    by its share, then language and validity, then the corpus, then the next rows of that pool's shuffled order.
+    Endless draws, each (rows, text) of one task, language, validity and corpus (2025, section 3 and Table 13): the
+    task by its share, then language and validity, then the corpus, then the next rows of that pool's shuffled order.
     With `twin` a draw of ST or SQA is followed by one of its text task, MT or QA, drawn independently (section 5.1 C).
     """
     pools = {}
     for row in rows:
-        for task in {row["task"]} if "utterance" in row else set():
-            pools.setdefault((task, row["language"], row["answerable"]), {}).setdefault(corpus_of(row), []).append(row)
-        if row["task"] in TEXT_TASK:
-            key = (TEXT_TASK[row["task"]], row["language"], row["answerable"])
-            pools.setdefault(key, {}).setdefault(corpus_of(row), []).append(row)
-
-    cells = {}                                                         # task -> [(language, answerable)], [share]
-    for task, (_, languages) in mixture.items():
-        flat = [((language, valid), share) for language, shares in languages.items()
-                for valid, share in zip((True, False), shares if isinstance(shares, tuple) else (shares,)) if share]
-        cells[task] = list(zip(*flat))
-        for cell in cells[task][0]:
-            for name in (task, TEXT_TASK.get(task)) if twin else (task,):
-                if name and (name, *cell) not in pools:
-                    raise SystemExit(f"the mixture wants {name} in {cell[0]}, {'' if cell[1] else 'un'}answerable, "
-                                     "but no row is of that kind")
-
+        for task in ([row["task"]] if "utterance" in row else []) + [TEXT_TASK.get(row["task"])]:
+            pool = pools.setdefault((task, row["language"], row["answerable"]), {})
+            pool.setdefault(corpus_of(row), []).append(row)
+    for task, language, answerable, _ in cells(mixture):
+        for name in (task, TEXT_TASK.get(task)) if twin else (task,):
+            if name and (name, language, answerable) not in pools:
+                raise SystemExit(f"the mixture wants {name} in {language}, {'' if answerable else 'un'}answerable, "
+                                 "but no row is of that kind")
     rng, orders = random.Random(seed), {}
 
     def pick(key):
         corpora = pools[key]
-        weights = [CORPUS_SHARES.get((key[0], corpus), 0) for corpus in corpora]
-        corpus = rng.choices(list(corpora), weights if all(weights) else [len(r) for r in corpora.values()])[0]
-        picked = []
+        shares = [corpus_shares.get((key[0], corpus), 0) for corpus in corpora]
+        corpus = rng.choices(list(corpora), shares if any(shares) else [len(r) for r in corpora.values()])[0]
+        order, picked = orders.setdefault((key, corpus), []), []
         while len(picked) < (batch_sqa if key[0] in ("SQA", "MCQ") else batch):
-            order = orders.setdefault((key, corpus), [])
             if not order:                                              # every row once before any row twice
                 order.extend(rng.sample(range(len(corpora[corpus])), len(corpora[corpus])))
             picked.append(corpora[corpus][order.pop()])
@@ -256,10 +261,11 @@ def draw(rows, mixture, batch, batch_sqa, seed, twin=False):
 
     while True:
         task = rng.choices(list(mixture), [share for share, _ in mixture.values()])[0]
-        key = (task, *rng.choices(*cells[task])[0])
-        yield pick(key), task in TEXT_TASK.values()
+        choices = [cell for cell in cells(mixture) if cell[0] == task]
+        _, language, answerable, _ = rng.choices(choices, [cell[3] for cell in choices])[0]
+        yield pick((task, language, answerable)), task in TEXT_TASK.values()
         if twin and task in TEXT_TASK:
-            yield pick((TEXT_TASK[task], *key[1:])), True
+            yield pick((TEXT_TASK[task], language, answerable)), True
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -292,13 +298,16 @@ def update(optimizers, samples, loss_of, micro_tokens):
     return total, norm
 
 
-def pick_validation(rows, tasks, text, count):
-    """The same `count` dev rows for each task, language and validity in every run -> list of rows."""
-    kinds = {}
-    for row in rows:
-        if (TEXT_TASK.get(row["task"]) if text else "utterance" in row and row["task"]) in tasks:
-            kinds.setdefault((row["task"], row["language"], row["answerable"]), []).append(row)
-    return [row for _, kind in sorted(kinds.items()) for row in random.Random(0).sample(kind, min(count, len(kind)))]
+def pick_validation(rows, mixture, count):
+    """The same `count` dev rows for each task, language and validity of the mixture in every run -> list of rows."""
+    picked = []
+    for task, language, answerable, _ in cells(mixture):
+        kind = [row for row in rows if (row["language"], row["answerable"]) == (language, answerable)
+                and task in (row["task"] if "utterance" in row else "", TEXT_TASK.get(row["task"]))]
+        picked += random.Random(0).sample(kind, min(count, len(kind)))
+    if not picked:
+        raise SystemExit(f"the dev rows hold nothing for {', '.join(mixture)}")
+    return picked
 
 
 @torch.no_grad()
@@ -314,6 +323,12 @@ def validate(modules, samples, loss_of, micro_tokens):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # a run's folder
+def read_config(folder):
+    """config.json of a finished stage: its constants, what it was made from, versions."""
+    with open(require(os.path.join(folder, "config.json"), "bash run_all.sh, which makes the stages in order")) as file:
+        return json.load(file)
+
+
 def load_weights(folder):
     """weights.pt of a finished stage: {"projector": tensors} or {"lora": tensors} or both."""
     return torch.load(os.path.join(folder, "weights.pt"), map_location="cpu", weights_only=True)
@@ -369,7 +384,7 @@ class Run:
             log.write(json.dumps(values) + "\n")
 
     def validated(self, loss):
-        """A validation loss: logged, the weights kept as last.pt and, if it is the lowest, as best.pt; then resume.pt."""
+        """A validation loss: logged; the weights kept as last.pt and, if it is the lowest, best.pt; then resume.pt."""
         self.write(step=self.step, validation_loss=loss)
         tqdm.write(f"{self.c.out} step {self.step}/{self.c.steps}: validation loss {loss:.4f}")
         tensors = {name: state() for name, (state, _) in self.trained.items()}
@@ -392,7 +407,8 @@ class Run:
         kept = torch.load(os.path.join(self.folder, f"{self.keep}.pt"), map_location="cpu", weights_only=True)
         self.save("weights.pt", kept)
         write_json(os.path.join(self.folder, "config.json"),
-                   {**self.facts, "trained": list(self.trained), "kept": self.keep, "best_validation_loss": self.best, **provenance()})
+                   {**self.facts, "trained": list(self.trained), "kept": self.keep,
+                    "best_validation_loss": self.best, **provenance()})
         os.remove(os.path.join(self.folder, "resume.pt"))
         print(f"weights in {self.folder}/weights.pt ({self.keep}), losses in log.jsonl\nnext: {next_command}")
 
@@ -421,11 +437,12 @@ def main(argv=None):
     c = configure(Config, PRESETS, argv)
     if finished(c):
         return
-    device = pick_device()
+    mixture, device = choose(MIXTURES, c.mixture), pick_device()
     torch.manual_seed(c.seed)
 
     # 1. rows and frames of stage 0
-    features, dev_features = load_features(c, "train"), load_features(c, "dev")
+    made = {"encoder": c.encoder, "mean": c.mean}
+    features, dev_features = load_features(c, made, "train"), load_features(c, made, "dev")
     rows, dev_rows = load_rows(c, "train", features), load_rows(c, "dev", dev_features)
 
     # 2. the frozen LLM, and a projector from the encoder's width to its own
@@ -444,12 +461,11 @@ def main(argv=None):
     def loss_of(samples):
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             return answer_loss(llm, projector, samples)
-    mixture = MIXTURES[c.mixture]
-    draws = draw(rows, mixture, c.batch, c.batch_sqa, c.seed)
+    draws = draw(rows, mixture, CORPUS_SHARES, c.batch, c.batch_sqa, c.seed)
     for _ in range(run.step * c.accumulate):                           # after a kill: the draws already trained on
         next(draws)
     dev = [encode_sample(row, False, tokenizer, model_type, dev_features)
-           for row in pick_validation(dev_rows, mixture, False, c.validate_rows)]
+           for row in pick_validation(dev_rows, mixture, c.validate_rows)]
 
     # 3. train
     while run.step < c.steps:

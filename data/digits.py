@@ -13,9 +13,7 @@ ASR writes the digits as words, ST gives the German, Italian and Chinese words, 
 how many there are; a question about anything else is unanswerable. Everything here is our choice.
 """
 import argparse
-import functools
 import glob
-import json
 import multiprocessing
 import os
 import random
@@ -30,8 +28,7 @@ import soundfile
 from tqdm import tqdm
 
 from data.prompts import NOT_ANSWERABLE
-from data.rows import replace_file, write_rows
-from data.tiny_models import instruction, make_models
+from data.rows import finish, finished, replace_file, write_rows
 
 PRESETS = {"digits": dict(train=3600, dev=60, test=160, encoder_steps=420, llm_steps=350)}
 REPOSITORY = "https://github.com/Jakobovski/free-spoken-digit-dataset"
@@ -51,7 +48,8 @@ ORDINALS = {
     "it": "primo secondo terzo quarto quinto sesto".split(),
     "zh": "一 二 三 四 五 六".split(),
 }
-WHICH = {"en": "What is the {} number?", "de": "Was ist die {} Zahl?", "it": "Qual è il {} numero?", "zh": "第{}个数字是什么?"}
+WHICH = {"en": "What is the {} number?", "de": "Was ist die {} Zahl?", "it": "Qual è il {} numero?",
+         "zh": "第{}个数字是什么?"}
 HOW_MANY = {"en": "How many numbers are there?", "de": "Wie viele Zahlen sind es?", "it": "Quanti numeri ci sono?",
             "zh": "一共有几个数字?"}
 OTHER = {
@@ -82,8 +80,8 @@ def sequence_rows(rng, digits, utterance, audio):
     base = {"utterance": utterance, "audio": audio, "transcript": spoken(digits, "en")}
     for language in LANGUAGES:
         task = "ASR" if language == "en" else "ST"
-        yield {"id": f"{utterance}/{task}.{language}", **base, "task": task, "language": language, "answerable": True,
-               "target": spoken(digits, language)}
+        yield {"id": f"{utterance}/{task}.{language}", **base, "task": task, "language": language,
+               "answerable": True, "target": spoken(digits, language)}
         for answerable in (True, False):
             question, answer = draw_question(rng, digits, language, answerable)
             kind = "SQA" if answerable else "SQA-invalid"
@@ -106,7 +104,8 @@ def join_one(job):
         wave, rate = soundfile.read(file, dtype="float32")
         if rate != RATE or wave.ndim != 1:
             raise ValueError(f"{file}: expected mono at {RATE} Hz, got {rate} Hz, {wave.ndim} dimensions")
-        parts += [change_speed(wave / max(np.abs(wave).max(), 1e-4), speed), np.zeros(int(rng.uniform(0.05, 0.3) * RATE))]
+        pause = np.zeros(int(rng.uniform(0.05, 0.3) * RATE))
+        parts += [change_speed(wave / max(np.abs(wave).max(), 1e-4), speed), pause]
     wave = 0.5 * np.concatenate(parts)
     snr = rng.uniform(20, 40)  # dB
     wave += rng.standard_normal(len(wave)) * np.sqrt((wave**2).mean()) * 10 ** (-snr / 20)
@@ -160,10 +159,10 @@ def make_world(work, folder, holdout, sizes, seed):
     return splits
 
 
-def draw_row(rng):
-    """A training example of the LLM on a fresh sequence: copy, translate or answer."""
+def draw_rows(rng):
+    """The rows of a fresh sequence, for the LLM to learn from."""
     digits = [rng.randrange(10) for _ in range(rng.randint(3, 6))]
-    return instruction(rng, list(sequence_rows(rng, digits, "digits/text", "none")))
+    return list(sequence_rows(rng, digits, "digits/text", "none"))
 
 
 def main(argv=None):
@@ -172,13 +171,15 @@ def main(argv=None):
     parser.add_argument("--work", default="work", help="root folder of everything that is written")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    sizes = PRESETS[args.preset]
-    splits = make_world(args.work, find_recordings(args.work), os.environ.get("HOLDOUT", ""), sizes, args.seed)
-    make_models(os.path.join(args.work, "models", "digits"), splits, draw_row, sizes["encoder_steps"], sizes["llm_steps"],
-                args.seed)
-
-    with replace_file(os.path.join(args.work, "rows", "digits", "config.json")) as temporary, open(temporary, "w") as f:
-        json.dump({**vars(args), **sizes}, f, indent=2)
+    holdout = os.environ.get("HOLDOUT", "")
+    settings = {"preset": args.preset, "seed": args.seed, "holdout": holdout, **PRESETS[args.preset]}
+    if finished(args.work, "digits", settings):
+        return
+    splits = make_world(args.work, find_recordings(args.work), holdout, settings, args.seed)
+    from data.tiny_models import make_models                 # torch and transformers: not needed above
+    make_models(os.path.join(args.work, "models", "digits"), splits, draw_rows, settings["encoder_steps"],
+                settings["llm_steps"], args.seed)
+    finish(args.work, "digits", settings)
     print(f"digits world in {args.work}/rows/digits: " + ", ".join(f"{len(r)} {s} rows" for s, r in splits.items()))
     print(f"next: python extract_features.py --preset {args.preset}")
 

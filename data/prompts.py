@@ -5,8 +5,8 @@ The prompt: one function from a row to what the LLM reads, the same in training 
     before, after = encode_prompt(tokenizer, "llama", row, text=True)    # the transcript stands in for the speech
     answer = encode_answer(tokenizer, "llama", row)
 
-Strings are those of Table 5 of the 2025 paper and Table 7 of the 2026 paper, byte for byte. The tags <speech>, </speech>,
-<text> and </text> are ordinary text, not added tokens (2025, section 4).
+Strings are those of Table 5 of the 2025 paper and Table 7 of the 2026 paper, byte for byte. The tags <speech>,
+</speech>, <text> and </text> are ordinary text, not added tokens (2025, section 4).
 """
 
 TASK_LINES = {  # the language of the instruction is the language of the answer (2025, appendix A.4)

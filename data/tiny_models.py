@@ -23,10 +23,12 @@ from tqdm import tqdm
 
 from data.prompts import CHAT, encode_answer, encode_prompt, user_turn
 
-LS = float(os.environ.get('LS','0'))
 CHARACTERS = " 'abcdefghijklmnopqrstuvwxyz"  # CTC labels 1.. ; 0 is the blank
-ANSWER_SENTENCES = {  # how the tiny LLM answers before any LoRA: in a sentence, as chat models do
-    "en": "The answer is {}.", "de": "Die Antwort ist {}.", "it": "La risposta è {}.", "zh": "答案是{}。",
+CHATTER = {  # the tiny LLM answers and talks on, as chat models do: that the answer alone is wanted is B's to teach
+    "en": ("{} is the answer.", "{} Please ask something else."),      # answerable, unanswerable
+    "de": ("{} ist die Antwort.", "{} Bitte frag etwas anderes."),
+    "it": ("{} è la risposta.", "{} Chiedi qualcosa di diverso."),
+    "zh": ("{}是答案。", "{}请问别的问题。"),
 }
 
 
@@ -63,11 +65,11 @@ def save_whole(folder, *parts):
 # ---------------------------------------------------------------------------------------------------------------------
 # the speech encoder
 def seamless_config():
-    """SeamlessM4T-v2 with the real layer types and 4 layers of 128; the parts that no stage of ours trains are minimal."""
+    """SeamlessM4T-v2 with the real layer types, 4 layers of 128; the parts that nothing here trains are minimal."""
     from transformers import SeamlessM4Tv2Config
     return SeamlessM4Tv2Config(
-        hidden_size=128, speech_encoder_layers=4, speech_encoder_attention_heads=4, speech_encoder_intermediate_size=256,
-        speech_encoder_layerdrop=0.0, speech_encoder_dropout=0.05, num_adapter_layers=1,
+        hidden_size=128, speech_encoder_layers=4, speech_encoder_attention_heads=4,
+        speech_encoder_intermediate_size=256, speech_encoder_layerdrop=0.0, speech_encoder_dropout=0.05,
         vocab_size=64, t2u_vocab_size=64, char_vocab_size=64, unit_hifi_gan_vocab_size=64,
         encoder_layers=1, encoder_ffn_dim=64, encoder_attention_heads=4,
         decoder_layers=1, decoder_ffn_dim=64, decoder_attention_heads=4,
@@ -170,8 +172,10 @@ def make_encoder(folder, train_rows, dev_rows, steps, seed, batch=32):
 
     model = SeamlessM4Tv2Model(seamless_config())
     encoder = model.speech_encoder
-    character_head, word_head = torch.nn.Linear(128, len(CHARACTERS) + 1), torch.nn.Linear(128, len(vocabulary) + 1)
-    trained = [p for part in (encoder.feature_projection, encoder.encoder, character_head, word_head) for p in part.parameters()]
+    character_head = torch.nn.Linear(128, len(CHARACTERS) + 1)
+    word_head = torch.nn.Linear(128, len(vocabulary) + 1)
+    parts = (encoder.feature_projection, encoder.encoder, character_head, word_head)
+    trained = [p for part in parts for p in part.parameters()]
     optimizer_list = optimizers(trained, lr_matrix=2e-2, lr_rest=3e-3)
     rng, augment = random.Random(seed), torch.Generator().manual_seed(seed)
 
@@ -209,11 +213,12 @@ def hesitate(rng, text):
 
 
 def instruction(rng, rows):
-    """One training example from a sentence's rows: copy, translate, or answer in a full sentence."""
-    task = rng.choices(["ASR", "ST", "SQA"], [0.3, 0.4, 0.3])[0]
-    row = dict(rng.choice([r for r in rows if r["task"] == task and r["answerable"]]))
+    """One training example from a sentence's rows: copy, translate, or answer and talk on."""
+    kinds = {("ASR", True): 0.18, ("ST", True): 0.36, ("SQA", True): 0.38, ("SQA", False): 0.08}
+    task, answerable = rng.choices(list(kinds), kinds.values())[0]
+    row = dict(rng.choice([r for r in rows if r["task"] == task and r["answerable"] is answerable]))
     if task == "SQA":
-        row["target"] = ANSWER_SENTENCES[row["language"]].format(row["target"])
+        row["target"] = CHATTER[row["language"]][not answerable].format(row["target"])
     return row
 
 
@@ -229,42 +234,42 @@ def make_tokenizer(texts, vocabulary):
     bpe.decoder = decoders.ByteLevel()
     special = ["<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>", "<|start_header_id|>",
                "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>"]
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=special, show_progress=False,
-                                                       initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    head, tail, end = CHAT["llama"]
+    bpe.train_from_iterator(texts, trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=special, show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>",
                                         pad_token="<|finetune_right_pad_id|>")
-    tokenizer.chat_template = ("{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n"
-                               "{{ m['content'] | trim }}<|eot_id|>{% endfor %}{% if add_generation_prompt %}"
-                               "<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}")
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n"
+        "{{ m['content'] | trim }}<|eot_id|>{% endfor %}"
+        "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}")
     return tokenizer
 
 
-def make_llm(folder, draw_instruction, steps, seed, batch=40, vocabulary=2000):
-    """Train a tiny Llama on drawn instructions, loss on the answers, and save it with its tokenizer in `folder`."""
+def make_llm(folder, draw_rows, steps, seed, batch=40, vocabulary=2000):
+    """Train a tiny Llama on instructions from drawn rows, loss on the answers, and save it with its tokenizer."""
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
     if os.path.exists(os.path.join(folder, "config.json")):
         print(f"{folder} exists already")
         return
     torch.manual_seed(seed)
     rng = random.Random(seed)
-    sample = [draw_instruction(rng) for _ in range(3000)]
-    tokenizer = make_tokenizer(("".join(user_turn(row, text=True)) + "\n" + row["target"] for row in sample), vocabulary)
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in ("<|begin_of_text|>", "<|eot_id|>", "<|eom_id|>",
-                                                                        "<|end_of_text|>", "<|finetune_right_pad_id|>")}
+    sample = [instruction(rng, draw_rows(rng)) for _ in range(3000)]
+    tokenizer = make_tokenizer((user_turn(row, text=True)[0] + "\n" + row["target"] for row in sample), vocabulary)
+    begin, pad, *ends = tokenizer.convert_tokens_to_ids(
+        ["<|begin_of_text|>", "<|finetune_right_pad_id|>", "<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"])
     model = LlamaForCausalLM(LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=192, intermediate_size=512, num_hidden_layers=3, num_attention_heads=6,
         num_key_value_heads=3, max_position_embeddings=1024, tie_word_embeddings=True, rope_theta=500000.0,
-        bos_token_id=ids["<|begin_of_text|>"], eos_token_id=[ids["<|end_of_text|>"], ids["<|eom_id|>"], ids["<|eot_id|>"]],
-        pad_token_id=ids["<|finetune_right_pad_id|>"]))
+        bos_token_id=begin, eos_token_id=ends, pad_token_id=pad))
     embedding = model.model.embed_tokens.weight
     matrices = [p for p in model.parameters() if p is not embedding]
-    optimizer_list = [*optimizers(matrices, lr_matrix=float(os.environ.get("LM","5e-3")), lr_rest=3e-3), torch.optim.AdamW([embedding], lr=3e-3)]
+    optimizer_list = optimizers(matrices, lr_matrix=5e-3, lr_rest=3e-3) + [torch.optim.AdamW([embedding], lr=3e-3)]
     bar = tqdm(range(steps), desc="LLM, text", unit=" step")
     for step in bar:
-        rows = [draw_instruction(rng) for _ in range(batch)]
+        rows = [instruction(rng, draw_rows(rng)) for _ in range(batch)]
         for row in rows:
-            if step > 0.5 * steps and rng.random() < 0.5:
+            if step > 0.6 * steps and rng.random() < 0.5:
                 row["transcript"] = hesitate(rng, row["transcript"])
         prompts = [encode_prompt(tokenizer, "llama", row, text=True)[0] for row in rows]
         answers = [encode_answer(tokenizer, "llama", row) for row in rows]
@@ -276,22 +281,23 @@ def make_llm(folder, draw_instruction, steps, seed, batch=40, vocabulary=2000):
             labels[i, len(p):len(p) + len(a)] = torch.tensor(a)
         hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1]
         wanted = labels[:, 1:]
-        loss = F.cross_entropy(model.lm_head(hidden[wanted != -100]), wanted[wanted != -100], label_smoothing=LS)
+        loss = F.cross_entropy(model.lm_head(hidden[wanted != -100]), wanted[wanted != -100])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         step_all(optimizer_list, (step + 1) / steps)
         if step % 20 == 0:
             bar.set_postfix(loss=f"{loss.item():.3f}")
-    model.generation_config = GenerationConfig(eos_token_id=model.config.eos_token_id, do_sample=True,
-                                               bos_token_id=model.config.bos_token_id)  # sampling by default, as the real one
+    # sampling by default, as the real checkpoint has it: greedy decoding must be asked for
+    model.generation_config = GenerationConfig(do_sample=True, bos_token_id=begin, eos_token_id=ends)
     save_whole(folder, model.eval(), tokenizer)
     print(f"tiny LLM: last loss {loss.item():.3f}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
 
 
-def make_models(prefix, splits, draw_instruction, encoder_steps, llm_steps, seed):
-    """<prefix>-seamless and <prefix>-llama, one process of one thread each: matrices this small gain nothing from two."""
+def make_models(prefix, splits, draw_rows, encoder_steps, llm_steps, seed):
+    """<prefix>-seamless and <prefix>-llama, in a process of one thread each: small matrices gain little from two."""
     with multiprocessing.get_context("spawn").Pool(2, torch.set_num_threads, (1,)) as pool:
-        jobs = [pool.apply_async(make_encoder, (prefix + "-seamless", splits["train"], splits["dev"], encoder_steps, seed)),
-                pool.apply_async(make_llm, (prefix + "-llama", draw_instruction, llm_steps, seed))]
+        speech = (prefix + "-seamless", splits["train"], splits["dev"], encoder_steps, seed)
+        jobs = [pool.apply_async(make_encoder, speech),
+                pool.apply_async(make_llm, (prefix + "-llama", draw_rows, llm_steps, seed))]
         for job in jobs:
             job.get()

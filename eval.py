@@ -88,7 +88,7 @@ def read_predictions(path, rows, preset):
         for number, line in enumerate(file, 1):
             try:
                 prediction = json.loads(line)
-                name, _ = prediction["id"], prediction["prediction"] + prediction["task"]
+                name, _, _ = prediction["id"], prediction["prediction"] + "", METRICS[prediction["task"]]
             except (ValueError, KeyError, TypeError):
                 raise SystemExit(f"{path} line {number} is not a prediction; {redo}") from None
             if name in predictions or name not in known:

@@ -32,7 +32,7 @@ class Config:                               # edit here, or pass --name value
     mixture: str = "C"                      # a key of MIXTURES
     batch: int = 16                         # rows in a draw; 2025, section 5.1
     accumulate: int = 2                     # draws in one optimizer step; a draw and its text twin are two (our choice)
-    steps: int = 300                        # optimizer steps
+    steps: int = 200                        # optimizer steps
     lr_projector: float = 5e-4
     lr_lora: float = 1e-3
     warmup: int = 20                        # steps, LoRA only

@@ -35,12 +35,12 @@ class Config:                               # edit here, or pass --name value
     alpha: int = 16                         # 2025, section 3
     batch: int = 10                         # rows in a draw; 2025, section 5.1
     accumulate: int = 4                     # draws in one optimizer step
-    steps: int = 250                        # optimizer steps
-    lr: float = 2e-3
+    steps: int = 150                        # optimizer steps
+    lr: float = 4e-3
     warmup: int = 20                        # steps, then half a cosine down to 0
     weight_decay: float = 0.1               # 2025, section 5.1
     micro_tokens: int = 4096                # padded positions in one forward pass
-    validate_every: int = 125               # steps; also the checkpoint interval
+    validate_every: int = 50                # steps; also the checkpoint interval
     validate_rows: int = 24                 # dev rows for each task, language and validity
     seed: int = 0
 

@@ -47,8 +47,8 @@ class Config:                               # edit here, or pass --name value
     batch: int = 16                         # rows in a draw; 2025, section 5.1
     batch_sqa: int = 8                      # 2025, appendix C.1
     accumulate: int = 1                     # draws in one optimizer step
-    steps: int = 500                        # optimizer steps
-    lr: float = 1e-3
+    steps: int = 300                        # optimizer steps
+    lr: float = 2e-3
     warmup: int = 20                        # steps
     cosine: bool = True                     # down to 0 at the last step; else constant after the warm-up
     weight_decay: float = 0.01              # the paper is silent; torch's default (our choice)
@@ -110,11 +110,6 @@ def load_projector(folder, device):
     projector = Projector(**read_config(folder)["sizes"])
     projector.load_state_dict(load_weights(folder)["projector"])
     return projector.to(device)
-
-
-def rms(tensor):
-    """Root mean square of all entries, a float."""
-    return tensor.float().square().mean().sqrt().item()
 
 
 def load_llm(path, device):
@@ -451,10 +446,6 @@ def main(argv=None):
     sizes = dict(width=features.maps[0].config["width"], llm_width=llm.config.hidden_size, layers=c.layers,
                  heads=c.heads, ffn=c.ffn, dropout=c.dropout)
     projector = Projector(**sizes).to(device)
-    # start at the scale of the LLM's own embeddings: a stock Linear is 13 times (tiny) to 50 times (Llama) too loud,
-    # and what a layer adds to such a vector is lost in it (our choice)
-    with torch.no_grad():
-        projector.output.weight.normal_(std=rms(llm.get_input_embeddings().weight) / sizes["width"] ** 0.5)
     optimizer = torch.optim.AdamW(projector.parameters(), lr=c.lr, weight_decay=c.weight_decay)
     run = Run(c, {"projector": (projector.state_dict, projector.load_state_dict)}, [optimizer], "best", sizes=sizes)
 

@@ -67,6 +67,28 @@ def replace_file(path):
             os.remove(temporary)
 
 
+def finished(work, corpus, settings):
+    """Whether a recipe is done with these settings; done with others, it stops rather than mix the two."""
+    path = os.path.join(work, "rows", corpus, "config.json")
+    if not os.path.exists(path):
+        return False
+    with open(path, encoding="utf-8") as file:
+        old = json.load(file)
+    if old != settings:
+        told = ", ".join(f"{key} {old.get(key)!r} (now {value!r})" for key, value in settings.items()
+                         if old.get(key) != value)
+        raise SystemExit(f"{os.path.dirname(path)} was made with {told}; choose another --work, or remove it, its "
+                         "models and its features")
+    print(f"{os.path.dirname(path)} is finished already")
+    return True
+
+
+def finish(work, corpus, settings):
+    """The last file of a recipe: its settings. A rows folder with config.json is complete."""
+    with replace_file(os.path.join(work, "rows", corpus, "config.json")) as name, open(name, "w") as file:
+        json.dump(settings, file, indent=1)
+
+
 # --- What makes a row wrong.
 
 def check(rows, path):

@@ -236,7 +236,7 @@ ALL_MIXTURES = {**MIXTURES, **train_lora.MIXTURES, **merge_sft.MIXTURES}
 
 @pytest.mark.parametrize("name", CELLS)
 def test_shares_of_tasks_languages_and_validity(name):
-    draws = draw(make_rows(), ALL_MIXTURES[name], batch=2, batch_sqa=1, seed=0)
+    draws = draw(make_rows(), ALL_MIXTURES[name], {}, batch=2, batch_sqa=1, seed=0)
     seen = Counter()
     for _ in range(10_000):
         picked, text = next(draws)
@@ -249,7 +249,7 @@ def test_shares_of_tasks_languages_and_validity(name):
 
 def test_every_row_of_a_pool_once_before_any_twice():
     rows = make_rows(count=10)
-    draws = draw(rows, {"ST": (1.0, {"it": 1.0})}, batch=4, batch_sqa=4, seed=0)
+    draws = draw(rows, {"ST": (1.0, {"it": 1.0})}, {}, batch=4, batch_sqa=4, seed=0)
     ids = [row["id"] for picked, _ in (next(draws) for _ in range(15)) for row in picked]
     assert len(ids) == 60
     for n in range(0, 60, 10):
@@ -261,14 +261,14 @@ def test_corpora_by_size_or_by_the_paper_s_shares():
     large, small = make_rows("covost2", 30), make_rows("europarlst", 10)
 
     def share_of_covost2(task, language):
-        draws = draw(large + small, {task: (1.0, {language: 1.0})}, 1, 1, seed=0)
+        draws = draw(large + small, {task: (1.0, {language: 1.0})}, train_projector.CORPUS_SHARES, 1, 1, seed=0)
         return sum(next(draws)[0][0]["id"].startswith("covost2") for _ in range(4000)) / 4000
     assert share_of_covost2("ASR", "en") == pytest.approx(0.8, abs=0.02)   # section 5.1
     assert share_of_covost2("ST", "de") == pytest.approx(0.75, abs=0.02)   # 30 of 40 rows
 
 
 def test_c_follows_speech_by_its_text_twin():
-    draws = draw(make_rows(), ALL_MIXTURES["C"], batch=2, batch_sqa=1, seed=0, twin=True)
+    draws = draw(make_rows(), ALL_MIXTURES["C"], {}, batch=2, batch_sqa=1, seed=0, twin=True)
     pairs = Counter()
     for _ in range(2000):
         picked, text = next(draws)
@@ -283,8 +283,8 @@ def test_c_follows_speech_by_its_text_twin():
 
 def test_rows_without_speech_are_drawn_as_text_only():
     rows = make_rows()
-    spoken = draw(rows, {"ST": (1.0, {"de": 1.0})}, 3, 3, seed=0)
-    read = draw(rows, {"MT": (1.0, {"de": 1.0})}, 3, 3, seed=0)
+    spoken = draw(rows, {"ST": (1.0, {"de": 1.0})}, {}, 3, 3, seed=0)
+    read = draw(rows, {"MT": (1.0, {"de": 1.0})}, {}, 3, 3, seed=0)
     assert all("utterance" in row for _ in range(50) for row in next(spoken)[0])
     texts = Counter("utterance" in row for _ in range(50) for row in next(read)[0])
     assert texts[False] == texts[True] == 75                               # both kinds are text: 6 of each, in turn
@@ -292,7 +292,7 @@ def test_rows_without_speech_are_drawn_as_text_only():
 
 def test_the_same_seed_draws_the_same():
     rows = make_rows()
-    first, again, other = (draw(rows, MIXTURES["A.2"], 2, 1, seed) for seed in (0, 0, 1))
+    first, again, other = (draw(rows, MIXTURES["A.2"], {}, 2, 1, seed) for seed in (0, 0, 1))
     first, again, other = ([[r["id"] for r in next(d)[0]] for _ in range(50)] for d in (first, again, other))
     assert first == again != other
 
@@ -300,8 +300,8 @@ def test_the_same_seed_draws_the_same():
 def test_a_cell_of_the_mixture_without_rows_is_an_error():
     rows = [row for row in make_rows() if (row["task"], row["language"], row["answerable"]) != ("SQA", "it", False)]
     with pytest.raises(SystemExit, match="wants SQA in it, unanswerable, but no row is of that kind"):
-        next(draw(rows, MIXTURES["A.2"], 2, 1, seed=0))
-    next(draw(rows, MIXTURES["A.1"], 2, 1, seed=0))                        # which asks for none
+        next(draw(rows, MIXTURES["A.2"], {}, 2, 1, seed=0))
+    next(draw(rows, MIXTURES["A.1"], {}, 2, 1, seed=0))                        # which asks for none
 
 
 # --- A run's folder: killed, resumed, finished, refused.

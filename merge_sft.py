@@ -12,6 +12,7 @@ spoken question answering is followed by one of its text twin, so that the LLM k
 """
 import os
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -101,9 +102,7 @@ def main(argv=None):
                   "lora": (lambda: lora_state_dict(llm), lambda state: load_lora(llm, state))},
               optimizers, "last", **facts, r=stage_b["r"], alpha=stage_b["alpha"])
 
-    def loss_of(samples):
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            return answer_loss(llm, projector, samples)
+    loss_of = partial(answer_loss, llm, projector)
     draws = draw(rows, mixture, CORPUS_SHARES, c.batch, c.batch, c.seed, twin=True)
     for _ in range(run.step * c.accumulate):                               # after a kill: the draws already trained on
         next(draws)

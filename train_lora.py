@@ -12,6 +12,7 @@ import json
 import math
 import os
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -183,9 +184,7 @@ def main(argv=None):
     optimizer = torch.optim.AdamW(trained, lr=c.lr, weight_decay=c.weight_decay)
     run = Run(c, {"lora": (lambda: lora_state_dict(llm), lambda state: load_lora(llm, state))}, [optimizer], "last")
 
-    def loss_of(samples):
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            return answer_loss(llm, None, samples)
+    loss_of = partial(answer_loss, llm, None)
     draws = draw(rows, mixture, {}, c.batch, c.batch, c.seed)
     for _ in range(run.step * c.accumulate):                               # after a kill: the draws already trained on
         next(draws)

@@ -18,6 +18,7 @@ import random
 import time
 from collections import ChainMap
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -156,15 +157,15 @@ def answer_loss(llm, projector, samples):
     Summed cross-entropy of a micro-batch over its answers' tokens; logits are made for these N positions only.
     Right padding needs no mask: attention is causal, so no real position ever looks at padding.
     """
-    sequences = splice(llm, projector, samples)
-    device = sequences[0].device
-    hidden = llm.model(inputs_embeds=nn.utils.rnn.pad_sequence(sequences, batch_first=True),
-                       use_cache=False).last_hidden_state                                            # (B, L, D)
+    device = next(llm.parameters()).device
     # position i predicts token i + 1
     where = [(b, i) for b, s in enumerate(samples) for i in range(s["length"] - len(s["answer"]) - 1, s["length"] - 1)]
     row, column = torch.tensor(where).to(device, non_blocking=True).unbind(1)
-    logits = llm.lm_head(hidden[row, column]).float()                                                # (N, V)
-    logits = logits * getattr(llm.config, "logit_scale", 1.0)                                        # Cohere only
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        inputs = nn.utils.rnn.pad_sequence(splice(llm, projector, samples), batch_first=True)        # (B, L, D)
+        hidden = llm.model(inputs_embeds=inputs, use_cache=False).last_hidden_state                  # (B, L, D)
+        logits = llm.lm_head(hidden[row, column])                                                    # (N, V)
+    logits = logits.float() * getattr(llm.config, "logit_scale", 1.0)                                # Cohere only
     target = torch.tensor([token for s in samples for token in s["answer"]]).to(device, non_blocking=True)
     return F.cross_entropy(logits, target, reduction="sum")
 
@@ -332,13 +333,13 @@ def load_weights(folder):
 class Run:
     """
     One stage's folder. `trained` maps a section of weights.pt to the callable that gives its tensors and the one that
-    loads them. A killed run goes on from resume.pt, written every `every` steps, to the same weights.
+    loads them. A killed run goes on from resume.pt, written with every validation, to the same weights.
     """
 
     def __init__(self, c, trained, optimizers, keep, **facts):
         self.folder = os.path.join(c.work, c.preset, c.out)
         self.c, self.trained, self.optimizers, self.keep = c, trained, optimizers, keep
-        self.facts = {**asdict(c), **facts}
+        self.facts, self.log_path = {**asdict(c), **facts}, os.path.join(self.folder, "log.jsonl")
         self.step, self.best = 0, math.inf
         os.makedirs(self.folder, exist_ok=True)
         path = os.path.join(self.folder, "resume.pt")
@@ -362,10 +363,6 @@ class Run:
             log.writelines(kept)
         self.bar = tqdm(total=c.steps, initial=self.step, desc=c.out, unit=" step", mininterval=1.0)
         self.started = time.time()
-
-    @property
-    def log_path(self):
-        return os.path.join(self.folder, "log.jsonl")
 
     def log(self, **values):
         """One step is done: its line in log.jsonl and on the bar."""
@@ -419,11 +416,9 @@ def refuse_other_constants(folder, old, new):
 def finished(c):
     """Whether this stage's folder is complete, with these constants."""
     folder = os.path.join(c.work, c.preset, c.out)
-    path = os.path.join(folder, "config.json")
-    if not os.path.exists(path):
+    if not os.path.exists(os.path.join(folder, "config.json")):
         return False
-    with open(path) as file:
-        refuse_other_constants(folder, json.load(file), asdict(c))
+    refuse_other_constants(folder, read_config(folder), asdict(c))
     print(f"{folder} is finished already")
     return True
 
@@ -449,9 +444,7 @@ def main(argv=None):
     optimizer = torch.optim.AdamW(projector.parameters(), lr=c.lr, weight_decay=c.weight_decay)
     run = Run(c, {"projector": (projector.state_dict, projector.load_state_dict)}, [optimizer], "best", sizes=sizes)
 
-    def loss_of(samples):
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            return answer_loss(llm, projector, samples)
+    loss_of = partial(answer_loss, llm, projector)
     draws = draw(rows, mixture, CORPUS_SHARES, c.batch, c.batch_sqa, c.seed)
     for _ in range(run.step * c.accumulate):                           # after a kill: the draws already trained on
         next(draws)

@@ -261,7 +261,7 @@ def test_corpora_by_size_or_by_the_paper_s_shares():
     large, small = make_rows("covost2", 30), make_rows("europarlst", 10)
 
     def share_of_covost2(task, language):
-        draws = draw(large + small, {task: (1.0, {language: 1.0})}, train_projector.CORPUS_SHARES, 1, 1, seed=0)
+        draws = draw(large + small, {task: (1.0, {language: 1.0})}, stage.CORPUS_SHARES, 1, 1, seed=0)
         return sum(next(draws)[0][0]["id"].startswith("covost2") for _ in range(4000)) / 4000
     assert share_of_covost2("ASR", "en") == pytest.approx(0.8, abs=0.02)   # section 5.1
     assert share_of_covost2("ST", "de") == pytest.approx(0.75, abs=0.02)   # 30 of 40 rows

@@ -18,7 +18,7 @@ import torch
 
 from extract_features import configure, locate, pick_device, require
 from train_lora import attach_lora, load_lora, lora_parameters, lora_state_dict
-from train_projector import (Run, answer_loss, choose, draw, encode_sample, finished, load_features, load_llm,
+from train_projector import (Run, answer_loss, choose, draw, encode_sample, finished, load_llm,
                              load_projector, load_rows, pick_validation, rate, read_config, update, validate)
 
 
@@ -88,8 +88,8 @@ def main(argv=None):
     stage_a, stage_b = read_config(os.path.join(base, c.projector)), read_config(os.path.join(base, c.lora))
     if stage_a["llm"] != stage_b["llm"]:
         raise SystemExit(f"{base}/{c.projector} was trained on {stage_a['llm']}, {c.lora} on {stage_b['llm']}")
-    features, dev_features = load_features(c, stage_a, "train"), load_features(c, stage_a, "dev")
-    rows, dev_rows = load_rows(c, "train", features), load_rows(c, "dev", dev_features)
+    made = {key: stage_a[key] for key in ("encoder", "mean")}
+    (rows, features), (dev_rows, dev_features) = load_rows(c, "train", made), load_rows(c, "dev", made)
 
     # 2. the LLM with the adapters of B, the projector of A; an optimizer and a schedule for each (section 4)
     llm, tokenizer = load_llm(locate(c.work, stage_a["llm"]), device)
@@ -97,7 +97,7 @@ def main(argv=None):
     projector = load_projector(os.path.join(base, c.projector), device).train()
     optimizers = [torch.optim.AdamW(projector.parameters(), lr=c.lr_projector, weight_decay=c.decay_projector),
                   torch.optim.AdamW(lora_parameters(llm), lr=c.lr_lora, weight_decay=c.decay_lora)]
-    facts = {key: stage_a[key] for key in ("llm", "encoder", "mean", "sizes")}
+    facts = {**made, "llm": stage_a["llm"], "sizes": stage_a["sizes"]}
     run = Run(c, {"projector": (projector.state_dict, projector.load_state_dict),
                   "lora": (lambda: lora_state_dict(llm), lambda state: load_lora(llm, state))},
               optimizers, "last", **facts, r=stage_b["r"], alpha=stage_b["alpha"])

@@ -174,7 +174,7 @@ def main(argv=None):
     torch.manual_seed(c.seed)
 
     # 1. text: the transcripts of the same rows
-    rows, dev_rows = load_rows(c, "train"), load_rows(c, "dev")
+    rows, dev_rows = load_rows(c, "train")[0], load_rows(c, "dev")[0]
 
     # 2. the frozen LLM with fresh adapters
     llm, tokenizer = load_llm(locate(c.work, c.llm), device)

@@ -190,33 +190,28 @@ def choose(table, name):
     return table[name]
 
 
-def load_rows(c, split, features=None):
-    """Rows of one split over all corpora; with `features`, speech rows without frames are left out and counted."""
-    rows, missing = [], 0
+def load_rows(c, split, made=None):
+    """
+    (rows, {utterance: frames (T, W)}) of one split over all corpora that have it. `made` holds the encoder and the mean
+    of the frames; speech rows without frames are left out and counted. Without `made` no frames are opened.
+    """
+    rows, found, missing = [], [], 0
     for corpus in c.corpora.split(","):
         path = os.path.join(c.work, "rows", corpus, f"{split}.jsonl")
         if not os.path.exists(path):
             require(os.path.dirname(path), f"python data/{corpus}.py")
             continue                                                   # an evaluation corpus has no train.jsonl
-        for row in read_rows(path):
-            if features is None or "utterance" not in row or row["utterance"] in features:
-                rows.append(row)
-            else:
-                missing += 1
-    if not rows:
-        raise SystemExit(f"no {split} rows in {c.corpora}; run: python data/{c.corpora.split(',')[0]}.py")
+        own = read_rows(path)
+        if made and any("utterance" in row for row in own):
+            found.append(open_features(features_folder(c.work, made["encoder"], made["mean"], corpus, split), made))
+            heard = [row for row in own if "utterance" not in row or row["utterance"] in found[-1]]
+            missing, own = missing + len(own) - len(heard), heard
+        rows += own
+    if not rows or made and not found:
+        wanted = "speech in the " if rows else ""
+        raise SystemExit(f"no {wanted}{split} rows of {c.corpora}; run: python data/{c.corpora.split(',')[0]}.py")
     print(f"{split}: {len(rows)} rows" + (f", {missing} without frames left out" if missing else ""))
-    return rows
-
-
-def load_features(c, made, split):
-    """Utterance -> frames (T, W) over all corpora that have this split; `made` holds the encoder and the mean."""
-    found = []
-    for corpus in c.corpora.split(","):
-        if os.path.exists(os.path.join(c.work, "rows", corpus, f"{split}.jsonl")):
-            folder = features_folder(c.work, made["encoder"], made["mean"], corpus, split)
-            found.append(open_features(folder, {"encoder": made["encoder"], "mean": made["mean"]}))
-    return ChainMap(*found)
+    return rows, ChainMap(*found)
 
 
 def cells(mixture):
@@ -432,8 +427,7 @@ def main(argv=None):
 
     # 1. rows and frames of stage 0
     made = {"encoder": c.encoder, "mean": c.mean}
-    features, dev_features = load_features(c, made, "train"), load_features(c, made, "dev")
-    rows, dev_rows = load_rows(c, "train", features), load_rows(c, "dev", dev_features)
+    (rows, features), (dev_rows, dev_features) = load_rows(c, "train", made), load_rows(c, "dev", made)
 
     # 2. the frozen LLM, and a projector from the encoder's width to its own
     llm, tokenizer = load_llm(locate(c.work, c.llm), device)

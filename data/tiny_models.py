@@ -201,7 +201,7 @@ def make_encoder(folder, train_rows, dev_rows, steps, seed, batch=32):
         if step % 20 == 0:
             bar.set_postfix(characters=f"{characters.item():.2f}", words=f"{words.item():.2f}")
     error = ctc_word_errors(encoder, word_head, vocabulary, dev_features, dev_texts)
-    print(f"tiny encoder: CTC word error rate on unseen voices {error:.1f} %")
+    print(f"{folder}: greedy CTC word error rate on the dev utterances {error:.1f} %")
     save_whole(folder, model.eval(), extractor)
 
 
@@ -290,7 +290,7 @@ def make_llm(folder, draw_rows, steps, seed, batch=40, vocabulary=2000):
     # sampling by default, as the real checkpoint has it: greedy decoding must be asked for
     model.generation_config = GenerationConfig(do_sample=True, bos_token_id=begin, eos_token_id=ends)
     save_whole(folder, model.eval(), tokenizer)
-    print(f"tiny LLM: last loss {loss.item():.3f}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
+    print(f"{folder}: last loss {loss.item():.3f}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
 
 
 def make_models(prefix, splits, draw_rows, encoder_steps, llm_steps, seed):

@@ -8,6 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 PRESET=${1:-tiny}
 [ "$PRESET" = smoke ] && WORK=${WORK:-work/smoke}      # a smaller tiny world, for the tests, of its own
+[ -t 2 ] || export TQDM_MININTERVAL=30                  # progress bars: into a file, a line every 30 s
 ARGS=(--preset "$PRESET" --work "${WORK:-work}")
 SEEDED=("${ARGS[@]}" --seed "${SEED:-0}")
 case $PRESET in

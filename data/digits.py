@@ -31,7 +31,8 @@ from tqdm import tqdm
 from data.prompts import NOT_ANSWERABLE
 from data.rows import finish, finished, replace_file, write_rows
 
-PRESETS = {"digits": dict(train=3000, dev=60, test=160, encoder_steps=260, llm_steps=900)}
+PRESETS = {"digits": dict(train=3000, dev=60, test=160, encoder_steps=260, llm_steps=900,
+                          hesitate_from=0.0)}
 REPOSITORY = "https://github.com/Jakobovski/free-spoken-digit-dataset"
 RATE = 8000  # Hz, of the recordings
 TAKES = {"train": range(10, 50), "dev": range(5, 10), "test": range(50)}  # dev hears known speakers in unheard takes
@@ -178,8 +179,7 @@ def main(argv=None):
         return
     splits = make_world(args.work, find_recordings(args.work), holdout, settings, args.seed)
     from data.tiny_models import make_models                 # torch and transformers: not needed above
-    make_models(os.path.join(args.work, "models", "digits"), splits, draw_rows, settings["encoder_steps"],
-                settings["llm_steps"], args.seed)
+    make_models(os.path.join(args.work, "models", "digits"), splits, draw_rows, settings, args.seed)
     finish(args.work, "digits", settings)
     print(f"digits world in {args.work}/rows/digits: " + ", ".join(f"{len(r)} {s} rows" for s, r in splits.items()))
     print(f"next: python extract_features.py --preset {args.preset}")

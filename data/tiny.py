@@ -29,9 +29,9 @@ from tqdm import tqdm
 from data.prompts import NOT_ANSWERABLE
 from data.rows import finish, finished, replace_file, write_rows
 
-PRESETS = {  # utterances of train, dev, test; optimizer steps of the encoder and of the LLM
-    "tiny":  dict(train=3600, dev=60, test=160, encoder_steps=340, llm_steps=750),
-    "smoke": dict(train=240, dev=16, test=16, encoder_steps=6, llm_steps=20),
+PRESETS = {  # utterances; optimizer steps of the encoder and of the LLM, and where the LLM's second lesson begins
+    "tiny":  dict(train=3600, dev=60, test=160, encoder_steps=340, llm_steps=750, hesitate_from=0.6),
+    "smoke": dict(train=240, dev=16, test=16, encoder_steps=6, llm_steps=20, hesitate_from=0.6),
 }
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -312,7 +312,7 @@ def main(argv=None):
     held_out = {row["transcript"] for split in ("dev", "test") for row in splits[split]}
     from data.tiny_models import make_models                 # torch and transformers: not needed above
     make_models(os.path.join(args.work, "models", "tiny"), splits, functools.partial(draw_rows, held_out),
-                settings["encoder_steps"], settings["llm_steps"], args.seed)
+                settings, args.seed)
     finish(args.work, "tiny", settings)
     print(f"tiny world in {args.work}/rows/tiny: " + ", ".join(f"{len(r)} {s} rows" for s, r in splits.items()))
     print(f"next: python extract_features.py --preset {args.preset}")

@@ -6,7 +6,7 @@ Tiny foundation models in the hub's own format, trained on the spot: what stands
     make_models     both at once, one process each
 
 Both are written with save_pretrained, so that every stage loads them by the code that loads the real checkpoints.
-Muon (torch.optim) moves the matrices: AdamW had not learned to copy after four times as many steps. All our choice.
+Muon (torch.optim) moves the matrices, AdamW the rest. All our choice.
 """
 import math
 import multiprocessing
@@ -14,14 +14,13 @@ import os
 import random
 import shutil
 
-import numpy as np
 import soundfile
 import torch
 import torch.nn.functional as F
 import torchaudio
 from tqdm import tqdm
 
-from data.prompts import CHAT, encode_answer, encode_prompt, user_turn
+from data.prompts import encode_answer, encode_prompt, user_turn
 
 CHARACTERS = " 'abcdefghijklmnopqrstuvwxyz"  # CTC labels 1.. ; 0 is the blank
 CHATTER = {  # the tiny LLM answers and talks on, as chat models do: that the answer alone is wanted is B's to teach
@@ -246,7 +245,7 @@ def make_tokenizer(texts, vocabulary):
     return tokenizer
 
 
-def make_llm(folder, draw_rows, steps, seed, batch=40, vocabulary=2000):
+def make_llm(folder, draw_rows, steps, seed, hesitate_from, batch=40, vocabulary=2000):
     """Train a tiny Llama on instructions from drawn rows, loss on the answers, and save it with its tokenizer."""
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
     if os.path.exists(os.path.join(folder, "config.json")):
@@ -269,7 +268,7 @@ def make_llm(folder, draw_rows, steps, seed, batch=40, vocabulary=2000):
     for step in bar:
         rows = [instruction(rng, draw_rows(rng)) for _ in range(batch)]
         for row in rows:
-            if step > 0.6 * steps and rng.random() < 0.5:
+            if step >= hesitate_from * steps and rng.random() < 0.5:
                 row["transcript"] = hesitate(rng, row["transcript"])
         prompts = [encode_prompt(tokenizer, "llama", row, text=True)[0] for row in rows]
         answers = [encode_answer(tokenizer, "llama", row) for row in rows]
@@ -293,11 +292,12 @@ def make_llm(folder, draw_rows, steps, seed, batch=40, vocabulary=2000):
     print(f"{folder}: last loss {loss.item():.3f}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
 
 
-def make_models(prefix, splits, draw_rows, encoder_steps, llm_steps, seed):
+def make_models(prefix, splits, draw_rows, sizes, seed):
     """<prefix>-seamless and <prefix>-llama, in a process of one thread each: small matrices gain little from two."""
     with multiprocessing.get_context("spawn").Pool(2, torch.set_num_threads, (1,)) as pool:
-        speech = (prefix + "-seamless", splits["train"], splits["dev"], encoder_steps, seed)
+        speech = (prefix + "-seamless", splits["train"], splits["dev"], sizes["encoder_steps"], seed)
+        text = (prefix + "-llama", draw_rows, sizes["llm_steps"], seed, sizes["hesitate_from"])
         jobs = [pool.apply_async(make_encoder, speech),
-                pool.apply_async(make_llm, (prefix + "-llama", draw_rows, llm_steps, seed))]
+                pool.apply_async(make_llm, text)]
         for job in jobs:
             job.get()

@@ -32,7 +32,7 @@ from data.prompts import NOT_ANSWERABLE
 from data.rows import finish, finished, replace_file, write_rows
 
 PRESETS = {"digits": dict(train=3000, dev=60, test=160, encoder_steps=260, llm_steps=900,
-                          hesitate_from=0.0)}
+                          hesitate_from=0)}
 REPOSITORY = "https://github.com/Jakobovski/free-spoken-digit-dataset"
 RATE = 8000  # Hz, of the recordings
 TAKES = {"train": range(10, 50), "dev": range(5, 10), "test": range(50)}  # dev hears known speakers in unheard takes

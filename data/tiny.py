@@ -29,9 +29,9 @@ from tqdm import tqdm
 from data.prompts import NOT_ANSWERABLE
 from data.rows import finish, finished, replace_file, write_rows
 
-PRESETS = {  # utterances; optimizer steps of the encoder and of the LLM, and where the LLM's second lesson begins
-    "tiny":  dict(train=3600, dev=60, test=160, encoder_steps=340, llm_steps=750, hesitate_from=0.6),
-    "smoke": dict(train=240, dev=16, test=16, encoder_steps=6, llm_steps=20, hesitate_from=0.6),
+PRESETS = {  # utterances; optimizer steps of the encoder and of the LLM, and the step from which its texts hesitate
+    "tiny":  dict(train=3600, dev=60, test=160, encoder_steps=340, llm_steps=750, hesitate_from=451),
+    "smoke": dict(train=240, dev=16, test=16, encoder_steps=6, llm_steps=20, hesitate_from=13),
 }
 
 # ---------------------------------------------------------------------------------------------------------------------

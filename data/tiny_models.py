@@ -246,7 +246,10 @@ def make_tokenizer(texts, vocabulary):
 
 
 def make_llm(folder, draw_rows, steps, seed, hesitate_from, batch=40, vocabulary=2000):
-    """Train a tiny Llama on instructions from drawn rows, loss on the answers, and save it with its tokenizer."""
+    """
+    Train a tiny Llama on instructions from drawn rows, loss on the answers, and save it with its tokenizer. From step
+    `hesitate_from` on half of the transcripts hesitate: three layers that only saw compact text do not read speech.
+    """
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
     if os.path.exists(os.path.join(folder, "config.json")):
         print(f"{folder} exists already")
@@ -268,7 +271,7 @@ def make_llm(folder, draw_rows, steps, seed, hesitate_from, batch=40, vocabulary
     for step in bar:
         rows = [instruction(rng, draw_rows(rng)) for _ in range(batch)]
         for row in rows:
-            if step >= hesitate_from * steps and rng.random() < 0.5:
+            if step >= hesitate_from and rng.random() < 0.5:
                 row["transcript"] = hesitate(rng, row["transcript"])
         prompts = [encode_prompt(tokenizer, "llama", row, text=True)[0] for row in rows]
         answers = [encode_answer(tokenizer, "llama", row) for row in rows]

@@ -48,7 +48,7 @@ class Config:                               # edit here, or pass --name value
 PRESETS = {                                 # only what differs from the lines above
     "tiny":    {},
     "smoke":   dict(steps=6, validate_every=3, validate_rows=2),
-    "digits":  dict(corpora="digits"),
+    "digits":  dict(corpora="digits", steps=400),
     "iwslt25": dict(corpora="covost2,europarlst,spokensquad,acl6060",
                     accumulate=16, steps=1000, lr_projector=1e-5, lr_lora=3e-4, cosine=False,      # section 5.1
                     warmup=100,                                                        # torchtune's recipe (our choice)

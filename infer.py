@@ -111,26 +111,15 @@ def read_partial(path):
     return {p["id"]: p for p in map(json.loads, lines)}
 
 
-def predict(c, name, folder, loaded, test_set):
-    """Decode one test set with one system and write its predictions."""
-    llm, tokenizer, projector = loaded
-    corpus, split = test_set.rsplit(".", 1)
-    rows = read_rows(os.path.join(c.work, "rows", corpus, f"{split}.jsonl"))
-    text = projector is None                                # no projector: the transcript is read, and ASR is no task
-    if text:
-        features = None
-        rows = [row for row in rows if row["task"] in TEXT_TASK]
-    else:
-        made = {key: read_config(folder)[key] for key in ("encoder", "mean")}
-        features = open_features(features_folder(c.work, made["encoder"], made["mean"], corpus, split), made)
-        rows = [row for row in rows if "utterance" in row]
-        unheard = sum(row["utterance"] not in features for row in rows)
-        if unheard:
-            print(f"{name}, {test_set}: {unheard} rows have no frames; their prediction is empty and counts as wrong")
+def predictions_path(c, name, test_set):
+    """Where the predictions of one system on one test set lie."""
+    return os.path.join(c.work, c.preset, "predictions", name, f"{test_set}.jsonl")
 
-    # what a killed run left; predictions of other weights or another cap are never mixed in
-    path = os.path.join(c.work, c.preset, "predictions", name, f"{test_set}.jsonl")
-    partial, made_path = path + ".partial", path[:-len("jsonl")] + "made.json"
+
+def decoded(c, name, folder, test_set):
+    """Whether the predictions are there already; predictions of other weights or another cap are never mixed in."""
+    path = predictions_path(c, name, test_set)
+    made_path = path[:-len("jsonl")] + "made.json"
     made = {"llm": c.llm, "stage": fingerprint(os.path.join(folder, "weights.pt")) if folder else "",
             "max_new_tokens": c.max_new_tokens}
     if os.path.exists(made_path):
@@ -140,8 +129,31 @@ def predict(c, name, folder, loaded, test_set):
                                  "and run the same command again")
     if os.path.exists(path):
         print(f"{path} is finished already")
-        return
+        return True
     write_json(made_path, made)
+    return False
+
+
+def predict(c, name, folder, loaded, test_set):
+    """Decode one test set with one system and write its predictions; what a killed run left is kept."""
+    llm, tokenizer, projector = loaded
+    corpus, split = test_set.rsplit(".", 1)
+    rows = read_rows(os.path.join(c.work, "rows", corpus, f"{split}.jsonl"))
+    text = projector is None                                # no projector: the transcript is read, and ASR is no task
+    if text:
+        features = None
+        rows = [row for row in rows if row["task"] in TEXT_TASK]
+    else:
+        config = read_config(folder)
+        made = {key: config[key] for key in ("encoder", "mean")}
+        features = open_features(features_folder(c.work, made["encoder"], made["mean"], corpus, split), made)
+        rows = [row for row in rows if "utterance" in row]
+        unheard = sum(row["utterance"] not in features for row in rows)
+        if unheard:
+            print(f"{name}, {test_set}: {unheard} rows have no frames; their prediction is empty and counts as wrong")
+
+    path = predictions_path(c, name, test_set)
+    partial = path + ".partial"
     done = read_partial(partial)
     write_lines(partial, done.values())
 
@@ -219,10 +231,11 @@ def main(argv=None):
             folder = os.path.join(c.work, c.preset, folder)
             require(os.path.join(folder, "config.json"),
                     f"python {script} --preset {c.preset} --out {os.path.basename(folder)}")
-            loaded = load_speech_llm(c.work, folder, device)
-        else:
-            loaded = *load_llm(locate(c.work, c.llm), device), None
-        for test_set in c.test_sets.split(","):
+        todo = [test_set for test_set in c.test_sets.split(",") if not decoded(c, name, folder, test_set)]
+        if todo:                                            # a finished system is not loaded
+            loaded = (load_speech_llm(c.work, folder, device) if folder
+                      else (*load_llm(locate(c.work, c.llm), device), None))
+        for test_set in todo:
             predict(c, name, folder, loaded, test_set)
     print(f"predictions in {c.work}/{c.preset}/predictions\nnext: python eval.py --preset {c.preset}")
 

@@ -26,7 +26,7 @@ from torch import nn
 from tqdm import tqdm
 
 from data.prompts import encode_answer, encode_prompt
-from data.rows import corpus_of, read_rows, replace_file
+from data.rows import corpus_of, differences, read_rows, replace_file
 from extract_features import (configure, features_folder, locate, open_features, pick_device, provenance, require,
                               write_json)
 
@@ -232,7 +232,8 @@ def draw(rows, mixture, corpus_shares, batch, batch_sqa, seed, twin=False):
         for task in ([row["task"]] if "utterance" in row else []) + [TEXT_TASK.get(row["task"])]:
             pool = pools.setdefault((task, row["language"], row["answerable"]), {})
             pool.setdefault(corpus_of(row), []).append(row)
-    for task, language, answerable, _ in cells(mixture):
+    every = cells(mixture)
+    for task, language, answerable, _ in every:
         for name in (task, TEXT_TASK.get(task)) if twin else (task,):
             if name and (name, language, answerable) not in pools:
                 raise SystemExit(f"the mixture wants {name} in {language}, {'' if answerable else 'un'}answerable, "
@@ -252,7 +253,7 @@ def draw(rows, mixture, corpus_shares, batch, batch_sqa, seed, twin=False):
 
     while True:
         task = rng.choices(list(mixture), [share for share, _ in mixture.values()])[0]
-        choices = [cell for cell in cells(mixture) if cell[0] == task]
+        choices = [cell for cell in every if cell[0] == task]
         _, language, answerable, _ = rng.choices(choices, [cell[3] for cell in choices])[0]
         yield pick((task, language, answerable)), task in TEXT_TASK.values()
         if twin and task in TEXT_TASK:
@@ -402,9 +403,8 @@ class Run:
 
 def refuse_other_constants(folder, old, new):
     """A folder belongs to one set of constants, but for where it lies and what fits into memory."""
-    different = {k: (old.get(k), new[k]) for k in new if k not in ("work", "micro_tokens") and old.get(k) != new[k]}
-    if different:
-        told = ", ".join(f"{k} {was!r} (now {now!r})" for k, (was, now) in different.items())
+    told = differences(old, {key: value for key, value in new.items() if key not in ("work", "micro_tokens")})
+    if told:
         raise SystemExit(f"{folder} was made with {told}; remove it, or choose another --out")
 
 

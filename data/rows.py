@@ -67,6 +67,11 @@ def replace_file(path):
             os.remove(temporary)
 
 
+def differences(old, new):
+    """What two sets of settings disagree on, in words; an empty string if on nothing that `new` names."""
+    return ", ".join(f"{key} {old.get(key)!r} (now {value!r})" for key, value in new.items() if old.get(key) != value)
+
+
 def finished(work, corpus, settings):
     """Whether a recipe is done with these settings; done with others, it stops rather than mix the two."""
     path = os.path.join(work, "rows", corpus, "config.json")
@@ -75,10 +80,8 @@ def finished(work, corpus, settings):
     with open(path, encoding="utf-8") as file:
         old = json.load(file)
     if old != settings:
-        told = ", ".join(f"{key} {old.get(key)!r} (now {value!r})" for key, value in settings.items()
-                         if old.get(key) != value)
-        raise SystemExit(f"{os.path.dirname(path)} was made with {told}; choose another --work, or remove it, its "
-                         "models and its features")
+        raise SystemExit(f"{os.path.dirname(path)} was made with {differences(old, settings)}; choose another --work, "
+                         "or remove it, its models and its features")
     print(f"{os.path.dirname(path)} is finished already")
     return True
 

@@ -1,0 +1,140 @@
+"""
+What the recipes and makers in data/ share: work that a kill does not lose, work over several processes, and the table
+of counts that ends every recipe.
+
+    results = resumable("work/made/acl6060/translate.it.jsonl", settings, texts, make, batch=64)
+    report("work", "acl6060", {"eval": rows}, {("eval", "ST/MT de"): 416}, [("eval", "acl6060/eval/7", "no audio")])
+"""
+import argparse
+import json
+import multiprocessing
+import os
+from collections import Counter
+
+from tqdm import tqdm
+
+from data.rows import corpus_of, differences, replace_file
+
+SLICE = 64                                  # jobs that one process does before a fresh one takes over
+
+
+def parser(doc, corpus):
+    """The command line of a recipe: --work, --raw, and its docstring as the help."""
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--work", default="work", help="root folder of everything that is written")
+    made.add_argument("--raw", default="", help=f"folder of the download; <work>/raw/{corpus} if not given")
+    return made
+
+
+def need(path, what):
+    """`path` if it exists; else stop and say what belongs there and where it comes from."""
+    if not os.path.exists(path):
+        raise SystemExit(f"{path} is missing: {what}")
+    return path
+
+
+def resumable(path, settings, items, make, batch, desc="", size=len):
+    """
+    make([item]) -> [result], over all items in batches of like size -> results in the items' order.
+    Items and results are JSON values; equal items are made once. Every batch is appended to `path` when it is done, so
+    that a killed run loses one batch; batches are cut from all items, so that they are the same after a kill.
+    settings: what the results depend on; a file made with others is refused.
+    """
+    def key(item):
+        return json.dumps(item, ensure_ascii=False)
+    done = read_kept(path, settings)
+    order = sorted({key(item): item for item in items}.values(), key=lambda item: (size(item), key(item)))
+    batches = [order[i:i + batch] for i in range(0, len(order), batch)]
+    batches = [b for b in batches if any(key(item) not in done for item in b)]
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file, \
+            tqdm(total=sum(map(len, batches)), desc=desc or os.path.basename(path), unit="item") as bar:
+        if not file.tell():
+            file.write(json.dumps({"settings": settings}) + "\n")
+        for items_now in batches:
+            results = make(items_now)
+            if len(results) != len(items_now):
+                raise RuntimeError(f"{len(results)} results for {len(items_now)} items")
+            file.write("".join(json.dumps({"item": item, "result": result}, ensure_ascii=False) + "\n"
+                               for item, result in zip(items_now, results)))
+            file.flush()
+            done |= {key(item): result for item, result in zip(items_now, results)}
+            bar.update(len(items_now))
+    return [done[key(item)] for item in items]
+
+
+def read_kept(path, settings):
+    """{item as JSON: result} that earlier runs left in `path`; a line cut short by a kill is cut off."""
+    if not os.path.exists(path):
+        return {}
+    with open(path, "rb+") as file:
+        whole = file.read()
+        whole = whole[:whole.rfind(b"\n") + 1]
+        file.truncate(len(whole))
+    done = {}
+    for number, line in enumerate(whole.decode("utf-8").split("\n")[:-1], 1):
+        try:
+            entry = json.loads(line)
+            if number == 1:
+                told = differences(entry["settings"], settings)
+                if told:
+                    raise SystemExit(f"{path} was made with {told}; remove it, or set them back")
+            else:
+                done[json.dumps(entry["item"], ensure_ascii=False)] = entry["result"]
+        except (ValueError, KeyError, TypeError):
+            raise SystemExit(f"{path} line {number} is damaged; remove the file and run the same command again"
+                             ) from None
+    return done
+
+
+def in_processes(function, jobs, desc):
+    """function(job) for every job, over all cores. Each slice of jobs has a process of its own, so that what a
+    library remembers from job to job is the same in every run."""
+    slices = [(function, jobs[i:i + SLICE]) for i in range(0, len(jobs), SLICE)]
+    with multiprocessing.get_context("spawn").Pool(os.cpu_count(), maxtasksperchild=1) as pool, \
+            tqdm(total=len(jobs), desc=desc, unit=" utt") as bar:
+        for count in pool.imap_unordered(run_slice, slices, chunksize=1):
+            bar.update(count)
+
+
+def run_slice(work):
+    function, jobs = work
+    for job in jobs:
+        function(job)
+    return len(jobs)
+
+
+# --- The table of counts.
+
+def kind(row):
+    """What the paper's table of data counts a row as: "ASR en", "ST/MT de", "MT de", "SQA/QA en invalid", "QA it"."""
+    text = {"ASR": "ASR", "ST": "MT", "SQA": "QA", "MCQ": "QA"}[row["task"]]
+    task = row["task"] + "/" + text if "utterance" in row and row["task"] != "ASR" else text
+    return f"{task} {row['language']}" + ("" if row.get("answerable", True) else " invalid")
+
+
+def report(work, corpus, splits, paper, dropped):
+    """
+    Print and keep (counts.md, dropped.txt) what a recipe made beside what the paper counts.
+    splits: {split: rows}; paper: {(split, kind): count}, a part of the corpus by its name, such as
+    ("train", "spokensquad-fluent SQA/QA en"); dropped: [(split, id, reason)].
+    """
+    ours = Counter()
+    for split, rows in splits.items():
+        for row in rows:
+            part = "" if corpus_of(row) == corpus else corpus_of(row) + " "
+            ours[split, part + kind(row)] += 1
+    lines = [f"| {corpus} | ours | paper | difference |", "|---|---|---|---|"]
+    for split, name in sorted({*ours, *paper}):
+        count, known = ours[split, name], paper.get((split, name))
+        beside = "| |" if known is None else f"{known} | {count - known:+} |"
+        lines.append(f"| {split}: {name} | {count} | {beside}")
+    lines += ["", f"dropped: {len(dropped)}" + (", listed in dropped.txt" if dropped else "")]
+    for (split, reason), count in Counter((split, reason.split(":")[0]) for split, _, reason in dropped).most_common():
+        lines.append(f"  {count} in {split}: {reason}")
+    folder = os.path.join(work, "rows", corpus)
+    for name, text in (("counts.md", "\n".join(lines) + "\n"),
+                       ("dropped.txt", "".join("\t".join(entry) + "\n" for entry in dropped))):
+        with replace_file(os.path.join(folder, name)) as temporary, open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+    print("\n".join(lines))

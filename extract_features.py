@@ -54,6 +54,8 @@ PRESETS = {                                  # only what differs from the lines 
                     encoder="facebook/seamless-m4t-v2-large",
                     batch_seconds=600.0, shard_frames=2_000_000, workers=16),    # 4 GB a shard
 }
+for name in ("iwslt25-a2", "iwslt25-short", "iwslt25-a2-short"):    # they differ in later stages only
+    PRESETS[name] = PRESETS["iwslt25"]
 
 SAMPLE_RATE = 16_000                         # Hz; this and the next three are the front end of SeamlessM4T
 MEL_BINS = 80                                # one filterbank frame every 10 ms
@@ -138,16 +140,21 @@ def load_encoder(path, device):
     return encoder.to(device).eval().requires_grad_(False)
 
 
+def pad_features(features, weight):
+    """List of (T, 160) -> ((B, T, 160), mask (B, T)) of the weight's type and device."""
+    lengths = torch.tensor([len(feature) for feature in features])
+    padded = torch.nn.utils.rnn.pad_sequence(features, batch_first=True)
+    mask = (torch.arange(padded.shape[1]) < lengths[:, None]).long()
+    return padded.to(weight), mask.to(weight.device)
+
+
 @torch.no_grad()
 def encode(encoder, features):
     """One padded batch: list of (T, 160) -> list of float32 arrays (T, W), each as if it had been alone."""
-    weight = next(encoder.parameters())
-    lengths = torch.tensor([len(feature) for feature in features])
-    padded = torch.nn.utils.rnn.pad_sequence(features, batch_first=True).to(weight)            # (B, T, 160)
-    mask = (torch.arange(padded.shape[1]) < lengths[:, None]).long().to(weight.device)         # (B, T)
+    padded, mask = pad_features(features, next(encoder.parameters()))
     # by module, not by hidden_states[24]: newer transformers keep the adapter's output under that index
     frames = encoder.encoder(encoder.feature_projection(padded), attention_mask=mask)          # (B, T, W)
-    return [row[:n] for row, n in zip(frames.float().cpu().numpy(), lengths.tolist())]
+    return [row[:len(feature)] for row, feature in zip(frames.float().cpu().numpy(), features)]
 
 
 def average_frames(frames, k):
@@ -219,7 +226,8 @@ def write_json(path, value):
 def configure(Config, presets, argv=None):
     """
     One stage's constants: the file, then --preset NAME, then --name value; the later wins, all are printed.
-    They are bool, int, float or str and stay so. A field called preset is given the preset's name.
+    They are bool, int, float or str and stay so. The fields preset and run, where there are such, are given the
+    preset's name; a preset that shares another's folder names it as its run.
     """
     defaults = {field.name: field.default for field in fields(Config)}
     parser = argparse.ArgumentParser(allow_abbrev=False)
@@ -231,7 +239,8 @@ def configure(Config, presets, argv=None):
             parser.add_argument(f"--{name}", type=type(default), metavar=type(default).__name__)
     typed = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
     preset = typed["preset"] if "preset" in defaults else typed.pop("preset")
-    values = {**defaults, **presets[preset], **typed}
+    named = {"run": preset} if "run" in defaults else {}
+    values = {**defaults, **named, **presets[preset], **typed}
     print(f"preset {preset} (* differs from the file)")
     for name, value in values.items():
         if name not in defaults:

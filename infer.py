@@ -6,98 +6,82 @@ Inference: greedy decoding of test sets, or of one audio file and an instruction
     python infer.py --audio talk.wav --task ST --language de
     python infer.py --audio talk.wav --task SQA --language en --question "Who works there?"
 
-reads   <work>/rows/<corpus>/<split>.jsonl, <work>/features/..., <work>/<preset>/{projector,lora,merged}, the LLM
-writes  <work>/<preset>/predictions/<system>/<corpus>.<split>.jsonl: a row's {"id", "task", "prediction", "tokens",
-        "capped"} a line, in the rows' order; beside it .made.json, which weights and cap they come from.
+reads   <work>/rows/<corpus>/<split>.jsonl, <work>/features/..., <work>/<run>/{projector,lora,merged}, the LLM; the
+        systems seamless (ASR, ST) and seamless-text (MT) are SeamlessM4T-v2 itself and read the audio or the transcript
+writes  <work>/<run>/predictions/<system>/<corpus>.<split>.jsonl: a row's {"id", "task", "prediction", "tokens",
+        "capped", "loops"} a line, in the rows' order; beside it .made.json, which weights and cap they come from.
         A killed run goes on from the rows that are in <corpus>.<split>.jsonl.partial
 """
 import json
 import os
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from torch import nn
 from tqdm import tqdm
 
-from data.prompts import CHAT, question_line
+from data.prompts import question_line
 from data.rows import LANGUAGES, TASKS, read_rows, replace_file
 from extract_features import (SAMPLE_RATE, average_frames, configure, encode, features_folder, filterbank, fingerprint,
-                              load_encoder, locate, open_features, pick_device, read_audio, require, write_json)
+                              front_end, load_encoder, locate, open_features, pad_features, pick_device, read_audio,
+                              require, write_json)
 from merge_sft import load_speech_llm
-from train_projector import TEXT_TASK, encode_sample, load_llm, read_config, splice
+from train_projector import TEXT_TASK, answer, decode_text, encode_sample, load_llm, read_config
 
 
 @dataclass(frozen=True)
 class Config:                               # edit here, or pass --name value
     preset: str = "tiny"                    # filled in by configure
     work: str = "work"
-    systems: str = "llm,B:lora,A.1:projector,A.2:projector-A.2,C:merged"    # name:folder of <work>/<preset>
+    run: str = "tiny"                       # filled in by configure; presets of one system share a folder of work
+    out: str = "predictions"                # <work>/<run>/<out>
+    systems: str = "llm,B:lora,A.1:projector,A.2:projector-A.2,C:merged"    # name:folder of <work>/<run>
     test_sets: str = "tiny.test"            # <corpus>.<split>, comma-separated
-    llm: str = "models/tiny-llama"          # of the system llm; the other systems know theirs
+    llm: str = "models/tiny-llama"          # of the system llm; the stages' folders know theirs
+    seamless: str = ""                      # of the systems seamless and seamless-text
     batch: int = 64                         # rows decoded together; the papers decode one by one, with the same result
     max_new_tokens: int = 40                # 2025: 300 for the tables, 150 for the submission
+    trim_loops: bool = False                # keep one copy of what an answer repeats up to the cap
     audio: str = ""                         # one file instead of the test sets
     task: str = "ASR"
     language: str = "en"
     question: str = ""
+    pieces: bool = False                    # answer a question on every piece of audio over 30 s, else refuse it
 
 PRESETS = {                                 # only what differs from the lines above
     "tiny":    {},
     "smoke":   dict(max_new_tokens=12),
     "digits":  dict(test_sets="digits.test", llm="models/digits-llama"),
-    "iwslt25": dict(systems="llm,B:lora,A.1:projector,C:merged",
-                    test_sets="acl6060.eval,covost2.test,europarlst.test,spokensquad.test",
-                    llm="meta-llama/Llama-3.1-8B-Instruct", max_new_tokens=300),       # section 4
+    "iwslt25": dict(systems="llm,B:lora,seamless,seamless-text,A.1:projector,C:merged",
+                    test_sets="acl6060.dev,acl6060.eval,covost2.test,europarlst.test,spokensquad.test",
+                    llm="meta-llama/Llama-3.1-8B-Instruct", seamless="facebook/seamless-m4t-v2-large",
+                    max_new_tokens=300),                                               # section 4
 }
+for name, systems in {"iwslt25-a2": "A.2:projector-A.2,C-A.2:merged-A.2", "iwslt25-short": "C-short:merged-short",
+                      "iwslt25-a2-short": "C-A.2-short:merged-A.2-short"}.items():
+    PRESETS[name] = dict(PRESETS["iwslt25"], run="iwslt25", systems=systems)
+
+SEAMLESS_LANGUAGE = {"en": "eng", "de": "deu", "it": "ita", "zh": "cmn"}
+BEAMS = 5                                   # of Seamless, as its authors evaluate it (our choice: the paper is silent)
+COPIES, LONGEST, SHORTEST = 4, 32, 16       # a loop: 4 copies of at most 32 tokens, 16 or more in all (our choice)
+MAX_SECONDS = 30                            # longer audio is cut at its pauses
+PAUSE = SAMPLE_RATE // 5                    # samples: a cut falls in the quietest 0.2 s of what may be cut
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# greedy decoding
-@torch.no_grad()
-def generate(llm, prompts, max_new_tokens, stop_ids):
+# loops (2025, appendix B.1)
+def find_loop(ids):
     """
-    Greedy decoding of a batch: list of (L, D) prompt embeddings -> list of new token ids, the stop token left out.
-    A row that reaches max_new_tokens has that many ids. Prompts are padded on the left, so that every row's last
-    position is its newest token; a finished row leaves the batch, so that one that loops does not hold up the others.
+    (end of the first copy, length of the loop's unit) of the first unit of at most LONGEST ids that stands COPIES times
+    in a row, SHORTEST ids or more in all; None if nothing loops.
     """
-    from transformers import DynamicCache
-    device, width = prompts[0].device, max(len(p) for p in prompts)
-    inputs = torch.stack([nn.functional.pad(p, (0, 0, width - len(p), 0)) for p in prompts])       # (B, L, D)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)   # (B, L)
-    cache, generated, alive = DynamicCache(config=llm.config), [[] for _ in prompts], list(range(len(prompts)))
-    feed = {"inputs_embeds": inputs, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
-    for _ in range(max_new_tokens):
-        hidden = llm.model(attention_mask=mask, past_key_values=cache, use_cache=True, **feed).last_hidden_state[:, -1]
-        tokens = llm.lm_head(hidden).argmax(-1)                                                    # (B,)
-        going = [n for n, token in enumerate(tokens.tolist()) if token not in stop_ids]
-        if len(going) < len(alive):
-            alive = [alive[n] for n in going]
-            keep = torch.tensor(going, dtype=torch.long, device=device)
-            tokens, mask = tokens[keep], mask[keep]
-            if not alive:
-                break
-            cache.batch_select_indices(keep)
-        for row, token in zip(alive, tokens.tolist()):
-            generated[row].append(token)
-        mask = torch.cat([mask, mask.new_ones(len(alive), 1)], 1)
-        feed = {"input_ids": tokens[:, None], "position_ids": mask.sum(1, keepdim=True) - 1}
-    return generated
-
-
-def stop_ids(llm, tokenizer):
-    """Every id that ends a turn: the chat format's own and those of the checkpoint's generation config."""
-    ends = llm.generation_config.eos_token_id
-    ends = ends if isinstance(ends, list) else [ends]
-    return {*ends, tokenizer.convert_tokens_to_ids(CHAT[llm.config.model_type][2])} - {None}
-
-
-def answer(llm, tokenizer, projector, samples, max_new_tokens):
-    """Samples of encode_sample -> [(text, number of tokens)]; the sample's answer is not shown to the model."""
-    device = next(llm.parameters()).device
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        prompts = splice(llm, projector, [{**s, "answer": []} for s in samples])
-        generated = generate(llm, prompts, max_new_tokens, stop_ids(llm, tokenizer))
-    return [(tokenizer.decode(ids, skip_special_tokens=True).strip(), len(ids)) for ids in generated]
+    for start in range(len(ids)):
+        for n in range(1, LONGEST + 1):
+            copies = max(COPIES, -(-SHORTEST // n))
+            end = start + copies * n
+            if end <= len(ids) and ids[start:end - n] == ids[start + n:end]:
+                return start + n, n
+    return None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -113,20 +97,20 @@ def read_partial(path):
 
 def predictions_path(c, name, test_set):
     """Where the predictions of one system on one test set lie."""
-    return os.path.join(c.work, c.preset, "predictions", name, f"{test_set}.jsonl")
+    return os.path.join(c.work, c.run, c.out, name, f"{test_set}.jsonl")
 
 
 def decoded(c, name, folder, test_set):
     """Whether the predictions are there already; predictions of other weights or another cap are never mixed in."""
     path = predictions_path(c, name, test_set)
     made_path = path[:-len("jsonl")] + "made.json"
-    made = {"llm": c.llm, "stage": fingerprint(os.path.join(folder, "weights.pt")) if folder else "",
-            "max_new_tokens": c.max_new_tokens}
+    made = {"llm": c.seamless if name.startswith("seamless") else c.llm, "max_new_tokens": c.max_new_tokens,
+            "stage": fingerprint(os.path.join(folder, "weights.pt")) if folder else "", "trim_loops": c.trim_loops}
     if os.path.exists(made_path):
         with open(made_path) as file:
             if json.load(file) != made:
                 raise SystemExit(f"{path} comes from other weights or another cap; remove {os.path.dirname(path)} "
-                                 "and run the same command again")
+                                 "and run the same command again, or choose another --out")
     if os.path.exists(path):
         print(f"{path} is finished already")
         return True
@@ -134,50 +118,96 @@ def decoded(c, name, folder, test_set):
     return False
 
 
-def predict(c, name, folder, loaded, test_set):
-    """Decode one test set with one system and write its predictions; what a killed run left is kept."""
+# A system on one test set is (jobs, decode): a job is (row, name of its task, size, item), for every row that it has to
+# answer, and decode takes items and gives their new token ids. An item is None where there is nothing to hear.
+
+def llm_jobs(c, folder, loaded, rows, test_set):
+    """Our own systems: speech through the projector, or, without one, the transcript (then ASR is no task)."""
     llm, tokenizer, projector = loaded
-    corpus, split = test_set.rsplit(".", 1)
-    rows = read_rows(os.path.join(c.work, "rows", corpus, f"{split}.jsonl"))
-    text = projector is None                                # no projector: the transcript is read, and ASR is no task
-    if text:
-        features = None
-        rows = [row for row in rows if row["task"] in TEXT_TASK]
-    else:
-        config = read_config(folder)
+    features, text, jobs = {}, projector is None, []
+    if not text:
+        config, (corpus, split) = read_config(folder), test_set.rsplit(".", 1)
         made = {key: config[key] for key in ("encoder", "mean")}
         features = open_features(features_folder(c.work, made["encoder"], made["mean"], corpus, split), made)
-        rows = [row for row in rows if "utterance" in row]
-        unheard = sum(row["utterance"] not in features for row in rows)
-        if unheard:
-            print(f"{name}, {test_set}: {unheard} rows have no frames; their prediction is empty and counts as wrong")
+    for row in rows:
+        if text and row["task"] not in TEXT_TASK or not text and "utterance" not in row:
+            continue
+        task = TEXT_TASK[row["task"]] if text else row["task"]
+        if text or row["utterance"] in features:
+            sample = encode_sample(row, text, tokenizer, llm.config.model_type, features)
+            jobs.append((row, task, sample["length"] - len(sample["answer"]), sample))
+        else:
+            jobs.append((row, task, 0, None))
+    return jobs, lambda samples: answer(llm, tokenizer, projector, samples, c.max_new_tokens)
 
+
+def load_seamless(path, text, device):
+    """(SeamlessM4T-v2 with its text decoder, tokenizer); `text`: the one that reads text, else the one that hears."""
+    from transformers import AutoTokenizer, SeamlessM4Tv2ForSpeechToText, SeamlessM4Tv2ForTextToText
+    kind = SeamlessM4Tv2ForTextToText if text else SeamlessM4Tv2ForSpeechToText
+    dtype = torch.float16 if device.type == "cuda" else torch.float32      # as in load_encoder
+    model = kind.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
+    return model.to(device).eval(), AutoTokenizer.from_pretrained(path)
+
+
+def seamless_jobs(c, loaded, rows, text):
+    """SeamlessM4T-v2 itself (2025, Table 2): ASR and ST from the audio, MT from the transcript."""
+    model, tokenizer = loaded
+    jobs = [(row, "MT" if text else row["task"], len(row["transcript"]), row) for row in rows
+            if row["task"] == "ST" or row["task"] == "ASR" and not text and "utterance" in row]
+
+    @torch.no_grad()
+    def decode(items):
+        generated = {}
+        for language in sorted({row["language"] for row in items}):        # one target language in a call
+            some, features = [row for row in items if row["language"] == language], []
+            if text:
+                inputs = tokenizer([row["transcript"] for row in some], src_lang="eng", padding=True,
+                                   return_tensors="pt").to(model.device)
+            else:
+                heard = [(row, front_end(row, float("inf"))[0]) for row in some]
+                some, features = zip(*[(row, f) for row, f in heard if f is not None]) or ([], [])
+                padded, mask = pad_features(features, next(model.parameters()))
+                inputs = {"input_features": padded, "attention_mask": mask}
+            ids = model.generate(**inputs, tgt_lang=SEAMLESS_LANGUAGE[language], num_beams=BEAMS,
+                                 max_new_tokens=c.max_new_tokens)
+            special = {*tokenizer.all_special_ids}
+            for row, sequence in zip(some, ids.tolist()):
+                generated[row["id"]] = [token for token in sequence if token not in special]
+        return [generated.get(row["id"], []) for row in items]
+    return jobs, decode
+
+
+def predict(c, name, tokenizer, jobs, decode, test_set):
+    """Decode one test set with one system and write its predictions; what a killed run left is kept."""
     path = predictions_path(c, name, test_set)
     partial = path + ".partial"
     done = read_partial(partial)
     write_lines(partial, done.values())
-
-    todo = [row for row in rows if row["id"] not in done and (text or row["utterance"] in features)]
-    samples = [encode_sample(row, text, tokenizer, llm.config.model_type, features) for row in todo]
-    order = sorted(range(len(todo)), key=lambda i: len(samples[i]["answer"]) - samples[i]["length"])  # longest first
+    todo = [job for job in jobs if job[0]["id"] not in done and job[3] is not None]
+    todo.sort(key=lambda job: -job[2])                                     # longest first
     bar = tqdm(total=len(todo), desc=f"{name}, {test_set}", unit=" row")
     with open(partial, "a", encoding="utf-8") as file, bar:
-        for i in range(0, len(order), c.batch):
-            picked = order[i:i + c.batch]
-            answers = answer(llm, tokenizer, projector, [samples[n] for n in picked], c.max_new_tokens)
-            for n, (prediction, tokens) in zip(picked, answers):
-                row = todo[n]
-                done[row["id"]] = {"id": row["id"], "task": TEXT_TASK[row["task"]] if text else row["task"],
-                                   "prediction": prediction, "tokens": tokens, "capped": tokens == c.max_new_tokens}
+        for first in range(0, len(todo), c.batch):
+            picked = todo[first:first + c.batch]
+            for (row, task, _, _), ids in zip(picked, decode([item for *_, item in picked])):
+                capped, loop = len(ids) >= c.max_new_tokens, find_loop(ids)
+                text = decode_text(tokenizer, ids[:loop[0]] if loop and c.trim_loops else ids)
+                done[row["id"]] = {"id": row["id"], "task": task, "prediction": text, "tokens": len(ids),
+                                   "capped": capped, "loops": loop is not None}
                 file.write(json.dumps(done[row["id"]], ensure_ascii=False) + "\n")
             file.flush()
             bar.update(len(picked))
-    silent = {"prediction": "", "tokens": 0, "capped": False}
-    predictions = [done.get(row["id"], {"id": row["id"], "task": row["task"], **silent}) for row in rows]
+
+    silent = {"prediction": "", "tokens": 0, "capped": False, "loops": False}
+    predictions = [done.get(row["id"], {"id": row["id"], "task": task, **silent}) for row, task, *_ in jobs]
     write_lines(path, predictions)
     os.remove(partial)
-    capped = 100 * sum(p["capped"] for p in predictions) / len(predictions)
-    print(f"{path}: {len(rows)} rows, {capped:.1f} % stopped by the cap of {c.max_new_tokens} tokens")
+    unheard = sum(item is None for *_, item in jobs)
+    capped, loops = (100 * sum(p[key] for p in predictions) / len(predictions) for key in ("capped", "loops"))
+    print(f"{path}: {len(predictions)} rows, {capped:.1f} % stopped by the cap of {c.max_new_tokens} tokens, "
+          f"{loops:.1f} % loop"
+          + (f"; {unheard} have no frames: their answer is empty and counts as wrong" if unheard else ""))
 
 
 def write_lines(path, predictions):
@@ -188,56 +218,82 @@ def write_lines(path, predictions):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # one file
+def cut_at_pauses(wave):
+    """A wave -> pieces of at most MAX_SECONDS, each cut in the middle of the quietest PAUSE of its second half."""
+    pieces, longest = [], MAX_SECONDS * SAMPLE_RATE
+    while len(wave) > longest:
+        first, last = longest // 2, min(longest, len(wave) - SAMPLE_RATE)  # at least a second stays
+        energy = np.convolve(wave[first:last].astype(np.float64) ** 2, np.ones(PAUSE), "valid")
+        cut = first + int(energy.argmin()) + PAUSE // 2
+        pieces, wave = [*pieces, wave[:cut]], wave[cut:]
+    return [*pieces, wave]
+
+
 def answer_file(c, device):
     """Transcribe, translate or answer about one audio file with the preset's last system; prints the answer."""
     if c.task not in TASKS or c.language not in LANGUAGES:
         raise SystemExit(f"--task is one of {', '.join(TASKS)} and --language one of {', '.join(LANGUAGES)}")
-    if c.task in ("SQA", "MCQ") and not c.question:
+    question = c.task in ("SQA", "MCQ")
+    if question and not c.question:
         raise SystemExit(f"--task {c.task} needs --question")
     row = {"id": c.audio, "utterance": c.audio, "task": c.task, "language": c.language, "question": c.question,
            "target": ""}
     try:
         question_line(row)
-        wave = read_audio(c.audio)
+        pieces = cut_at_pauses(read_audio(c.audio))
     except ValueError as error:
         raise SystemExit(str(error)) from None
-    if len(wave) > 30 * SAMPLE_RATE:
-        raise SystemExit(f"{c.audio} is {len(wave) / SAMPLE_RATE:.0f} s long; the models are trained on at most 30 s: "
-                         "cut it")
-    folder = os.path.join(c.work, c.preset, c.systems.split(",")[-1].partition(":")[2])
+    if len(pieces) > 1 and question and not c.pieces:
+        raise SystemExit(f"{c.audio} is longer than {MAX_SECONDS} s, the most the models are trained on, and an answer "
+                         "cannot be joined from pieces; cut it, or pass --pieces for an answer to each piece")
+    folder = os.path.join(c.work, c.run, c.systems.split(",")[-1].partition(":")[2])
     config = read_config(folder)
     llm, tokenizer, projector = load_speech_llm(c.work, folder, device)
     encoder = load_encoder(locate(c.work, config["encoder"]), device)
-    frames = average_frames(encode(encoder, [filterbank(wave)])[0], config["mean"])
-    sample = encode_sample(row, False, tokenizer, llm.config.model_type, {c.audio: frames})
-    print(answer(llm, tokenizer, projector, [sample], c.max_new_tokens)[0][0])
+    texts = []
+    for piece in pieces:
+        frames = average_frames(encode(encoder, [filterbank(piece)])[0], config["mean"])
+        sample = encode_sample(row, False, tokenizer, llm.config.model_type, {c.audio: frames})
+        texts.append(decode_text(tokenizer, answer(llm, tokenizer, projector, [sample], c.max_new_tokens)[0]))
+    if question and len(pieces) > 1:
+        ends = np.cumsum([len(piece) for piece in pieces]) / SAMPLE_RATE
+        texts = [f"{first:.1f}-{end:.1f} s: {text}" for first, end, text in zip([0, *ends], ends, texts)]
+    print(("\n" if question else "" if c.language == "zh" else " ").join(texts))
 
 
 def main(argv=None):
     c = configure(Config, PRESETS, argv)
-    device = pick_device()
+    device, test_sets = pick_device(), c.test_sets.split(",")
     if c.audio:
         answer_file(c, device)
         return
-    for test_set in c.test_sets.split(","):
+    for test_set in test_sets:
         corpus, split = test_set.rsplit(".", 1)
         require(os.path.join(c.work, "rows", corpus, f"{split}.jsonl"), f"python data/{corpus}.py")
     for system in c.systems.split(","):
         name, _, folder = system.partition(":")
-        if not folder and name != "llm":
-            raise SystemExit(f"--systems {name}: only llm has no folder; write {name}:<folder of {c.work}/{c.preset}>")
+        if not folder and name not in ("llm", "seamless", "seamless-text"):
+            raise SystemExit(f"--systems {name}: write {name}:<folder of {c.work}/{c.run}>; only llm, seamless and "
+                             "seamless-text have none")
         if folder:
-            script = {"B": "train_lora.py", "C": "merge_sft.py"}.get(name, f"train_projector.py --mixture {name}")
-            folder = os.path.join(c.work, c.preset, folder)
+            script = ("train_lora.py" if name.startswith("B") else "merge_sft.py" if name.startswith("C")
+                      else f"train_projector.py --mixture {name}")
+            folder = os.path.join(c.work, c.run, folder)
             require(os.path.join(folder, "config.json"),
                     f"python {script} --preset {c.preset} --out {os.path.basename(folder)}")
-        todo = [test_set for test_set in c.test_sets.split(",") if not decoded(c, name, folder, test_set)]
-        if todo:                                            # a finished system is not loaded
-            loaded = (load_speech_llm(c.work, folder, device) if folder
-                      else (*load_llm(locate(c.work, c.llm), device), None))
-        for test_set in todo:
-            predict(c, name, folder, loaded, test_set)
-    print(f"predictions in {c.work}/{c.preset}/predictions\nnext: python eval.py --preset {c.preset}")
+        todo, loaded = [test_set for test_set in test_sets if not decoded(c, name, folder, test_set)], None
+        for test_set in todo:                               # a finished system is not loaded
+            corpus, split = test_set.rsplit(".", 1)
+            rows = read_rows(os.path.join(c.work, "rows", corpus, f"{split}.jsonl"))
+            if name.startswith("seamless"):
+                loaded = loaded or load_seamless(locate(c.work, c.seamless), name == "seamless-text", device)
+                jobs, decode = seamless_jobs(c, loaded, rows, name == "seamless-text")
+            else:
+                loaded = loaded or (load_speech_llm(c.work, folder, device) if folder
+                                    else (*load_llm(locate(c.work, c.llm), device), None))
+                jobs, decode = llm_jobs(c, folder, loaded, rows, test_set)
+            predict(c, name, loaded[1], jobs, decode, test_set)
+    print(f"predictions in {c.work}/{c.run}/{c.out}\nnext: python eval.py --preset {c.preset}")
 
 
 if __name__ == "__main__":

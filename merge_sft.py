@@ -4,8 +4,8 @@ Stage C: the projector of A and the LoRA of B, trained together for a short whil
     python merge_sft.py                       # tiny; two minutes on 2 cores
     python merge_sft.py --preset iwslt25      # one A100-80GB; the paper reports about 6 hours
 
-reads   <work>/<preset>/{projector,lora}, <work>/rows/<corpus>/{train,dev}.jsonl, <work>/features/..., the LLM
-writes  <work>/<preset>/merged/: log.jsonl and resume.pt while it runs; best.pt, last.pt, weights.pt, config.json last
+reads   <work>/<run>/{projector,lora}, <work>/rows/<corpus>/{train,dev}.jsonl, <work>/features/..., the LLM
+writes  <work>/<run>/merged/: log.jsonl and resume.pt while it runs; weights.pt and, last, config.json
 
 "Merging" is joint training from both starting points; no weights are added up. Every draw of speech translation or
 spoken question answering is followed by one of its text twin, so that the LLM keeps what it learned from text.
@@ -17,7 +17,7 @@ from functools import partial
 import torch
 
 from extract_features import configure, locate, pick_device, require
-from train_lora import attach_lora, load_lora, lora_parameters, lora_state_dict
+from train_lora import add_lora, attach_lora, load_lora, lora_parameters, lora_state_dict
 from train_projector import (Run, answer_loss, choose, draw, encode_sample, finished, load_llm,
                              load_projector, load_rows, pick_validation, rate, read_config, update, validate)
 
@@ -26,11 +26,14 @@ from train_projector import (Run, answer_loss, choose, draw, encode_sample, fini
 class Config:                               # edit here, or pass --name value
     preset: str = "tiny"                    # filled in by configure
     work: str = "work"
-    out: str = "merged"                     # <work>/<preset>/<out>
-    projector: str = "projector"            # the finished stages it starts from, folders of <work>/<preset>
-    lora: str = "lora"
+    run: str = "tiny"                       # filled in by configure; presets of one system share a folder of work
+    out: str = "merged"                     # <work>/<run>/<out>
+    projector: str = "projector"            # the finished stages it starts from, folders of <work>/<run>
+    lora: str = "lora"                      # or "random": fresh adapters (Table 10)
     corpora: str = "tiny"
     mixture: str = "C"                      # a key of MIXTURES
+    shares: str = "fluent"                  # a key of CORPUS_SHARES; which matters to the 2025 corpora only
+    text: bool = True                       # every draw of ST or SQA is followed by one of its text twin
     batch: int = 16                         # rows in a draw; 2025, section 5.1
     accumulate: int = 2                     # draws in one optimizer step; a draw and its text twin are two (our choice)
     steps: int = 200                        # optimizer steps
@@ -54,14 +57,34 @@ PRESETS = {                                 # only what differs from the lines a
                     warmup=100,                                                        # torchtune's recipe (our choice)
                     micro_tokens=8192, validate_every=250, validate_rows=50),
 }
+PRESETS["iwslt25-a2"] = dict(PRESETS["iwslt25"], run="iwslt25", projector="projector-A.2", out="merged-A.2")
+PRESETS["iwslt25-short"] = dict(PRESETS["iwslt25"], run="iwslt25", shares="short", out="merged-short")
+PRESETS["iwslt25-a2-short"] = dict(PRESETS["iwslt25-a2"], shares="short", out="merged-A.2-short")
 
-MIXTURES = {  # task: (share, {language: share}), SQA (valid, invalid); 2025, Table 13 and the best row of Table 11
-    "C": {"ASR": (0.2, {"en": 1.0}),
-          "ST": (0.4, {"de": 0.4, "it": 0.3, "zh": 0.3}),
-          "SQA": (0.4, {"en": (0.2, 0.05), "de": (0.2, 0.05), "it": (0.2, 0.05), "zh": (0.2, 0.05)})},
+ASR = {"en": 1.0}
+ST = {"de": 0.4, "it": 0.3, "zh": 0.3}
+SQA = {"en": (0.2, 0.05), "de": (0.2, 0.05), "it": (0.2, 0.05), "zh": (0.2, 0.05)}        # (valid, invalid)
+MIXTURES = {  # task: (share, {language: share}); 2025, Table 13
+    "C":               {"ASR": (0.2, ASR), "ST": (0.4, ST), "SQA": (0.4, SQA)},
+    "C-no-sqa":        {"ASR": (0.2, ASR), "ST": (0.4, ST)},                # Table 10; the same relation (our choice)
+    "C-0.2-0.5-0.3":   {"ASR": (0.2, ASR), "ST": (0.5, ST), "SQA": (0.3, SQA)},             # the others: Table 11
+    "C-0.2-0.6-0.2":   {"ASR": (0.2, ASR), "ST": (0.6, ST), "SQA": (0.2, SQA)},
+    "C-0.25-0.5-0.25": {"ASR": (0.25, ASR), "ST": (0.5, ST), "SQA": (0.25, SQA)},
+    "C-0.3-0.5-0.2":   {"ASR": (0.3, ASR), "ST": (0.5, ST), "SQA": (0.2, SQA)},
 }
-# A's shares, and Spoken-SQuAD by its size (our choice: the paper does not give C's); a task without shares goes by size
-CORPUS_SHARES = {("ASR", "covost2"): 0.72, ("ASR", "europarlst"): 0.18, ("ASR", "spokensquad"): 0.10}
+
+# (task, corpus): share; where a task has none, its corpora go by size. The paper is silent on ASR: A's shares, and
+# Spoken-SQuAD by its size (our choice). Rows with fluent answers are a corpus beside spokensquad; it has no invalid
+# questions, so those come from spokensquad in any case
+ASR_SHARES = {("ASR", "covost2"): 0.72, ("ASR", "europarlst"): 0.18, ("ASR", "spokensquad"): 0.10}
+FLUENT = {**ASR_SHARES, ("SQA", "spokensquad-fluent"): 1.0, ("QA", "spokensquad-fluent"): 1.0}
+CORPUS_SHARES = {
+    "fluent": FLUENT,                                                                       # the submitted model
+    "short": {**ASR_SHARES, ("SQA", "spokensquad"): 1.0, ("QA", "spokensquad"): 1.0},
+    # Table 10: MT from the speech corpora alone, by size (Table 1), and from the translated Spoken-SQuAD alone
+    "no-synthetic": {**FLUENT, ("MT", "covost2"): 289_413, ("MT", "europarlst"): 32_628},
+    "only-synthetic": {**FLUENT, ("MT", "spokensquad"): 1.0},
+}
 
 
 def load_speech_llm(work, folder, device):
@@ -78,14 +101,18 @@ def main(argv=None):
     c = configure(Config, PRESETS, argv)
     if finished(c):
         return
-    mixture, device = choose(MIXTURES, c.mixture), pick_device()
+    mixture, shares, device = choose(MIXTURES, c.mixture), choose(CORPUS_SHARES, c.shares), pick_device()
     torch.manual_seed(c.seed)
 
     # 1. what A and B were made from
-    base = os.path.join(c.work, c.preset)
+    base = os.path.join(c.work, c.run)
     for folder, script in ((c.projector, "train_projector"), (c.lora, "train_lora")):
-        require(os.path.join(base, folder, "config.json"), f"python {script}.py --preset {c.preset} --out {folder}")
-    stage_a, stage_b = read_config(os.path.join(base, c.projector)), read_config(os.path.join(base, c.lora))
+        if folder != "random":
+            require(os.path.join(base, folder, "config.json"),
+                    f"python {script}.py --preset {c.preset} --out {folder}")
+    stage_a = read_config(os.path.join(base, c.projector))
+    stage_b = ({"llm": stage_a["llm"], "r": 8, "alpha": 16} if c.lora == "random"        # 2025, section 3
+               else read_config(os.path.join(base, c.lora)))
     if stage_a["llm"] != stage_b["llm"]:
         raise SystemExit(f"{base}/{c.projector} was trained on {stage_a['llm']}, {c.lora} on {stage_b['llm']}")
     made = {key: stage_a[key] for key in ("encoder", "mean")}
@@ -93,17 +120,20 @@ def main(argv=None):
 
     # 2. the LLM with the adapters of B, the projector of A; an optimizer and a schedule for each (section 4)
     llm, tokenizer = load_llm(locate(c.work, stage_a["llm"]), device)
-    attach_lora(llm, os.path.join(base, c.lora))
+    if c.lora == "random":
+        add_lora(llm, r=stage_b["r"], alpha=stage_b["alpha"])
+    else:
+        attach_lora(llm, os.path.join(base, c.lora))
     projector = load_projector(os.path.join(base, c.projector), device).train()
     optimizers = [torch.optim.AdamW(projector.parameters(), lr=c.lr_projector, weight_decay=c.decay_projector),
                   torch.optim.AdamW(lora_parameters(llm), lr=c.lr_lora, weight_decay=c.decay_lora)]
     facts = {**made, "llm": stage_a["llm"], "sizes": stage_a["sizes"]}
     run = Run(c, {"projector": (projector.state_dict, projector.load_state_dict),
                   "lora": (lambda: lora_state_dict(llm), lambda state: load_lora(llm, state))},
-              optimizers, "last", **facts, r=stage_b["r"], alpha=stage_b["alpha"])
+              optimizers, **facts, r=stage_b["r"], alpha=stage_b["alpha"])
 
     loss_of = partial(answer_loss, llm, projector)
-    draws = draw(rows, mixture, CORPUS_SHARES, c.batch, c.batch, c.seed, twin=True)
+    draws = draw(rows, mixture, shares, c.batch, c.batch, c.seed, twin=c.text)
     for _ in range(run.step * c.accumulate):                               # after a kill: the draws already trained on
         next(draws)
     dev = [encode_sample(row, False, tokenizer, llm.config.model_type, dev_features)

@@ -5,8 +5,8 @@ Stage B: train LoRA on the frozen LLM with text only, translation and question a
     python train_lora.py --preset iwslt25     # one A100-80GB; the paper reports about 4 days
 
 reads   <work>/rows/<corpus>/{train,dev}.jsonl, the LLM; no speech, and nothing of stage A
-writes  <work>/<preset>/lora/: log.jsonl and resume.pt while it runs; best.pt, last.pt, weights.pt, config.json last,
-        and the same adapters as adapter_model.safetensors + adapter_config.json, which peft reads
+writes  <work>/<run>/lora/: log.jsonl and resume.pt while it runs; weights.pt, the same adapters as
+        adapter_model.safetensors + adapter_config.json, which peft reads, and, last, config.json
 """
 import json
 import math
@@ -28,7 +28,8 @@ from train_projector import (Run, answer_loss, choose, draw, encode_sample, fini
 class Config:                               # edit here, or pass --name value
     preset: str = "tiny"                    # filled in by configure
     work: str = "work"
-    out: str = "lora"                       # <work>/<preset>/<out>
+    run: str = "tiny"                       # filled in by configure; presets of one system share a folder of work
+    out: str = "lora"                       # <work>/<run>/<out>
     corpora: str = "tiny"
     llm: str = "models/tiny-llama"
     mixture: str = "B"                      # a key of MIXTURES
@@ -54,11 +55,14 @@ PRESETS = {                                 # only what differs from the lines a
                     warmup=100,                                                        # torchtune's recipe (our choice)
                     micro_tokens=8192, validate_every=500, validate_rows=100),
 }
+for name in ("iwslt25-a2", "iwslt25-short", "iwslt25-a2-short"):           # the same adapters, trained once
+    PRESETS[name] = dict(PRESETS["iwslt25"], run="iwslt25")
 
 MIXTURES = {  # task: (share, {language: share}), QA languages (valid, invalid); 2025, section 5.1 and Table 13
     "B": {"MT": (0.6, {"de": 0.4, "it": 0.3, "zh": 0.3}),
           "QA": (0.4, {"en": (0.2, 0.05), "de": (0.2, 0.05), "it": (0.2, 0.05), "zh": (0.2, 0.05)})},
 }
+CORPUS_SHARES = {("QA", "spokensquad"): 1.0}  # the short answers, Table 12; a task without shares goes by size
 
 # attention and feed-forward, every layer (2025, section 3): the paper names keys, which torchtune's recipe leaves out
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -182,10 +186,10 @@ def main(argv=None):
     trained = lora_parameters(llm)
     print(f"LoRA on {count} matrices, {sum(p.numel() for p in trained)} parameters")
     optimizer = torch.optim.AdamW(trained, lr=c.lr, weight_decay=c.weight_decay)
-    run = Run(c, {"lora": (lambda: lora_state_dict(llm), lambda state: load_lora(llm, state))}, [optimizer], "last")
+    run = Run(c, {"lora": (lambda: lora_state_dict(llm), lambda state: load_lora(llm, state))}, [optimizer])
 
     loss_of = partial(answer_loss, llm, None)
-    draws = draw(rows, mixture, {}, c.batch, c.batch, c.seed)
+    draws = draw(rows, mixture, CORPUS_SHARES, c.batch, c.batch, c.seed)
     for _ in range(run.step * c.accumulate):                               # after a kill: the draws already trained on
         next(draws)
     dev = [encode_sample(row, True, tokenizer, llm.config.model_type, None)

@@ -6,10 +6,11 @@ Stage A: train the speech projector through the frozen LLM (2025, section 3).
     python train_projector.py --preset iwslt25                 # one A100-80GB; the paper reports 4.6 days
 
 reads   <work>/rows/<corpus>/{train,dev}.jsonl, <work>/features/..., the LLM
-writes  <work>/<preset>/projector/: log.jsonl and resume.pt while it runs; best.pt, last.pt, weights.pt and, last,
-        config.json
+writes  <work>/<run>/projector/: log.jsonl and resume.pt while it runs; step-NNNNN.pt, the projector at every
+        validation; weights.pt, the one that was chosen, and, last, config.json
 
-The definitions that the later stages share live here too: the LLM, the splice, the loss, the sampler, a run's folder.
+The definitions that the later stages share live here too: the LLM, the splice, the loss, greedy decoding, the sampler,
+a run's folder.
 """
 import json
 import math
@@ -25,17 +26,20 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from data.prompts import encode_answer, encode_prompt
+from data.prompts import CHAT, encode_answer, encode_prompt
 from data.rows import corpus_of, differences, read_rows, replace_file
 from extract_features import (configure, features_folder, locate, open_features, pick_device, provenance, require,
                               write_json)
+from metrics.bleu import bleu
+from metrics.normalize import mms_normalize, word_error_rate
 
 
 @dataclass(frozen=True)
 class Config:                               # edit here, or pass --name value
     preset: str = "tiny"                    # filled in by configure
     work: str = "work"                      # everything that is written lies below this folder
-    out: str = "projector"                  # <work>/<preset>/<out>
+    run: str = "tiny"                       # filled in by configure; presets of one system share a folder of work
+    out: str = "projector"                  # <work>/<run>/<out>
     corpora: str = "tiny"                   # comma-separated folders of work/rows; train.jsonl and dev.jsonl of each
     encoder: str = "models/tiny-seamless"
     mean: int = 3                           # consecutive encoder frames averaged; 2025, section 3
@@ -55,7 +59,11 @@ class Config:                               # edit here, or pass --name value
     weight_decay: float = 0.01              # the paper is silent; torch's default (our choice)
     micro_tokens: int = 4096                # padded positions in one forward pass: memory, not a hyper-parameter
     validate_every: int = 100               # steps; also the checkpoint interval
-    validate_rows: int = 24                 # dev rows for each task and language
+    validate_rows: int = 24                 # dev rows for each task and language, for the loss and for SQA's score
+    decode: str = "tiny"                    # the corpus whose dev split is decoded whole at every validation: ASR, ST
+    decode_batch: int = 64                  # rows decoded together
+    max_new_tokens: int = 40                # of these answers
+    keep: str = "ST"                        # which step becomes weights.pt: best in ST, ASR, SQA or all of them
     seed: int = 0
 
 PRESETS = {                                 # only what differs from the lines above
@@ -65,8 +73,11 @@ PRESETS = {                                 # only what differs from the lines a
     "iwslt25": dict(corpora="covost2,europarlst,spokensquad,acl6060", encoder="facebook/seamless-m4t-v2-large",
                     llm="meta-llama/Llama-3.1-8B-Instruct", heads=8, ffn=2048,                 # section 3
                     accumulate=16, lr=1e-4, warmup=0, cosine=False, steps=15_090,              # 4 epochs; section 5.1
-                    micro_tokens=8192, validate_every=250, validate_rows=100),
+                    micro_tokens=8192, validate_every=250, validate_rows=100, decode="acl6060", max_new_tokens=150),
 }
+PRESETS["iwslt25-a2"] = dict(PRESETS["iwslt25"], run="iwslt25", mixture="A.2", out="projector-A.2")
+PRESETS["iwslt25-short"] = dict(PRESETS["iwslt25"], run="iwslt25")     # fluent or short answers: C only
+PRESETS["iwslt25-a2-short"] = PRESETS["iwslt25-a2"]
 
 MIXTURES = {  # task: (share, {language: share}), SQA languages (valid, invalid); 2025, section 5.1 and Table 13
     "A.1": {"ASR": (0.4, {"en": 1.0}),
@@ -75,7 +86,10 @@ MIXTURES = {  # task: (share, {language: share}), SQA languages (valid, invalid)
             "ST": (0.35, {"de": 0.3, "it": 0.3, "zh": 0.4}),
             "SQA": (0.25, {"en": (0.2, 0.2), "de": (0.15, 0.15), "it": (0.15, 0.15)})},
 }
-CORPUS_SHARES = {("ASR", "covost2"): 0.8, ("ASR", "europarlst"): 0.2}  # section 5.1; a task without shares goes by size
+CORPUS_SHARES = {  # (task, corpus); where a task has no shares, its corpora go by size (section 5.1)
+    ("ASR", "covost2"): 0.8, ("ASR", "europarlst"): 0.2,               # section 5.1
+    ("SQA", "spokensquad"): 1.0,                                       # the short answers; Table 12
+}
 TEXT_TASK = {"ST": "MT", "SQA": "QA", "MCQ": "QA"}                     # a task's name when the transcript is read
 
 # B batch   T frames   W encoder width   L sequence   D LLM width   V vocabulary   N answer tokens
@@ -182,11 +196,64 @@ def micro_batches(samples, micro_tokens):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# greedy decoding
+@torch.no_grad()
+def generate(llm, prompts, max_new_tokens, stop_ids):
+    """
+    Greedy decoding of a batch: list of (L, D) prompt embeddings -> list of new token ids, the stop token left out.
+    A row that reaches max_new_tokens has that many ids. Prompts are padded on the left, so that every row's last
+    position is its newest token; a finished row leaves the batch, so that one that loops does not hold up the others.
+    """
+    from transformers import DynamicCache
+    device, width = prompts[0].device, max(len(p) for p in prompts)
+    inputs = torch.stack([F.pad(p, (0, 0, width - len(p), 0)) for p in prompts])                     # (B, L, D)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)     # (B, L)
+    cache, generated, alive = DynamicCache(config=llm.config), [[] for _ in prompts], list(range(len(prompts)))
+    feed = {"inputs_embeds": inputs, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+    for _ in range(max_new_tokens):
+        hidden = llm.model(attention_mask=mask, past_key_values=cache, use_cache=True, **feed).last_hidden_state[:, -1]
+        tokens = llm.lm_head(hidden).argmax(-1)                                                      # (B,)
+        going = [n for n, token in enumerate(tokens.tolist()) if token not in stop_ids]
+        if len(going) < len(alive):
+            alive = [alive[n] for n in going]
+            keep = torch.tensor(going, dtype=torch.long, device=device)
+            tokens, mask = tokens[keep], mask[keep]
+            if not alive:
+                break
+            cache.batch_select_indices(keep)
+        for row, token in zip(alive, tokens.tolist()):
+            generated[row].append(token)
+        mask = torch.cat([mask, mask.new_ones(len(alive), 1)], 1)
+        feed = {"input_ids": tokens[:, None], "position_ids": mask.sum(1, keepdim=True) - 1}
+    return generated
+
+
+def stop_ids(llm, tokenizer):
+    """Every id that ends a turn: the chat format's own and those of the checkpoint's generation config."""
+    ends = llm.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    return {*ends, tokenizer.convert_tokens_to_ids(CHAT[llm.config.model_type][2])} - {None}
+
+
+def answer(llm, tokenizer, projector, samples, max_new_tokens):
+    """Samples of encode_sample -> list of new token ids each; the sample's own answer is not shown to the model."""
+    device = next(llm.parameters()).device
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        prompts = splice(llm, projector, [{**s, "answer": []} for s in samples])
+        return generate(llm, prompts, max_new_tokens, stop_ids(llm, tokenizer))
+
+
+def decode_text(tokenizer, ids):
+    """Token ids -> text, without special tokens."""
+    return tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # sampling: rows -> draws
 def choose(table, name):
-    """A preset's own table by its name, as given by --mixture."""
+    """One of a stage's literal tables, by the name given as --mixture or --shares."""
     if name not in table:
-        raise SystemExit(f"--mixture {name!r} is not one of {', '.join(table)}")
+        raise SystemExit(f"{name!r} is not one of {', '.join(table)}")
     return table[name]
 
 
@@ -313,6 +380,56 @@ def validate(modules, samples, loss_of, micro_tokens):
     return total / sum(len(s["answer"]) for s in samples)
 
 
+def decode_all(llm, tokenizer, projector, samples, batch, max_new_tokens):
+    """The answers to samples, decoded in batches of like length -> texts in the samples' order; dropout is off."""
+    order, texts = sorted(range(len(samples)), key=lambda i: samples[i]["length"]), [""] * len(samples)
+    projector.eval()
+    for first in range(0, len(order), batch):
+        some = order[first:first + batch]
+        for i, ids in zip(some, answer(llm, tokenizer, projector, [samples[i] for i in some], max_new_tokens)):
+            texts[i] = decode_text(tokenizer, ids)
+    projector.train()
+    return texts
+
+
+def score_answers(rows, answers):
+    """
+    {"WER", "BLEU <language>", "BLEU" (their mean), "SQA"} in percent, for the tasks that the rows hold. SQA: the share
+    of answers in which the reference occurs after normalisation (our choice: the paper's judge is no training tool).
+    """
+    groups, scores = {}, {}
+    for row, text in zip(rows, answers):
+        groups.setdefault((row["task"], row["language"]), []).append((row["target"], text))
+    for (task, language), pairs in sorted(groups.items()):
+        if task == "ASR":
+            scores["WER"] = word_error_rate(*zip(*[[mms_normalize(t, language) for t in pair] for pair in pairs]))
+        elif task == "ST":
+            scores[f"BLEU {language}"] = bleu(*map(list, zip(*pairs)), language)
+    each = [score for name, score in scores.items() if name.startswith("BLEU")]
+    if each:
+        scores["BLEU"] = sum(each) / len(each)
+    asked = [[mms_normalize(t, row["language"], remove_numbers=False) for t in (row["target"], text)]
+             for row, text in zip(rows, answers) if row["task"] in ("SQA", "MCQ")]
+    if asked:
+        scores["SQA"] = 100 * sum(target in text for target, text in asked) / len(asked)
+    return scores
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# which checkpoint of A is kept (2025, appendix C.1)
+BEST = {  # name: what is largest at that step
+    "ST": lambda scores: scores["BLEU"], "ASR": lambda scores: -scores["WER"], "SQA": lambda scores: scores["SQA"],
+    "all": lambda scores: scores.get("BLEU", 0) - scores.get("WER", 0) + scores.get("SQA", 0),      # our choice
+}
+
+
+def best_steps(validations):
+    """Lines of log.jsonl that hold scores -> {"ST": step, "ASR": step, "SQA": step, "all": step}; ties: the first."""
+    needs = {"ST": "BLEU", "ASR": "WER", "SQA": "SQA"}
+    return {name: max(validations, key=best)["step"] for name, best in BEST.items()
+            if needs.get(name, "step") in validations[0]}
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # a run's folder
 def read_config(folder):
@@ -332,11 +449,11 @@ class Run:
     loads them. A killed run goes on from resume.pt, written with every validation, to the same weights.
     """
 
-    def __init__(self, c, trained, optimizers, keep, **facts):
-        self.folder = os.path.join(c.work, c.preset, c.out)
-        self.c, self.trained, self.optimizers, self.keep = c, trained, optimizers, keep
+    def __init__(self, c, trained, optimizers, **facts):
+        self.folder = os.path.join(c.work, c.run, c.out)
+        self.c, self.trained, self.optimizers = c, trained, optimizers
         self.facts, self.log_path = {**asdict(c), **facts}, os.path.join(self.folder, "log.jsonl")
-        self.step, self.best = 0, math.inf
+        self.step = 0
         os.makedirs(self.folder, exist_ok=True)
         path = os.path.join(self.folder, "resume.pt")
         if os.path.exists(path):
@@ -349,16 +466,18 @@ class Run:
             torch.set_rng_state(state["rng"])
             if torch.cuda.is_available():
                 torch.cuda.set_rng_state(state["cuda_rng"])
-            self.step, self.best = state["step"], state["best"]
+            self.step = state["step"]
             print(f"resuming {self.folder} at step {self.step}")
-        kept = []                                                      # lines of steps that will be done again go
-        if self.step:
-            with open(self.log_path) as log:
-                kept = [line for line in log if json.loads(line)["step"] <= self.step]
+        kept = [line for line in self.lines() if line["step"] <= self.step] if self.step else []
         with replace_file(self.log_path) as name, open(name, "w") as log:
-            log.writelines(kept)
+            log.writelines(json.dumps(line) + "\n" for line in kept)  # lines of steps that will be done again go
         self.bar = tqdm(total=c.steps, initial=self.step, desc=c.out, unit=" step", mininterval=1.0)
         self.started = time.time()
+
+    def lines(self):
+        """log.jsonl: a dict a step, and one a validation."""
+        with open(self.log_path) as log:
+            return [json.loads(line) for line in log if line.endswith("\n")]
 
     def log(self, **values):
         """One step is done: its line in log.jsonl and on the bar."""
@@ -371,17 +490,16 @@ class Run:
         with open(self.log_path, "a") as log:
             log.write(json.dumps(values) + "\n")
 
-    def validated(self, loss):
-        """A validation loss: logged; the weights kept as last.pt and, if it is the lowest, best.pt; then resume.pt."""
-        self.write(step=self.step, validation_loss=loss)
-        tqdm.write(f"{self.c.out} step {self.step}/{self.c.steps}: validation loss {loss:.4f}")
+    def validated(self, loss, **scores):
+        """A validation: logged; with scores of decoded answers the weights are kept as step-NNNNN.pt; resume.pt."""
+        self.write(step=self.step, validation_loss=loss, **scores)
+        tqdm.write(f"{self.c.out} step {self.step}/{self.c.steps}: validation loss {loss:.4f}"
+                   + "".join(f", {name} {score:.1f}" for name, score in scores.items()))
         tensors = {name: state() for name, (state, _) in self.trained.items()}
-        self.save("last.pt", tensors)
-        if loss < self.best:
-            self.best = loss
-            self.save("best.pt", tensors)
+        if scores:
+            self.save(f"step-{self.step:05d}.pt", tensors)
         cuda_rng = torch.cuda.get_rng_state() if torch.cuda.is_available() else torch.empty(0)
-        self.save("resume.pt", {"step": self.step, "best": self.best, "trained": tensors, "constants": asdict(self.c),
+        self.save("resume.pt", {"step": self.step, "trained": tensors, "constants": asdict(self.c),
                                 "optimizers": [o.state_dict() for o in self.optimizers],
                                 "rng": torch.get_rng_state(), "cuda_rng": cuda_rng})
 
@@ -389,28 +507,33 @@ class Run:
         with replace_file(os.path.join(self.folder, name)) as temporary:
             torch.save(value, temporary)
 
-    def finish(self, next_command):
-        """weights.pt is best.pt or last.pt, as `keep` says; config.json makes the folder a finished stage."""
+    def finish(self, next_command, step=None, **facts):
+        """weights.pt, the last or those of `step`; config.json makes the folder a finished stage."""
         self.bar.close()
-        kept = torch.load(os.path.join(self.folder, f"{self.keep}.pt"), map_location="cpu", weights_only=True)
-        self.save("weights.pt", kept)
+        tensors = {name: state() for name, (state, _) in self.trained.items()}
+        if step is not None:
+            path = os.path.join(self.folder, f"step-{step:05d}.pt")
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+        self.save("weights.pt", tensors)
         write_json(os.path.join(self.folder, "config.json"),
-                   {**self.facts, "trained": list(self.trained), "kept": self.keep,
-                    "best_validation_loss": self.best, **provenance()})
+                   {**self.facts, "trained": list(self.trained), "kept_step": step or self.step, **facts,
+                    **provenance()})
         os.remove(os.path.join(self.folder, "resume.pt"))
-        print(f"weights in {self.folder}/weights.pt ({self.keep}), losses in log.jsonl\nnext: {next_command}")
+        print(f"weights of step {step or self.step} in {self.folder}/weights.pt, losses in log.jsonl\n"
+              f"next: {next_command}")
 
 
 def refuse_other_constants(folder, old, new):
-    """A folder belongs to one set of constants, but for where it lies and what fits into memory."""
-    told = differences(old, {key: value for key, value in new.items() if key not in ("work", "micro_tokens")})
+    """A folder belongs to one set of constants, but for how it was called, where it lies and what fits into memory."""
+    free = ("preset", "work", "micro_tokens", "decode_batch")
+    told = differences(old, {key: value for key, value in new.items() if key not in free})
     if told:
         raise SystemExit(f"{folder} was made with {told}; remove it, or choose another --out")
 
 
 def finished(c):
     """Whether this stage's folder is complete, with these constants."""
-    folder = os.path.join(c.work, c.preset, c.out)
+    folder = os.path.join(c.work, c.run, c.out)
     if not os.path.exists(os.path.join(folder, "config.json")):
         return False
     refuse_other_constants(folder, read_config(folder), asdict(c))
@@ -436,14 +559,21 @@ def main(argv=None):
                  heads=c.heads, ffn=c.ffn, dropout=c.dropout)
     projector = Projector(**sizes).to(device)
     optimizer = torch.optim.AdamW(projector.parameters(), lr=c.lr, weight_decay=c.weight_decay)
-    run = Run(c, {"projector": (projector.state_dict, projector.load_state_dict)}, [optimizer], "best", sizes=sizes)
+    run = Run(c, {"projector": (projector.state_dict, projector.load_state_dict)}, [optimizer], sizes=sizes)
 
     loss_of = partial(answer_loss, llm, projector)
     draws = draw(rows, mixture, CORPUS_SHARES, c.batch, c.batch_sqa, c.seed)
     for _ in range(run.step * c.accumulate):                           # after a kill: the draws already trained on
         next(draws)
-    dev = [encode_sample(row, False, tokenizer, model_type, dev_features)
-           for row in pick_validation(dev_rows, mixture, c.validate_rows)]
+    picked = pick_validation(dev_rows, mixture, c.validate_rows)
+    dev = [encode_sample(row, False, tokenizer, model_type, dev_features) for row in picked]
+    # decoded at every validation: ASR and ST of one corpus, all of it, and the SQA rows of the loss
+    heard = [row for row in dev_rows if corpus_of(row) == c.decode and "utterance" in row
+             and row["task"] in ("ASR", "ST") and row["task"] in mixture]
+    heard += [row for row in picked if row["task"] == "SQA"]
+    decoded = [encode_sample(row, False, tokenizer, model_type, dev_features) for row in heard]
+    if c.keep not in best_steps([{"step": 0, **score_answers(heard, [""] * len(heard))}]):
+        raise SystemExit(f"--keep {c.keep}: the dev rows of {c.decode} that the mixture trains on do not score that")
 
     # 3. train
     while run.step < c.steps:
@@ -454,10 +584,14 @@ def main(argv=None):
         loss, norm = update([optimizer], samples, loss_of, c.micro_tokens)
         run.log(loss=loss, norm=norm, lr=optimizer.param_groups[0]["lr"])
         if run.step % c.validate_every == 0 or run.step == c.steps:
-            run.validated(validate([projector], dev, loss_of, c.micro_tokens))
+            loss = validate([projector], dev, loss_of, c.micro_tokens)
+            texts = decode_all(llm, tokenizer, projector, decoded, c.decode_batch, c.max_new_tokens)
+            run.validated(loss, **score_answers(heard, texts))
 
-    # 4. the weights with the lowest validation loss
-    run.finish(f"python train_lora.py --preset {c.preset}")
+    # 4. the step that did best on the dev set (section 5.1 A: in ST)
+    steps = best_steps([line for line in run.lines() if "validation_loss" in line])
+    print("best steps: " + ", ".join(f"{name} {step}" for name, step in steps.items()))
+    run.finish(f"python train_lora.py --preset {c.preset}", steps[c.keep], best_steps=steps)
 
 
 if __name__ == "__main__":

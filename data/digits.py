@@ -15,7 +15,6 @@ comes after the second "nine" is more than the tiny LLM learns. Everything here 
 """
 import argparse
 import glob
-import multiprocessing
 import os
 import random
 import subprocess
@@ -26,9 +25,9 @@ if __name__ == "__main__":  # `python data/digits.py`: imports start at the proj
 
 import numpy as np
 import soundfile
-from tqdm import tqdm
 
 from data.prompts import NOT_ANSWERABLE
+from data.recipe import in_processes
 from data.rows import finish, finished, replace_file, write_rows
 
 PRESETS = {"digits": dict(train=3000, dev=60, test=160, encoder_steps=260, llm_steps=900,
@@ -154,8 +153,7 @@ def make_world(work, folder, holdout, sizes, seed):
             jobs.append((audio, files, speed, rng.getrandbits(32)))
             rows += sequence_rows(rng, digits, f"digits/{split}-{n:05d}", audio)
         splits[split] = rows
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-        list(tqdm(pool.imap_unordered(join_one, jobs, chunksize=32), total=len(jobs), desc="join", unit=" utt"))
+    in_processes(join_one, jobs, "join")
     for split, rows in splits.items():
         write_rows(os.path.join(work, "rows", "digits", f"{split}.jsonl"), rows)
     return splits

@@ -14,7 +14,7 @@ answerable  true where absent; read_rows fills it in
 import json
 import math
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 TASKS = ("ASR", "ST", "SQA", "MCQ")      # in text mode ST is MT and SQA is QA: a row without its speech
 LANGUAGES = ("en", "de", "it", "zh")     # of target and question; the speech is English throughout
@@ -73,23 +73,31 @@ def differences(old, new):
 
 
 def finished(work, corpus, settings):
-    """Whether a recipe is done with these settings; done with others, it stops rather than mix the two."""
-    path = os.path.join(work, "rows", corpus, "config.json")
-    if not os.path.exists(path):
-        return False
-    with open(path, encoding="utf-8") as file:
-        old = json.load(file)
-    if old != settings:
-        raise SystemExit(f"{os.path.dirname(path)} was made with {differences(old, settings)}; choose another --work, "
-                         "or remove it, its models and its features")
-    print(f"{os.path.dirname(path)} is finished already")
-    return True
+    """Whether a recipe is done with these settings; begun or done with others, it stops rather than mix the two."""
+    folder = os.path.join(work, "rows", corpus)
+    for name in ("config.json", "started.json"):
+        path = os.path.join(folder, name)
+        if os.path.exists(path):
+            with open(path, encoding="utf-8") as file:
+                old = json.load(file)
+            if old != settings:
+                raise SystemExit(f"{folder} was made with {differences(old, settings)}; choose another --work, or remove "
+                                 "it, its models and its features")
+            if name == "config.json":
+                print(f"{folder} is finished already")
+            return name == "config.json"
+    with replace_file(path) as name, open(name, "w") as file:
+        json.dump(settings, file, indent=1)
+    return False
 
 
 def finish(work, corpus, settings):
     """The last file of a recipe: its settings. A rows folder with config.json is complete."""
-    with replace_file(os.path.join(work, "rows", corpus, "config.json")) as name, open(name, "w") as file:
+    folder = os.path.join(work, "rows", corpus)
+    with replace_file(os.path.join(folder, "config.json")) as name, open(name, "w") as file:
         json.dump(settings, file, indent=1)
+    with suppress(FileNotFoundError):
+        os.remove(os.path.join(folder, "started.json"))
 
 
 # --- What makes a row wrong.

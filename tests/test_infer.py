@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import transformers
 
 import infer
 from data.rows import read_rows, write_rows
 from data.tiny_models import seamless_config
-from infer import generate, stop_ids
+from infer import cut_at_pauses, find_loop
+from train_projector import generate, stop_ids
 from train_projector import load_llm
 
 PREDICTIONS = "work/tiny/predictions/C/tiny.test.jsonl"
@@ -103,6 +105,7 @@ def test_every_system_predicts_its_rows_in_order(after_training, run_stage):
         assert [p["id"] for p in made] == [row["id"] for row in wanted]
         assert {p["task"] for p in made} == ({"MT", "QA"} if text else {"ASR", "ST", "SQA"})
         assert all(p["tokens"] <= 6 and p["capped"] is (p["tokens"] == 6) for p in made)
+        assert not any(p["loops"] for p in made)                            # a loop has 16 tokens at least
     assert sorted(os.listdir("work/tiny/predictions/C")) == ["tiny.test.jsonl", "tiny.test.made.json"]
 
 
@@ -139,7 +142,7 @@ def test_an_utterance_without_frames_counts_as_wrong_and_is_told(after_training,
     with open(path, "w") as file:
         json.dump(index, file)
     run_stage("infer", "--systems", "C:merged")
-    assert "C, tiny.test: 12 rows have no frames; their prediction is empty" in capsys.readouterr().out
+    assert "12 have no frames: their answer is empty and counts as wrong" in capsys.readouterr().out
     made = read_predictions(PREDICTIONS)
     assert len(made) == 48 and [p["prediction"] for p in made if "test-3/" in p["id"]] == [""] * 12
 
@@ -153,7 +156,50 @@ def test_text_only_rows_are_for_text_systems_alone(after_training, run_stage):
     assert [p["id"] for p in read_predictions(PREDICTIONS)] == [row["id"] for row in rows]
 
 
+# --- Loops (2025, appendix B.1).
+
+@pytest.mark.parametrize("ids, loop", [
+    ([1, 2] + [7, 8, 9, 5] * 4, (6, 4)),                # four copies of four, 16 in all: the first copy ends at 6
+    ([1, 2] + [7, 8, 9, 5] * 3 + [7, 8], None),         # three and a half
+    ([7] * 16, (1, 1)), ([7] * 15, None),               # one token has to come 16 times
+    ([3] + [7, 8] * 8 + [4], (3, 2)), ([3] + [7, 8] * 7, None),
+    (list(range(33)) * 4, None), (list(range(32)) * 4, (32, 32)),        # a unit of 33 tokens is too long
+    ([], None)])
+def test_a_loop_is_four_copies_and_sixteen_tokens(ids, loop):
+    assert find_loop(ids) == loop
+
+
+def test_loops_are_counted_and_trimmed_only_when_asked(after_training, run_stage, monkeypatch, capsys):
+    monkeypatch.setattr(infer, "answer", lambda *a: [[50, 60] + [40, 41, 42, 43] * 5 for _ in a[3]])
+    run_stage("infer", "--systems", "C:merged", "--max_new_tokens", "30")
+    assert "0.0 % stopped by the cap of 30 tokens, 100.0 % loop" in capsys.readouterr().out
+    whole = read_predictions(PREDICTIONS)
+    run_stage("infer", "--systems", "C:merged", "--max_new_tokens", "30", "--trim_loops", "--out", "trimmed")
+    trimmed = read_predictions(PREDICTIONS.replace("predictions", "trimmed"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained("work/models/tiny-llama")
+    for long, short in zip(whole, trimmed):
+        assert long["loops"] and short["loops"] and long["tokens"] == short["tokens"] == 22
+        assert long["prediction"] == tokenizer.decode([50, 60] + [40, 41, 42, 43] * 5).strip()
+        assert short["prediction"] == tokenizer.decode([50, 60, 40, 41, 42, 43]).strip()
+
+
 # --- One audio file.
+
+def test_long_audio_is_cut_at_its_pauses():
+    """Speech of 0.5 with silences around 20 s and 47 s: the cuts fall there, and nothing is lost."""
+    wave = np.full(60 * 16000, 0.5, dtype=np.float32)
+    for pause in (20, 47):
+        wave[int((pause - 0.2) * 16000):int((pause + 0.2) * 16000)] = 0
+    pieces = cut_at_pauses(wave)
+    assert np.array_equal(np.concatenate(pieces), wave)
+    ends = np.cumsum([len(piece) for piece in pieces]) / 16000
+    assert len(pieces) == 3 and abs(ends[0] - 20) < 0.2 and abs(ends[1] - 47) < 0.2
+    assert len(cut_at_pauses(wave[:30 * 16000])) == 1
+    for seconds in (30.01, 44, 59.9):                                       # no pause at all: still at most 30 s
+        lengths = [len(piece) / 16000 for piece in cut_at_pauses(np.ones(int(seconds * 16000), np.float32))]
+        assert sum(lengths) == pytest.approx(seconds) and max(lengths) <= 30 and min(lengths) >= 0.9
+
+
 
 @pytest.fixture(scope="module")
 def with_encoder(finished_stages):
@@ -179,12 +225,13 @@ def test_a_file_of_any_kind_gets_an_answer(with_encoder, run_stage, monkeypatch,
     soundfile.write(tmp_path / f"a b.{ending}", np.stack([tone] * channels, 1), rate)
     said, decode = [], infer.answer
     monkeypatch.setattr(infer, "answer", lambda *a: said.append(decode(*a)) or said[-1])
+    tokenizer = transformers.AutoTokenizer.from_pretrained("work/models/tiny-llama")
     for more in ASK:
         run_stage("infer", "--audio", str(tmp_path / f"a b.{ending}"), *more)
         printed = capsys.readouterr().out
-        answer = said[-1][0][0] + "\n"
+        answer = tokenizer.decode(said[-1][0], skip_special_tokens=True).strip() + "\n"
         assert printed.endswith(answer) and "audio = " in printed
-        assert "question = " in printed.removesuffix(answer).splitlines()[-1]      # the constants, then nothing else
+        assert "pieces = " in printed.removesuffix(answer).splitlines()[-1]      # the constants, then nothing else
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -192,7 +239,7 @@ def test_a_file_of_any_kind_gets_an_answer(with_encoder, run_stage, monkeypatch,
     (["--task", "TTS"], "--task is one of ASR, ST, SQA, MCQ"),
     (["--task", "ST", "--language", "fr"], "--language one of en, de, it, zh"),
     (["--audio", "nowhere.wav"], "nowhere.wav: no such file"),
-    (["--audio", "long.wav"], "long.wav is 31 s long"),
+    (["--audio", "long.wav", "--task", "SQA", "--question", "Who?"], "long.wav is longer than 30 s"),
     (["--audio", "short.wav"], "short.wav: 0.0300 s, shorter than 0.04 s"),
     (["--audio", "text.wav"], "text.wav: cannot be decoded")])
 def test_what_it_refuses_in_one_line(with_encoder, run_stage, monkeypatch, tmp_path, arguments, message):
@@ -202,6 +249,20 @@ def test_what_it_refuses_in_one_line(with_encoder, run_stage, monkeypatch, tmp_p
     (tmp_path / "text.wav").write_text("no audio")
     with pytest.raises(SystemExit, match=message):
         run_stage("infer", "--work", str(with_encoder / "work"), "--audio", "good.wav", *arguments)
+
+
+@pytest.mark.parametrize("more, joined", [
+    (["--task", "ASR"], "one one"), (["--task", "ST", "--language", "zh"], "oneone"),
+    (["--task", "SQA", "--question", "Who?", "--pieces"], "0.0-15.9 s: one\n15.9-31.0 s: one")])
+def test_the_pieces_of_long_audio_are_joined(with_encoder, run_stage, monkeypatch, tmp_path, capsys, more, joined):
+    monkeypatch.chdir(with_encoder)
+    wave = np.full(31 * 16000, 0.1)
+    wave[int(15.8 * 16000):int(16.0 * 16000)] = 0                         # the quietest 0.2 s: cut in their middle
+    soundfile.write(tmp_path / "long.wav", wave, 16000)
+    monkeypatch.setattr(infer, "decode_text", lambda tokenizer, ids: "one")
+    monkeypatch.setattr(infer, "answer", lambda *a: [[1]])
+    run_stage("infer", "--audio", str(tmp_path / "long.wav"), *more)
+    assert capsys.readouterr().out.endswith(joined + "\n")
 
 
 @pytest.mark.parametrize("arguments", [["--task", "ST"], ["--task", "ASR", "--language", "de"]])

@@ -13,6 +13,7 @@ import merge_sft
 import train_lora
 import train_projector as stage
 from data.rows import read_rows, write_rows
+from extract_features import configure
 from train_projector import MIXTURES, Projector, answer_loss, draw, micro_batches, rate, splice, update
 
 
@@ -363,19 +364,110 @@ def test_a_finished_stage_does_nothing_and_refuses_other_constants(after_trainin
     assert {name: os.stat(f"{folder}/{name}").st_mtime_ns for name in os.listdir(folder)} == before
 
 
-def test_best_and_last_weights(after_training):
-    """A keeps the lowest validation loss, B and C the last weights; both are beside weights.pt."""
-    for (_, out), kept in zip(STAGES, ("best", "last", "last")):
+def test_a_keeps_the_best_step_and_b_and_c_the_last(after_training):
+    """A: the step with the best mean BLEU of the decoded dev set; every validated step is beside weights.pt."""
+    for _, out in STAGES:
         folder = f"work/tiny/{out}"
         with open(f"{folder}/config.json") as file:
             config = json.load(file)
-        validation = [line["validation_loss"] for line in read_log(folder) if "validation_loss" in line]
-        assert config["kept"] == kept and config["best_validation_loss"] == min(validation)
         assert config["seed"] == 0 and config["commit"] and config["torch"]
-        weights, same = (torch.load(f"{folder}/{name}.pt", weights_only=True) for name in ("weights", kept))
-        assert list(weights) == config["trained"] == list(same)
-        for part in weights:
-            assert all(torch.equal(tensor, same[part][name]) for name, tensor in weights[part].items())
+        weights = torch.load(f"{folder}/weights.pt", weights_only=True)
+        assert list(weights) == config["trained"]
+        checkpoints = sorted(name for name in os.listdir(folder) if name.startswith("step-"))
+        if out != "projector":
+            assert config["kept_step"] == 6 and not checkpoints
+            continue
+        assert checkpoints == ["step-00002.pt", "step-00004.pt", "step-00006.pt"]
+        validated = [line for line in read_log(folder) if "validation_loss" in line]
+        assert config["best_steps"] == stage.best_steps(validated)
+        assert config["kept_step"] == config["best_steps"]["ST"] == max(validated, key=lambda v: v["BLEU"])["step"]
+        same = torch.load(f"{folder}/step-{config['kept_step']:05d}.pt", weights_only=True)["projector"]
+        assert all(torch.equal(tensor, same[name]) for name, tensor in weights["projector"].items())
+
+
+def test_best_steps_by_hand():
+    validated = [{"step": 250, "BLEU": 20.0, "WER": 12.0, "SQA": 1.0}, {"step": 500, "BLEU": 25.0, "WER": 15.0, "SQA": 0.5},
+                 {"step": 750, "BLEU": 25.0, "WER": 11.0, "SQA": 0.0}]
+    assert stage.best_steps(validated) == {"ST": 500, "ASR": 750, "SQA": 250, "all": 750}       # a tie: the first
+    assert stage.best_steps([{"step": 9, "WER": 3.0}]) == {"ASR": 9, "all": 9}
+
+
+def test_scores_of_answers_by_hand():
+    """One word of four wrong; one translation right and one without a common word; two of three answers right."""
+    rows = [{"task": "ASR", "language": "en", "target": "One two three four."},
+            {"task": "ST", "language": "de", "target": "Anna hat drei rote Katzen."},
+            {"task": "ST", "language": "it", "target": "Anna ha tre gatti rossi."},
+            {"task": "SQA", "language": "en", "target": "three"}, {"task": "SQA", "language": "zh", "target": "无法回答。"},
+            {"task": "SQA", "language": "it", "target": "Roma"}]
+    scores = stage.score_answers(rows, ["one, two THREE five", "Anna hat drei rote Katzen.", "nulla che sia vero qui",
+                                        "There are three.", "无法回答", "Milano"])
+    assert scores["WER"] == 25 and scores["BLEU de"] == pytest.approx(100) and scores["BLEU it"] < 10
+    assert scores["BLEU"] == (scores["BLEU de"] + scores["BLEU it"]) / 2
+    assert scores["SQA"] == pytest.approx(200 / 3)
+
+
+def test_a_score_that_the_dev_rows_cannot_give_is_refused_before_training(before_training, run_stage):
+    with pytest.raises(SystemExit, match="--keep SQA: the dev rows of tiny that the mixture trains on"):
+        run_stage("train_projector", "--keep", "SQA")
+    with pytest.raises(SystemExit, match="--keep ST: the dev rows of acl6060"):
+        run_stage("train_projector", "--decode", "acl6060")
+
+
+# --- The variants of the 2025 system and its ablations (Tables 2, 10 and 11).
+
+def test_the_four_presets_share_a_folder_and_differ_where_the_paper_does(capsys):
+    configs = {(module.__name__, name): configure(module.Config, module.PRESETS, ["--preset", name])
+               for module in (stage, train_lora, merge_sft)
+               for name in ("iwslt25", "iwslt25-a2", "iwslt25-short", "iwslt25-a2-short")}
+    assert {c.run for c in configs.values()} == {"iwslt25"}
+    outs = [configs["merge_sft", name].out for _, name in configs if _ == "merge_sft"]
+    assert outs == ["merged", "merged-A.2", "merged-short", "merged-A.2-short"]
+    for name, mixture, out in (("iwslt25", "A.1", "projector"), ("iwslt25-a2-short", "A.2", "projector-A.2")):
+        c = configs["train_projector", name]
+        assert (c.mixture, c.out) == (mixture, out) and configs["merge_sft", name].projector == out
+    assert [configs["merge_sft", name].shares for _, name in configs if _ == "merge_sft"] == ["fluent", "fluent", "short",
+                                                                                              "short"]
+
+
+def test_fluent_answers_or_short_ones_but_always_some_invalid_questions():
+    """Rows with fluent answers are a corpus of their own, without invalid questions."""
+    short, fluent = make_rows("spokensquad"), [r for r in make_rows("spokensquad-fluent") if r["answerable"]]
+    sqa = {"SQA": (1.0, {"en": (0.5, 0.5)})}
+    for shares, corpus in (("fluent", "spokensquad-fluent"), ("short", "spokensquad")):
+        draws = draw(short + fluent, sqa, merge_sft.CORPUS_SHARES[shares], 1, 1, seed=0, twin=True)
+        drawn = [next(draws) for _ in range(200)]
+        valid = {picked[0]["id"].split("/")[0] for picked, _ in drawn if picked[0]["answerable"]}
+        invalid = {picked[0]["id"].split("/")[0] for picked, _ in drawn if not picked[0]["answerable"]}
+        assert valid == {corpus} and invalid == {"spokensquad"}
+        assert {text for _, text in drawn} == {True, False}
+
+
+@pytest.mark.parametrize("shares, corpora", [("no-synthetic", {"covost2", "europarlst"}),
+                                             ("only-synthetic", {"spokensquad"})])
+def test_synthetic_text_alone_or_left_out(shares, corpora):
+    rows = make_rows("covost2") + make_rows("europarlst") + make_rows("spokensquad")
+    draws = draw(rows, {"ST": (1.0, {"de": 1.0})}, merge_sft.CORPUS_SHARES[shares], 1, 1, seed=0, twin=True)
+    drawn = [next(draws) for _ in range(400)]
+    assert {picked[0]["id"].split("/")[0] for picked, text in drawn if text} == corpora
+    assert {picked[0]["id"].split("/")[0] for picked, text in drawn if not text} == {"covost2", "europarlst",
+                                                                                     "spokensquad"}
+
+
+@pytest.mark.parametrize("more, b_is_zero", [(["--lora", "random", "--no-text"], True), (["--mixture", "C-no-sqa"], False),
+                                             (["--mixture", "C-0.3-0.5-0.2", "--shares", "short"], False)])
+def test_ablations_run_beside_the_model(after_training, run_stage, monkeypatch, more, b_is_zero):
+    """Each is one command with another --out; fresh adapters start from B = 0, the others from stage B's."""
+    seen, answer_loss = [], merge_sft.answer_loss
+
+    def watched(llm, projector, samples):
+        seen.append((all((p == 0).all() for p in train_lora.lora_parameters(llm)[1::2]), samples))
+        return answer_loss(llm, projector, samples)
+    monkeypatch.setattr(merge_sft, "answer_loss", watched)
+    run_stage("merge_sft", "--out", "merged-x", *more)
+    assert seen[0][0] is b_is_zero
+    trained = [s for _, samples in seen for s in samples]
+    assert any(s["frames"] is None for s in trained) is ("--no-text" not in more)
+    assert any("SQA" in s["id"] for s in trained) is ("C-no-sqa" not in more)
 
 
 def test_the_projector_comes_back_from_its_folder(after_training):

@@ -15,18 +15,20 @@ writes  <work>/<run>/predictions/<system>/<corpus>.<split>.jsonl: a row's {"id",
 import json
 import os
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from data.draws import TEXT_TASK
 from data.prompts import question_line
 from data.rows import LANGUAGES, TASKS, read_rows, replace_file
 from extract_features import (SAMPLE_RATE, average_frames, configure, encode, features_folder, filterbank, fingerprint,
                               front_end, load_encoder, locate, open_features, pad_features, pick_device, read_audio,
                               require, write_json)
 from merge_sft import load_speech_llm
-from train_projector import TEXT_TASK, answer, decode_text, encode_sample, load_llm, read_config
+from train_projector import answer, decode_text, encode_sample, load_llm, read_config
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Config:                               # edit here, or pass --name value
     systems: str = "llm,B:lora,A.1:projector,A.2:projector-A.2,C:merged"    # name:folder of <work>/<run>
     test_sets: str = "tiny.test"            # <corpus>.<split>, comma-separated
     llm: str = "models/tiny-llama"          # of the system llm; the stages' folders know theirs
+    prompt: str = "2025"                    # ... and whose prompt it reads
     seamless: str = ""                      # of the systems seamless and seamless-text
     batch: int = 64                         # rows decoded together; the papers decode one by one, with the same result
     max_new_tokens: int = 40                # 2025: 300 for the tables, 150 for the submission
@@ -124,17 +127,19 @@ def decoded(c, name, folder, test_set):
 def llm_jobs(c, folder, loaded, rows, test_set):
     """Our own systems: speech through the projector, or, without one, the transcript (then ASR is no task)."""
     llm, tokenizer, projector = loaded
+    config = read_config(folder) if folder else {"prompt": c.prompt}
     features, text, jobs = {}, projector is None, []
     if not text:
-        config, (corpus, split) = read_config(folder), test_set.rsplit(".", 1)
-        made = {key: config[key] for key in ("encoder", "mean")}
+        made, (corpus, split) = {key: config[key] for key in ("encoder", "mean")}, test_set.rsplit(".", 1)
         features = open_features(features_folder(c.work, made["encoder"], made["mean"], corpus, split), made)
+    encode_row = partial(encode_sample, tokenizer=tokenizer, model_type=llm.config.model_type, features=features,
+                         prompt=config["prompt"], slots=projector and projector.slots)
     for row in rows:
         if text and row["task"] not in TEXT_TASK or not text and "utterance" not in row:
             continue
         task = TEXT_TASK[row["task"]] if text else row["task"]
         if text or row["utterance"] in features:
-            sample = encode_sample(row, text, tokenizer, llm.config.model_type, features)
+            sample = encode_row(row, text)
             jobs.append((row, task, sample["length"] - len(sample["answer"]), sample))
         else:
             jobs.append((row, task, 0, None))
@@ -253,7 +258,8 @@ def answer_file(c, device):
     texts = []
     for piece in pieces:
         frames = average_frames(encode(encoder, [filterbank(piece)])[0], config["mean"])
-        sample = encode_sample(row, False, tokenizer, llm.config.model_type, {c.audio: frames})
+        sample = encode_sample(row, False, tokenizer, llm.config.model_type, {c.audio: frames}, config["prompt"],
+                               projector.slots)
         texts.append(decode_text(tokenizer, answer(llm, tokenizer, projector, [sample], c.max_new_tokens)[0]))
     if question and len(pieces) > 1:
         ends = np.cumsum([len(piece) for piece in pieces]) / SAMPLE_RATE

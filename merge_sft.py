@@ -16,10 +16,11 @@ from functools import partial
 
 import torch
 
+from data.draws import choose, draw, pick_validation
 from extract_features import configure, locate, pick_device, require
 from train_lora import add_lora, attach_lora, load_lora, lora_parameters, lora_state_dict
-from train_projector import (Run, answer_loss, choose, draw, encode_sample, finished, load_llm,
-                             load_projector, load_rows, pick_validation, rate, read_config, update, validate)
+from train_projector import (Run, answer_loss, encode_sample, finished, load_llm, load_projector, load_rows, processes,
+                             rate, read_config, update, validate)
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Config:                               # edit here, or pass --name value
     lora: str = "lora"                      # or "random": fresh adapters (Table 10)
     corpora: str = "tiny"
     mixture: str = "C"                      # a key of MIXTURES
+    prompt: str = "2025"                    # whose prompt, a key of data/prompts.py's SUFFIXES
     shares: str = "fluent"                  # a key of CORPUS_SHARES; which matters to the 2025 corpora only
     text: bool = True                       # every draw of ST or SQA is followed by one of its text twin
     batch: int = 16                         # rows in a draw; 2025, section 5.1
@@ -102,6 +104,7 @@ def main(argv=None):
     if finished(c):
         return
     mixture, shares, device = choose(MIXTURES, c.mixture), choose(CORPUS_SHARES, c.shares), pick_device()
+    processes()
     torch.manual_seed(c.seed)
 
     # 1. what A and B were made from
@@ -133,25 +136,24 @@ def main(argv=None):
               optimizers, **facts, r=stage_b["r"], alpha=stage_b["alpha"])
 
     loss_of = partial(answer_loss, llm, projector)
+    def encode_row(row, text, features):
+        return encode_sample(row, text, tokenizer, llm.config.model_type, features, c.prompt, projector.slots)
     draws = draw(rows, mixture, shares, c.batch, c.batch, c.seed, twin=c.text)
-    for _ in range(run.step * c.accumulate):                               # after a kill: the draws already trained on
-        next(draws)
-    dev = [encode_sample(row, False, tokenizer, llm.config.model_type, dev_features)
-           for row in pick_validation(dev_rows, mixture, c.validate_rows)]
+    run.skip(draws)
+    dev = [encode_row(row, False, dev_features) for row in pick_validation(dev_rows, mixture, c.validate_rows)]
 
     # 3. train: a draw of speech, then its text twin
     while run.step < c.steps:
-        samples = [encode_sample(row, text, tokenizer, llm.config.model_type, features)
-                   for picked, text in (next(draws) for _ in range(c.accumulate)) for row in picked]
+        samples = [encode_row(row, text, features) for picked, text in run.mine(draws) for row in picked]
         rates = (c.lr_projector * rate(run.step, c.steps, 0, c.cosine),
                  c.lr_lora * rate(run.step, c.steps, c.warmup, cosine=True))
         for optimizer, lr in zip(optimizers, rates):
             for group in optimizer.param_groups:
                 group["lr"] = lr
-        loss, norm = update(optimizers, samples, loss_of, c.micro_tokens)
+        (loss,), norm = update(optimizers, samples, loss_of, c.micro_tokens)
         run.log(loss=loss, norm=norm, lr_projector=rates[0], lr_lora=rates[1])
         if run.step % c.validate_every == 0 or run.step == c.steps:
-            run.validated(validate([projector], dev, loss_of, c.micro_tokens))
+            run.validated(*validate([projector], dev, loss_of, c.micro_tokens))
 
     # 4. the last weights (2025, section 5.1 C)
     run.finish(f"python infer.py --preset {c.preset}")

@@ -18,10 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from data.draws import choose, draw, pick_validation
 from data.rows import replace_file
 from extract_features import configure, locate, pick_device, write_json
-from train_projector import (Run, answer_loss, choose, draw, encode_sample, finished, load_llm, load_rows, load_weights,
-                             pick_validation, rate, read_config, update, validate)
+from train_projector import (Run, answer_loss, encode_sample, finished, load_llm, load_rows, load_weights, processes,
+                             rate, read_config, update, validate)
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Config:                               # edit here, or pass --name value
     out: str = "lora"                       # <work>/<run>/<out>
     corpora: str = "tiny"
     llm: str = "models/tiny-llama"
+    prompt: str = "2025"                    # whose prompt, a key of data/prompts.py's SUFFIXES
     mixture: str = "B"                      # a key of MIXTURES
     r: int = 8                              # 2025, section 3
     alpha: int = 16                         # 2025, section 3
@@ -175,6 +177,7 @@ def main(argv=None):
     if finished(c):
         return
     mixture, device = choose(MIXTURES, c.mixture), pick_device()
+    processes()
     torch.manual_seed(c.seed)
 
     # 1. text: the transcripts of the same rows
@@ -188,26 +191,26 @@ def main(argv=None):
     optimizer = torch.optim.AdamW(trained, lr=c.lr, weight_decay=c.weight_decay)
     run = Run(c, {"lora": (lambda: lora_state_dict(llm), lambda state: load_lora(llm, state))}, [optimizer])
 
+    def encode_row(row):
+        return encode_sample(row, True, tokenizer, llm.config.model_type, None, c.prompt)
     loss_of = partial(answer_loss, llm, None)
     draws = draw(rows, mixture, CORPUS_SHARES, c.batch, c.batch, c.seed)
-    for _ in range(run.step * c.accumulate):                               # after a kill: the draws already trained on
-        next(draws)
-    dev = [encode_sample(row, True, tokenizer, llm.config.model_type, None)
-           for row in pick_validation(dev_rows, mixture, c.validate_rows)]
+    run.skip(draws)
+    dev = [encode_row(row) for row in pick_validation(dev_rows, mixture, c.validate_rows)]
 
     # 3. train
     while run.step < c.steps:
-        samples = [encode_sample(row, text, tokenizer, llm.config.model_type, None)
-                   for picked, text in (next(draws) for _ in range(c.accumulate)) for row in picked]
+        samples = [encode_row(row) for picked, _ in run.mine(draws) for row in picked]
         for group in optimizer.param_groups:
             group["lr"] = c.lr * rate(run.step, c.steps, c.warmup, cosine=True)
-        loss, norm = update([optimizer], samples, loss_of, c.micro_tokens)
+        (loss,), norm = update([optimizer], samples, loss_of, c.micro_tokens)
         run.log(loss=loss, norm=norm, lr=optimizer.param_groups[0]["lr"])
         if run.step % c.validate_every == 0 or run.step == c.steps:
-            run.validated(validate([], dev, loss_of, c.micro_tokens))
+            run.validated(*validate([], dev, loss_of, c.micro_tokens))
 
     # 4. the last weights (2025, section 5.1 B)
-    save_peft(run.folder, lora_state_dict(llm), c.r, c.alpha, c.llm)
+    if run.rank == 0:
+        save_peft(run.folder, lora_state_dict(llm), c.r, c.alpha, c.llm)
     run.finish(f"python merge_sft.py --preset {c.preset}")
 
 

@@ -1,9 +1,11 @@
 """
-Stage A: train the speech projector through the frozen LLM (2025, section 3).
+Stage A: train the speech projector, through the frozen LLM (2025, section 3) or on its embedding table alone
+(SpeechMapper; 2026, section 3).
 
     python train_projector.py                                  # tiny, A.1: ASR and ST; two minutes on 2 cores
     python train_projector.py --mixture A.2 --out projector-A.2         # ASR, ST and SQA
     python train_projector.py --preset iwslt25                 # one A100-80GB; the paper reports 4.6 days
+    torchrun --nproc_per_node 4 train_projector.py --preset iwslt26 --accumulate 2     # the paper reports 2 days
 
 reads   <work>/rows/<corpus>/{train,dev}.jsonl, <work>/features/..., the LLM
 writes  <work>/<run>/projector/: log.jsonl and resume.pt while it runs; step-NNNNN.pt, the projector at every
@@ -15,18 +17,20 @@ a run's folder.
 import json
 import math
 import os
-import random
 import time
 from collections import ChainMap
 from dataclasses import asdict, dataclass
 from functools import partial
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
-from data.prompts import CHAT, encode_answer, encode_prompt
+from data.draws import choose, draw, draw_frames, pick_validation
+from data.prompts import CHAT, encode, encode_answer, encode_prompt
 from data.rows import corpus_of, differences, read_rows, replace_file
 from extract_features import (configure, features_folder, locate, open_features, pick_device, provenance, require,
                               write_json)
@@ -44,19 +48,28 @@ class Config:                               # edit here, or pass --name value
     encoder: str = "models/tiny-seamless"
     mean: int = 3                           # consecutive encoder frames averaged; 2025, section 3
     llm: str = "models/tiny-llama"
+    prompt: str = "2025"                    # whose prompt, a key of data/prompts.py's SUFFIXES
+    objective: str = "answers"              # or "embeddings": of the LLM its tokenizer and table alone (SpeechMapper)
     mixture: str = "A.1"                    # a key of MIXTURES
-    layers: int = 4                         # 2025, section 3
+    projector: str = "transformer"          # a key of PROJECTORS
+    layers: int = 4                         # 2025, section 3; SpeechMapper: of each block
     heads: int = 4
     ffn: int = 512
     dropout: float = 0.1                    # 2025, section 3
+    middle: int = 256                       # SpeechMapper: width between its blocks
+    start: str = ""                         # a finished projector to go on from, a folder of <work>/<run>
+    sigma: float = 0.0                      # answers: share of the embeddings' MSE in the loss (SpeechMapper, stage 2)
+    pad_token: str = "<|file_sep|>"         # whose embedding fills a SpeechMapper's spare slots; 2026, section 6.1
     batch: int = 16                         # rows in a draw; 2025, section 5.1
     batch_sqa: int = 8                      # 2025, appendix C.1
+    batch_frames: int = 3000                # frames in a draw, when the objective is embeddings
     accumulate: int = 1                     # draws in one optimizer step
     steps: int = 300                        # optimizer steps
     lr: float = 2e-3
     warmup: int = 20                        # steps
     cosine: bool = True                     # down to 0 at the last step; else constant after the warm-up
     weight_decay: float = 0.01              # the paper is silent; torch's default (our choice)
+    clip: float = 0.0                       # largest gradient norm; 0: none
     micro_tokens: int = 4096                # padded positions in one forward pass: memory, not a hyper-parameter
     validate_every: int = 100               # steps; also the checkpoint interval
     validate_rows: int = 24                 # dev rows for each task and language, for the loss and for SQA's score
@@ -78,8 +91,21 @@ PRESETS = {                                 # only what differs from the lines a
 PRESETS["iwslt25-a2"] = dict(PRESETS["iwslt25"], run="iwslt25", mixture="A.2", out="projector-A.2")
 PRESETS["iwslt25-short"] = dict(PRESETS["iwslt25"], run="iwslt25")     # fluent or short answers: C only
 PRESETS["iwslt25-a2-short"] = PRESETS["iwslt25-a2"]
+PRESETS["tiny26"] = dict(corpora="tiny26", encoder="models/tiny26-seamless", mean=2, llm="models/tiny26-qwen3",
+                         prompt="2026-zero-shot", objective="embeddings", mixture="ASR", projector="mapper", layers=2,
+                         clip=1.0, steps=600)
+PRESETS["smoke26"] = dict(PRESETS["tiny26"], steps=6, validate_every=3, validate_rows=4)
+PRESETS["iwslt26"] = dict(corpora="covost2,europarlst,gigast,librisqa", encoder="facebook/seamless-m4t-v2-large",
+                          mean=2, llm="Qwen/Qwen3-4B-Instruct-2507", prompt="2026-zero-shot",
+                          objective="embeddings", mixture="ASR",
+                          projector="mapper", layers=6, middle=2048, heads=8, ffn=2048,          # 2026, section 4
+                          accumulate=8, lr=1e-4, warmup=50_000, steps=500_000,      # section 6.1; 2 on each of 4 GPUs
+                          clip=1.0, batch_frames=12_000, micro_tokens=12_000,       # (our choice: the paper is silent)
+                          validate_every=5000, validate_rows=500)
+PRESETS["iwslt26-setup2"] = dict(PRESETS["iwslt26"], run="iwslt26")        # the two setups differ in C
 
 MIXTURES = {  # task: (share, {language: share}), SQA languages (valid, invalid); 2025, section 5.1 and Table 13
+    "ASR": {"ASR": (1.0, {"en": 1.0})},
     "A.1": {"ASR": (0.4, {"en": 1.0}),
             "ST": (0.6, {"de": 0.3, "it": 0.3, "zh": 0.4})},   # the text; Table 13 has it 0.4, zh 0.3 (our choice)
     "A.2": {"ASR": (0.4, {"en": 1.0}),
@@ -90,78 +116,162 @@ CORPUS_SHARES = {  # (task, corpus); where a task has no shares, its corpora go 
     ("ASR", "covost2"): 0.8, ("ASR", "europarlst"): 0.2,               # section 5.1
     ("SQA", "spokensquad"): 1.0,                                       # the short answers; Table 12
 }
-TEXT_TASK = {"ST": "MT", "SQA": "QA", "MCQ": "QA"}                     # a task's name when the transcript is read
 
 # B batch   T frames   W encoder width   L sequence   D LLM width   V vocabulary   N answer tokens
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the projector and the frozen LLM
+def beyond(x, lengths):
+    """(B, T) -> True where a position lies beyond its sample's length."""
+    return torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
+
+
+def encoder_layers(count, width, heads, ffn, dropout):
+    """Pre-norm Transformer encoder layers with ReLU, torch's own."""
+    return nn.ModuleList(nn.TransformerEncoderLayer(width, heads, ffn, dropout, batch_first=True, norm_first=True)
+                         for _ in range(count))
+
+
 class Projector(nn.Module):
     """Pre-norm Transformer encoder over the averaged frames, then a linear map to the LLM's width (2025, section 3)."""
 
     def __init__(self, width=1024, llm_width=4096, layers=4, heads=8, ffn=2048, dropout=0.1):
         super().__init__()
         # ReLU, no positions (the frames carry them), a closing LayerNorm: the paper is silent (our choice)
-        self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(width, heads, ffn, dropout, batch_first=True, norm_first=True)
-            for _ in range(layers))
+        self.layers = encoder_layers(layers, width, heads, ffn, dropout)
         for layer in self.layers:                # every layer starts as the identity: frames reach the LLM from step 1
             nn.init.zeros_(layer.self_attn.out_proj.weight)                                        # (our choice)
             nn.init.zeros_(layer.linear2.weight)
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, llm_width)
 
+    @staticmethod
+    def slots(frames):
+        """Output vectors of so many frames."""
+        return frames
+
     def forward(self, frames, lengths):
         """frames (B, T, W), lengths (B,) -> (B, T, D); what lies beyond a sample's length changes nothing."""
-        padding = torch.arange(frames.shape[1], device=frames.device) >= lengths[:, None]       # (B, T)
         for layer in self.layers:
-            frames = layer(frames, src_key_padding_mask=padding)
+            frames = layer(frames, src_key_padding_mask=beyond(frames, lengths))
         return self.output(self.norm(frames))                                                   # (B, T, D)
+
+
+class Block(nn.Module):
+    """Half of a SpeechMapper: convolution, self-attention, projection to a larger width (2026, section 4)."""
+
+    def __init__(self, width, out, stride, layers, heads, ffn, dropout):
+        super().__init__()
+        # kernel 6 as in the original; padding, GELU, LayerNorm, sinusoidal positions: the paper is silent (our choice)
+        self.stride, self.dropout = stride, nn.Dropout(dropout)
+        self.convolution = nn.Conv1d(width, width, 6, stride, padding=3)
+        self.first_norm = nn.LayerNorm(width)
+        self.layers = encoder_layers(layers, width, heads, ffn, dropout)
+        self.norm = nn.LayerNorm(width)
+        self.output = nn.Linear(width, out)
+
+    def forward(self, x, lengths):
+        """x (B, T, W), lengths (B,) -> (B, T // stride + 1, out), its lengths (B,)."""
+        x = x.masked_fill(beyond(x, lengths)[..., None], 0)            # the convolution looks across a sample's end
+        x = F.gelu(self.convolution(x.transpose(1, 2))).transpose(1, 2)
+        lengths = lengths // self.stride + 1
+        x = self.dropout(self.first_norm(x) + sinusoids(x.shape[1], x.shape[2], x.device))
+        for layer in self.layers:
+            x = layer(x, src_key_padding_mask=beyond(x, lengths))
+        return self.output(self.norm(x)), lengths
+
+
+def sinusoids(length, width, device):
+    """Positions of the original Transformer -> (length, width): sines, then cosines."""
+    angle = torch.arange(length, device=device)[:, None] / 10_000 ** (torch.arange(0, width, 2, device=device) / width)
+    return torch.cat([angle.sin(), angle.cos()], 1)
+
+
+class SpeechMapper(nn.Module):
+    """
+    Frames -> what the transcript's embeddings would be, one token a slot from the first slot on, then the pad token's
+    (2026, section 3). 25 frames a second; block 1 keeps the rate, for the CTC head; block 2 makes 6.25 slots a second.
+    """
+
+    def __init__(self, width=1024, llm_width=2560, layers=6, heads=8, ffn=2048, dropout=0.1, middle=2048):
+        super().__init__()
+        self.first = Block(width, middle, 1, layers, heads, ffn, dropout)
+        self.second = Block(middle, llm_width, 4, layers, heads, ffn, dropout)
+
+    @staticmethod
+    def slots(frames):
+        """Output vectors of so many frames."""
+        return (frames + 1) // 4 + 1
+
+    def forward(self, frames, lengths):
+        """frames (B, T, W), lengths (B,) -> (B, slots(T), D); what lies beyond a sample's length changes nothing."""
+        return self.second(*self.first(frames, lengths))[0]
+
+
+PROJECTORS = {"transformer": Projector, "mapper": SpeechMapper}
+
+
+def make_projector(kind, **sizes):
+    """A fresh projector of one of PROJECTORS."""
+    return choose(PROJECTORS, kind)(**sizes)
 
 
 def load_projector(folder, device):
     """The projector of a finished stage folder, rebuilt from its own config.json."""
-    projector = Projector(**read_config(folder)["sizes"])
+    projector = make_projector(**read_config(folder)["sizes"])
     projector.load_state_dict(load_weights(folder)["projector"])
     return projector.to(device)
 
 
 def load_llm(path, device):
     """(LLM, tokenizer): frozen, in eval mode; bfloat16 on a GPU, float32 on the CPU."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     llm = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device)
-    return llm.requires_grad_(False).eval(), AutoTokenizer.from_pretrained(path)
+    return llm.requires_grad_(False).eval(), load_tokenizer(path)
+
+
+def load_tokenizer(path):
+    """The LLM's tokenizer."""
+    from transformers import AutoTokenizer
+    return AutoTokenizer.from_pretrained(path)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # one sample, one micro-batch, its loss
-def encode_sample(row, text, tokenizer, model_type, features):
-    """One row as the LLM reads and answers it: token ids before and after the speech, the frames, the answer's ids."""
-    before, after = encode_prompt(tokenizer, model_type, row, text)
+def encode_sample(row, text, tokenizer, model_type, features, prompt="2025", slots=Projector.slots):
+    """
+    One row as the LLM reads and answers it: token ids before and after the speech, the frames, the answer's ids.
+    slots: how many vectors the projector makes of so many frames.
+    """
+    before, after = encode_prompt(tokenizer, model_type, row, text, prompt)
     frames = None if text else features[row["utterance"]]                                       # (T, W)
     answer = encode_answer(tokenizer, model_type, row)
-    return {"id": row["id"], "before": before, "frames": frames, "after": after, "answer": answer,
-            "length": len(before) + (0 if text else len(frames)) + len(after) + len(answer)}
+    heard = 0 if text else slots(len(frames))
+    return {"id": row["id"], "before": before, "frames": frames, "slots": heard, "after": after, "answer": answer,
+            "length": len(before) + heard + len(after) + len(answer), "counts": (len(answer),)}
+
+
+def pad_frames(samples, device):
+    """((B, T, W) float32, lengths (B,)) of the samples that have frames."""
+    spoken = [torch.tensor(s["frames"]).float() for s in samples if s["frames"] is not None]
+    lengths = torch.tensor([len(f) for f in spoken], device=device)
+    return nn.utils.rnn.pad_sequence(spoken, batch_first=True).to(device, non_blocking=True), lengths
 
 
 def splice(llm, projector, samples):
     """List of (L, D): [before | speech | after | answer] of each sample in the LLM's embeddings (2025, section 4)."""
     table = llm.get_input_embeddings()
-    device = table.weight.device
     ids = [torch.tensor(s["before"] + s["after"] + s["answer"]) for s in samples]
-    embedded = table(torch.cat(ids).to(device, non_blocking=True)).split([len(i) for i in ids])
-    spoken = [torch.tensor(s["frames"]).float() for s in samples if s["frames"] is not None]
-    if spoken:
-        lengths = torch.tensor([len(f) for f in spoken], device=device)
-        frames = nn.utils.rnn.pad_sequence(spoken, batch_first=True).to(device, non_blocking=True)   # (B, T, W)
-        speech = iter(projector(frames, lengths).to(table.weight.dtype))                             # (B, T, D)
+    embedded = table(torch.cat(ids).to(table.weight.device, non_blocking=True)).split([len(i) for i in ids])
+    if any(s["frames"] is not None for s in samples):
+        speech = iter(projector(*pad_frames(samples, table.weight.device)).to(table.weight.dtype))   # (B, slots, D)
     sequences = []
     for sample, tokens in zip(samples, embedded):
         if sample["frames"] is not None:
             n = len(sample["before"])
-            tokens = torch.cat([tokens[:n], next(speech)[:len(sample["frames"])], tokens[n:]])       # (L, D)
+            tokens = torch.cat([tokens[:n], next(speech)[:sample["slots"]], tokens[n:]])             # (L, D)
         sequences.append(tokens)
     return sequences
 
@@ -181,7 +291,7 @@ def answer_loss(llm, projector, samples):
         logits = llm.lm_head(hidden[row, column])                                                    # (N, V)
     logits = logits.float() * getattr(llm.config, "logit_scale", 1.0)                                # Cohere only
     target = torch.tensor([token for s in samples for token in s["answer"]]).to(device, non_blocking=True)
-    return F.cross_entropy(logits, target, reduction="sum")
+    return F.cross_entropy(logits, target, reduction="sum")[None]                                    # (1,)
 
 
 def micro_batches(samples, micro_tokens):
@@ -193,6 +303,100 @@ def micro_batches(samples, micro_tokens):
             batch = []
         batch.append(sample)
     yield batch
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# SpeechMapper: four losses on the LLM's embedding table, and no LLM (2026, section 3.1)
+LOSSES = {"L1": 1.0, "cosine": 1.0, "softmax": 0.1, "CTC": 1.0}        # weights in the total; section 3.1
+LETTERS = " 'abcdefghijklmnopqrstuvwxyz0123456789"                     # CTC labels 1.. ; 0 is the blank (our choice)
+CHUNK = 512                                                            # slots scored against all V rows at once
+
+
+def load_table(path, device):
+    """The LLM's embedding table, (V, D) float32; of the checkpoint nothing else is read."""
+    from safetensors import safe_open
+    from transformers.utils import cached_file
+    name, file = "model.embed_tokens.weight", "model.safetensors"
+    index = cached_file(path, f"{file}.index.json", _raise_exceptions_for_missing_entries=False)
+    if index:                                                          # a checkpoint of several files
+        with open(index) as listing:
+            file = json.load(listing)["weight_map"][name]
+    with safe_open(cached_file(path, file), "pt") as weights:
+        return weights.get_tensor(name).float().to(device)
+
+
+def encode_slots(row, tokenizer, pad, features, slots):
+    """
+    One row as a SpeechMapper learns it: the frames, a token id for every slot - the normalised transcript's, then the
+    pad's - and the letters for CTC. None if the transcript has more tokens than there are slots.
+    """
+    frames = features[row["utterance"]]                                                         # (T, W)
+    text = mms_normalize(row["transcript"], "en", remove_numbers=False)                         # (our choice)
+    tokens, count = encode(tokenizer, text), slots(len(frames))
+    if len(tokens) > count:
+        return None
+    letters = [LETTERS.index(letter) + 1 for letter in text if letter in LETTERS]
+    return {"id": row["id"], "frames": frames, "slots": count, "target": tokens + [pad] * (count - len(tokens)),
+            "letters": letters, "length": len(frames), "counts": (count, count, count, 1)}
+
+
+def row_loss(said, target, unit):
+    """Summed cross-entropy of cosines: said (N, D) and unit (V, D) of length one, target (N,)."""
+    return F.cross_entropy(said @ unit.T, target, reduction="sum")
+
+
+def embedding_losses(mapper, head, table, unit, samples):
+    """
+    The sums (4,) of L1, cosine and softmax over a micro-batch's slots and of CTC over its utterances. unit: the table's
+    rows at length one. Scores against the whole vocabulary are made CHUNK slots at a time, and again for the gradient.
+    """
+    frames, lengths = pad_frames(samples, table.device)
+    with torch.autocast(table.device.type, torch.bfloat16, enabled=table.device.type == "cuda"):
+        middle, middle_lengths = mapper.first(frames, lengths)                                       # (B, T', M)
+        output, lengths = mapper.second(middle, middle_lengths)                                      # (B, slots, D)
+        labels = head(middle)                                                                        # (B, T', labels)
+    said = output.float()[~beyond(output, lengths)]                                                  # (N, D)
+    target = torch.tensor([token for s in samples for token in s["target"]], device=table.device)    # (N,)
+    wanted, direction = table[target], F.normalize(said)
+    softmax = sum(checkpoint(row_loss, direction[i:i + CHUNK], target[i:i + CHUNK], unit, use_reentrant=False)
+                  for i in range(0, len(said), CHUNK))
+    letters = torch.tensor([len(s["letters"]) for s in samples], device=table.device)
+    spelled = torch.tensor([letter for s in samples for letter in s["letters"]], device=table.device)
+    ctc = F.ctc_loss(labels.float().log_softmax(-1).transpose(0, 1), spelled, middle_lengths, letters,
+                     reduction="none", zero_infinity=True) / letters.clamp(min=1)
+    return torch.stack([(said - wanted).abs().mean(1).sum(), (1 - F.cosine_similarity(said, wanted)).sum(), softmax,
+                        ctc.sum()])
+
+
+@torch.no_grad()
+def inspect_slots(mapper, table, unit, samples, micro_tokens):
+    """{"RMS", "table RMS", "nearest"}: sizes of output and table, and % of slots whose nearest row is the right one."""
+    mapper.eval()
+    squares, right, count = 0.0, 0, sum(s["slots"] for s in samples)
+    for micro in micro_batches(samples, micro_tokens):
+        frames, lengths = pad_frames(micro, table.device)
+        output = mapper(frames, lengths)
+        said = output[~beyond(output, torch.tensor([s["slots"] for s in micro], device=table.device))]
+        target = torch.tensor([token for s in micro for token in s["target"]], device=table.device)
+        squares += said.square().mean(1).sum().item()
+        right += sum((F.normalize(a) @ unit.T).argmax(1).eq(b).sum().item()
+                     for a, b in zip(said.split(CHUNK), target.split(CHUNK)))
+    mapper.train()
+    return {"RMS": (squares / count) ** 0.5, "table RMS": table.square().mean().sqrt().item(),
+            "nearest": 100 * right / count}
+
+
+def mixed_loss(llm, projector, table, samples):
+    """Sums (2,): cross-entropy over the answers' tokens, squared error of the embeddings over slots (second stage)."""
+    heard = []
+
+    def listen(frames, lengths):
+        heard.append(projector(frames, lengths))
+        return heard[0]
+    entropy = answer_loss(llm, listen, samples)
+    said = torch.cat([slots[:s["slots"]] for slots, s in zip(heard[0].float(), samples)])            # (N, D)
+    target = torch.tensor([token for s in samples for token in s["target"]], device=table.device)
+    return torch.cat([entropy, (said - table[target]).square().mean(1).sum()[None]])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -249,14 +453,7 @@ def decode_text(tokenizer, ids):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# sampling: rows -> draws
-def choose(table, name):
-    """One of a stage's literal tables, by the name given as --mixture or --shares."""
-    if name not in table:
-        raise SystemExit(f"{name!r} is not one of {', '.join(table)}")
-    return table[name]
-
-
+# the rows of a stage
 def load_rows(c, split, made=None):
     """
     (rows, {utterance: frames (T, W)}) of one split over all corpora that have it. `made` holds the encoder and the mean
@@ -281,52 +478,6 @@ def load_rows(c, split, made=None):
     return rows, ChainMap(*found)
 
 
-def cells(mixture):
-    """[(task, language, answerable, share within the task)] of a mixture."""
-    return [(task, language, answerable, share) for task, (_, languages) in mixture.items()
-            for language, shares in languages.items()
-            for answerable, share in zip((True, False), shares if isinstance(shares, tuple) else (shares,)) if share]
-
-
-def draw(rows, mixture, corpus_shares, batch, batch_sqa, seed, twin=False):
-    """
-    Endless draws, each (rows, text) of one task, language, validity and corpus (2025, section 3 and Table 13): the
-    task by its share, then language and validity, then the corpus, then the next rows of that pool's shuffled order.
-    With `twin` a draw of ST or SQA is followed by one of its text task, MT or QA, drawn independently (section 5.1 C).
-    """
-    pools = {}
-    for row in rows:
-        for task in ([row["task"]] if "utterance" in row else []) + [TEXT_TASK.get(row["task"])]:
-            pool = pools.setdefault((task, row["language"], row["answerable"]), {})
-            pool.setdefault(corpus_of(row), []).append(row)
-    every = cells(mixture)
-    for task, language, answerable, _ in every:
-        for name in (task, TEXT_TASK.get(task)) if twin else (task,):
-            if name and (name, language, answerable) not in pools:
-                raise SystemExit(f"the mixture wants {name} in {language}, {'' if answerable else 'un'}answerable, "
-                                 "but no row is of that kind")
-    rng, orders = random.Random(seed), {}
-
-    def pick(key):
-        corpora = pools[key]
-        shares = [corpus_shares.get((key[0], corpus), 0) for corpus in corpora]
-        corpus = rng.choices(list(corpora), shares if any(shares) else [len(r) for r in corpora.values()])[0]
-        order, picked = orders.setdefault((key, corpus), []), []
-        while len(picked) < (batch_sqa if key[0] in ("SQA", "MCQ") else batch):
-            if not order:                                              # every row once before any row twice
-                order.extend(rng.sample(range(len(corpora[corpus])), len(corpora[corpus])))
-            picked.append(corpora[corpus][order.pop()])
-        return picked
-
-    while True:
-        task = rng.choices(list(mixture), [share for share, _ in mixture.values()])[0]
-        choices = [cell for cell in every if cell[0] == task]
-        _, language, answerable, _ = rng.choices(choices, [cell[3] for cell in choices])[0]
-        yield pick((task, language, answerable)), task in TEXT_TASK.values()
-        if twin and task in TEXT_TASK:
-            yield pick((TEXT_TASK[task], language, answerable)), True
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # one optimizer step, validation
 def rate(step, steps, warmup, cosine):
@@ -336,48 +487,75 @@ def rate(step, steps, warmup, cosine):
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) if cosine else 1.0
 
 
-def update(optimizers, samples, loss_of, micro_tokens):
+def processes():
+    """(rank, number of processes); more than one under torchrun, which then talk to each other from here on."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        if torch.cuda.is_available():
+            torch.cuda.set_device(pick_device())
+    return rank, world
+
+
+def sum_over_processes(tensors):
+    """Replace each tensor by its sum over all processes, in one message."""
+    if dist.is_initialized() and tensors:
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        dist.all_reduce(flat)
+        for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
+            tensor.copy_(part.view_as(tensor))
+
+
+def update(optimizers, samples, loss_of, micro_tokens, weights=(1.0,), clip=0.0):
     """
-    One step of every optimizer over a window of samples -> (loss per answer token, gradient norm).
-    The window's sum is divided by the window's tokens: how it is cut into micro-batches changes nothing.
+    One step of every optimizer over a window of samples -> (each loss per its count, gradient norm).
+    loss_of(micro-batch) gives sums, a sample's "counts" what each is divided by: the window's sum is divided by the
+    window's count, over all processes, so how it is cut into micro-batches and shared out changes nothing.
     """
-    tokens, total = sum(len(s["answer"]) for s in samples), 0.0
+    parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
+    device = parameters[0].device
+    counts = torch.tensor([s["counts"] for s in samples], dtype=torch.float32).reshape(-1, len(weights)).sum(0)
+    counts = counts.to(device)                                                                       # (K,)
+    sum_over_processes([counts])
+    scale, total = torch.tensor(weights, device=device) / counts, torch.zeros_like(counts)
     for micro in micro_batches(samples, micro_tokens):
-        loss = loss_of(micro) / tokens
-        loss.backward()
-        total += loss.detach()
-    gradients = [p.grad for o in optimizers for group in o.param_groups for p in group["params"] if p.grad is not None]
+        sums = loss_of(micro)                                                                        # (K,)
+        (sums * scale).sum().backward()
+        total += sums.detach()
+    if dist.is_initialized():                                          # a projector that heard nothing has no gradient
+        had = torch.tensor([float(p.grad is not None) for p in parameters], device=device)
+        sum_over_processes([had])
+        for p, processes_with in zip(parameters, had.tolist()):
+            if p.grad is None and processes_with:
+                p.grad = torch.zeros_like(p)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    sum_over_processes([total, *gradients])
     norm = nn.utils.get_total_norm(gradients)
-    total, norm = torch.stack([total, norm.to(total)]).tolist()        # the step's only wait for the GPU
-    if not math.isfinite(total + norm):
-        raise FloatingPointError(f"loss {total}, gradient norm {norm}; rows: {' '.join(s['id'] for s in samples)}")
+    if clip:
+        nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+    *losses, norm = torch.cat([total / counts, norm.to(total)[None]]).tolist()                       # the only wait
+    if not math.isfinite(sum(losses) + norm):
+        raise FloatingPointError(f"losses {losses}, gradient norm {norm}; rows: {' '.join(s['id'] for s in samples)}")
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return total, norm
+    return losses, norm
 
 
-def pick_validation(rows, mixture, count):
-    """The same `count` dev rows for each task, language and validity of the mixture in every run -> list of rows."""
-    picked = []
-    for task, language, answerable, _ in cells(mixture):
-        kind = [row for row in rows if (row["language"], row["answerable"]) == (language, answerable)
-                and task in (row["task"] if "utterance" in row else "", TEXT_TASK.get(row["task"]))]
-        picked += random.Random(0).sample(kind, min(count, len(kind)))
-    if not picked:
-        raise SystemExit(f"the dev rows hold nothing for {', '.join(mixture)}")
-    return picked
+def total_loss(losses, weights):
+    """The weighted sum that the gradient is of."""
+    return sum(loss * weight for loss, weight in zip(losses, weights.values()))
 
 
 @torch.no_grad()
 def validate(modules, samples, loss_of, micro_tokens):
-    """Loss per answer token over fixed dev samples; dropout off while it lasts."""
+    """Each loss per its count over fixed dev samples; dropout off while it lasts."""
     for module in modules:
         module.eval()
-    total = sum(loss_of(micro).item() for micro in micro_batches(samples, micro_tokens))
+    total = sum(loss_of(micro) for micro in micro_batches(samples, micro_tokens))
     for module in modules:
         module.train()
-    return total / sum(len(s["answer"]) for s in samples)
+    return (total.cpu() / torch.tensor([s["counts"] for s in samples]).sum(0)).tolist()
 
 
 def decode_all(llm, tokenizer, projector, samples, batch, max_new_tokens):
@@ -446,14 +624,15 @@ def load_weights(folder):
 class Run:
     """
     One stage's folder. `trained` maps a section of weights.pt to the callable that gives its tensors and the one that
-    loads them. A killed run goes on from resume.pt, written with every validation, to the same weights.
+    loads them. A killed run goes on from resume.pt, written with every validation, to the same weights: draws and
+    dropout depend on the seed, the step and the process alone. Of several processes the first writes.
     """
 
     def __init__(self, c, trained, optimizers, **facts):
         self.folder = os.path.join(c.work, c.run, c.out)
         self.c, self.trained, self.optimizers = c, trained, optimizers
         self.facts, self.log_path = {**asdict(c), **facts}, os.path.join(self.folder, "log.jsonl")
-        self.step = 0
+        self.step, (self.rank, self.world) = 0, processes()
         os.makedirs(self.folder, exist_ok=True)
         path = os.path.join(self.folder, "resume.pt")
         if os.path.exists(path):
@@ -463,16 +642,28 @@ class Run:
                 load(state["trained"][name])
             for optimizer, saved in zip(optimizers, state["optimizers"]):
                 optimizer.load_state_dict(saved)
-            torch.set_rng_state(state["rng"])
-            if torch.cuda.is_available():
-                torch.cuda.set_rng_state(state["cuda_rng"])
             self.step = state["step"]
             print(f"resuming {self.folder} at step {self.step}")
-        kept = [line for line in self.lines() if line["step"] <= self.step] if self.step else []
-        with replace_file(self.log_path) as name, open(name, "w") as log:
-            log.writelines(json.dumps(line) + "\n" for line in kept)  # lines of steps that will be done again go
-        self.bar = tqdm(total=c.steps, initial=self.step, desc=c.out, unit=" step", mininterval=1.0)
+        if self.rank == 0:
+            kept = [line for line in self.lines() if line["step"] <= self.step] if self.step else []
+            with replace_file(self.log_path) as name, open(name, "w") as log:
+                log.writelines(json.dumps(line) + "\n" for line in kept)   # lines of steps that will be done again go
+        self.bar = tqdm(total=c.steps, initial=self.step, desc=c.out, unit=" step", mininterval=1.0,
+                        disable=self.rank > 0)
         self.started = time.time()
+        self.reseed()
+
+    def reseed(self):
+        torch.manual_seed((self.c.seed * 1_000_003 + self.step) * 1009 + self.rank)
+
+    def mine(self, draws):
+        """This process's draws of one optimizer step: c.accumulate of them, every world-th of what is drawn."""
+        return [next(draws) for _ in range(self.c.accumulate * self.world)][self.rank::self.world]
+
+    def skip(self, draws):
+        """After a kill: pass over the draws already trained on."""
+        for _ in range(self.step):
+            self.mine(draws)
 
     def lines(self):
         """log.jsonl: a dict a step, and one a validation."""
@@ -482,45 +673,50 @@ class Run:
     def log(self, **values):
         """One step is done: its line in log.jsonl and on the bar."""
         self.step += 1
+        self.reseed()
         self.write(step=self.step, seconds=round(time.time() - self.started, 2), **values)
         self.bar.set_postfix({k: f"{v:.3g}" for k, v in values.items()}, refresh=False)
         self.bar.update()
 
     def write(self, **values):
-        with open(self.log_path, "a") as log:
-            log.write(json.dumps(values) + "\n")
+        if self.rank == 0:
+            with open(self.log_path, "a") as log:
+                log.write(json.dumps(values) + "\n")
 
-    def validated(self, loss, **scores):
-        """A validation: logged; with scores of decoded answers the weights are kept as step-NNNNN.pt; resume.pt."""
+    def validated(self, loss, keep=False, **scores):
+        """A validation: logged; with `keep` the weights stay as step-NNNNN.pt; then resume.pt."""
         self.write(step=self.step, validation_loss=loss, **scores)
-        tqdm.write(f"{self.c.out} step {self.step}/{self.c.steps}: validation loss {loss:.4f}"
-                   + "".join(f", {name} {score:.1f}" for name, score in scores.items()))
         tensors = {name: state() for name, (state, _) in self.trained.items()}
-        if scores:
+        if keep:
             self.save(f"step-{self.step:05d}.pt", tensors)
-        cuda_rng = torch.cuda.get_rng_state() if torch.cuda.is_available() else torch.empty(0)
         self.save("resume.pt", {"step": self.step, "trained": tensors, "constants": asdict(self.c),
-                                "optimizers": [o.state_dict() for o in self.optimizers],
-                                "rng": torch.get_rng_state(), "cuda_rng": cuda_rng})
+                                "optimizers": [o.state_dict() for o in self.optimizers]})
+        if self.rank == 0:
+            tqdm.write(f"{self.c.out} step {self.step}/{self.c.steps}: validation loss {loss:.4f}"
+                       + "".join(f", {name} {score:.3g}" for name, score in scores.items()))
 
     def save(self, name, value):
-        with replace_file(os.path.join(self.folder, name)) as temporary:
-            torch.save(value, temporary)
+        if self.rank == 0:
+            with replace_file(os.path.join(self.folder, name)) as temporary:
+                torch.save(value, temporary)
 
     def finish(self, next_command, step=None, **facts):
         """weights.pt, the last or those of `step`; config.json makes the folder a finished stage."""
         self.bar.close()
         tensors = {name: state() for name, (state, _) in self.trained.items()}
-        if step is not None:
+        if step is not None and self.rank == 0:
             path = os.path.join(self.folder, f"step-{step:05d}.pt")
             tensors = torch.load(path, map_location="cpu", weights_only=True)
         self.save("weights.pt", tensors)
-        write_json(os.path.join(self.folder, "config.json"),
-                   {**self.facts, "trained": list(self.trained), "kept_step": step or self.step, **facts,
-                    **provenance()})
-        os.remove(os.path.join(self.folder, "resume.pt"))
-        print(f"weights of step {step or self.step} in {self.folder}/weights.pt, losses in log.jsonl\n"
-              f"next: {next_command}")
+        if self.rank == 0:
+            write_json(os.path.join(self.folder, "config.json"),
+                       {**self.facts, "trained": list(self.trained), "kept_step": step or self.step, **facts,
+                        **provenance()})
+            os.remove(os.path.join(self.folder, "resume.pt"))
+            print(f"weights of step {step or self.step} in {self.folder}/weights.pt, losses in log.jsonl\n"
+                  f"next: {next_command}")
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def refuse_other_constants(folder, old, new):
@@ -546,52 +742,98 @@ def main(argv=None):
     if finished(c):
         return
     mixture, device = choose(MIXTURES, c.mixture), pick_device()
+    processes()
     torch.manual_seed(c.seed)
 
     # 1. rows and frames of stage 0
     made = {"encoder": c.encoder, "mean": c.mean}
     (rows, features), (dev_rows, dev_features) = load_rows(c, "train", made), load_rows(c, "dev", made)
 
-    # 2. the frozen LLM, and a projector from the encoder's width to its own
-    llm, tokenizer = load_llm(locate(c.work, c.llm), device)
-    model_type = llm.config.model_type
-    sizes = dict(width=features.maps[0].config["width"], llm_width=llm.config.hidden_size, layers=c.layers,
+    # 2. the frozen LLM, or its table alone, and a projector from the encoder's width to the LLM's
+    path, on_table = locate(c.work, c.llm), c.objective == "embeddings"
+    if on_table:
+        llm, tokenizer, table = None, load_tokenizer(path), load_table(path, device)
+    else:
+        llm, tokenizer = load_llm(path, device)
+        table = llm.get_input_embeddings().weight
+    sizes = dict(kind=c.projector, width=features.maps[0].config["width"], llm_width=table.shape[1], layers=c.layers,
                  heads=c.heads, ffn=c.ffn, dropout=c.dropout)
-    projector = Projector(**sizes).to(device)
-    optimizer = torch.optim.AdamW(projector.parameters(), lr=c.lr, weight_decay=c.weight_decay)
-    run = Run(c, {"projector": (projector.state_dict, projector.load_state_dict)}, [optimizer], sizes=sizes)
+    if c.projector == "mapper":
+        sizes["middle"] = c.middle
+    projector = make_projector(**sizes)
+    if c.start:
+        projector.load_state_dict(load_weights(os.path.join(c.work, c.run, c.start))["projector"])
+    modules = {"projector": projector.to(device)}
+    pad = tokenizer.convert_tokens_to_ids(c.pad_token) if c.projector == "mapper" else None
 
-    loss_of = partial(answer_loss, llm, projector)
-    draws = draw(rows, mixture, CORPUS_SHARES, c.batch, c.batch_sqa, c.seed)
-    for _ in range(run.step * c.accumulate):                           # after a kill: the draws already trained on
-        next(draws)
+    # 3. what a row is encoded to, and the losses
+    def to_answer(row, text, features):
+        return encode_sample(row, text, tokenizer, llm.config.model_type, features, c.prompt, projector.slots)
+
+    def to_slots(row, text, features):
+        return encode_slots(row, tokenizer, pad, features, projector.slots)
+
+    def to_both(row, text, features):
+        slots, sample = to_slots(row, text, features), to_answer(row, text, features)
+        return slots and {**sample, "target": slots["target"], "counts": (len(sample["answer"]), sample["slots"])}
+
+    if on_table:
+        modules["ctc_head"] = nn.Linear(c.middle, len(LETTERS) + 1).to(device)          # 39 labels with the blank
+        unit = F.normalize(table)
+        encode_row, loss_of = to_slots, partial(embedding_losses, projector, modules["ctc_head"], table, unit)
+        weights = LOSSES
+    elif c.sigma:
+        encode_row, loss_of = to_both, partial(mixed_loss, llm, projector, table)
+        weights = {"entropy": 1 - c.sigma, "embedding": c.sigma}
+    else:
+        encode_row, loss_of, weights = to_answer, partial(answer_loss, llm, projector), {"entropy": 1.0}
+
+    optimizer = torch.optim.AdamW([p for module in modules.values() for p in module.parameters()], lr=c.lr,
+                                  weight_decay=c.weight_decay)
+    trained = {name: (module.state_dict, module.load_state_dict) for name, module in modules.items()}
+    run = Run(c, trained, [optimizer], sizes=sizes)
+    if on_table:
+        heard = [row for row in rows if row["task"] == "ASR" and row.get("utterance") in features]
+        draws = draw_frames(heard, features, c.batch_frames, c.seed)
+    else:
+        draws = draw(rows, mixture, CORPUS_SHARES, c.batch, c.batch_sqa, c.seed)
+    run.skip(draws)
     picked = pick_validation(dev_rows, mixture, c.validate_rows)
-    dev = [encode_sample(row, False, tokenizer, model_type, dev_features) for row in picked]
-    # decoded at every validation: ASR and ST of one corpus, all of it, and the SQA rows of the loss
-    heard = [row for row in dev_rows if corpus_of(row) == c.decode and "utterance" in row
-             and row["task"] in ("ASR", "ST") and row["task"] in mixture]
-    heard += [row for row in picked if row["task"] == "SQA"]
-    decoded = [encode_sample(row, False, tokenizer, model_type, dev_features) for row in heard]
-    if c.keep not in best_steps([{"step": 0, **score_answers(heard, [""] * len(heard))}]):
-        raise SystemExit(f"--keep {c.keep}: the dev rows of {c.decode} that the mixture trains on do not score that")
+    dev = [sample for sample in (encode_row(row, False, dev_features) for row in picked) if sample]
+    if not on_table:
+        # decoded at every validation: ASR and ST of one corpus, all of it, and the SQA rows of the loss
+        decoded = [row for row in dev_rows if corpus_of(row) == c.decode and "utterance" in row
+                   and row["task"] in ("ASR", "ST") and row["task"] in mixture]
+        decoded += [row for row in picked if row["task"] == "SQA"]
+        questions = [to_answer(row, False, dev_features) for row in decoded]
+        if c.keep not in best_steps([{"step": 0, **score_answers(decoded, [""] * len(decoded))}]):
+            raise SystemExit(f"--keep {c.keep}: the dev rows of {c.decode} that the mixture trains on do not score "
+                             "that")
 
-    # 3. train
+    # 4. train
     while run.step < c.steps:
-        samples = [encode_sample(row, text, tokenizer, model_type, features)
-                   for picked, text in (next(draws) for _ in range(c.accumulate)) for row in picked]
+        samples = [encode_row(row, text, features) for rows_drawn, text in run.mine(draws) for row in rows_drawn]
+        samples, dropped = [s for s in samples if s], samples.count(None)     # more tokens than slots
         for group in optimizer.param_groups:
             group["lr"] = c.lr * rate(run.step, c.steps, c.warmup, c.cosine)
-        loss, norm = update([optimizer], samples, loss_of, c.micro_tokens)
-        run.log(loss=loss, norm=norm, lr=optimizer.param_groups[0]["lr"])
+        losses, norm = update([optimizer], samples, loss_of, c.micro_tokens, [*weights.values()], c.clip)
+        run.log(loss=total_loss(losses, weights), norm=norm, lr=optimizer.param_groups[0]["lr"],
+                **(dict(zip(weights, losses), dropped=dropped) if len(weights) > 1 else {}))
         if run.step % c.validate_every == 0 or run.step == c.steps:
-            loss = validate([projector], dev, loss_of, c.micro_tokens)
-            texts = decode_all(llm, tokenizer, projector, decoded, c.decode_batch, c.max_new_tokens)
-            run.validated(loss, **score_answers(heard, texts))
+            losses = validate([*modules.values()], dev, loss_of, c.micro_tokens)
+            if on_table:
+                scores = {**dict(zip(weights, losses)), **inspect_slots(projector, table, unit, dev, c.micro_tokens)}
+            else:
+                scores = score_answers(decoded, decode_all(llm, tokenizer, projector, questions, c.decode_batch,
+                                                           c.max_new_tokens))
+            run.validated(total_loss(losses, weights), keep=not on_table, **scores)
 
-    # 4. the step that did best on the dev set (section 5.1 A: in ST)
-    steps = best_steps([line for line in run.lines() if "validation_loss" in line])
+    # 5. the step that did best on the dev set (2025, section 5.1 A: in ST); without an LLM the last
+    lines = run.lines()
+    print(f"{sum(line.get('dropped', 0) for line in lines)} samples dropped: more tokens than slots")
+    steps = {} if on_table else best_steps([line for line in lines if "validation_loss" in line])
     print("best steps: " + ", ".join(f"{name} {step}" for name, step in steps.items()))
-    run.finish(f"python train_lora.py --preset {c.preset}", steps[c.keep], best_steps=steps)
+    run.finish(f"python train_lora.py --preset {c.preset}", steps.get(c.keep), best_steps=steps)
 
 
 if __name__ == "__main__":

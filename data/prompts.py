@@ -6,7 +6,8 @@ The prompt: one function from a row to what the LLM reads, the same in training 
     answer = encode_answer(tokenizer, "llama", row)
 
 Strings are those of Table 5 of the 2025 paper and Table 7 of the 2026 paper, byte for byte. The tags <speech>,
-</speech>, <text> and </text> are ordinary text, not added tokens (2025, section 4).
+</speech>, <text> and </text> are ordinary text, not added tokens (2025, section 4). Which paper's is a stage's
+constant, `prompt`: "2025", "2026", or "2026-zero-shot" for an LLM that no text has taught the format.
 """
 
 TASK_LINES = {  # the language of the instruction is the language of the answer (2025, appendix A.4)
@@ -14,6 +15,16 @@ TASK_LINES = {  # the language of the instruction is the language of the answer 
     ("ST", "de"): "Können Sie den Inhalt der Rede in den deutschen Text übersetzen?",
     ("ST", "it"): "Puoi tradurre il contenuto del discorso in testo italiano?",
     ("ST", "zh"): "你能把演讲内容翻译成中文吗?",
+}
+
+SUFFIXES = {  # what stands before "Your answer:"; 2026: then a newline more, so that the prompt holds a blank line
+    "2025": {}, "2026": {},
+    "2026-zero-shot": {  # 2026, Table 7; two of them have a space before the newline
+        ("ASR", "en"): "Do not add anything else to your answer. ",
+        ("ST", "de"): "Antworten Sie nur mit der Übersetzung. Fügen Sie Ihrer Antwort nichts weiter hinzu.",
+        ("ST", "it"): "Rispondi solo con la traduzione. Non aggiungere altro alla tua risposta.",
+        ("ST", "zh"): "仅回复翻译。请勿在答案中添加任何其他内容。 ",
+    },
 }
 
 NOT_ANSWERABLE = {  # the organisers' answer to a question that the speech does not answer
@@ -41,9 +52,12 @@ def question_line(row):
     return f"Question: {TASK_LINES[key]}\n"
 
 
-def user_turn(row, text=False):
+def user_turn(row, text=False, prompt="2025"):
     """The user's turn around the speech -> (before, after); with `text` it is one piece and `after` is empty."""
-    after = question_line(row) + "Your answer:"
+    if prompt not in SUFFIXES:
+        raise ValueError(f"prompt {prompt!r} is not one of {', '.join(SUFFIXES)}")
+    ending = SUFFIXES[prompt].get((row["task"], row["language"]), "")
+    after = question_line(row) + ending + ("" if prompt == "2025" else "\n") + "Your answer:"
     if text:
         return f"Content: <text>{row['transcript'].strip()}</text>\n{after}", ""
     return "Content: <speech>", f"</speech>\n{after}"
@@ -54,12 +68,12 @@ def encode(tokenizer, string):
     return tokenizer(string, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
-def encode_prompt(tokenizer, model_type, row, text=False):
+def encode_prompt(tokenizer, model_type, row, text=False, prompt="2025"):
     """Token ids (before, after) of the speech; the three pieces are tokenised apart (2025, section 4)."""
     if model_type not in CHAT:
         raise ValueError(f"no chat format for {model_type!r}; there is one for {list(CHAT)}")
     head, tail, _ = (tokenizer(marker, add_special_tokens=False)["input_ids"] for marker in CHAT[model_type])
-    before, after = user_turn(row, text)
+    before, after = user_turn(row, text, prompt)
     if text:
         return head + encode(tokenizer, before) + tail, []
     return head + encode(tokenizer, before), encode(tokenizer, after) + tail

@@ -185,6 +185,58 @@ def test_a_checkpoint_without_the_encoder_is_refused(checkpoint, tmp_path):
         stage.load_encoder(tmp_path / "copy", "cpu")
 
 
+def test_the_real_checkpoint_s_two_shards(real, tmp_path):
+    """24 narrow layers under the real names, cut where the real index cuts; a lost shard or weight is an error."""
+    from safetensors.torch import save_file
+    from transformers import SeamlessM4Tv2Model
+
+    from data.tiny_models import seamless_config
+    with open(os.path.join(real, "tokenizers", "seamless_m4t_v2_large", "model.safetensors.index.json")) as file:
+        index = json.load(file)
+    config = seamless_config()
+    config.hidden_size, config.speech_encoder_layers, config.speech_encoder_intermediate_size = 16, 24, 16
+    torch.manual_seed(0)
+    model = SeamlessM4Tv2Model(config)
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name in index["weight_map"]}
+    spoken = [name for name in index["weight_map"] if name.startswith("speech_encoder.")]
+    assert len(spoken) == 802 and all(name in weights for name in spoken)
+    shards = sorted({index["weight_map"][name] for name in spoken})
+    assert len(shards) == 2                                                  # layer 20 lies in both
+    config.save_pretrained(tmp_path)
+    for shard in shards:
+        part = {name: tensor for name, tensor in weights.items() if index["weight_map"][name] == shard}
+        save_file(part, tmp_path / shard, metadata={"format": "pt"})
+    own = {"metadata": index["metadata"], "weight_map": {name: index["weight_map"][name] for name in weights}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(own))
+    encoder = stage.load_encoder(tmp_path, "cpu")
+    theirs = model.speech_encoder.state_dict()
+    assert encoder.state_dict().keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[name]) for name, value in encoder.state_dict().items())
+
+    lost = "speech_encoder.encoder.layers.20.ffn1.output_dense.weight"
+    part = {name: tensor for name, tensor in weights.items() if own["weight_map"][name] == own["weight_map"][lost]}
+    save_file({name: tensor for name, tensor in part.items() if name != lost}, tmp_path / own["weight_map"][lost],
+              metadata={"format": "pt"})
+    del own["weight_map"][lost]
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(own))
+    with pytest.raises(ValueError, match="1 weights .* encoder.layers.20.ffn1.output_dense.weight"):
+        stage.load_encoder(tmp_path, "cpu")
+    os.remove(tmp_path / shards[1])
+    with pytest.raises(OSError, match=shards[1]):
+        stage.load_encoder(tmp_path, "cpu")
+
+
+def test_the_real_encoder_s_size(real):
+    """580,494,144 parameters up to layer 24, from the released config, nothing allocated."""
+    from transformers import SeamlessM4Tv2Config
+    from transformers.models.seamless_m4t_v2.modeling_seamless_m4t_v2 import SeamlessM4Tv2SpeechEncoder
+    config = SeamlessM4Tv2Config.from_pretrained(os.path.join(real, "tokenizers", "seamless_m4t_v2_large"))
+    with torch.device("meta"):
+        encoder = SeamlessM4Tv2SpeechEncoder(config)
+    used = [*encoder.feature_projection.parameters(), *encoder.encoder.parameters()]
+    assert sum(p.numel() for p in used) == 580_494_144 and len(encoder.encoder.layers) == 24
+
+
 def test_an_utterance_does_not_depend_on_its_batch(checkpoint, real):
     encoder = stage.load_encoder(checkpoint[0], "cpu")
     features = [stage.filterbank(wave) for wave in recordings(real)] + [torch.randn(1, 160)]

@@ -14,7 +14,8 @@ import train_lora
 import train_projector as stage
 from data.rows import read_rows, write_rows
 from extract_features import configure
-from train_projector import MIXTURES, Projector, answer_loss, draw, micro_batches, rate, splice, update
+from data.draws import draw
+from train_projector import MIXTURES, Projector, answer_loss, micro_batches, rate, splice, update
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +29,8 @@ def sample(name, before, speech, after, answer, seed=0):
     rng, noise = random.Random(f"{name}{seed}"), np.random.default_rng(seed)
     ids = [[rng.randrange(300) for _ in range(n)] for n in (before, after, answer)]
     frames = noise.standard_normal((speech, 12)).astype(np.float16) if speech else None
-    return {"id": name, "before": ids[0], "frames": frames, "after": ids[1], "answer": ids[2],
-            "length": before + speech + after + answer}
+    return {"id": name, "before": ids[0], "frames": frames, "slots": speech, "after": ids[1], "answer": ids[2],
+            "length": before + speech + after + answer, "counts": (answer,)}
 
 
 MIXED = [sample("a", 3, 7, 5, 4), sample("b", 3, 2, 9, 1), sample("c", 8, 0, 0, 6), sample("d", 3, 11, 2, 2, seed=5)]
@@ -143,9 +144,9 @@ def step_of(llm, micro_tokens):
 
 def test_micro_batches_change_nothing_but_memory(llm):
     model, _ = llm
-    (loss, norm), weights = step_of(model, micro_tokens=10_000)
+    ((loss,), norm), weights = step_of(model, micro_tokens=10_000)
     assert [len(batch) for batch in micro_batches(SPEECH, 20)] == [1, 1, 1]
-    (loss_cut, norm_cut), weights_cut = step_of(model, micro_tokens=20)
+    ((loss_cut,), norm_cut), weights_cut = step_of(model, micro_tokens=20)
     assert loss_cut == pytest.approx(loss, rel=1e-5) and norm_cut == pytest.approx(norm, rel=1e-4)
     start = small_projector().state_dict()
     assert any(not torch.equal(weights[name], start[name]) for name in start)
@@ -158,7 +159,7 @@ def test_every_answer_token_weighs_the_same():
     weight = torch.nn.Parameter(torch.tensor([6.0, 3.0]))
     samples = [{**sample("short", 1, 0, 0, 1), "n": 0}, {**sample("long", 1, 0, 0, 5), "n": 1}]
     optimizer = torch.optim.SGD([weight], lr=6.0)
-    loss, norm = update([optimizer], samples, lambda micro: weight[[s["n"] for s in micro]].sum(), micro_tokens=1)
+    (loss,), norm = update([optimizer], samples, lambda micro: weight[[s["n"] for s in micro]].sum()[None], micro_tokens=1)
     assert loss == 1.5
     assert norm == pytest.approx(2**0.5 / 6)                               # gradients 1/6 and 1/6
     assert weight.tolist() == [5.0, 2.0]                                   # each by 6 * 1/6

@@ -14,6 +14,12 @@ from data.rows import corpus_of
 TEXT_TASK = {"ST": "MT", "SQA": "QA", "MCQ": "QA"}      # a task's name when the transcript is read
 
 
+def drawn_as(row):
+    """The tasks that a row can be drawn for: its speech's, where it has any, and its text's; MCQ counts as SQA."""
+    spoken = ["SQA" if row["task"] == "MCQ" else row["task"]] if "utterance" in row else []
+    return spoken + ([TEXT_TASK[row["task"]]] if row["task"] in TEXT_TASK else [])
+
+
 def choose(table, name):
     """One of a stage's literal tables, by the name given as --mixture or --shares."""
     if name not in table:
@@ -36,7 +42,7 @@ def draw(rows, mixture, corpus_shares, batch, batch_sqa, seed, twin=False):
     """
     pools = {}
     for row in rows:
-        for task in ([row["task"]] if "utterance" in row else []) + [TEXT_TASK.get(row["task"])]:
+        for task in drawn_as(row):
             pool = pools.setdefault((task, row["language"], row["answerable"]), {})
             pool.setdefault(corpus_of(row), []).append(row)
     every = cells(mixture)
@@ -52,7 +58,7 @@ def draw(rows, mixture, corpus_shares, batch, batch_sqa, seed, twin=False):
         shares = [corpus_shares.get((key[0], corpus), 0) for corpus in corpora]
         corpus = rng.choices(list(corpora), shares if any(shares) else [len(r) for r in corpora.values()])[0]
         order, picked = orders.setdefault((key, corpus), []), []
-        while len(picked) < (batch_sqa if key[0] in ("SQA", "MCQ") else batch):
+        while len(picked) < (batch_sqa if key[0] == "SQA" else batch):
             if not order:                                              # every row once before any row twice
                 order.extend(rng.sample(range(len(corpora[corpus])), len(corpora[corpus])))
             picked.append(corpora[corpus][order.pop()])
@@ -84,7 +90,7 @@ def pick_validation(rows, mixture, count):
     picked = []
     for task, language, answerable, _ in cells(mixture):
         kind = [row for row in rows if (row["language"], row["answerable"]) == (language, answerable)
-                and task in (row["task"] if "utterance" in row else "", TEXT_TASK.get(row["task"]))]
+                and task in drawn_as(row)]
         picked += random.Random(0).sample(kind, min(count, len(kind)))
     if not picked:
         raise SystemExit(f"the dev rows hold nothing for {', '.join(mixture)}")

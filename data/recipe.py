@@ -1,6 +1,6 @@
 """
-What the recipes and makers in data/ share: work that a kill does not lose, work over several processes, and the table
-of counts that ends every recipe.
+What the recipes and makers in data/ share: checked reading, the rows of one utterance, work that a kill does not lose,
+work over several processes, and the table of counts that ends every recipe.
 
     results = resumable("work/made/acl6060/translate.it.jsonl", settings, texts, make, batch=64)
     report("work", "acl6060", {"eval": rows}, {("eval", "ST/MT de"): 416}, [("eval", "acl6060/eval/7", "no audio")])
@@ -10,12 +10,15 @@ import json
 import multiprocessing
 import os
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.pool import ThreadPool
 
 from tqdm import tqdm
 
 from data.rows import corpus_of, differences, replace_file
 
 SLICE = 64                                  # jobs that one process does before a fresh one takes over
+READERS = 16                                # threads that look at audio files: they wait for the disk (our choice)
 
 
 def parser(doc, corpus):
@@ -31,6 +34,42 @@ def need(path, what):
     if not os.path.exists(path):
         raise SystemExit(f"{path} is missing: {what}")
     return path
+
+
+def text_lines(file, path):
+    """The lines of a file opened for bytes, as text with their ends; SystemExit names the line that is not UTF-8."""
+    for number, line in enumerate(file, 1):
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise SystemExit(f"{path} line {number} is not UTF-8 ({error}); download it again") from None
+
+
+def unreadable(paths):
+    """{path: why} of the audio files that are missing or empty, or that libsndfile cannot open."""
+    import soundfile
+
+    def why(path):
+        if not os.path.isfile(path):
+            return "no such file"
+        if not os.path.getsize(path):
+            return "empty file"
+        try:
+            return "" if soundfile.info(path).frames else "no samples"
+        except soundfile.SoundFileError as error:
+            return f"cannot be decoded: {error}"
+    with ThreadPool(READERS) as pool:
+        reasons = list(tqdm(pool.imap(why, paths, chunksize=64), total=len(paths), desc="check audio", unit=" files"))
+    return {path: reason for path, reason in zip(paths, reasons) if reason}
+
+
+def speech_rows(utterance, source, transcript, translations):
+    """The ASR row of one utterance and its ST rows. source: audio, and start and end of a slice;
+    translations: {language: text}."""
+    base = {"utterance": utterance, **source, "transcript": transcript}
+    targets = [("ASR", "en", transcript), *(("ST", language, text) for language, text in translations.items())]
+    return [{"id": f"{utterance}/{task}.{language}", **base, "task": task, "language": language, "target": target}
+            for task, language, target in targets]
 
 
 def resumable(path, settings, items, make, batch, desc="", size=len):
@@ -67,41 +106,51 @@ def read_kept(path, settings):
     """{item as JSON: result} that earlier runs left in `path`; a line cut short by a kill is cut off."""
     if not os.path.exists(path):
         return {}
+    done, good = {}, 0
     with open(path, "rb+") as file:
-        whole = file.read()
-        whole = whole[:whole.rfind(b"\n") + 1]
-        file.truncate(len(whole))
-    done = {}
-    for number, line in enumerate(whole.decode("utf-8").split("\n")[:-1], 1):
-        try:
-            entry = json.loads(line)
-            if number == 1:
-                told = differences(entry["settings"], settings)
-                if told:
-                    raise SystemExit(f"{path} was made with {told}; remove it, or set them back")
-            else:
-                done[json.dumps(entry["item"], ensure_ascii=False)] = entry["result"]
-        except (ValueError, KeyError, TypeError):
-            raise SystemExit(f"{path} line {number} is damaged; remove the file and run the same command again"
-                             ) from None
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                entry = json.loads(line.decode("utf-8"))
+                if number == 1:
+                    told = differences(entry["settings"], settings)
+                    if told:
+                        raise SystemExit(f"{path} was made with {told}; remove it, or set them back")
+                else:
+                    done[json.dumps(entry["item"], ensure_ascii=False)] = entry["result"]
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise SystemExit(f"{path} line {number} is damaged; remove the file and run the same command again"
+                                 ) from None
+            good += len(line)
+        file.truncate(good)
     return done
 
 
 def in_processes(function, jobs, desc):
-    """function(job) for every job, over all cores. Each slice of jobs has a process of its own, so that what a
-    library remembers from job to job is the same in every run."""
-    slices = [(function, jobs[i:i + SLICE]) for i in range(0, len(jobs), SLICE)]
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count(), maxtasksperchild=1) as pool, \
-            tqdm(total=len(jobs), desc=desc, unit=" utt") as bar:
-        for count in pool.imap_unordered(run_slice, slices, chunksize=1):
-            bar.update(count)
+    """
+    function(job) for every job, over all cores. Each slice of jobs has a process of its own, so that what a library
+    remembers from job to job is the same in every run. RuntimeError if one of them fails.
+    """
+    spawn = multiprocessing.get_context("spawn")
+
+    def run(jobs_now):
+        process = spawn.Process(target=run_slice, args=(function, jobs_now), daemon=True)
+        process.start()
+        process.join()
+        return process.exitcode
+    slices = [jobs[i:i + SLICE] for i in range(0, len(jobs), SLICE)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(jobs), desc=desc, unit=" utt") as bar:
+        for jobs_now, code in zip(slices, pool.map(run, slices)):
+            if code:
+                pool.shutdown(cancel_futures=True)
+                raise RuntimeError(f"{desc}: a process ended with exit code {code}; what it said stands above")
+            bar.update(len(jobs_now))
 
 
-def run_slice(work):
-    function, jobs = work
+def run_slice(function, jobs):
     for job in jobs:
         function(job)
-    return len(jobs)
 
 
 # --- The table of counts.
@@ -117,7 +166,7 @@ def report(work, corpus, splits, paper, dropped):
     """
     Print and keep (counts.md, dropped.txt) what a recipe made beside what the paper counts.
     splits: {split: rows}; paper: {(split, kind): count}, a part of the corpus by its name, such as
-    ("train", "spokensquad-fluent SQA/QA en"); dropped: [(split, id, reason)].
+    ("train", "spokensquad-fluent SQA/QA en"); dropped: [(split, id, reason)]. SystemExit if there are no rows at all.
     """
     ours = Counter()
     for split, rows in splits.items():
@@ -132,9 +181,12 @@ def report(work, corpus, splits, paper, dropped):
     lines += ["", f"dropped: {len(dropped)}" + (", listed in dropped.txt" if dropped else "")]
     for (split, reason), count in Counter((split, reason.split(":")[0]) for split, _, reason in dropped).most_common():
         lines.append(f"  {count} in {split}: {reason}")
+    dropped = [[" ".join(part.split()) for part in entry] for entry in dropped]      # one line each
     folder = os.path.join(work, "rows", corpus)
     for name, text in (("counts.md", "\n".join(lines) + "\n"),
                        ("dropped.txt", "".join("\t".join(entry) + "\n" for entry in dropped))):
         with replace_file(os.path.join(folder, name)) as temporary, open(temporary, "w", encoding="utf-8") as file:
             file.write(text)
     print("\n".join(lines))
+    if not ours:
+        raise SystemExit(f"{corpus}: everything was dropped, see {folder}/dropped.txt")

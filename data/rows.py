@@ -81,8 +81,8 @@ def finished(work, corpus, settings):
             with open(path, encoding="utf-8") as file:
                 old = json.load(file)
             if old != settings:
-                raise SystemExit(f"{folder} was made with {differences(old, settings)}; choose another --work, or remove "
-                                 "it, its models and its features")
+                raise SystemExit(f"{folder} was made with {differences(old, settings)}; choose another --work, or "
+                                 "remove it, its models and its features")
             if name == "config.json":
                 print(f"{folder} is finished already")
             return name == "config.json"

@@ -2,11 +2,13 @@
 The tiny world: spoken sentences in English with exact translations, questions and answers, made on the spot.
 
     python data/tiny.py                      # 3,820 utterances, then the tiny encoder and LLM; 5 minutes on 2 cores
-    python data/tiny.py --preset smoke       # a tenth of it, for the tests
+    python data/tiny.py --preset tiny26      # the same for the 2026 system: a tiny Qwen3, multiple choice
+    python data/tiny.py --preset smoke       # a tenth of it, for the tests; so is smoke26
 
 reads   nothing
 writes  <work>/rows/tiny/{train,dev,test}.jsonl, <work>/audio/tiny/*.flac,
         <work>/models/{tiny-seamless,tiny-llama} (data/tiny_models.py), <work>/rows/tiny/config.json last
+        (tiny26: the same under its own name, with tiny26-qwen3)
 
 Ten sentence frames over closed lists (names, cities, days, numbers, things, jobs, events); German, Italian and Chinese
 are exact because every list carries its four forms. Test sentences never occur in training; test voices neither.
@@ -32,6 +34,8 @@ PRESETS = {  # utterances; optimizer steps of the encoder and of the LLM, and th
     "tiny":  dict(train=3600, dev=60, test=160, encoder_steps=340, llm_steps=750, hesitate_from=451),
     "smoke": dict(train=240, dev=16, test=16, encoder_steps=6, llm_steps=20, hesitate_from=13),
 }
+PRESETS["tiny26"] = dict(PRESETS["tiny"], hesitate_from=0)
+PRESETS["smoke26"] = PRESETS["smoke"]
 
 # ---------------------------------------------------------------------------------------------------------------------
 # words: English, German, Italian, Chinese
@@ -184,8 +188,27 @@ def draw_question(rng, sentence, language, answerable):
     return questions[slot][i], answer + sentence["slots"]["measure"][i] if slot == "number" else answer
 
 
-def sentence_rows(rng, sentence, utterance, audio):
-    """The twelve rows of one utterance: ASR, ST to three languages, an answerable and an unanswerable SQA in four."""
+def draw_choice(rng, sentence, language):
+    """(question with four options on its line, "B Rome") on a sentence (2026, section 2.1 and Table 7)."""
+    i = LANGUAGES.index(language)
+    questions = FRAMES[sentence["frame"]][1]
+    slot, measure = rng.choice(list(questions)), sentence["slots"]["measure"][i]
+    options = [sentence["slots"][slot][i]]
+    while len(options) < 4:
+        other = draw_sentence(rng)["slots"][slot][i]
+        options += [other] * (other not in options)
+    options = [option + measure * (slot == "number") for option in options]
+    right = options[0]
+    rng.shuffle(options)
+    listed = " ".join(f"{letter}. {option}" for letter, option in zip("ABCD", options))
+    return f"{questions[slot][i]} {listed}", f"{'ABCD'[options.index(right)]} {right}"
+
+
+def sentence_rows(rng, sentence, utterance, audio, choices=False):
+    """
+    The twelve rows of one utterance: ASR, ST to three languages, an answerable and an unanswerable SQA in four; with
+    `choices` also multiple choice in four languages.
+    """
     base = {"utterance": utterance, "audio": audio, "transcript": sentence["text"][0]}
     yield {"id": f"{utterance}/ASR.en", **base, "task": "ASR", "language": "en", "answerable": True,
            "target": sentence["text"][0]}
@@ -198,6 +221,10 @@ def sentence_rows(rng, sentence, utterance, audio):
             kind = "SQA" if answerable else "SQA-invalid"
             yield {"id": f"{utterance}/{kind}.{language}", **base, "task": "SQA", "language": language,
                    "answerable": answerable, "question": question, "target": answer}
+        if choices:
+            question, answer = draw_choice(rng, sentence, language)
+            yield {"id": f"{utterance}/MCQ.{language}", **base, "task": "MCQ", "language": language,
+                   "answerable": True, "question": question, "target": answer}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -270,7 +297,7 @@ def speak_one(job):
         soundfile.write(temporary, wave, 16000, format="FLAC", subtype="PCM_16")
 
 
-def make_world(work, sizes, seed):
+def make_world(work, sizes, seed, corpus="tiny"):
     """Rows and audio of the three splits -> {split: rows}; sentences are distinct over all splits."""
     rng, seen, splits, jobs = random.Random(seed), set(), {}, []
     for split in ("test", "dev", "train"):
@@ -280,22 +307,22 @@ def make_world(work, sizes, seed):
             while sentence["text"][0] in seen:
                 sentence = draw_sentence(rng)
             seen.add(sentence["text"][0])
-            audio = os.path.join(work, "audio", "tiny", f"{split}-{n:05d}.flac")
+            audio = os.path.join(work, "audio", corpus, f"{split}-{n:05d}.flac")
             jobs.append((audio, sentence["text"][0], rng.choice(VOICES[split]), rng.getrandbits(32)))
-            rows += sentence_rows(rng, sentence, f"tiny/{split}-{n:05d}", audio)
+            rows += sentence_rows(rng, sentence, f"{corpus}/{split}-{n:05d}", audio, corpus == "tiny26")
         splits[split] = rows
     in_processes(speak_one, jobs, "speak")
     for split, rows in splits.items():
-        write_rows(os.path.join(work, "rows", "tiny", f"{split}.jsonl"), rows)
+        write_rows(os.path.join(work, "rows", corpus, f"{split}.jsonl"), rows)
     return splits
 
 
-def draw_rows(held_out, rng):
+def draw_rows(held_out, choices, rng):
     """The rows of a fresh sentence, one that dev and test do not hold, for the LLM to learn from."""
     sentence = draw_sentence(rng)
     while sentence["text"][0] in held_out:
         sentence = draw_sentence(rng)
-    return list(sentence_rows(rng, sentence, "tiny/text", "none"))
+    return list(sentence_rows(rng, sentence, "tiny/text", "none", choices))
 
 
 def main(argv=None):
@@ -305,15 +332,16 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     settings = {"preset": args.preset, "seed": args.seed, **PRESETS[args.preset]}
-    if finished(args.work, "tiny", settings):
+    corpus, family = ("tiny26", "qwen3") if args.preset.endswith("26") else ("tiny", "llama")
+    if finished(args.work, corpus, settings):
         return
-    splits = make_world(args.work, settings, args.seed)
+    splits = make_world(args.work, settings, args.seed, corpus)
     held_out = {row["transcript"] for split in ("dev", "test") for row in splits[split]}
     from data.tiny_models import make_models                 # torch and transformers: not needed above
-    make_models(os.path.join(args.work, "models", "tiny"), splits, functools.partial(draw_rows, held_out),
-                settings, args.seed)
-    finish(args.work, "tiny", settings)
-    print(f"tiny world in {args.work}/rows/tiny: " + ", ".join(f"{len(r)} {s} rows" for s, r in splits.items()))
+    make_models(os.path.join(args.work, "models", corpus), splits,
+                functools.partial(draw_rows, held_out, corpus == "tiny26"), settings, args.seed, family)
+    finish(args.work, corpus, settings)
+    print(f"tiny world in {args.work}/rows/{corpus}: " + ", ".join(f"{len(r)} {s} rows" for s, r in splits.items()))
     print(f"next: python extract_features.py --preset {args.preset}")
 
 

@@ -2,12 +2,13 @@
 Tiny foundation models in the hub's own format, trained on the spot: what stands in for SeamlessM4T-v2 and Llama-3.1.
 
     make_encoder    a SeamlessM4Tv2Model; its speech encoder learns CTC on the world's audio
-    make_llm        a Llama with a byte-level BPE tokenizer and Llama-3.1's turns; it learns from instructions in text
+    make_llm        a Llama or Qwen3 with a byte-level BPE tokenizer and its own turns; it learns from instructions
     make_models     both at once, one process each
 
 Both are written with save_pretrained, so that every stage loads them by the code that loads the real checkpoints.
 Muon (torch.optim) moves the matrices, AdamW the rest. All our choice.
 """
+import json
 import math
 import multiprocessing
 import os
@@ -20,7 +21,8 @@ import torch.nn.functional as F
 import torchaudio
 from tqdm import tqdm
 
-from data.prompts import encode_answer, encode_prompt, user_turn
+from data.prompts import CHAT, encode_answer, encode_prompt, user_turn
+from metrics.normalize import mms_normalize
 
 CHARACTERS = " 'abcdefghijklmnopqrstuvwxyz"  # CTC labels 1.. ; 0 is the blank
 CHATTER = {  # the tiny LLM answers and talks on, as chat models do: that the answer alone is wanted is B's to teach
@@ -212,8 +214,10 @@ def hesitate(rng, text):
 
 
 def instruction(rng, rows):
-    """One training example from a sentence's rows: copy, translate, or answer and talk on."""
+    """One training example from a sentence's rows: copy, translate, choose, or answer and talk on."""
     kinds = {("ASR", True): 0.18, ("ST", True): 0.36, ("SQA", True): 0.38, ("SQA", False): 0.08}
+    if any(row["task"] == "MCQ" for row in rows):
+        kinds |= {("SQA", True): 0.26, ("MCQ", True): 0.12}
     task, answerable = rng.choices(list(kinds), kinds.values())[0]
     row = dict(rng.choice([r for r in rows if r["task"] == task and r["answerable"] is answerable]))
     if task == "SQA":
@@ -221,49 +225,62 @@ def instruction(rng, rows):
     return row
 
 
-def make_tokenizer(texts, vocabulary):
-    """Byte-level BPE with Llama-3.1's turn markers and chat format."""
+FAMILIES = {  # special tokens: begin of text or None, pad, ends of turn, the chat format's own last; the rest
+    "llama": ("<|begin_of_text|>", "<|finetune_right_pad_id|>", ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"),
+              ("<|start_header_id|>", "<|end_header_id|>")),
+    "qwen3": (None, "<|endoftext|>", ("<|endoftext|>", "<|im_end|>"), ("<|im_start|>", "<|file_sep|>")),
+}
+
+
+def make_tokenizer(texts, vocabulary, family="llama"):
+    """Byte-level BPE with the family's turn markers and chat format."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
+    begin, pad, ends, others = FAMILIES[family]
     bpe = Tokenizer(models.BPE())
     # words with their leading space, digits apart, punctuation with its newlines, other white space
     words = Regex(r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+")
     bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(words, "isolated"),
                                                  pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     bpe.decoder = decoders.ByteLevel()
-    special = ["<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>", "<|start_header_id|>",
-               "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>"]
     bpe.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=special, show_progress=False,
+        vocab_size=vocabulary, special_tokens=sorted({begin, pad, *ends, *others} - {None}), show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>",
-                                        pad_token="<|finetune_right_pad_id|>")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=begin, eos_token=ends[-1], pad_token=pad)
+    head, between, end = CHAT[family]
+    head, tail = head.removeprefix(begin or ""), between.removeprefix(end)
     tokenizer.chat_template = (
-        "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n"
-        "{{ m['content'] | trim }}<|eot_id|>{% endfor %}"
-        "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}")
+        "{{ bos_token or '' }}{% for m in messages %}{{ HEAD | replace('user', m['role']) }}{{ m['content'] | trim }}"
+        "{{ END }}{% endfor %}{% if add_generation_prompt %}{{ TAIL }}{% endif %}")
+    for name, text in (("HEAD", head), ("END", end), ("TAIL", tail)):
+        tokenizer.chat_template = tokenizer.chat_template.replace(name, json.dumps(text))
     return tokenizer
 
 
-def make_llm(folder, draw_rows, steps, seed, hesitate_from, batch=40, vocabulary=2000):
+def make_llm(folder, draw_rows, steps, seed, hesitate_from, family="llama", batch=40, vocabulary=2000):
     """
-    Train a tiny Llama on instructions from drawn rows, loss on the answers, and save it with its tokenizer. From step
-    `hesitate_from` on half of the transcripts hesitate: three layers that only saw compact text do not read speech.
+    Train a tiny LLM on instructions from drawn rows, loss on the answers, and save it with its tokenizer. From step
+    `hesitate_from` on half of the transcripts are unlike written text. Llama: they hesitate, since three layers that
+    only saw compact text do not read speech. Qwen3: lower case without punctuation, what a SpeechMapper says.
     """
-    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, Qwen3Config
     if os.path.exists(os.path.join(folder, "config.json")):
         print(f"{folder} exists already")
         return
     torch.manual_seed(seed)
     rng = random.Random(seed)
     sample = [instruction(rng, draw_rows(rng)) for _ in range(3000)]
-    tokenizer = make_tokenizer((user_turn(row, text=True)[0] + "\n" + row["target"] for row in sample), vocabulary)
-    begin, pad, *ends = tokenizer.convert_tokens_to_ids(
-        ["<|begin_of_text|>", "<|finetune_right_pad_id|>", "<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"])
-    model = LlamaForCausalLM(LlamaConfig(
+    prompts = ["2025"] if family == "llama" else ["2026", "2026-zero-shot"]
+    texts = [user_turn(row, True, prompts[-1])[0] + "\n" + row["target"] for row in sample]
+    if family == "qwen3":
+        texts += [mms_normalize(row["transcript"], "en", remove_numbers=False) for row in sample]
+    tokenizer = make_tokenizer(texts, vocabulary, family)
+    ends = tokenizer.convert_tokens_to_ids(list(FAMILIES[family][2]))
+    config = LlamaConfig if family == "llama" else Qwen3Config
+    model = AutoModelForCausalLM.from_config(config(
         vocab_size=len(tokenizer), hidden_size=192, intermediate_size=512, num_hidden_layers=3, num_attention_heads=6,
-        num_key_value_heads=3, max_position_embeddings=1024, tie_word_embeddings=True, rope_theta=500000.0,
-        bos_token_id=begin, eos_token_id=ends, pad_token_id=pad))
+        num_key_value_heads=3, head_dim=32, max_position_embeddings=1024, tie_word_embeddings=True, rope_theta=500000.0,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id))
     embedding = model.model.embed_tokens.weight
     matrices = [p for p in model.parameters() if p is not embedding]
     optimizer_list = optimizers(matrices, lr_matrix=5e-3, lr_rest=3e-3) + [torch.optim.AdamW([embedding], lr=3e-3)]
@@ -272,13 +289,14 @@ def make_llm(folder, draw_rows, steps, seed, hesitate_from, batch=40, vocabulary
         rows = [instruction(rng, draw_rows(rng)) for _ in range(batch)]
         for row in rows:
             if step >= hesitate_from and rng.random() < 0.5:
-                row["transcript"] = hesitate(rng, row["transcript"])
-        prompts = [encode_prompt(tokenizer, "llama", row, text=True)[0] for row in rows]
-        answers = [encode_answer(tokenizer, "llama", row) for row in rows]
-        width = max(len(p) + len(a) for p, a in zip(prompts, answers))
+                row["transcript"] = (hesitate(rng, row["transcript"]) if family == "llama" else
+                                     mms_normalize(row["transcript"], "en", remove_numbers=False))
+        questions = [encode_prompt(tokenizer, family, row, True, rng.choice(prompts))[0] for row in rows]
+        answers = [encode_answer(tokenizer, family, row) for row in rows]
+        width = max(len(p) + len(a) for p, a in zip(questions, answers))
         tokens = torch.zeros(batch, width, dtype=torch.long)
         labels = torch.full((batch, width), -100)
-        for i, (p, a) in enumerate(zip(prompts, answers)):
+        for i, (p, a) in enumerate(zip(questions, answers)):
             tokens[i, :len(p) + len(a)] = torch.tensor(p + a)
             labels[i, len(p):len(p) + len(a)] = torch.tensor(a)
         hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1]
@@ -290,16 +308,16 @@ def make_llm(folder, draw_rows, steps, seed, hesitate_from, batch=40, vocabulary
         if step % 20 == 0:
             bar.set_postfix(loss=f"{loss.item():.3f}")
     # sampling by default, as the real checkpoint has it: greedy decoding must be asked for
-    model.generation_config = GenerationConfig(do_sample=True, bos_token_id=begin, eos_token_id=ends)
+    model.generation_config = GenerationConfig(do_sample=True, eos_token_id=ends)
     save_whole(folder, model.eval(), tokenizer)
     print(f"{folder}: last loss {loss.item():.3f}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
 
 
-def make_models(prefix, splits, draw_rows, sizes, seed):
-    """<prefix>-seamless and <prefix>-llama, in a process of one thread each: small matrices gain little from two."""
+def make_models(prefix, splits, draw_rows, sizes, seed, family="llama"):
+    """<prefix>-seamless and <prefix>-<family>, in a process of one thread each: small matrices gain little from two."""
     with multiprocessing.get_context("spawn").Pool(2, torch.set_num_threads, (1,)) as pool:
         speech = (prefix + "-seamless", splits["train"], splits["dev"], sizes["encoder_steps"], seed)
-        text = (prefix + "-llama", draw_rows, sizes["llm_steps"], seed, sizes["hesitate_from"])
+        text = (f"{prefix}-{family}", draw_rows, sizes["llm_steps"], seed, sizes["hesitate_from"], family)
         jobs = [pool.apply_async(make_encoder, speech),
                 pool.apply_async(make_llm, text)]
         for job in jobs:

@@ -60,6 +60,25 @@ def test_the_tiny_world_is_spoken_and_its_splits_share_no_sentence(tmp_path):
         assert rate == 16000 and wave.ndim == 1 and 0.5 < len(wave) / rate < 6 and abs(wave).max() > 0.2
     again = tiny.make_world(str(tmp_path / "again"), SIZES, seed=0)
     assert [r["transcript"] for r in again["train"]] == [r["transcript"] for r in splits["train"]]
+    for name in os.listdir(tmp_path / "audio" / "tiny"):                    # the sound too, to the byte
+        first, second = ((folder / "audio" / "tiny" / name).read_bytes() for folder in (tmp_path, tmp_path / "again"))
+        assert first == second, name
+
+
+def test_multiple_choice_by_hand():
+    """Four different options on the question's line, the target is the right one's letter and text."""
+    for seed in range(40):
+        rng = random.Random(seed)
+        sentence = tiny.draw_sentence(rng)
+        for language in tiny.LANGUAGES:
+            question, target = tiny.draw_choice(rng, sentence, language)
+            options = dict(re.findall(r"([ABCD])\. (.*?)(?= [BCD]\. |$)", question))
+            assert "\n" not in question and list(options) == list("ABCD") and len(set(options.values())) == 4
+            assert options[target[0]] == target[2:] and target[1] == " "
+            said = sentence["text"][tiny.LANGUAGES.index(language)]
+            assert target[2:].split()[-1][:3].lower() in said.lower()
+    rows = list(tiny.sentence_rows(random.Random(0), tiny.draw_sentence(random.Random(0)), "tiny26/x", "a.wav", True))
+    assert [row["id"] for row in rows if row["task"] == "MCQ"] == [f"tiny26/x/MCQ.{la}" for la in tiny.LANGUAGES]
 
 
 def test_digits_as_words_and_questions_by_hand():
@@ -77,7 +96,8 @@ def test_digits_of_real_voices_with_one_speaker_held_out(tmp_path, real, monkeyp
         pytest.skip(f"no recordings at {folder}")
     jobs = []
     whole = digits.join_one
-    monkeypatch.setattr(digits.multiprocessing, "get_context", lambda kind: InProcess(jobs, whole))
+    monkeypatch.setattr(digits, "in_processes", lambda function, given, desc: [
+        (jobs.append(job), whole(job) if "test" in job[0] else None) for job in given])
     splits = digits.make_world(str(tmp_path), folder, "george", SIZES, seed=0)
     speakers = {}
     for path, files, speed, _ in jobs:
@@ -91,26 +111,6 @@ def test_digits_of_real_voices_with_one_speaker_held_out(tmp_path, real, monkeyp
     assert row["transcript"].split() == [digits.DIGITS["en"][int(d)] for d in said]
     wave, rate = soundfile.read(row["audio"])
     assert rate == 8000 and len(wave) / rate > 0.3 * len(said)
-
-
-class InProcess:
-    """Stands for a process pool: runs the jobs here and remembers them."""
-
-    def __init__(self, jobs, function):
-        self.jobs, self.function = jobs, function
-
-    def Pool(self, count):
-        return self
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        return False
-
-    def imap_unordered(self, function, jobs, chunksize):
-        self.jobs.extend(jobs)
-        return map(self.function, jobs)
 
 
 def test_digits_refuses_a_speaker_who_is_not_there(tmp_path):

@@ -1,0 +1,196 @@
+"""
+Europarl-ST v1.1: English speeches of the European Parliament, with German and Italian translations.
+
+    python data/europarlst.py                       # or --raw folder, where the download lies elsewhere
+
+download into <work>/raw/europarlst (or --raw)
+    v1.1/       https://www.mllp.upv.es/europarl-st/v1.1.tar.gz, unpacked there; 20 GB, CC BY-NC 4.0; of it
+                en/audios/<speech>.m4a and en/{de,it}/{train,dev,test}/segments.{lst,en,de,it} are read
+needs           PyAV (pip install av), or the program ffmpeg on the PATH, to decode m4a
+
+reads   these
+writes  <work>/audio/europarlst/<speech>.flac, 16 kHz mono, every speech decoded once; those that are there stay
+        <work>/rows/europarlst/{train,dev,test}.jsonl, counts.md, dropped.txt, config.json last
+
+An utterance is a segment of a speech, known by speech, start and end. It has its ASR row once, over both languages,
+and an ST row for each translation; should its two English transcripts differ, the one beside the German stays in all
+rows (our choice). train-noisy is not used: the papers name no noisy split (our choice).
+"""
+import importlib.util
+import itertools
+import os
+import re
+import shutil
+import subprocess
+import sys
+from multiprocessing.pool import ThreadPool
+
+if __name__ == "__main__":  # `python data/europarlst.py`: imports start at the project's folder, not at data/
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+import numpy as np
+import soundfile
+from tqdm import tqdm
+
+from data.recipe import need, parser, report, speech_rows, text_lines
+from data.rows import finish, finished, replace_file, write_rows
+
+DOWNLOAD = "unpack https://www.mllp.upv.es/europarl-st/v1.1.tar.gz (20 GB) there"
+TARGETS = ("de", "it")
+SPLITS = ("train", "dev", "test")
+PAPER = {("train", "ASR en"): 35_372, ("train", "ST/MT de"): 32_628, ("train", "ST/MT it"): 29_552}   # 2025, Table 1
+SEGMENT = re.compile(r"(\w[\w.-]*)\s+([0-9.]+)\s+([0-9.]+)\s*")  # speech, a plain file name; start and end, seconds
+RATE = 16_000                                                    # Hz
+SLACK = 0.1                                                      # s that a segment may end after its audio (our choice)
+
+
+# --- Segments.
+
+def read_segments(folder, target):
+    """
+    One split of one target -> [(speech, start, end, transcript, translation)], times in seconds.
+    SystemExit if the three files differ in length, or names the file and line that is malformed.
+    """
+    paths = [need(os.path.join(folder, f"segments.{kind}"), DOWNLOAD) for kind in ("lst", "en", target)]
+    texts = []
+    for path in paths:
+        with open(path, "rb") as file:
+            texts.append([line.rstrip("\r\n") for line in text_lines(file, path)])
+    if len({len(lines) for lines in texts}) > 1:
+        counts = ", ".join(f"{path} has {len(lines)} lines" for path, lines in zip(paths, texts))
+        raise SystemExit(f"{counts}; they belong together line by line, unpack the download again")
+    segments = []
+    for number, (place, transcript, translation) in enumerate(zip(*texts), 1):
+        try:
+            speech, start, end = SEGMENT.fullmatch(place).groups()
+            segments.append((speech, float(start), float(end), transcript.strip(), translation.strip()))
+        except (AttributeError, ValueError):
+            raise SystemExit(f"{paths[0]} line {number}: {place!r} is not 'speech start end'; unpack the download again"
+                             ) from None
+    return segments
+
+
+def refuse_leaks(segments):
+    """SystemExit if a speech of train, of any target, is in dev or test of any target. {split: {target: segments}}"""
+    speeches = {split: {segment[0] for part in segments[split].values() for segment in part} for split in SPLITS}
+    for split in ("dev", "test"):
+        for speech in sorted(speeches["train"] & speeches[split]):
+            raise SystemExit(f"speech {speech} is in train and in {split}; unpack the download again")
+
+
+def join(segments, audio):
+    """
+    {split: {target: segments}}, {speech: (path, seconds) or why it has no audio} -> {split: rows}, what is dropped.
+    The targets' segments are one utterance where speech, start and end are the same.
+    """
+    splits, dropped = {}, []
+    for split in SPLITS:
+        utterances = {}                                          # (speech, start, end): (transcript, {target: text})
+        for target in TARGETS:
+            for speech, start, end, transcript, translation in segments[split][target]:
+                utterance = f"europarlst/{speech}/{start}-{end}"
+                known, texts = utterances.get((speech, start, end), (transcript, {}))
+                if isinstance(audio[speech], str):
+                    why = f"speech without audio: {audio[speech]}"
+                elif start >= end:
+                    why = "ends before it starts"
+                elif end > audio[speech][1] + SLACK:
+                    why = f"ends after its audio: {audio[speech][1]:.2f} s"
+                elif not transcript or not translation:
+                    why = "empty text"
+                elif target in texts:
+                    why = "segment listed twice"
+                else:
+                    why = ""
+                    utterances[speech, start, end] = known, {**texts, target: translation}
+                    if known != transcript:
+                        why = "transcript differs over the targets, the first stays"
+                if why:
+                    dropped.append((split, f"{utterance}/ST.{target}", why))
+        splits[split] = []
+        for (speech, start, end), (transcript, texts) in utterances.items():
+            source = {"audio": audio[speech][0], "start": start, "end": end}
+            splits[split] += speech_rows(f"europarlst/{speech}/{start}-{end}", source, transcript, texts)
+    return splits, dropped
+
+
+# --- Audio.
+
+def decode_av(path):
+    """A file, decoded with PyAV -> int16 samples at 16 kHz, mono."""
+    import av
+    resampler, parts = av.AudioResampler(format="s16", layout="mono", rate=RATE), []
+    with av.open(path) as container:
+        for frame in itertools.chain(container.decode(audio=0), [None]):     # None: give what is left
+            parts += [part.to_ndarray()[0] for part in resampler.resample(frame)]
+    return np.concatenate(parts)
+
+
+def decode_ffmpeg(path):
+    """A file, decoded with the program ffmpeg -> int16 samples at 16 kHz, mono."""
+    command = ["ffmpeg", "-nostdin", "-v", "error", "-xerror", "-i", f"file:{path}", "-map", "0:a:0",
+               "-ac", "1", "-ar", str(RATE), "-f", "s16le", "-"]
+    done = subprocess.run(command, capture_output=True)
+    if done.returncode:
+        raise ValueError(done.stderr.decode("utf-8", "replace"))
+    return np.frombuffer(done.stdout, np.int16)
+
+
+def find_decoder():
+    """decode_av where PyAV is installed, else decode_ffmpeg; SystemExit where there is neither."""
+    if importlib.util.find_spec("av"):
+        return decode_av
+    if shutil.which("ffmpeg"):
+        return decode_ffmpeg
+    raise SystemExit("m4a needs PyAV or ffmpeg: pip install av, or apt-get install ffmpeg")
+
+
+def decode_speeches(speeches, raw, folder):
+    """
+    raw/<speech>.m4a -> folder/<speech>.flac, unless it is there -> {speech: (path, seconds)}; for a speech that is
+    missing or cannot be decoded, {speech: why}.
+    """
+    decode = find_decoder()
+
+    def decode_one(speech):
+        source, path = os.path.join(raw, f"{speech}.m4a"), os.path.join(folder, f"{speech}.flac")
+        if not os.path.exists(path):
+            if not os.path.isfile(source):
+                return "no such file"
+            try:
+                wave = decode(source)
+            except Exception as error:                           # whatever a corrupt file sets off, it stops nothing
+                return f"cannot be decoded ({error})"
+            if not len(wave):
+                return "cannot be decoded (no samples)"
+            with replace_file(path) as temporary:
+                soundfile.write(temporary, wave, RATE, format="FLAC", subtype="PCM_16")
+        return path, soundfile.info(path).duration
+    with ThreadPool(os.cpu_count()) as pool:
+        found = list(tqdm(pool.imap(decode_one, speeches), total=len(speeches), desc="decode", unit=" speeches"))
+    return dict(zip(speeches, found))
+
+
+def main(argv=None):
+    args = parser(__doc__, "europarlst").parse_args(argv)
+    raw = args.raw or os.path.join(args.work, "raw", "europarlst")
+    if finished(args.work, "europarlst", {}):
+        return
+    english = need(os.path.join(raw, "v1.1", "en"), DOWNLOAD)
+    segments = {split: {target: read_segments(os.path.join(english, target, split), target) for target in TARGETS}
+                for split in SPLITS}
+    refuse_leaks(segments)
+    speeches = sorted({segment[0] for parts in segments.values() for part in parts.values() for segment in part})
+    audio = decode_speeches(speeches, need(os.path.join(english, "audios"), DOWNLOAD),
+                            os.path.join(args.work, "audio", "europarlst"))
+    splits, dropped = join(segments, audio)
+    for split, rows in splits.items():
+        write_rows(os.path.join(args.work, "rows", "europarlst", f"{split}.jsonl"), rows)
+    report(args.work, "europarlst", splits, PAPER, dropped)
+    print(f"speeches without audio: {sum(isinstance(found, str) for found in audio.values())} of {len(speeches)}")
+    finish(args.work, "europarlst", {})
+    print(f"rows in {args.work}/rows/europarlst\nnext: python extract_features.py --preset iwslt25")
+
+
+if __name__ == "__main__":
+    main()

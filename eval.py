@@ -1,86 +1,216 @@
 """
-Evaluation: predictions -> one table a test set, and the loss curves.
+Evaluation: predictions -> one table a test set, the 2025 paper's tables with ours beside them, and the loss curves.
 
-    python eval.py                        # tiny; seconds
-    python eval.py --preset iwslt25
+    python eval.py                                                          # tiny; seconds
+    python eval.py --preset iwslt25 --judges google/gemma-3-12b-it,google/gemma-3-27b-it
 
-reads   <work>/<preset>/predictions/<system>/<corpus>.<split>.jsonl, <work>/rows/<corpus>/<split>.jsonl, and the
+reads   <work>/<run>/predictions/<system>/<corpus>.<split>.jsonl, <work>/rows/<corpus>/<split>.jsonl, and the
         stages' log.jsonl
-writes  <work>/<preset>/results.json, results.md, loss-<stage>.png
+writes  <work>/<run>/results.json, results.md, loss-<stage>.png; below scores/ what a model (COMET, BERTScore, a judge)
+        said of each answer: a second run asks only about answers that are new, a killed one goes on
 
-results.json is a list of {"system", "test_set", "task", "language", "metric", "value", "n"}; values are percentages.
-WER: corpus level, after MMS normalisation. BLEU: sacrebleu, 13a, zh for Chinese. EM: equal to the reference after the
-same normalisation; CONTAINS: the reference is somewhere in the answer; EM-unanswerable: on questions without an answer.
+results.json is a list of {"system", "test_set", "task", "language", "metric", "value", "n"}. COMET and BERTScore are on
+their own scales, all other values are percentages; every table is made from that list alone.
+
+WER, CER        corpus level, after MMS normalisation
+BLEU            sacrebleu, 13a, zh for Chinese
+COMET           wmt22-comet-da, the mean over the rows
+EM, CONTAINS    the answer equals the reference after the same normalisation; the reference is somewhere in the answer
+ROUGE-1         recall, the mean over the answers
+judge           mean over the LLMs of how many answers each finds right; in text mode also those that give no verdict
+BERTScore       F1, rescaled: the organisers' models; BERTScore-xlmr: xlm-roberta-large
+language        share of outputs in the language that was asked for
+capped, loops   share of outputs that infer.py stopped at its cap; that repeat themselves
+EM-unanswerable and BERTScore-unanswerable are on questions without an answer, which no other score of answers counts.
+A metric whose model or package is not here is left out, with a line that says how to get it.
 """
 import glob
 import json
 import os
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import cache, partial
 
+from data.recipe import resumable
 from data.rows import LANGUAGES, read_rows, replace_file
-from extract_features import configure, require, write_json
-from metrics.normalize import mms_normalize, word_error_rate
+from extract_features import configure, pick_device, require, write_json
+from metrics import bertscore, comet, judge
+from metrics.bleu import bleu
+from metrics.exact import contains, exact_match
+from metrics.normalize import character_error_rate, mms_normalize, word_error_rate
+from metrics.paper_tables import SYSTEMS, TABLES
+from metrics.rouge import rouge1_recall
+from metrics.tables import ANSWERS, NAMES, ST, TASKS, beside_paper, table
 
 
 @dataclass(frozen=True)
 class Config:                               # edit here, or pass --name value
     preset: str = "tiny"                    # filled in by configure
     work: str = "work"
-    systems: str = "llm,B,A.1,A.2,C"        # the rows of the table, folders of <work>/<preset>/predictions
+    run: str = "tiny"                       # filled in by configure; presets of one system share a folder of work
+    predictions: str = "predictions"        # folder of <work>/<run>, infer.py's --out
+    systems: str = "llm,B,A.1,A.2,C"        # the rows of the table, folders of predictions
     test_sets: str = "tiny.test"
+    metrics: str = "WER,CER,BLEU,EM,CONTAINS,ROUGE-1,capped,loops"
+    comet: str = "models/wmt22-comet-da"    # a folder below work, any other folder, or a file of weights
+    judges: str = ""                        # comma-separated LLMs: folders, below work or not, or hub names
+    judge_mode: str = "probability"         # of Yes against No; or text: what the judge writes
 
 PRESETS = {                                 # only what differs from the lines above
     "tiny":    {},
     "smoke":   {},
     "digits":  dict(test_sets="digits.test"),
-    "iwslt25": dict(systems="llm,B,A.1,C", test_sets="acl6060.eval,covost2.test,europarlst.test,spokensquad.test"),
+    "iwslt25": dict(systems="llm,B,seamless,seamless-text,A.1,C",
+                    test_sets="acl6060.dev,acl6060.eval,covost2.test,europarlst.test,spokensquad.test",
+                    metrics=Config.metrics + ",COMET,judge,BERTScore,BERTScore-xlmr,language"),
 }
+for name, systems in {"iwslt25-a2": "A.2,C-A.2", "iwslt25-short": "C-short", "iwslt25-a2-short": "C-A.2-short"}.items():
+    PRESETS[name] = dict(PRESETS["iwslt25"], run="iwslt25", systems=systems)
+PRESETS["tiny26"] = PRESETS["smoke26"] = dict(systems="llm,B,A,C", test_sets="tiny26.test")
+PRESETS["iwslt26"] = dict(
+    PRESETS["iwslt25"], systems="llm,B,seamless,seamless-text,A,C",
+    test_sets="librispeech.test,librispeech.test-other,covost2.test,europarlst.test,librisqa.test,mcif.test")
+PRESETS["iwslt26-setup2"] = dict(PRESETS["iwslt26"], run="iwslt26", systems="C-setup2")
 
-NAMES = {"llm": "LLM, text", "B": "B: LoRA, text", "A.1": "A.1: projector (ASR, ST)",
-         "A.2": "A.2: projector (ASR, ST, SQA)", "C": "C: projector + LoRA"}
+BASELINE_TASKS = {"seamless": ("ASR", "ST"), "seamless-text": ("ST",)}     # the rows they answer; others: all they can
+JUDGES = ("utter-project/EuroLLM-9B-Instruct,google/gemma-3-12b-it,google/gemma-3-27b-it,"
+          "meta-llama/Llama-3.1-70B-Instruct")                             # 2025, section 4
+BATCH = 32                                  # answers that a model scores together
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# scores: (predictions, references, language) -> percent
-def wer(predictions, references, language):
+# scores of texts: (references, predictions, language) -> percent
+def wer(references, predictions, language):
     """Word errors, insertions + deletions + substitutions, over reference words; MMS-normalised (2025, section 4)."""
     return word_error_rate([mms_normalize(r, language) for r in references],
                            [mms_normalize(p, language) for p in predictions])
 
 
-def bleu(predictions, references, language):
-    """Corpus BLEU, nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp, tok:zh for Chinese (2025, section 4)."""
-    from sacrebleu.metrics import BLEU
-    return BLEU(tokenize="zh" if language == "zh" else "13a").corpus_score(predictions, [references]).score
+def cer(references, predictions, language):
+    """The same of characters, of which a space is one."""
+    return character_error_rate([mms_normalize(r, language) for r in references],
+                                [mms_normalize(p, language) for p in predictions])
 
 
-def plain(text, language):
-    """Lower case, no punctuation; numbers stay, an answer may be one."""
-    return mms_normalize(text, language, remove_numbers=False)
+def in_language(_, predictions, language):
+    """Share of outputs in the language that was asked for (2025, section 6)."""
+    from metrics.language import available, share_in_language
+    if not available():
+        raise ImportError("the package py3langid is missing; run: pip install py3langid")
+    return share_in_language(predictions, language)
 
 
-def exact_match(predictions, references, language):
-    """Share of answers that equal the reference after normalisation."""
-    same = [plain(p, language) == plain(r, language) for p, r in zip(predictions, references)]
-    return 100 * sum(same) / len(same)
-
-
-def contains(predictions, references, language):
-    """Share of answers in which the reference occurs: a right answer in a whole sentence counts too."""
-    found = [plain(r, language) in plain(p, language) for p, r in zip(predictions, references)]
-    return 100 * sum(found) / len(found)
-
-
-METRICS = {  # task: {metric: (score, which rows by `answerable`)}
-    "ASR": {"WER": (wer, True)},
-    "ST": {"BLEU": (bleu, True)}, "MT": {"BLEU": (bleu, True)},
-    "SQA": {"EM": (exact_match, True), "CONTAINS": (contains, True), "EM-unanswerable": (exact_match, False)},
+METRICS = {  # name: (score of texts, None for another kind; tasks; which rows by `answerable`, None for all)
+    "WER": (wer, ["ASR"], [True]), "CER": (cer, ["ASR"], [True]),
+    "BLEU": (bleu, ST, [True]), "COMET": (None, ST, [True]),
+    "EM": (exact_match, ANSWERS, [True, False]), "CONTAINS": (contains, ANSWERS, [True]),
+    "ROUGE-1": (rouge1_recall, ANSWERS, [True]), "judge": (None, ANSWERS, [True]),
+    "BERTScore": (None, ANSWERS, [True, False]), "BERTScore-xlmr": (None, ANSWERS, [True, False]),
+    "language": (in_language, TASKS, [None]), "capped": (None, TASKS, [None]), "loops": (None, TASKS, [None]),
 }
-METRICS["QA"] = METRICS["MCQ"] = METRICS["SQA"]
 
 
-def read_predictions(path, rows, preset):
+def result(*values):
+    """One entry of results.json."""
+    return dict(zip(("system", "test_set", "task", "language", "metric", "value", "n"), values, strict=True))
+
+
+def groups(metric, rows, predictions):
+    """Which predicted rows are scored together: [((task, language, metric or metric-unanswerable), rows)]."""
+    _, tasks, which = METRICS[metric]
+    found = defaultdict(list)
+    for row in rows:
+        task = predictions.get(row["id"], {}).get("task")
+        task = "MCQ" if task and row["task"] == "MCQ" else task        # a text system calls it QA
+        for answerable in which:
+            if task in tasks and answerable in (None, row["answerable"]):
+                found[task, row["language"], metric + "-unanswerable" * (answerable is False)].append(row)
+    return sorted(found.items())
+
+
+def score(system, test_set, rows, predictions, metric):
+    """Results of one system on one test set, by a metric that needs no model; ImportError where it lacks a package."""
+    results, function = [], METRICS[metric][0]
+    for (task, language, name), kept in groups(metric, rows, predictions):
+        answers = [predictions[row["id"]] for row in kept]
+        if function:
+            value = function([row["target"] for row in kept], [a["prediction"] for a in answers], language)
+        elif all(metric in a for a in answers):            # capped and loops, as infer.py marks them
+            value = 100 * sum(a[metric] for a in answers) / len(answers)
+        else:
+            continue
+        results.append(result(system, test_set, task, language, name, value, len(kept)))
+    return results
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# scores by a model, answer by answer
+def load_comet(c):
+    """COMET -> a function from [source, translation, reference] items to their scores."""
+    path = c.comet if os.path.exists(c.comet) else os.path.join(c.work, c.comet)
+    encoder = comet.ENCODERS["regression"]
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"no weights at {path}; run: hf download Unbabel/wmt22-comet-da --local-dir {path}")
+    try:
+        model = comet.load_comet(path, pick_device())
+    except OSError as error:
+        raise FileNotFoundError(f"{path} is not whole, or {encoder} not here; run: hf download {encoder} config.json "
+                                "sentencepiece.bpe.model tokenizer.json tokenizer_config.json") from error
+    return lambda items: comet.score(model, [dict(zip(("src", "mt", "ref"), item)) for item in items])
+
+
+def model_jobs(c, metrics):
+    """(metric, name of its scores, languages, load) of every model; load() -> a function from items to scores."""
+    if "COMET" in metrics:
+        yield "COMET", f"COMET:{c.comet}", LANGUAGES, partial(load_comet, c)
+    for llm in filter(None, c.judges.split(",") if "judge" in metrics else []):
+        path = os.path.join(c.work, llm)
+        yield ("judge", f"judge:{c.judge_mode}:{llm}", LANGUAGES,
+               partial(judge.load_judge, path if os.path.isdir(path) else llm, c.judge_mode, pick_device()))
+    for metric in [metric for metric in metrics if metric.startswith("BERTScore")]:
+        for language in LANGUAGES:
+            model, layer = bertscore.ORGANISERS[language] if metric == "BERTScore" else bertscore.XLMR
+            yield (metric, f"{metric}:{language}:{model}", [language],
+                   partial(bertscore.load_bertscore, language, model, layer, str(pick_device())))
+
+
+ITEMS = {  # what a model reads: of the row, of the same question's English row, and the prediction
+    "COMET": lambda row, english, said: [row["transcript"], said, row["target"]],
+    "judge": lambda row, english, said: [row["question"], english["target"], said],      # 2025, section 4
+    "BERTScore": lambda row, english, said: [said, row["target"]],
+    "BERTScore-xlmr": lambda row, english, said: [said, row["target"]],
+}
+
+
+def model_scores(c, outputs, metric, name, languages, load):
+    """Results of one model on all outputs; it is loaded for the first answer that has no score yet."""
+    results, load = [], cache(load)
+    for (system, test_set), (rows, predictions) in outputs.items():
+        found = [(key, kept) for key, kept in groups(metric, rows, predictions) if key[1] in languages]
+        by_id, items = {row["id"]: row for row in rows}, []
+        for row in (row for _, kept in found for row in kept):
+            # its questions are translations; of other corpora, or without an English row, this one (our choice)
+            twin = row["id"].removesuffix("." + row["language"]) + ".en"
+            english = by_id.get(twin, row) if test_set == "spokensquad.test" else row
+            items.append(ITEMS[metric](row, english, predictions[row["id"]]["prediction"]))
+        if not items:
+            continue
+        path = os.path.join(c.work, c.run, "scores", c.predictions, system,
+                            f"{test_set}.{name.replace(':', '-').replace(os.sep, '-')}.jsonl")
+        scores = iter(resumable(path, {"scores": name}, items, lambda some: load()(some), BATCH,
+                                f"{name}, {system}, {test_set}", size=lambda texts: sum(map(len, texts))))
+        for (task, language, metric_), kept in found:
+            some = [next(scores) for _ in kept]
+            values = {metric_: sum(some) / len(some)}
+            if metric == "judge":
+                values = dict(zip([name, "unparsable" + name.removeprefix("judge")], judge.accuracy(some)))
+            results += [result(system, test_set, task, language, *pair, len(kept)) for pair in values.items()]
+    return results
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# predictions
+def read_predictions(path, rows, system, preset):
     """{id: prediction} of one system on one test set; every id must be one of the rows', once."""
     redo = f"remove it and run: python infer.py --preset {preset}"
     known, predictions = {row["id"] for row in rows}, {}
@@ -88,7 +218,7 @@ def read_predictions(path, rows, preset):
         for number, line in enumerate(file, 1):
             try:
                 prediction = json.loads(line)
-                name, _, _ = prediction["id"], prediction["prediction"] + "", METRICS[prediction["task"]]
+                name, _, _ = prediction["id"], prediction["prediction"] + "", TASKS.index(prediction["task"])
             except (ValueError, KeyError, TypeError):
                 raise SystemExit(f"{path} line {number} is not a prediction; {redo}") from None
             if name in predictions or name not in known:
@@ -96,58 +226,43 @@ def read_predictions(path, rows, preset):
                 raise SystemExit(f"{path} line {number}: id {name!r} is {wrong}; {redo}")
             predictions[name] = prediction
     text = any(p["task"] in ("MT", "QA") for p in predictions.values())    # a text system reads all rows but ASR
-    wanted = {row["id"] for row in rows if (row["task"] != "ASR" if text else "utterance" in row)}
+    wanted = {row["id"] for row in rows if row["task"] in BASELINE_TASKS.get(system, TASKS)
+              and (row["task"] != "ASR" if text else "utterance" in row)}
     if wanted - predictions.keys():
         raise SystemExit(f"{path}: {len(wanted - predictions.keys())} rows have no prediction, "
                          f"first {min(wanted - predictions.keys())}; {redo}")
     return predictions
 
 
-def score(system, test_set, rows, predictions):
-    """All results of one system on one test set -> list of the dicts of results.json."""
-    groups = defaultdict(list)
-    for row in rows:
-        if row["id"] in predictions:
-            groups[predictions[row["id"]]["task"], row["language"]].append(row)
-    results = []
-    for (task, language), group in sorted(groups.items()):
-        for metric, (function, answerable) in METRICS[task].items():
-            kept = [row for row in group if row["answerable"] is answerable]
-            if kept:
-                said = [predictions[row["id"]]["prediction"] for row in kept]
-                value = function(said, [row["target"] for row in kept], language)
-                results.append({"system": system, "test_set": test_set, "task": task, "language": language,
-                                "metric": metric, "value": value, "n": len(kept)})
-    return results
+def read_outputs(c, notes):
+    """
+    {(system, test set): (rows, predictions)}. Systems of the preset's own list may lack predictions, which is noted;
+    the paper's other systems are added where they have some: presets share a folder and its tables.
+    """
+    folder, systems = os.path.join(c.work, c.run, c.predictions), c.systems.split(",")
+    usual = c.systems == {"systems": Config.systems, **PRESETS[c.preset]}["systems"]
+    others = [s for s in (*NAMES, *SYSTEMS) if usual and s not in systems and os.path.isdir(os.path.join(folder, s))]
+    rows_of, outputs = {}, {}
+    for system in systems + others:
+        absent = []
+        for test_set in c.test_sets.split(","):
+            path = os.path.join(folder, system, f"{test_set}.jsonl")
+            if usual and not os.path.exists(path):
+                absent.append(test_set)
+                continue
+            if test_set not in rows_of:
+                rows_of[test_set] = read_rows(os.path.join(c.work, "rows", *test_set.rsplit(".", 1)) + ".jsonl")
+            outputs[system, test_set] = (rows_of[test_set],
+                                         read_predictions(path, rows_of[test_set], system, c.preset))
+        if absent:
+            notes.append(f"{system} is left out on {', '.join(absent)}: no predictions"
+                         + (f"; run: python infer.py --preset {c.preset}" if system in systems else ""))
+    if not outputs:
+        raise SystemExit(f"{folder} has no predictions; run: python infer.py --preset {c.preset}")
+    return outputs
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# the table and the curves
-COLUMNS = [  # heading: (tasks, metric, languages that are averaged)
-    ("WER", ("ASR",), "WER", ("en",)),
-    *[(f"BLEU {language}", ("ST", "MT"), "BLEU", (language,)) for language in LANGUAGES[1:]],
-    ("BLEU mean", ("ST", "MT"), "BLEU", LANGUAGES[1:]),
-    *[(f"EM {language}", ("SQA", "QA"), "EM", (language,)) for language in LANGUAGES],
-    ("EM mean", ("SQA", "QA"), "EM", LANGUAGES),
-    ("contains", ("SQA", "QA"), "CONTAINS", LANGUAGES),
-    ("unanswerable", ("SQA", "QA"), "EM-unanswerable", LANGUAGES),
-]
-
-
-def table(results, test_set, systems):
-    """Markdown: a row a system, a cell the mean over the column's languages, empty where there is no score."""
-    lines = ["| " + " | ".join([test_set, *(heading for heading, *_ in COLUMNS)]) + " |",
-             "|---" * (len(COLUMNS) + 1) + "|"]
-    for system in systems:
-        cells = []
-        for _, tasks, metric, languages in COLUMNS:
-            values = [r["value"] for r in results if r["system"] == system and r["test_set"] == test_set
-                      and r["task"] in tasks and r["metric"] == metric and r["language"] in languages]
-            cells.append(f"{sum(values) / len(values):.1f}" if values else "")
-        lines.append(f"| {NAMES.get(system, system)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def plot_losses(folder):
     """loss-<stage>.png beside results.json for every stage that has a log; returns the paths."""
     import matplotlib
@@ -173,21 +288,41 @@ def plot_losses(folder):
 
 def main(argv=None):
     c = configure(Config, PRESETS, argv)
-    folder, systems, results, tables = os.path.join(c.work, c.preset), c.systems.split(","), [], []
-    for test_set in c.test_sets.split(","):
-        corpus, split = test_set.rsplit(".", 1)
-        rows = read_rows(os.path.join(c.work, "rows", corpus, f"{split}.jsonl"))
-        for system in systems:
-            path = os.path.join(folder, "predictions", system, f"{test_set}.jsonl")
-            results += score(system, test_set, rows, read_predictions(path, rows, c.preset))
-        tables.append(table(results, test_set, systems))
-    write_json(os.path.join(folder, "results.json"), results)
-    with replace_file(os.path.join(folder, "results.md")) as name, open(name, "w", encoding="utf-8") as file:
-        file.write("\n\n".join(tables) + "\n")
-    paths = plot_losses(folder)
-    print("\n\n".join(tables))
-    print(f"\nall scores are percentages; they are in {folder}/results.md and results.json, the loss curves in\n"
-          + "\n".join(paths))
+    folder, metrics, notes = os.path.join(c.work, c.run), c.metrics.split(","), []
+    if not {*metrics} <= {*METRICS} or c.judge_mode not in ("probability", "text"):
+        raise SystemExit(f"--metrics are some of {','.join(METRICS)}; --judge_mode is probability or text")
+
+    # 1. scores of the texts, then of the models, each of which is in memory alone
+    outputs, results = read_outputs(c, notes), []
+    for metric in [metric for metric in metrics if metric not in ITEMS]:
+        try:
+            for (system, test_set), (rows, predictions) in outputs.items():
+                results += score(system, test_set, rows, predictions, metric)
+        except ImportError as error:
+            notes.append(f"{metric} is left out: {error}")
+    for metric, name, *job in model_jobs(c, metrics):
+        try:
+            results += model_scores(c, outputs, metric, name, *job)
+        except (ImportError, FileNotFoundError) as error:
+            notes.append(f"{metric} is left out: {error}")
+    if "judge" in metrics and not c.judges:
+        notes.append(f"judge is left out: no LLM is named; run: python eval.py --preset {c.preset} --judges {JUDGES}")
+
+    # 2. the tables, from the results alone
+    systems = list(dict.fromkeys(system for system, _ in outputs))
+    scored = [test_set for test_set in c.test_sets.split(",") if test_set in {other for _, other in outputs}]
+    tables = [table(results, test_set, systems) for test_set in scored]
+    if c.preset.startswith("iwslt25"):                      # of another paper's systems these tables say nothing
+        tables += filter(None, (beside_paper(results, name) for name in TABLES))
+    judges = sorted({r["metric"].removeprefix("judge:") for r in results if r["metric"].startswith("judge:")})
+    notes = [f"judge: the mean over {', '.join(judges)}"] * bool(judges) + list(dict.fromkeys(notes))
+    text = "\n\n".join(tables + ["\n".join(f"- {note}" for note in notes)] * bool(notes))
+    stem = os.path.join(folder, c.predictions.replace("predictions", "results"))
+    write_json(f"{stem}.json", results)
+    with replace_file(f"{stem}.md") as name, open(name, "w", encoding="utf-8") as file:
+        file.write(text + "\n")
+    print(f"{text}\n\nall scores but COMET and BERTScore are percentages; they are in {stem}.md and "
+          f"{os.path.basename(stem)}.json, the loss curves in\n" + "\n".join(plot_losses(folder)))
 
 
 if __name__ == "__main__":

@@ -56,6 +56,9 @@ PRESETS = {                                  # only what differs from the lines 
 }
 for name in ("iwslt25-a2", "iwslt25-short", "iwslt25-a2-short"):    # they differ in later stages only
     PRESETS[name] = PRESETS["iwslt25"]
+PRESETS["tiny26"] = PRESETS["smoke26"] = dict(corpora="tiny26", encoder="models/tiny26-seamless", mean=2)
+PRESETS["iwslt26"] = PRESETS["iwslt26-setup2"] = dict(
+    PRESETS["iwslt25"], corpora="covost2,europarlst,gigast,librispeech,librisqa,fakacl,mcif", mean=2)  # 2026, section 4
 
 SAMPLE_RATE = 16_000                         # Hz; this and the next three are the front end of SeamlessM4T
 MEL_BINS = 80                                # one filterbank frame every 10 ms

@@ -63,6 +63,14 @@ PRESETS = {                                 # only what differs from the lines a
 for name, systems in {"iwslt25-a2": "A.2:projector-A.2,C-A.2:merged-A.2", "iwslt25-short": "C-short:merged-short",
                       "iwslt25-a2-short": "C-A.2-short:merged-A.2-short"}.items():
     PRESETS[name] = dict(PRESETS["iwslt25"], run="iwslt25", systems=systems)
+PRESETS["tiny26"] = dict(systems="llm,B:lora,A:projector,C:merged", test_sets="tiny26.test", llm="models/tiny26-qwen3",
+                         prompt="2026-zero-shot")
+PRESETS["smoke26"] = dict(PRESETS["tiny26"], max_new_tokens=12)
+PRESETS["iwslt26"] = dict(
+    systems="llm,B:lora,seamless,seamless-text,A:projector,C:merged", llm="Qwen/Qwen3-4B-Instruct-2507",
+    prompt="2026-zero-shot", seamless="facebook/seamless-m4t-v2-large", max_new_tokens=100,           # 2026, section 5
+    test_sets="librispeech.test,librispeech.test-other,covost2.test,europarlst.test,librisqa.test,mcif.test")
+PRESETS["iwslt26-setup2"] = dict(PRESETS["iwslt26"], run="iwslt26", systems="C-setup2:merged-setup2")
 
 SEAMLESS_LANGUAGE = {"en": "eng", "de": "deu", "it": "ita", "zh": "cmn"}
 BEAMS = 5                                   # of Seamless, as its authors evaluate it (our choice: the paper is silent)
@@ -209,7 +217,7 @@ def predict(c, name, tokenizer, jobs, decode, test_set):
     write_lines(path, predictions)
     os.remove(partial)
     unheard = sum(item is None for *_, item in jobs)
-    capped, loops = (100 * sum(p[key] for p in predictions) / len(predictions) for key in ("capped", "loops"))
+    capped, loops = (100 * sum(p[key] for p in predictions) / max(1, len(predictions)) for key in ("capped", "loops"))
     print(f"{path}: {len(predictions)} rows, {capped:.1f} % stopped by the cap of {c.max_new_tokens} tokens, "
           f"{loops:.1f} % loop"
           + (f"; {unheard} have no frames: their answer is empty and counts as wrong" if unheard else ""))

@@ -18,7 +18,7 @@ import torch
 
 from data.draws import choose, draw, pick_validation
 from extract_features import configure, locate, pick_device, require
-from train_lora import add_lora, attach_lora, load_lora, lora_parameters, lora_state_dict
+from train_lora import MT26, add_lora, attach_lora, load_lora, lora_parameters, lora_state_dict
 from train_projector import (Run, answer_loss, encode_sample, finished, load_llm, load_projector, load_rows, processes,
                              rate, read_config, update, validate)
 
@@ -62,6 +62,12 @@ PRESETS = {                                 # only what differs from the lines a
 PRESETS["iwslt25-a2"] = dict(PRESETS["iwslt25"], run="iwslt25", projector="projector-A.2", out="merged-A.2")
 PRESETS["iwslt25-short"] = dict(PRESETS["iwslt25"], run="iwslt25", shares="short", out="merged-short")
 PRESETS["iwslt25-a2-short"] = dict(PRESETS["iwslt25-a2"], shares="short", out="merged-A.2-short")
+PRESETS["tiny26"] = dict(corpora="tiny26", prompt="2026", mixture="C26", shares="2026")
+PRESETS["smoke26"] = dict(PRESETS["tiny26"], steps=6, validate_every=3, validate_rows=2)
+PRESETS["iwslt26"] = dict(PRESETS["iwslt25"], corpora="covost2,europarlst,gigast,librisqa,fakacl", prompt="2026",
+                          mixture="C26", shares="2026", batch=8, accumulate=6, steps=3000,
+                          lr_projector=5e-5, lr_lora=1e-5)                              # 2026, section 6.1: setup 1
+PRESETS["iwslt26-setup2"] = dict(PRESETS["iwslt26"], run="iwslt26", lr_lora=5e-5, out="merged-setup2")
 
 ASR = {"en": 1.0}
 ST = {"de": 0.4, "it": 0.3, "zh": 0.3}
@@ -73,6 +79,7 @@ MIXTURES = {  # task: (share, {language: share}); 2025, Table 13
     "C-0.2-0.6-0.2":   {"ASR": (0.2, ASR), "ST": (0.6, ST), "SQA": (0.2, SQA)},
     "C-0.25-0.5-0.25": {"ASR": (0.25, ASR), "ST": (0.5, ST), "SQA": (0.25, SQA)},
     "C-0.3-0.5-0.2":   {"ASR": (0.3, ASR), "ST": (0.5, ST), "SQA": (0.2, SQA)},
+    "C26":             {"ASR": (0.3, ASR), "ST": (0.4, {"de": 0.4, "it": 0.4, "zh": 0.2}), "SQA": (0.3, SQA)},   # 2026
 }
 
 # (task, corpus): share; where a task has none, its corpora go by size. The paper is silent on ASR: A's shares, and
@@ -86,6 +93,9 @@ CORPUS_SHARES = {
     # Table 10: MT from the speech corpora alone, by size (Table 1), and from the translated Spoken-SQuAD alone
     "no-synthetic": {**FLUENT, ("MT", "covost2"): 289_413, ("MT", "europarlst"): 32_628},
     "only-synthetic": {**FLUENT, ("MT", "spokensquad"): 1.0},
+    # 2026, Table 6: speech of CoVoST 2 and Europarl-ST alone for ASR (A's shares of 2025, our choice) and ST (by size)
+    "2026": {**MT26, ("ASR", "covost2"): 0.8, ("ASR", "europarlst"): 0.2,
+             ("ST", "covost2"): 289_413, ("ST", "europarlst"): 32_628},
 }
 
 

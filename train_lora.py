@@ -59,12 +59,31 @@ PRESETS = {                                 # only what differs from the lines a
 }
 for name in ("iwslt25-a2", "iwslt25-short", "iwslt25-a2-short"):           # the same adapters, trained once
     PRESETS[name] = dict(PRESETS["iwslt25"], run="iwslt25")
+PRESETS["tiny26"] = dict(corpora="tiny26", llm="models/tiny26-qwen3", prompt="2026", mixture="B26")
+PRESETS["smoke26"] = dict(PRESETS["tiny26"], steps=6, validate_every=3, validate_rows=4)
+PRESETS["iwslt26"] = dict(PRESETS["iwslt25"], corpora="covost2,europarlst,gigast,librisqa,fakacl", prompt="2026",
+                          llm="Qwen/Qwen3-4B-Instruct-2507", mixture="B26", batch=16, steps=30_000)      # section 6.1
+PRESETS["iwslt26-setup2"] = dict(PRESETS["iwslt26"], run="iwslt26")
 
 MIXTURES = {  # task: (share, {language: share}), QA languages (valid, invalid); 2025, section 5.1 and Table 13
     "B": {"MT": (0.6, {"de": 0.4, "it": 0.3, "zh": 0.3}),
           "QA": (0.4, {"en": (0.2, 0.05), "de": (0.2, 0.05), "it": (0.2, 0.05), "zh": (0.2, 0.05)})},
+    "B26": {"MT": (0.6, {"de": 0.4, "it": 0.3, "zh": 0.3}),                # 2026, section 6.1
+            # valid and invalid 4 : 1 (our choice)
+            "QA": (0.4, {"en": (0.16, 0.04), "de": (0.24, 0.06), "it": (0.24, 0.06), "zh": (0.16, 0.04)})},
 }
-CORPUS_SHARES = {("QA", "spokensquad"): 1.0}  # the short answers, Table 12; a task without shares goes by size
+
+# (task, corpus) or (task, language, corpus): share; where a task has none, its corpora go by size
+MT26 = {  # by the sizes of the 2026 paper's Table 5, whatever part of GigaST is there; GigaST's share is what to edit
+    ("MT", "de", "covost2"): 289_413, ("MT", "de", "europarlst"): 32_628, ("MT", "de", "gigast"): 7_645_641,
+    ("MT", "de", "librisqa"): 36_707, ("MT", "de", "fakacl"): 9_722,
+    ("MT", "it", "europarlst"): 29_552, ("MT", "it", "gigast"): 3_004_804, ("MT", "it", "librisqa"): 75_378,
+    ("MT", "it", "fakacl"): 14_999,
+    ("MT", "zh", "covost2"): 289_413, ("MT", "zh", "gigast"): 7_645_641, ("MT", "zh", "librisqa"): 22_211,
+    ("MT", "zh", "fakacl"): 4_659,
+}
+CORPUS_SHARES = {"B": {("QA", "spokensquad"): 1.0},                        # the short answers; 2025, Table 12
+                 "B26": MT26}
 
 # attention and feed-forward, every layer (2025, section 3): the paper names keys, which torchtune's recipe leaves out
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -194,7 +213,7 @@ def main(argv=None):
     def encode_row(row):
         return encode_sample(row, True, tokenizer, llm.config.model_type, None, c.prompt)
     loss_of = partial(answer_loss, llm, None)
-    draws = draw(rows, mixture, CORPUS_SHARES, c.batch, c.batch, c.seed)
+    draws = draw(rows, mixture, CORPUS_SHARES[c.mixture], c.batch, c.batch, c.seed)
     run.skip(draws)
     dev = [encode_row(row) for row in pick_validation(dev_rows, mixture, c.validate_rows)]
 

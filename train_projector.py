@@ -302,7 +302,8 @@ def micro_batches(samples, micro_tokens):
             yield batch
             batch = []
         batch.append(sample)
-    yield batch
+    if batch:
+        yield batch
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -800,6 +801,8 @@ def main(argv=None):
     run.skip(draws)
     picked = pick_validation(dev_rows, mixture, c.validate_rows)
     dev = [sample for sample in (encode_row(row, False, dev_features) for row in picked) if sample]
+    if not dev:
+        raise SystemExit("no dev transcript has as few tokens as its speech has slots: look at --mean and --llm")
     if not on_table:
         # decoded at every validation: ASR and ST of one corpus, all of it, and the SQA rows of the loss
         decoded = [row for row in dev_rows if corpus_of(row) == c.decode and "utterance" in row

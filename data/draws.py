@@ -55,7 +55,7 @@ def draw(rows, mixture, corpus_shares, batch, batch_sqa, seed, twin=False):
 
     def pick(key):
         corpora = pools[key]
-        shares = [corpus_shares.get((key[0], corpus), 0) for corpus in corpora]
+        shares = [corpus_shares.get((key[0], corpus), corpus_shares.get((*key[:2], corpus), 0)) for corpus in corpora]
         corpus = rng.choices(list(corpora), shares if any(shares) else [len(r) for r in corpora.values()])[0]
         order, picked = orders.setdefault((key, corpus), []), []
         while len(picked) < (batch_sqa if key[0] == "SQA" else batch):

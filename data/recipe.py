@@ -87,7 +87,7 @@ def resumable(path, settings, items, make, batch, desc="", size=len):
     batches = [b for b in batches if any(key(item) not in done for item in b)]
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     with open(path, "a", encoding="utf-8") as file, \
-            tqdm(total=sum(map(len, batches)), desc=desc or os.path.basename(path), unit="item") as bar:
+            tqdm(total=sum(map(len, batches)), desc=desc or os.path.basename(path), unit="item", disable=not batches) as bar:
         if not file.tell():
             file.write(json.dumps({"settings": settings}) + "\n")
         for items_now in batches:

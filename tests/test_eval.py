@@ -1,6 +1,8 @@
-"""Scores by hand, the shape of results.json, and predictions that do not fit their rows."""
+"""Scores by hand, results.json and its tables, models that score, and predictions that do not fit their rows."""
 import json
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import sacrebleu
@@ -8,34 +10,40 @@ import sacrebleu
 import eval as stage
 from data.prompts import NOT_ANSWERABLE
 from data.rows import write_rows
-from eval import bleu, contains, exact_match, score, table, wer
+from eval import bleu, cer, contains, exact_match, wer
+from metrics.tables import COLUMNS, beside_paper, table
+
+PARITY = Path(__file__).parents[2] / "shared" / "parity"
 
 # --- Scores.
 
-def test_wer_by_hand():
+def test_wer_and_cer_by_hand():
     references = ["The cat sat on the mat.", "Anna has three books!"]       # 6 + 4 words
     predictions = ["the cat sits on mat", "anna has three new books"]        # 1 substituted, 1 deleted; 1 inserted
-    assert wer(predictions, references, "en") == pytest.approx(30.0)
-    assert wer(["THE CAT, sat on; the mat?", "Anna has three books"], references, "en") == 0.0
-    assert wer(["", ""], references, "en") == 100.0
+    assert wer(references, predictions, "en") == pytest.approx(30.0)
+    assert wer(references, ["THE CAT, sat on; the mat?", "Anna has three books"], "en") == 0.0
+    assert wer(references, ["", ""], "en") == 100.0
+    # 22 + 20 characters: sat -> sits 2, "the " 4, "new " 4
+    assert cer(references, predictions, "en") == pytest.approx(100 * 10 / 42)
+    assert cer(["ab"], ["AB, abc"], "en") == 200.0                           # spaces count
 
 
 def test_bleu_is_sacrebleu_with_the_paper_s_signature():
     predictions, references = ["the cat sat on the mat"], ["the cat sat on the red mat"]
     # precisions 6/6, 4/5, 3/4, 2/3, brevity exp(1 - 7/6)
-    assert bleu(predictions, references, "de") == pytest.approx(100 * 2.718281828**(-1 / 6) * (4/5 * 3/4 * 2/3) ** 0.25)
+    assert bleu(references, predictions, "de") == pytest.approx(100 * 2.718281828**(-1 / 6) * (4/5 * 3/4 * 2/3) ** 0.25)
     metric = sacrebleu.metrics.BLEU(tokenize="13a")
     predictions = ["Anna hat drei Katzen.", "Wien ist am Montag schön."]
     references = ["Anna hat drei Katzen, ja.", "Wien wird am Montag schön."]
-    assert bleu(predictions, references, "de") == metric.corpus_score(predictions, [references]).score
+    assert bleu(references, predictions, "de") == metric.corpus_score(predictions, [references]).score
     assert str(metric.get_signature()).startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp")
 
 
 def test_bleu_of_chinese_counts_characters():
     predictions, references = ["安娜在伦敦买了两本书。"], ["安娜在伦敦买了三本书。"]
     theirs = sacrebleu.corpus_bleu(predictions, [references], tokenize="zh").score
-    assert bleu(predictions, references, "zh") == theirs > 50
-    assert bleu(predictions, references, "it") < 20                                   # one word, as 13a sees it
+    assert bleu(references, predictions, "zh") == theirs > 50
+    assert bleu(references, predictions, "it") < 20                                   # one word, as 13a sees it
 
 
 @pytest.mark.parametrize("language, prediction, reference, equal, inside", [
@@ -53,8 +61,8 @@ def test_bleu_of_chinese_counts_characters():
     ("zh", "巴黎", "伦敦", False, False),
     ("zh", "无法回答", NOT_ANSWERABLE["zh"], True, True)])
 def test_exact_match_and_contains_by_hand(language, prediction, reference, equal, inside):
-    assert exact_match([prediction], [reference], language) == 100 * equal
-    assert contains([prediction], [reference], language) == 100 * inside
+    assert exact_match([reference], [prediction], language) == 100 * equal
+    assert contains([reference], [prediction], language) == 100 * inside
 
 
 def test_shares_are_of_all_answers():
@@ -78,25 +86,75 @@ TEXT = {"ST": "MT", "SQA": "QA"}
 
 
 def speech():
-    return [{"id": row["id"], "task": row["task"], "prediction": said, "tokens": 3, "capped": False}
-            for row, said in zip(ROWS, SAID)]
+    return [{"id": row["id"], "task": row["task"], "prediction": said, "tokens": 3, "capped": n == 1, "loops": n < 3}
+            for n, (row, said) in enumerate(zip(ROWS, SAID))]
 
 
 def text():
     return [{**p, "task": TEXT[p["task"]]} for p in speech() if p["task"] in TEXT]
 
 
+def scores(rows, predictions, *metrics):
+    """{(task, language, metric): (value, n)}"""
+    found = [r for metric in metrics
+             for r in stage.score("C", "tiny.test", rows, {p["id"]: p for p in predictions}, metric)]
+    assert all(list(r) == ["system", "test_set", "task", "language", "metric", "value", "n"] for r in found)
+    return {(r["task"], r["language"], r["metric"]): (round(r["value"], 1), r["n"]) for r in found}
+
+
 def test_scores_of_a_test_set():
-    results = score("C", "tiny.test", ROWS, {p["id"]: p for p in speech()})
-    found = {(r["task"], r["language"], r["metric"]): (round(r["value"], 1), r["n"]) for r in results}
-    assert found == {("ASR", "en", "WER"): (33.3, 3),                                 # 1 deleted + 1 inserted of 6
-                     ("ST", "de", "BLEU"): (100.0, 1), ("ST", "zh", "BLEU"): (100.0, 1),
-                     ("SQA", "en", "EM"): (50.0, 2), ("SQA", "en", "CONTAINS"): (100.0, 2),
-                     ("SQA", "en", "EM-unanswerable"): (100.0, 1),                    # apart: n is 2 and 1, not 3
-                     ("SQA", "it", "EM"): (0.0, 1), ("SQA", "it", "CONTAINS"): (0.0, 1)}
-    assert all(list(r) == ["system", "test_set", "task", "language", "metric", "value", "n"] for r in results)
-    results = score("B", "tiny.test", ROWS, {p["id"]: p for p in text()})
-    assert {r["task"] for r in results} == {"MT", "QA"} and len(results) == 7
+    assert scores(ROWS, speech(), "WER", "BLEU", "EM", "CONTAINS", "ROUGE-1") == {
+        ("ASR", "en", "WER"): (33.3, 3),                                              # 1 deleted + 1 inserted of 6
+        ("ST", "de", "BLEU"): (100.0, 1), ("ST", "zh", "BLEU"): (100.0, 1),
+        ("SQA", "en", "EM"): (50.0, 2), ("SQA", "en", "CONTAINS"): (100.0, 2), ("SQA", "en", "ROUGE-1"): (100.0, 2),
+        ("SQA", "en", "EM-unanswerable"): (100.0, 1),                                 # apart: n is 2 and 1, not 3
+        ("SQA", "it", "EM"): (0.0, 1), ("SQA", "it", "CONTAINS"): (0.0, 1), ("SQA", "it", "ROUGE-1"): (0.0, 1)}
+    assert {task for task, _, _ in scores(ROWS, text(), "WER", "BLEU", "EM")} == {"MT", "QA"}
+
+
+def test_multiple_choice_is_apart_from_questions_for_speech_and_text_alike():
+    rows = [row(0, "SQA", "en", "two"), row(1, "MCQ", "en", "A two")]
+    for tasks, asked in ((("SQA", "MCQ"), "SQA"), (("QA", "QA"), "QA")):
+        said = [{"id": r["id"], "task": task, "prediction": "two"} for r, task in zip(rows, tasks)]
+        assert scores(rows, said, "EM") == {(asked, "en", "EM"): (100.0, 1), ("MCQ", "en", "EM"): (0.0, 1)}
+
+
+def test_capped_and_loops_are_shares_of_all_outputs():
+    assert scores(ROWS, speech(), "capped", "loops") == {
+        ("ASR", "en", "capped"): (33.3, 3), ("ASR", "en", "loops"): (100.0, 3),
+        **{(*group, flag): (0.0, n) for flag in ("capped", "loops")
+           for *group, n in (("ST", "de", 1), ("ST", "zh", 1), ("SQA", "en", 3), ("SQA", "it", 1))}}
+    before_loops = [{key: value for key, value in p.items() if key != "loops"} for p in speech()]
+    assert scores(ROWS, before_loops, "loops") == {}
+    results = [r for flag in ("capped", "loops")
+               for r in stage.score("C", "tiny.test", ROWS, {p["id"]: p for p in speech()}, flag)]
+    (found,) = cells(table(results, "tiny.test", ["C"])).values()
+    assert found == {"capped": "11.1", "loops": "33.3"}                               # of all 9
+
+
+def test_language_is_the_share_in_the_row_s_language(monkeypatch):
+    monkeypatch.setattr("metrics.language.available", lambda: True)
+    monkeypatch.setattr("metrics.language.share_in_language",
+                        lambda texts, language: 100 * sum(language in text for text in texts) / len(texts))
+    rows = [row(0, "ASR", "en", "x"), row(1, "ASR", "en", "x"), row(2, "ST", "de", "x"),
+            row(3, "SQA", "it", "x"), row(4, "SQA", "it", "x", False)]
+    said = [{"id": r["id"], "task": r["task"], "prediction": p}
+            for r, p in zip(rows, ["the end", "das Ende", "de", "it", "it"])]
+    assert scores(rows, said, "language") == {("ASR", "en", "language"): (50.0, 2),
+                                              ("ST", "de", "language"): (100.0, 1),
+                                              ("SQA", "it", "language"): (100.0, 2)}
+
+
+def cells(markdown):
+    """{name of the row: {heading: cell}}, empty cells left out; of a paper's row the name is (name, "paper")."""
+    lines = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in markdown.splitlines()]
+    assert all(len(line) == len(lines[0]) for line in lines)
+    found, name = {}, ""
+    for line in lines[2:]:
+        name = line[0] or name
+        key = (name, line[1]) if lines[0][1] == "" else name
+        found[key] = {head: cell for head, cell in list(zip(lines[0], line))[1 + (lines[0][1] == ""):] if cell}
+    return found
 
 
 @pytest.fixture
@@ -113,9 +171,9 @@ def scored(tmp_path, monkeypatch):
         file.write(json.dumps({"step": 3, "validation_loss": 1.5}) + "\n")
 
 
-def write_predictions(system, predictions):
+def write_predictions(system, predictions, test_set="tiny.test"):
     os.makedirs(f"work/tiny/predictions/{system}", exist_ok=True)
-    with open(f"work/tiny/predictions/{system}/tiny.test.jsonl", "w", encoding="utf-8") as file:
+    with open(f"work/tiny/predictions/{system}/{test_set}.jsonl", "w", encoding="utf-8") as file:
         file.writelines((p if isinstance(p, str) else json.dumps(p, ensure_ascii=False)) + "\n" for p in predictions)
 
 
@@ -123,25 +181,25 @@ def test_table_json_and_curves(scored, capsys):
     stage.main(["--systems", "B,C"])
     with open("work/tiny/results.json") as file:
         results = json.load(file)
-    assert len(results) == 7 + 8 and {r["system"] for r in results} == {"B", "C"}
     with open("work/tiny/results.md", encoding="utf-8") as file:
         markdown = file.read()
-    assert markdown in capsys.readouterr().out
-    lines = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in markdown.splitlines()]
-    heading, b, c = lines[0], dict(zip(lines[0], lines[2])), dict(zip(lines[0], lines[3]))
-    assert heading[:2] == ["tiny.test", "WER"] and all(len(line) == len(heading) for line in lines)
-    assert b["WER"] == "" and c["WER"] == "33.3"                                      # text in: nothing to transcribe
-    assert c["BLEU de"] == c["BLEU zh"] == c["BLEU mean"] == "100.0" and c["BLEU it"] == ""
-    assert (c["EM en"], c["EM it"], c["EM de"], c["EM mean"]) == ("50.0", "0.0", "", "25.0")
-    assert c["contains"] == "50.0" and c["unanswerable"] == "100.0"
-    assert {name: b[name] for name in heading[2:]} == {name: c[name] for name in heading[2:]}
+    assert markdown.strip() in capsys.readouterr().out
+    assert markdown.strip() == table(results, "tiny.test", ["B", "C"])              # from results.json alone
+    found = cells(markdown)
+    b, c = found["B: LoRA, text"], found["C: projector + LoRA"]
+    assert c == {"WER": "33.3", "CER": c["CER"], "BLEU de": "100.0", "BLEU zh": "100.0", "BLEU mean": "100.0",
+                 "EM en": "50.0", "EM it": "0.0", "EM mean": "25.0", "contains": "50.0", "ROUGE-1": "50.0",
+                 "unanswerable": "100.0", "capped": "11.1", "loops": "33.3"}          # and no column is empty
+    assert b == {**{name: c[name] for name in c if name not in ("WER", "CER")}, "capped": "0.0", "loops": "0.0"}
     with open("work/tiny/loss-merged.png", "rb") as file:
         assert file.read(8) == b"\x89PNG\r\n\x1a\n"
 
 
-def test_a_table_without_any_score_has_empty_cells():
-    line = table([], "tiny.test", ["C"]).splitlines()[-1]
-    assert line.replace(" ", "") == "|C:projector+LoRA|" + "|" * len(stage.COLUMNS)
+def test_a_column_or_a_system_without_a_score_is_left_out():
+    assert table([], "tiny.test", ["C"]).splitlines() == ["| tiny.test |", "|---|"]
+    results = [stage.result("C", "tiny.test", "ASR", "en", "WER", 12.34, 5)]
+    assert table(results, "tiny.test", ["B", "C", "C-r2"]).splitlines()[2:] == ["| C: projector + LoRA | 12.3 |"]
+    assert len({heading for heading, *_ in COLUMNS}) == len(COLUMNS)
 
 
 def changed(n, **values):
@@ -176,6 +234,273 @@ def test_a_text_only_row_is_asked_of_text_systems_alone(scored):
         stage.main(["--systems", "B"])
 
 
-def test_a_system_without_predictions_names_the_command(scored):
+def test_a_named_system_must_have_predictions(scored):
     with pytest.raises(SystemExit, match="A.1/tiny.test.jsonl is missing; run: python infer.py --preset tiny"):
         stage.main(["--systems", "C,A.1"])
+
+
+def test_a_system_of_the_preset_may_lack_predictions(scored, capsys):
+    write_predictions("C-short", speech())               # another preset's, in the same folder: it joins
+    write_predictions("mine", speech())                  # not the paper's: only where it is named
+    stage.main([])
+    printed = capsys.readouterr().out
+    for system in ("llm", "A.1", "A.2"):
+        assert f"- {system} is left out on tiny.test: no predictions; run: python infer.py --preset tiny\n" in printed
+    assert printed.count("is left out") == 3
+    with open("work/tiny/results.json") as file:
+        assert {r["system"] for r in json.load(file)} == {"B", "C", "C-short"}
+
+
+def test_without_any_predictions_the_next_command_is_named(scored):
+    with pytest.raises(SystemExit, match="nothing has no predictions; run: python infer.py --preset tiny"):
+        stage.main(["--predictions", "nothing"])
+
+
+def test_another_folder_of_predictions_has_results_of_its_own(scored):
+    os.rename("work/tiny/predictions", "work/tiny/predictions-150")
+    stage.main(["--predictions", "predictions-150", "--systems", "C"])
+    assert os.path.exists("work/tiny/results-150.json") and not os.path.exists("work/tiny/results.json")
+
+
+def test_baselines_answer_no_questions(scored):
+    write_predictions("seamless", [p for p in speech() if p["task"] in ("ASR", "ST")])
+    write_predictions("seamless-text", [p for p in text() if p["task"] == "MT"])
+    stage.main(["--systems", "seamless,seamless-text"])
+    write_predictions("seamless", [p for p in speech() if p["task"] == "ASR"])
+    with pytest.raises(SystemExit, match="2 rows have no prediction, first tiny/test/3"):
+        stage.main(["--systems", "seamless"])
+
+
+@pytest.mark.parametrize("arguments", [["--metrics", "WER,BLUE"], ["--judge_mode", "guess"]])
+def test_unknown_choices_are_refused(scored, arguments):
+    with pytest.raises(SystemExit, match="BLEU.*probability or text"):
+        stage.main(arguments)
+
+
+# --- Models that score.
+
+def test_what_is_missing_is_named_and_the_rest_is_scored(scored, capsys, monkeypatch):
+    monkeypatch.setattr("metrics.language.available", lambda: False)
+    monkeypatch.setitem(sys.modules, "bert_score", None)
+    stage.main(["--systems", "C", "--metrics", "WER,COMET,judge,BERTScore,language"])
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("- ")]
+    assert len(notes) == 4 and all(" is left out: " in note for note in notes)
+    for command in ("hf download Unbabel/wmt22-comet-da --local-dir work/models/wmt22-comet-da",
+                    "python eval.py --preset tiny --judges utter-project/EuroLLM", "pip install bert-score==0.3.13",
+                    "pip install py3langid"):
+        assert sum(command in note for note in notes) == 1
+    with open("work/tiny/results.json") as file:
+        assert {r["metric"] for r in json.load(file)} == {"WER"}
+
+
+def test_comet_of_a_test_set(scored, monkeypatch):
+    if not (PARITY / "comet_tiny").exists():
+        pytest.skip(f"no tiny COMET models at {PARITY}")
+    monkeypatch.setitem(stage.comet.ENCODERS, "regression", str(PARITY / "comet_tiny" / "encoder"))
+    expected = json.loads((PARITY / "comet_tiny" / "expected.json").read_text(encoding="utf-8"))["da_sparsemax"]
+    both = [(item, score) for item, score in zip(expected["data"], expected["scores"]) if item["src"]]
+    rows = [{**row(n, "ST", "de", item["ref"]), "transcript": item["src"]} for n, (item, _) in enumerate(both)]
+    write_rows("work/rows/tiny/test.jsonl", rows)
+    said = [{"id": r["id"], "task": "ST", "prediction": item["mt"]} for r, (item, _) in zip(rows, both)]
+    write_predictions("C", said)
+    arguments = ["--systems", "C", "--metrics", "COMET", "--comet", str(PARITY / "comet_tiny" / "da_sparsemax.pt")]
+    stage.main(arguments)
+    wanted = sum(score for _, score in both) / len(both)
+    for _ in range(2):
+        with open("work/tiny/results.json") as file:
+            (result,) = json.load(file)
+        assert result["value"] == pytest.approx(wanted, abs=1e-6) and (result["metric"], result["n"]) == ("COMET", 4)
+        monkeypatch.setattr(stage.comet, "load_comet", None)               # it is not loaded a second time
+        stage.main(arguments)
+
+
+@pytest.fixture
+def judges(monkeypatch):
+    """Two judges without a model: one finds right what holds the reference, one is never sure -> what they read."""
+    seen = {"strict": [], "half": []}
+
+    def load(name, mode, device):
+        def ask(items):
+            seen[name] += items
+            if mode == "text":
+                return [-100 if name == "half" else int(golden in said) for _, golden, said in items]
+            return [0.5 if name == "half" else float(golden in said) for _, golden, said in items]
+        return ask
+    monkeypatch.setattr(stage.judge, "load_judge", load)
+    return seen
+
+
+TWINS = [{**row(0, "SQA", "en", "Rome"), "id": "spokensquad/test/0/SQA.en", "question": "Where?"},
+         {**row(0, "SQA", "de", "Rom"), "id": "spokensquad/test/0/SQA.de", "question": "Wo?"},
+         {**row(1, "SQA", "de", "Wien"), "id": "spokensquad/test/1/SQA.de", "question": "Und?"},      # no English row
+         {**row(1, "SQA", "de", "Nein", False), "id": "spokensquad/test/1/SQA-invalid.de", "question": "Wer?"}]
+
+
+def said(*answers):
+    return [{"id": r["id"], "task": "SQA", "prediction": answer} for r, answer in zip(TWINS, answers, strict=True)]
+
+
+def ask_judges(*more):
+    stage.main(["--systems", "C", "--test_sets", "spokensquad.test", "--metrics", "judge", "--judges", *more])
+
+
+def test_judges_are_averaged_and_read_the_english_reference(scored, judges, capsys):
+    write_rows("work/rows/spokensquad/test.jsonl", TWINS)
+    write_predictions("C", said("In Rome.", "In Rom.", "Wien", "Nein"), "spokensquad.test")
+    ask_judges("strict,half")
+    assert sorted(judges["strict"]) == [["Und?", "Wien", "Wien"], ["Where?", "Rome", "In Rome."],
+                                        ["Wo?", "Rome", "In Rom."]]       # valid questions only
+    with open("work/tiny/results.md", encoding="utf-8") as file:
+        markdown, _, notes = file.read().partition("\n\n")
+    # strict: en 100, de 50; half: 50 and 50
+    assert cells(markdown)["C: projector + LoRA"] == {"judge en": "75.0", "judge de": "50.0", "judge mean": "62.5",
+                                                      "no verdict": "0.0"}
+    assert notes == "- judge: the mean over probability:half, probability:strict\n"
+
+
+def test_questions_that_are_no_translations_have_their_own_reference(scored, judges):
+    """In the tiny world every language has a question of its own."""
+    rows = [{**r, "id": r["id"].replace("spokensquad", "tiny"), "utterance": "tiny/0"} for r in TWINS]
+    write_rows("work/rows/tiny/test.jsonl", rows)
+    write_predictions("C", [{"id": r["id"], "task": "SQA", "prediction": "?"} for r in rows])
+    stage.main(["--systems", "C", "--metrics", "judge", "--judges", "strict"])
+    assert sorted(judges["strict"]) == [["Und?", "Wien", "?"], ["Where?", "Rome", "?"], ["Wo?", "Rom", "?"]]
+
+
+def test_answers_without_a_verdict_are_shown_and_left_out(scored, judges):
+    write_rows("work/rows/spokensquad/test.jsonl", TWINS)
+    write_predictions("C", said("In Rome.", "Rome", "Wien", "Nein"), "spokensquad.test")
+    ask_judges("strict,half", "--judge_mode", "text")
+    with open("work/tiny/results.json") as file:
+        found = {(r["metric"], r["language"]): (r["value"], r["n"]) for r in json.load(file)}
+    assert found == {("judge:text:strict", "en"): (100.0, 1), ("judge:text:strict", "de"): (100.0, 2),
+                     ("unparsable:text:strict", "en"): (0.0, 1), ("unparsable:text:strict", "de"): (0.0, 2),
+                     ("judge:text:half", "en"): (0.0, 1), ("judge:text:half", "de"): (0.0, 2),
+                     ("unparsable:text:half", "en"): (100.0, 1), ("unparsable:text:half", "de"): (100.0, 2)}
+
+
+def test_an_answer_is_judged_once(scored, judges, monkeypatch):
+    write_rows("work/rows/spokensquad/test.jsonl", TWINS)
+    write_predictions("C", said("Rome", "Rom", "Wien", "Nein"), "spokensquad.test")
+    monkeypatch.setattr(stage, "BATCH", 1)
+    load, calls = stage.judge.load_judge, []
+
+    def killed(*model):
+        ask = load(*model)
+
+        def answers(items):
+            calls.append(items)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            return ask(items)
+        return answers
+    monkeypatch.setattr(stage.judge, "load_judge", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ask_judges("strict")
+    assert len(judges["strict"]) == 2
+    ask_judges("strict")
+    assert len(judges["strict"]) == 3                    # it went on
+    ask_judges("strict")
+    write_predictions("C", said("Rome", "Mailand", "Wien", "Nein"), "spokensquad.test")
+    ask_judges("strict")
+    assert len(judges["strict"]) == 4 and judges["strict"][-1] == ["Wo?", "Rome", "Mailand"]
+
+
+def test_a_judge_that_is_not_here_leaves_the_others(scored, judges, monkeypatch, capsys):
+    load = stage.judge.load_judge
+
+    def absent(name, mode, device):
+        if name == "half":
+            raise FileNotFoundError("the LLM half is not here; run: hf download half")
+        return load(name, mode, device)
+    monkeypatch.setattr(stage.judge, "load_judge", absent)
+    write_rows("work/rows/spokensquad/test.jsonl", TWINS)
+    write_predictions("C", said("Rome", "Rom", "Wien", "Nein"), "spokensquad.test")
+    ask_judges("strict,half")
+    printed = capsys.readouterr().out
+    assert "- judge: the mean over probability:strict\n" in printed
+    assert "- judge is left out: the LLM half is not here; run: hf download half\n" in printed
+
+
+def test_bertscore_has_a_model_a_language_and_unanswerable_questions_apart(scored, monkeypatch):
+    loaded = []
+
+    def load(language, model, layer, device):
+        loaded.append((language, model, layer))
+        return lambda pairs: [1.0 if prediction == reference else 0.25 for prediction, reference in pairs]
+    monkeypatch.setattr(stage.bertscore, "load_bertscore", load)
+    monkeypatch.setattr(stage, "BATCH", 1)
+    write_rows("work/rows/spokensquad/test.jsonl", TWINS)
+    write_predictions("C", said("Rome", "Rome", "Wien", "Nein"), "spokensquad.test")
+    stage.main(["--systems", "C", "--test_sets", "spokensquad.test", "--metrics", "BERTScore,BERTScore-xlmr"])
+    assert loaded == [("en", "roberta-large", 17), ("de", "bert-base-multilingual-cased", 9),
+                      ("en", "xlm-roberta-large", 17), ("de", "xlm-roberta-large", 17)]
+    with open("work/tiny/results.json") as file:
+        found = {(r["metric"], r["language"]): (r["value"], r["n"]) for r in json.load(file)}
+    one = {("", "en"): (1.0, 1), ("", "de"): (0.625, 2), ("-unanswerable", "de"): (1.0, 1)}
+    assert found == {(metric + part, language): value for metric in ("BERTScore", "BERTScore-xlmr")
+                     for (part, language), value in one.items()}
+
+
+# --- The paper's tables.
+
+def line(system, test_set, metric, value, language="en", n=10, task="ST"):
+    return stage.result(system, test_set, task, language, metric, value, n)
+
+
+def test_ours_stands_above_the_paper_s():
+    results = [line("C", "acl6060.eval", "WER", 17.04), line("C", "acl6060.eval", "BLEU", 30.126, "de"),
+               line("C", "acl6060.eval", "COMET", 0.75051, "de"), line("C", "acl6060.dev", "WER", 99),
+               line("A.2", "spokensquad.test", "judge:probability:x", 2, "it"),
+               line("A.2", "spokensquad.test", "judge:probability:y", 1, "it")]
+    markdown = beside_paper(results, "Table 2")
+    found = cells(markdown)
+    assert markdown.startswith("| 2025, Table 2: acl6060.eval, spokensquad.test |  | WER en | BLEU de |")
+    assert found["C: projector + LoRA", "ours"] == {"WER en": "17.0", "BLEU de": "30.13", "COMET de": "0.751"}
+    assert found["C: projector + LoRA", "paper"]["WER en"] == "18.6"
+    assert found["A.2: projector (ASR, ST, SQA)", "ours"] == {"judge it": "1.5"}
+    assert found["LLM, text", "ours"] == {} and "WER en" not in found["LLM, text", "paper"]
+    assert len(found) == 18
+    assert beside_paper(results, "Table 8") == beside_paper(results, "Table 6") == ""
+
+
+def test_table_3_counts_the_questions():
+    results = [line(system, "spokensquad.test", metric, 1.0, "de", n, "SQA")
+               for system, metric, n in (("B", "EM", 3272), ("C", "EM", 3200), ("C", "EM-unanswerable", 8026))]
+    assert cells(beside_paper(results, "Table 3")) == {
+        ("questions", "ours"): {"n de": "3272"},
+        ("questions", "paper"): {"n en": "8026", "n de": "3272", "n it": "783", "n zh": "627"}}
+
+
+def test_ablations_are_shown_once_one_is_scored():
+    results = [line("C", "acl6060.dev", "WER", 14), line("A.1", "acl6060.dev", "WER", 15)]
+    assert beside_paper(results, "Table 10") == "" != beside_paper(results, "Table 7")
+    found = cells(beside_paper([*results, line("C-2k", "acl6060.dev", "CER", 6.44)], "Table 10"))
+    assert found["C-2k: 2,000 steps", "ours"] == {"CER en": "6.4"}
+    assert found["C: projector + LoRA", "ours"] == {"WER en": "14.0"}
+
+
+def test_table_11_averages_dev_and_eval():
+    name = "C-0.3-0.5-0.2"
+    results = [line(name, f"acl6060.{split}", "WER", value) for split, value in (("dev", 10), ("eval", 20))]
+    results += [line(name, f"acl6060.{split}", "BLEU", value, language) for split, value in (("dev", 30), ("eval", 42))
+                for language in ("de", "it", "zh")]
+    assert cells(beside_paper(results, "Table 11"))[f"{name}: ASR/ST/SQA", "ours"] == {"WER en": "15.00",
+                                                                                      "BLEU de,it,zh": "36.00"}
+    assert cells(beside_paper(results[:-1], "Table 11"))[f"{name}: ASR/ST/SQA", "ours"] == {"WER en": "15.00"}
+
+
+def test_the_paper_s_tables_follow_ours_in_results_md(scored):
+    os.makedirs("work/iwslt25")
+    os.rename("work/tiny/predictions", "work/iwslt25/predictions")
+    for system in ("B", "C"):
+        os.rename(f"work/iwslt25/predictions/{system}/tiny.test.jsonl",
+                  f"work/iwslt25/predictions/{system}/acl6060.eval.jsonl")
+    write_rows("work/rows/acl6060/eval.jsonl", ROWS)
+    stage.main(["--preset", "iwslt25-a2", "--metrics", "WER,CER,BLEU,EM"])
+    with open("work/iwslt25/results.md", encoding="utf-8") as file:
+        ours, paper, notes = file.read().strip().split("\n\n")
+    assert list(cells(ours)) == ["B: LoRA, text", "C: projector + LoRA"]        # another preset's, the same folder
+    assert cells(paper)["C: projector + LoRA", "ours"] == {"WER en": "33.3", "BLEU de": "100.00", "BLEU zh": "100.00"}
+    assert "- A.2 is left out on acl6060.dev, acl6060.eval, covost2.test, europarlst.test, spokensquad.test: " in notes
+    assert "- C is left out on acl6060.dev, covost2.test, europarlst.test, spokensquad.test: no predictions" in notes

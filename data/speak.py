@@ -1,0 +1,157 @@
+"""
+English texts -> speech with SeamlessM4T-v2, every utterance in one of its 200 voices (2025, section A.1).
+
+    speak({"x/train/7": "Who works there?"}, "work/audio")       # -> {"x/train/7": "work/audio/x/train/7.flac"}
+    python data/speak.py --rows in.jsonl --out out.jsonl --folder work/audio             # the same for a file of rows
+
+reads   rows without audio; the model, from the hub or from a folder
+writes  <folder>/<name>.flac, 16 kHz mono; <folder>/spoken.jsonl: what the model said in each, and from which a killed
+        run goes on; <out>: the rows with utterance and audio; <out>.dropped.txt, those that could not be spoken
+
+The model first rewrites the text, English to English, and speaks that: the words may change. They are compared.
+"""
+import argparse
+import functools
+import os
+import random
+import re
+import sys
+
+if __name__ == "__main__":  # `python data/speak.py`: imports start at the project's folder, not at data/
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+from data.recipe import resumable
+from data.rows import read_rows, replace_file
+from data.translate import CODES, SEAMLESS, load_seamless, write_made
+
+ENGLISH = CODES["en"]
+MAX_TOKENS = 256            # of the text that is spoken: the checkpoint's own limit, well over 30 s of speech
+SILENCE = 1e-3              # of full scale: a wave that never exceeds it is none (our choice)
+
+
+def rewrite_batch(model, tokenizer, texts):
+    """The text that the model will speak for each -> [ids without control tokens]; greedy, as by default."""
+    import torch
+    from transformers import GenerationMixin
+    inputs = tokenizer(texts, src_lang=ENGLISH, split_special_tokens=True, padding=True, return_tensors="pt")
+    begin = torch.full((len(texts), 1), model.generation_config.text_decoder_lang_to_code_id[ENGLISH])
+    # the model class' own generate goes on to speech
+    rows = GenerationMixin.generate(model, **inputs.to(model.device), decoder_input_ids=begin.to(model.device),
+                                    do_sample=False, num_beams=1, max_new_tokens=MAX_TOKENS)
+    control = set(tokenizer.all_special_ids)             # a row is </s>, language, text, </s>, padding
+    return [[token for token in row if token not in control] for row in rows.tolist()]
+
+
+def say(model, tokenizer, text, words, speaker):
+    """
+    One text, already rewritten to `words` -> float32 wave at 16 kHz. One by one: in a batch the shorter texts keep
+    their end token on the way to speech units, and the padding sounds into the vocoder's last frames.
+    """
+    import torch
+    from transformers.generation import GenerateEncoderDecoderOutput
+    control = model.generation_config
+    decided = torch.tensor([[control.decoder_start_token_id, control.text_decoder_lang_to_code_id[ENGLISH], *words,
+                             control.eos_token_id]], device=model.device)
+
+    def given(_, input_ids, encoder_outputs, **others):                  # in place of the search for the text
+        return GenerateEncoderDecoderOutput(sequences=decided, encoder_hidden_states=encoder_outputs.hidden_states)
+
+    inputs = tokenizer(text, src_lang=ENGLISH, split_special_tokens=True, return_tensors="pt").to(model.device)
+    wave, length = model.generate(**inputs, tgt_lang=ENGLISH, speaker_id=speaker, text_custom_generate=given)
+    return wave[0, :int(length)].float().cpu().numpy()
+
+
+def draw_speaker(seed, name, count):
+    """The voice of one utterance, 0 to count - 1, whatever else is spoken (2025, section A.1: drawn at random)."""
+    return random.Random(f"{seed} {name}").randrange(count)
+
+
+def write_wave(path, wave):
+    """Whether the wave is worth keeping, and then it lies at `path` as FLAC."""
+    import numpy as np
+    import soundfile
+    if not len(wave) or not np.isfinite(wave).all() or np.abs(wave).max() < SILENCE:
+        return False
+    with replace_file(path) as temporary:
+        soundfile.write(temporary, wave, 16_000, format="FLAC", subtype="PCM_16")
+    return True
+
+
+def bare(text):
+    """A text's words without case and punctuation."""
+    return re.findall(r"\w+", text.casefold())
+
+
+def speak(texts, folder, model=SEAMLESS, seed=0, batch=16):
+    """
+    {name: text} -> {name: path of its FLAC, or None where nothing can be heard}. The speakers depend on seed and name
+    alone; files that are there already are kept. SystemExit for a name that would leave the folder.
+    """
+    def path_of(name):
+        return os.path.join(folder, f"{name}.flac")
+
+    @functools.cache
+    def loaded():
+        from transformers import SeamlessM4Tv2ForTextToSpeech
+        return load_seamless(SeamlessM4Tv2ForTextToSpeech, model)
+
+    def make(some):
+        net, tokenizer = loaded()
+        results = []
+        for (name, text), words in zip(some, rewrite_batch(net, tokenizer, [text for _, text in some])):
+            speaker = draw_speaker(seed, name, net.config.vocoder_num_spkrs)
+            heard = bool(words) and write_wave(path_of(name), say(net, tokenizer, text, words, speaker))
+            results.append({"speaker": speaker, "said": tokenizer.decode(words).strip(), "heard": heard})
+        return results
+
+    for name in texts:
+        if os.path.isabs(name) or os.path.normpath(name) != name or name.split("/")[0] == ".." or "\\" in name:
+            raise SystemExit(f"{name!r} is no name of a file below {folder}")
+    kept = os.path.join(folder, "spoken.jsonl")
+    results = resumable(kept, {"model": model, "seed": seed}, [list(item) for item in texts.items()], make, batch,
+                        "speak", size=lambda item: len(item[1]))
+    heard = {name: result for name, result in zip(texts, results) if result["heard"]}
+    gone = [name for name in heard if not os.path.exists(path_of(name))]
+    if gone:
+        raise SystemExit(f"{path_of(gone[0])} and {len(gone) - 1} more are gone; remove {kept} and run the same again")
+    other = sum(bare(result["said"]) != bare(texts[name]) for name, result in heard.items())
+    print(f"{len(heard)} of {len(texts)} texts spoken, in {folder}; {other} of them in other words, see {kept}")
+    return {name: path_of(name) if name in heard else None for name in texts}
+
+
+# --- Rows: the same for a file.
+
+def speak_rows(rows, folder, model=SEAMLESS, seed=0):
+    """Rows -> (all with audio, [(id, reason)] of those without). An id's last part apart, it names the utterance."""
+    texts = {}
+    for row in rows:
+        if "utterance" not in row:
+            name = os.path.dirname(row["id"])
+            if texts.setdefault(name, row["transcript"]) != row["transcript"]:
+                raise SystemExit(f"row {row['id']}: another row of utterance {name!r} has another transcript")
+    paths = speak(texts, folder, model, seed)
+    new, dropped = [], []
+    for row in rows:
+        name = os.path.dirname(row["id"])
+        if "utterance" in row:
+            new.append(row)
+        elif paths[name]:
+            new.append({**row, "utterance": name, "audio": paths[name]})
+        else:
+            dropped.append((row["id"], "could not be spoken"))
+    return new, dropped
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", required=True, help="rows, of which those without audio are spoken")
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--folder", required=True, help="root folder of the audio")
+    parser.add_argument("--seamless", default=SEAMLESS, help="hub name, or folder of the model")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw of the voices")
+    args = parser.parse_args(argv)
+    write_made(args.out, *speak_rows(read_rows(args.rows), args.folder, args.seamless, args.seed))
+
+
+if __name__ == "__main__":
+    main()

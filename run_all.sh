@@ -1,26 +1,65 @@
 #!/usr/bin/env bash
 # bash run_all.sh                 tiny: made on the spot, trained, decoded and scored; two CPU cores, no download
+# bash run_all.sh tiny26          the same for the 2026 system: SpeechMapper, a tiny Qwen3, multiple choice
 # bash run_all.sh digits          the same on real voices; FSDD=folder of recordings, HOLDOUT=speaker of the test set
-# bash run_all.sh iwslt25         the 2025 system on one A100-80GB; make the rows of each corpus first (README)
+# bash run_all.sh iwslt25         the 2025 system on one A100-80GB; also iwslt25-a2, iwslt25-short, iwslt25-a2-short
+# bash run_all.sh iwslt26         the 2026 system, setup 1; also iwslt26-setup2
+# bash run_all.sh tiny ablations  after that: the variants of C in Tables 10 and 11 of the 2025 paper (or: iwslt25)
 # WORK=folder SEED=n bash run_all.sh ...     another root folder, another seed
 # A stage that is finished says so and is not run again; one that was killed goes on where it was.
 set -euo pipefail
 cd "$(dirname "$0")"
 PRESET=${1:-tiny}
-[ "$PRESET" = smoke ] && WORK=${WORK:-work/smoke}      # a smaller tiny world, for the tests, of its own
-[ -t 2 ] || export TQDM_MININTERVAL=30                  # progress bars: into a file, a line every 30 s
+case $PRESET in smoke*) WORK=${WORK:-work/$PRESET} ;; esac   # smaller worlds, for the tests, of their own
+[ -t 2 ] || export TQDM_MININTERVAL=30                        # progress bars: into a file, a line every 30 s
 ARGS=(--preset "$PRESET" --work "${WORK:-work}")
 SEEDED=("${ARGS[@]}" --seed "${SEED:-0}")
+
+# rows: a recipe's --help says what to download first
 case $PRESET in
-  tiny | smoke) python data/tiny.py   "${SEEDED[@]}" ;;
-  digits)       python data/digits.py "${SEEDED[@]}" ;;
+  tiny* | smoke*) python data/tiny.py "${SEEDED[@]}" ;;
+  digits)         python data/digits.py "${SEEDED[@]}" ;;
+  iwslt25*) for corpus in acl6060 covost2 europarlst spokensquad; do
+              python "data/$corpus.py" --work "${WORK:-work}"
+            done ;;
+  iwslt26*) for corpus in covost2 europarlst librispeech librisqa gigast fakacl mcif; do
+              python "data/$corpus.py" --work "${WORK:-work}"
+            done ;;
 esac
 python extract_features.py "${ARGS[@]}"                                              # 0
-python train_projector.py "${SEEDED[@]}"                                             # A.1
+python train_projector.py "${SEEDED[@]}"                                             # A
 case $PRESET in
   tiny | smoke | digits) python train_projector.py "${SEEDED[@]}" --mixture A.2 --out projector-A.2 ;;
 esac
 python train_lora.py "${SEEDED[@]}"                                                  # B, needs nothing of A
-python merge_sft.py "${SEEDED[@]}"                                                   # C = A.1 + B
+python merge_sft.py "${SEEDED[@]}"                                                   # C = A + B
 python infer.py "${ARGS[@]}"
 python eval.py "${ARGS[@]}"
+
+# each variant of C: name and what it changes; two of them have no meaning in the tiny world, which has one corpus
+if [ "${2:-}" = ablations ]; then
+  STEPS=2000 TEST=acl6060.dev SYNTHETIC="no-synthetic --shares no-synthetic
+only-synthetic --shares only-synthetic"
+  case $PRESET in tiny | smoke) STEPS=400 TEST=tiny.test SYNTHETIC="" ;; esac
+  SYSTEMS=
+  while read -r NAME CHANGE; do
+    [ -n "$NAME" ] || continue
+    # shellcheck disable=SC2086  # CHANGE is several words
+    python merge_sft.py "${SEEDED[@]}" --out "merged-$NAME" $CHANGE </dev/null
+    SYSTEMS+=${SYSTEMS:+,}C-$NAME:merged-$NAME
+  done <<TABLE
+random-lora-no-text --lora random --no-text
+random-lora --lora random
+no-sqa-no-text --mixture C-no-sqa --no-text
+no-sqa --mixture C-no-sqa
+no-text --no-text
+$SYNTHETIC
+2k --steps $STEPS
+0.2-0.5-0.3 --mixture C-0.2-0.5-0.3
+0.2-0.6-0.2 --mixture C-0.2-0.6-0.2
+0.25-0.5-0.25 --mixture C-0.25-0.5-0.25
+0.3-0.5-0.2 --mixture C-0.3-0.5-0.2
+TABLE
+  python infer.py "${ARGS[@]}" --systems "$SYSTEMS" --test_sets "$TEST"
+  python eval.py "${ARGS[@]}"
+fi

@@ -34,8 +34,8 @@ from data.prompts import CHAT, encode, encode_answer, encode_prompt
 from data.rows import corpus_of, differences, read_rows, replace_file
 from extract_features import (configure, features_folder, locate, open_features, pick_device, provenance, require,
                               write_json)
-from metrics.bleu import bleu
-from metrics.normalize import mms_normalize, word_error_rate
+from metrics.dev_scores import best_steps, score_answers
+from metrics.normalize import mms_normalize
 
 
 @dataclass(frozen=True)
@@ -569,44 +569,6 @@ def decode_all(llm, tokenizer, projector, samples, batch, max_new_tokens):
             texts[i] = decode_text(tokenizer, ids)
     projector.train()
     return texts
-
-
-def score_answers(rows, answers):
-    """
-    {"WER", "BLEU <language>", "BLEU" (their mean), "SQA"} in percent, for the tasks that the rows hold. SQA: the share
-    of answers in which the reference occurs after normalisation (our choice: the paper's judge is no training tool).
-    """
-    groups, scores = {}, {}
-    for row, text in zip(rows, answers):
-        groups.setdefault((row["task"], row["language"]), []).append((row["target"], text))
-    for (task, language), pairs in sorted(groups.items()):
-        if task == "ASR":
-            scores["WER"] = word_error_rate(*zip(*[[mms_normalize(t, language) for t in pair] for pair in pairs]))
-        elif task == "ST":
-            scores[f"BLEU {language}"] = bleu(*map(list, zip(*pairs)), language)
-    each = [score for name, score in scores.items() if name.startswith("BLEU")]
-    if each:
-        scores["BLEU"] = sum(each) / len(each)
-    asked = [[mms_normalize(t, row["language"], remove_numbers=False) for t in (row["target"], text)]
-             for row, text in zip(rows, answers) if row["task"] in ("SQA", "MCQ")]
-    if asked:
-        scores["SQA"] = 100 * sum(target in text for target, text in asked) / len(asked)
-    return scores
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# which checkpoint of A is kept (2025, appendix C.1)
-BEST = {  # name: what is largest at that step
-    "ST": lambda scores: scores["BLEU"], "ASR": lambda scores: -scores["WER"], "SQA": lambda scores: scores["SQA"],
-    "all": lambda scores: scores.get("BLEU", 0) - scores.get("WER", 0) + scores.get("SQA", 0),      # our choice
-}
-
-
-def best_steps(validations):
-    """Lines of log.jsonl that hold scores -> {"ST": step, "ASR": step, "SQA": step, "all": step}; ties: the first."""
-    needs = {"ST": "BLEU", "ASR": "WER", "SQA": "SQA"}
-    return {name: max(validations, key=best)["step"] for name, best in BEST.items()
-            if needs.get(name, "step") in validations[0]}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

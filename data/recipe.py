@@ -86,8 +86,8 @@ def resumable(path, settings, items, make, batch, desc="", size=len):
     batches = [order[i:i + batch] for i in range(0, len(order), batch)]
     batches = [b for b in batches if any(key(item) not in done for item in b)]
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file, \
-            tqdm(total=sum(map(len, batches)), desc=desc or os.path.basename(path), unit="item", disable=not batches) as bar:
+    bar = tqdm(total=sum(map(len, batches)), desc=desc or os.path.basename(path), unit="item", disable=not batches)
+    with open(path, "a", encoding="utf-8") as file, bar:
         if not file.tell():
             file.write(json.dumps({"settings": settings}) + "\n")
         for items_now in batches:

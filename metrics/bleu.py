@@ -1,4 +1,4 @@
-"""BLEU with the 2025 paper's signature: nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp, tok:zh for Chinese (section 4)."""
+"""BLEU with the 2025 paper's signature: nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp; for Chinese tok:zh (section 4)."""
 
 
 def bleu(references, predictions, language):

@@ -14,6 +14,7 @@ import train_lora
 import train_projector as stage
 from data.rows import read_rows, write_rows
 from extract_features import configure
+from metrics.dev_scores import best_steps, score_answers
 from data.draws import draw
 from train_projector import MIXTURES, Projector, answer_loss, micro_batches, rate, splice, update
 
@@ -380,7 +381,7 @@ def test_a_keeps_the_best_step_and_b_and_c_the_last(after_training):
             continue
         assert checkpoints == ["step-00002.pt", "step-00004.pt", "step-00006.pt"]
         validated = [line for line in read_log(folder) if "validation_loss" in line]
-        assert config["best_steps"] == stage.best_steps(validated)
+        assert config["best_steps"] == best_steps(validated)
         assert config["kept_step"] == config["best_steps"]["ST"] == max(validated, key=lambda v: v["BLEU"])["step"]
         same = torch.load(f"{folder}/step-{config['kept_step']:05d}.pt", weights_only=True)["projector"]
         assert all(torch.equal(tensor, same[name]) for name, tensor in weights["projector"].items())
@@ -389,8 +390,8 @@ def test_a_keeps_the_best_step_and_b_and_c_the_last(after_training):
 def test_best_steps_by_hand():
     validated = [{"step": 250, "BLEU": 20.0, "WER": 12.0, "SQA": 1.0}, {"step": 500, "BLEU": 25.0, "WER": 15.0, "SQA": 0.5},
                  {"step": 750, "BLEU": 25.0, "WER": 11.0, "SQA": 0.0}]
-    assert stage.best_steps(validated) == {"ST": 500, "ASR": 750, "SQA": 250, "all": 750}       # a tie: the first
-    assert stage.best_steps([{"step": 9, "WER": 3.0}]) == {"ASR": 9, "all": 9}
+    assert best_steps(validated) == {"ST": 500, "ASR": 750, "SQA": 250, "all": 750}       # a tie: the first
+    assert best_steps([{"step": 9, "WER": 3.0}]) == {"ASR": 9, "all": 9}
 
 
 def test_scores_of_answers_by_hand():
@@ -400,7 +401,7 @@ def test_scores_of_answers_by_hand():
             {"task": "ST", "language": "it", "target": "Anna ha tre gatti rossi."},
             {"task": "SQA", "language": "en", "target": "three"}, {"task": "SQA", "language": "zh", "target": "无法回答。"},
             {"task": "SQA", "language": "it", "target": "Roma"}]
-    scores = stage.score_answers(rows, ["one, two THREE five", "Anna hat drei rote Katzen.", "nulla che sia vero qui",
+    scores = score_answers(rows, ["one, two THREE five", "Anna hat drei rote Katzen.", "nulla che sia vero qui",
                                         "There are three.", "无法回答", "Milano"])
     assert scores["WER"] == 25 and scores["BLEU de"] == pytest.approx(100) and scores["BLEU it"] < 10
     assert scores["BLEU"] == (scores["BLEU de"] + scores["BLEU it"]) / 2

@@ -1,0 +1,203 @@
+"""
+MCIF and the IWSLT instruction-following tasks: the XML that is submitted, and the official scores (2026, Table 4).
+
+    write_output("out.xml", "NLE.IWSLT26", {"mcif/short/de/7": "Ja."})                        # row id: answer
+    official_scores("out.xml", "MCIF.short.de.ref.xml.gz", "de", load_comet=..., load_bertscore=...)
+    -> {"TRANS-COMET": 0.765, "QA-BERTScore": 0.47}, {}                # fractions, as the server gives them; left out
+
+ASR-WER         a talk's answers, each normalised as Whisper does, joined by spaces, against its whole transcript; over
+                all talks. Needs pip install whisper-normalizer==0.1.0: the organisers' 0.0.10 fetches its spelling
+                table from the network whenever it is used, 0.1.0 brings it and has the same rules, newer ones differ
+TRANS-COMET     a talk's answers, cut anew to face the reference's sentences (metrics/resegment.py), then COMET
+QA-BERTScore    F1, rescaled; SUM-BERTScore the same
+QE-accuracy, QE-format-accuracy
+                the 2026 surprise task, a choice among options. Its scorer is not public; this one is our choice. An
+                answer is well formed if it equals an answer of the reference, but for case, spaces and a full stop;
+                accuracy is that of the well-formed ones: 2026, Table 4 has 33 % of accuracy where 0.5 % are well formed
+
+The task names of MCIF (TRANS, QA, SUM) and of IWSLT 2025 (ST, SQA, SSUM) are both read. Files may be gzipped. Damaged
+files, missing and doubled ids stop the program (SystemExit), with the file and the id.
+"""
+import gzip
+import os
+import re
+import zlib
+from collections import defaultdict
+from xml.etree import ElementTree
+
+LARGEST = 2**27                             # bytes of an XML file, unpacked: 300 times the largest known (our choice)
+NOT_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")     # what XML 1.0 cannot hold, even escaped
+TASKS = {"ST": "TRANS", "SQA": "QA", "SSUM": "SUM"}                            # IWSLT 2025 -> MCIF
+
+
+# --- The files.
+
+def read_xml(path):
+    """The root element of a file, plain or gzipped; SystemExit if it is damaged, too large or declares entities."""
+    if not os.path.isfile(path):
+        raise SystemExit(f"{path} is missing")
+    try:
+        with open(path, "rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+        with (gzip.open if packed else open)(path, "rb") as file:
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise ValueError(f"more than {LARGEST >> 20} MB")
+        text = content.decode("utf-8-sig")
+        if re.search("<!(DOCTYPE|ENTITY)", text):       # the only way to entities that grow without end
+            raise ValueError("it declares a document type")
+        return ElementTree.fromstring(text)
+    except (ValueError, EOFError, OSError, zlib.error, ElementTree.ParseError) as error:
+        raise SystemExit(f"{path} is no test set or output of one ({error}); get it again") from None
+
+
+def read_samples(path):
+    """{(track, language): {id: sample element}} of a test definition, an output or a reference, in the file's order."""
+    found = {}
+    for task in read_xml(path).iter("task"):
+        samples = found.setdefault((task.get("track"), task.get("text_lang")), {})
+        for sample in task.iter("sample"):
+            if not sample.get("id") or sample.get("id") in samples:
+                raise SystemExit(f"{path}: sample id {sample.get('id')!r} is missing or there twice")
+            samples[sample.get("id")] = sample
+    return found
+
+
+def samples_of(path, track, language):
+    """{id: sample element} of one task of a file; SystemExit names the tasks that it has if not this one."""
+    found = read_samples(path)
+    if (track, language) not in found:
+        raise SystemExit(f"{path} has no task {track} {language}, only {sorted(map(str, found))}")
+    return found[track, language]
+
+
+def read_output(path, track, language):
+    """{id: answer} of one task of an output; an empty element is an empty answer."""
+    return {name: (sample.text or "").strip() for name, sample in samples_of(path, track, language).items()}
+
+
+def read_references(path, track, language):
+    """
+    One task of a reference -> [{"task": "TRANS", "ids": [...], "audio": [...], "reference", "transcript", "qa_type"}].
+    ASR and TRANS: a talk with all its samples; the reference's lines are sentences, as are those of its transcript.
+    """
+    references = []
+    for ids, sample in samples_of(path, track, language).items():
+        text = {part: sample.findtext(part) or "" for part in ("reference", "audio_path", "metadata/transcript")}
+        names, audio, task = ids.split(","), text["audio_path"].split(","), sample.get("task")
+        if not text["reference"].strip() or not task or len(names) != len(audio):
+            raise SystemExit(f"{path}: sample {ids[:20]} has no reference, no task or not one recording an id; this is "
+                             "no reference file")
+        references.append({"task": TASKS.get(task, task), "ids": names, "audio": audio, "reference": text["reference"],
+                           "transcript": text["metadata/transcript"], "qa_type": sample.get("qa_type", "")})
+    return references
+
+
+def write_output(path, name, answers):
+    """
+    Answers {row id of data/mcif.py: text} -> the XML to submit, one task for each track and language, every id in it.
+    name: the submission's. Characters that XML cannot hold become spaces; returns and prints in how many answers.
+    """
+    root, tasks, broken = ElementTree.Element("testset", name=name, type="output"), {}, 0
+    for row_id, answer in answers.items():
+        *_, track, language, sample = row_id.split("/")
+        if (track, language) not in tasks:
+            tasks[track, language] = ElementTree.SubElement(root, "task", track=track, text_lang=language)
+        clean = NOT_XML.sub(" ", answer)
+        broken += clean != answer
+        ElementTree.SubElement(tasks[track, language], "sample", id=sample).text = clean.strip()
+    ElementTree.indent(root)
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    ElementTree.ElementTree(root).write(f"{path}.part", encoding="utf-8", xml_declaration=True)
+    os.replace(f"{path}.part", path)
+    print(f"{path}: {len(answers)} answers, {broken} of them with characters that XML cannot hold")
+    return broken
+
+
+# --- The scores: (answers {id: text}, references of one task, ...) -> a number.
+
+def english_normalizer():
+    """Whisper's normalisation of English as a function of a text; ImportError says what to install."""
+    try:
+        from whisper_normalizer.english import EnglishTextNormalizer
+        normalize = EnglishTextNormalizer()
+    except (ImportError, OSError):          # 0.0.10 without a network
+        normalize = None
+    if not normalize or normalize("kinda") != "kinda":          # newer versions write "kind of"
+        raise ImportError("Whisper's normalisation is missing or another; run: pip install whisper-normalizer==0.1.0")
+    return normalize
+
+
+def talk_error_rate(answers, talks, normalize):
+    """Word errors over reference words of all talks; a talk's answers are normalised one by one, joined by spaces."""
+    from metrics.normalize import word_error_rate
+    return word_error_rate([normalize(talk["reference"]) for talk in talks],
+                           [" ".join(normalize(answers[name]) for name in talk["ids"]) for talk in talks]) / 100
+
+
+def sentence_items(answers, talks, language):
+    """[source, translation, reference] of every reference sentence, the answers cut anew; Chinese by characters."""
+    from metrics.resegment import resegment
+    items = []
+    for talk in talks:
+        sources, references = talk["transcript"].split("\n"), talk["reference"].split("\n")
+        if len(sources) != len(references):
+            raise SystemExit(f"samples {talk['ids'][0]} to {talk['ids'][-1]}: {len(references)} lines of reference, "
+                             f"{len(sources)} of transcript")
+        pieces = resegment("\n".join(answers[name] for name in talk["ids"]), references, characters=language == "zh")
+        items += [[text.strip() for text in item] for item in zip(sources, pieces, references)]
+    return items
+
+
+def option_accuracy(answers, references):
+    """(accuracy of the well-formed answers, share of answers that are well formed); see the head of this file."""
+    def bare(text):
+        return text.strip().rstrip(".。").strip().casefold()
+    pairs = [(bare(answers[one["ids"][0]]), bare(one["reference"])) for one in references]
+    options = {right for _, right in pairs}
+    formed = [(said, right) for said, right in pairs if said in options]
+    return sum(said == right for said, right in formed) / max(len(formed), 1), len(formed) / len(pairs)
+
+
+def official_scores(output, reference, language, track="short", load_comet=None, load_bertscore=None):
+    """
+    The scores of one language of an output file against a reference file -> ({metric: fraction}, {metric: why not}).
+    load_comet() -> a function from [source, translation, reference] items to scores; load_bertscore() -> one from
+    [prediction, reference] pairs. Either may raise ImportError or OSError where it lacks a package or weights.
+    SystemExit if an id of the reference is not in the output.
+    """
+    answers = read_output(output, track, language)
+    tasks = defaultdict(list)
+    for one in read_references(reference, track, language):
+        tasks[one["task"]].append(one)
+        missing = [name for name in one["ids"] if name not in answers]
+        if missing:
+            raise SystemExit(f"{output} lacks sample {missing[0]} of {track} {language}, which {reference} has")
+
+    def mean(load, items):
+        if not load:
+            raise ImportError("nothing given to score it with")
+        values = load()(items)
+        return sum(values) / len(values)
+
+    def pairs(some):
+        return [[answers[one["ids"][0]], one["reference"]] for one in some]
+
+    scorers = {  # task: (its metrics, the function from its references to their values)
+        "ASR": (["ASR-WER"], lambda some: [talk_error_rate(answers, some, english_normalizer())]),
+        "TRANS": (["TRANS-COMET"], lambda some: [mean(load_comet, sentence_items(answers, some, language))]),
+        "QA": (["QA-BERTScore"], lambda some: [mean(load_bertscore, pairs(some))]),
+        "SUM": (["SUM-BERTScore"], lambda some: [mean(load_bertscore, pairs(some))]),
+        "QE": (["QE-accuracy", "QE-format-accuracy"], lambda some: option_accuracy(answers, some)),
+    }
+    scores, left_out = {}, {}
+    for task, some in tasks.items():
+        if task not in scorers:
+            left_out[task] = "a task that is not scored here"
+            continue
+        names, score = scorers[task]
+        try:
+            scores |= dict(zip(names, score(some)))
+        except (ImportError, OSError) as error:
+            left_out |= dict.fromkeys(names, str(error))
+    return scores, left_out

@@ -1,0 +1,315 @@
+"""data/fakacl.py: numbers in words, what LLMs write, a miniature corpus row by row, garbage, a kill."""
+import os
+from collections import Counter
+
+import pytest
+
+from data import fakacl, quality, rewrite, translate
+from data.prompts import NOT_ANSWERABLE
+from data.recipe import resumable
+from data.rows import read_rows
+from data.translate import translate_rows
+
+# --- Numbers and symbols.
+
+SPOKEN = [
+    ("improves by up to 30% in 2019.", "improves by up to thirty percent in twenty nineteen."),
+    ("1,024 tokens & 12 layers", "one thousand twenty-four tokens and twelve layers"),
+    ("0.85 F1 vs. 3.5 %", "zero point eight five F one vs. three point five percent"),
+    ("$1.5M or $10,000.50", "one point five million dollars or ten thousand point five zero dollars"),
+    ("$3 million", "three million dollars"),
+    ("10-20% and 5–10 times", "ten to twenty percent and five to ten times"),
+    ("in 2022-2023", "in twenty twenty-two to twenty twenty-three"),
+    ("the 21st, 3rd and 112th", "the twenty-first, third and one hundred twelfth"),
+    ("the 1990s, the 2000s", "the nineteen nineties, the two thousands"),
+    ("1905, 1900, 2005, 2,005", "nineteen oh five, nineteen hundred, two thousand five, two thousand five"),
+    ("GPT-4, Qwen2.5, T5, 3D", "GPT-four, Qwen two point five, T five, three D"),
+    ("a 3x3 grid, 2x faster", "a three by three grid, two times faster"),
+    ("-5 degrees, ~7 points, ±3", "minus five degrees, about seven points, plus or minus three"),
+    ("p < 0.05 and a+b=c", "p less than zero point zero five and a plus b equals c"),
+    ("7B parameters, 10k words, 11.5", "seven billion parameters, ten thousand words, eleven point five"),
+    ("1,234,567", "one million two hundred thirty-four thousand five hundred sixty-seven"),
+    ("007, 0, 1000000000000000", "zero zero seven, zero, " + " ".join(["one", *["zero"] * 15])),
+    ("state-of-the-art, well-known words", "state-of-the-art, well-known words"),
+    ("１２ ②", "１２ ②"),                                                    # digits of other scripts are left alone
+]
+
+
+@pytest.mark.parametrize("written, spoken", SPOKEN)
+def test_spell_out(written, spoken):
+    assert fakacl.spell_out(written) == spoken
+
+
+def test_every_number_has_words_of_its_own():
+    words = [fakacl.cardinal(n) for n in range(20_000)]
+    assert len(set(words)) == 20_000 and not any(c.isdigit() for text in words for c in text)
+    assert len({fakacl.ordinal(n) for n in range(1000)}) == 1000
+    assert [fakacl.ordinal(n) for n in (1, 12, 20, 30, 100)] == ["first", "twelfth", "twentieth", "thirtieth",
+                                                                 "one hundredth"]
+
+
+# --- What LLMs write.
+
+def test_lists():
+    text = 'Here are 40 titles:\n\n1. **Deep Talks**\n2) "Of Mice: and Men"\n- 3D Speech\n---\n• Last '
+    assert fakacl.read_list(text) == ["Deep Talks", "Of Mice: and Men", "3D Speech", "Last"]
+    assert fakacl.read_list("\n \n**Titles:**\n1.\n") == []
+
+
+SCRIPT = '''**Title: Why Mice?**
+
+[Slide 1]
+**Speaker:** "Good morning, everyone. Today, I present *On Mice*, by A. Smith et al., at the U.S. venue.
+
+1. We gain 18% [pause] on *MS-COCO*.
+2. Is it good? Yes!
+(applause.)
+Thank you for your attention."
+---
+Let me know if you want more'''
+
+
+def test_a_script_becomes_what_is_said():
+    assert fakacl.read_script(SCRIPT) == [
+        "Good morning, everyone.", "Today, I present On Mice, by A. Smith et al., at the U.S. venue.",
+        "We gain eighteen percent on MS-COCO.", "Is it good?", "Yes!", "Thank you for your attention."]
+
+
+@pytest.mark.parametrize("text, pairs", [
+    ("Q: What is it?\nA: A mouse.\nQ: Who?\nA: Ann: and Bob", [("What is it?", "A mouse."), ("Who?", "Ann: and Bob")]),
+    ("Sure!\n\n**Q1:** What?\n**A1:** This.\n\n2. Question 2: Who?\nAnswer 2: Me.\n\nI hope it helps.",
+     [("What?", "This."), ("Who?", "Me.")]),
+    ("Q: What? A: This. Q: lost", [("What?", "This. Q: lost")]),             # on one line
+    ("q:\nWhat?\na:\nThis", [("What?", "This")]),
+    ("Q: Why?\nA:\nQ: How?\nA: So.\nA: Not so.", [("How?", "So.")]),         # no answer; a second answer
+    ("Q: How?\nA: So.\nQ: How?\nA: Or so.", [("How?", "So.")]),              # the same question
+    ("Q: ???\nA: So.\nQ: How?\nA: --", []),
+    ("FAQ: no\nWhat? This.\nPlan A: none", []), ("", []),
+])
+def test_pairs(text, pairs):
+    assert fakacl.read_pairs(text) == pairs
+
+
+# --- A miniature corpus: two topics, three titles one of which comes twice, one script too short.
+
+def script(name):
+    return (f"Good morning. Today I present to you the paper {name}. It is all about the things of {name}.\n"
+            f"The first result of {name} is that it works. The second result of {name} is 30%.\n"
+            "We thank the many people who helped us. Goodbye and see you all next year, friends.")
+
+
+ANSWERS = {
+    fakacl.PROMPTS["topics"][0]: "Sure:\n1. Speech\n2. Parsing",
+    fakacl.PROMPTS["titles"][0].format("Speech"): '1. "Mice"\n2. Cats',
+    fakacl.PROMPTS["titles"][0].format("Parsing"): "Cats\nDogs",
+    fakacl.PROMPTS["scripts"][0].format("Mice"): script("mice"),
+    fakacl.PROMPTS["scripts"][0].format("Cats"): script("cats"),
+    fakacl.PROMPTS["scripts"][0].format("Dogs"): "I cannot. Really. Not at all.",
+}
+BAD = {("de", "Is two cats good?"), ("it", "No."), ("zh", "The first result of mice is that it works.")}
+
+
+def answer(prompt):
+    """Sentence number one has a pair of questions, sentence number two only one."""
+    if prompt in ANSWERS:
+        return ANSWERS[prompt]
+    name = next(name for name in ("mice", "cats") if name in prompt)
+    if "first result" in prompt:
+        return f"Q: Is one {name} good?\nA: Yes.\n\nQ: Is two {name} good?\nA: No."
+    return f"**Q:** Is three {name} good?\n**A:** Maybe."
+
+
+@pytest.fixture
+def makers(tmp_path, monkeypatch):
+    """Makers without models, which keep what they made, in an empty folder -> {maker: how often it made something}."""
+    monkeypatch.chdir(tmp_path)
+    made = Counter()
+
+    def counted(name, function):
+        def make(items):
+            if made["fails"] == name:
+                raise RuntimeError("killed")
+            made[name] += len(items)
+            return [function(item) for item in items]
+        return make
+
+    def generate(prompts, model, kept, batch=32, max_new_tokens=0):
+        return resumable(kept, {"model": model}, prompts, counted("generate", answer), 2)
+
+    def speak(texts, folder, model, seed):
+        results = resumable(os.path.join(folder, "spoken.jsonl"), {"seed": seed}, list(texts.values()),
+                            counted("speak", lambda text: "present to you the paper cats" not in text), 2)
+        return {name: os.path.join(folder, f"{name}.flac") if heard else None for name, heard in zip(texts, results)}
+
+    def translate_(texts, language, model, kept):
+        return resumable(kept, {"model": model}, texts, counted("translate", lambda text: f"{language}:{text}"), 2)
+
+    def quality_(pairs, model, kept):
+        return resumable(kept, {"model": model}, pairs, counted("quality", lambda pair: 0.8499 if (
+            pair[1][:2], pair[0]) in BAD else 0.85), 2)
+    monkeypatch.setattr(fakacl, "generate", generate)
+    monkeypatch.setattr(fakacl, "speak", speak)
+    monkeypatch.setattr(translate, "translate", translate_)      # translate_rows and good_rows are the real ones
+    monkeypatch.setattr(quality, "quality", quality_)
+    return made
+
+
+def test_row_by_row(makers, capsys):
+    """Titles: 0 Mice, 1 Cats, 2 Dogs. Sentences: 0 greets (too short), 1 presents, 2 is about; 3 and 4 are the results,
+    asked about; 5 and 6 are the same in all talks. With two talks, one is dev; each lends the other its questions."""
+    fakacl.main([])
+    told = capsys.readouterr().out
+    splits = {split: {row["id"]: row for row in read_rows(f"work/rows/fakacl/{split}.jsonl")}
+              for split in ("train", "dev")}
+    dev = 0 if "fakacl/dev/0000-03/ASR.en" in splits["dev"] else 1
+    for number, name in enumerate(("mice", "cats")):
+        split = "dev" if number == dev else "train"
+        rows = splits[split]
+        texts = {1: f"Today I present to you the paper {name}.", 2: f"It is all about the things of {name}.",
+                 3: f"The first result of {name} is that it works.",
+                 4: f"The second result of {name} is thirty percent.",
+                 5: "We thank the many people who helped us.", 6: "Goodbye and see you all next year, friends."}
+        if name == "cats":                                                  # one not spoken, two said before
+            texts = {n: text for n, text in texts.items() if n in (2, 3, 4)}
+        for n, text in texts.items():
+            utterance = f"fakacl/{split}/000{number}-0{n}"
+            base = {"utterance": utterance, "audio": f"work/audio/fakacl/000{number}-0{n}.flac", "transcript": text,
+                    "answerable": True}
+            for language in ("en", "de", "it", "zh"):
+                tag = "" if language == "en" else f"{language}:"
+                task = "ASR" if language == "en" else "ST"
+                row = rows.pop(f"{utterance}/{task}.{language}", None)
+                if (language, text) in BAD:
+                    assert row is None
+                else:
+                    assert row == {"id": f"{utterance}/{task}.{language}", **base, "task": task, "language": language,
+                                   "target": tag + text}
+                asked = {3: [("Is one {} good?", "Yes."), ("Is two {} good?", "No.")],
+                         4: [("Is three {} good?", "Maybe.")]}
+                for m, (question, target) in enumerate(asked.get(n, []), 1):
+                    question = question.format(name)
+                    valid = {"id": f"{utterance}/SQA-{m}.{language}", **base, "task": "SQA", "language": language,
+                             "question": tag + question, "target": tag + target}
+                    bad = {(language, question), (language, target)} & BAD
+                    assert rows.pop(valid["id"], None) == (None if bad else valid)
+    assert splits == {"train": {}, "dev": {}}                               # one talk each: no other to ask from
+    assert told.count("no other talk to take an unanswerable question from") == 2
+    assert ("2 topics (paper: 56), 4 titles (2527), 3 distinct, 3 of these asked for, 2 scripts (2497)") in told
+    with open("work/rows/fakacl/dropped.txt", encoding="utf-8") as file:
+        lines = file.read()
+    for reason in ("talks\t0002\tscript of 5 sentences or less: Dogs", "0000-00\tunder 10 characters or 6 words: Good",
+                   "0001-05\tsaid before: We thank", "0001-01\tcould not be spoken",
+                   "0001-04/SQA-2.en\tthe LLM gave no such question", "SQA-2.it\tbelow 0.85: target 0.850"):
+        assert reason in lines, reason
+    fakacl.main([])
+    assert "finished already" in capsys.readouterr().out
+
+
+def many_talks(monkeypatch, count):
+    titles = [f"T{chr(65 + n // 26)}{chr(65 + n % 26)}" for n in range(count)]
+    answers = {fakacl.PROMPTS["topics"][0]: "Speech", fakacl.PROMPTS["titles"][0].format("Speech"): "\n".join(titles),
+               **{fakacl.PROMPTS["scripts"][0].format(title): script(title) for title in titles}}
+
+    def reply(prompt):
+        name = next((title for title in titles if f" {title} " in prompt), "")
+        return answers.get(prompt) or f"Q: First {name}?\nA: {name} one.\nQ: Second {name}?\nA: {name} two."
+    monkeypatch.setattr(fakacl, "generate", lambda prompts, model, kept, max_new_tokens: [reply(p) for p in prompts])
+    return titles
+
+
+def test_questions_without_an_answer_are_of_another_talk_of_the_split(makers, monkeypatch):
+    """300 talks: 3 in dev; two results of a talk, two pairs each: as many unanswerable as answerable in English."""
+    many_talks(monkeypatch, 300)
+    fakacl.main([])
+    train, dev = (read_rows(f"work/rows/fakacl/{split}.jsonl") for split in ("train", "dev"))
+    assert not {row["utterance"] for row in train} & {row["utterance"] for row in dev}
+    for rows, talks in ((train, 297), (dev, 3)):
+        questions = {row["question"]: row["utterance"].split("-")[0] for row in rows if row["task"] == "SQA" and
+                     row["answerable"]}
+        for language in ("en", "de", "it", "zh"):
+            sqa = [row for row in rows if row["task"] == "SQA" and row["language"] == language]
+            assert Counter(row["answerable"] for row in sqa) == {True: 4 * talks, False: 4 * talks}
+            for row in sqa:
+                mine = questions[row["question"]] == row["utterance"].split("-")[0]
+                assert mine == row["answerable"]
+                assert row["answerable"] or row["target"] == NOT_ANSWERABLE[language]
+        drawn = {row["question"] for row in rows if not row["answerable"] and row["language"] == "en"}
+        assert len(drawn) > 1.5 * talks                                     # of 2 * talks: not the same few every time
+
+
+def test_an_unanswerable_question_is_kept_where_its_own_translation_is_good(makers, monkeypatch):
+    """Answers that translate badly cost the answerable rows only: 2026, Table 5 has more of the others."""
+    many_talks(monkeypatch, 12)
+    monkeypatch.setattr(quality, "quality", lambda pairs, model, kept: [
+        0.5 if source.endswith("one.") else 0.9 for source, _ in pairs])
+    fakacl.main([])
+    rows = [row for row in read_rows("work/rows/fakacl/train.jsonl") if row["language"] == "de"]
+    assert Counter(row["answerable"] for row in rows if row["task"] == "SQA") == {True: 22, False: 44}    # of 11 talks
+
+
+def test_fewer_titles_are_drawn_from_all_and_the_seed_draws_them(makers, monkeypatch, capsys):
+    many_talks(monkeypatch, 60)
+
+    def talks(*more):
+        work = f"work{len(more)}{more[-1] if more else ''}"
+        fakacl.main(["--work", work, "--titles", "8", *more])
+        rows = [row for split in ("train", "dev") for row in read_rows(f"{work}/rows/fakacl/{split}.jsonl")]
+        return {row["utterance"].split("/")[2].split("-")[0] for row in rows}
+    first, second = talks(), talks("--seed", "1")
+    assert len(first) == len(second) == 8 and first != second and max(map(int, first)) > 8
+    assert "60 distinct, 8 of these asked for, 8 scripts" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="titles 8 .now 9"):
+        fakacl.main(["--work", "work0", "--titles", "9"])
+
+
+def test_a_killed_run_makes_nothing_twice(makers):
+    for maker in ("speak", "translate", "quality"):
+        makers["fails"] = maker
+        with pytest.raises(RuntimeError, match="killed"):
+            fakacl.main(["--work", "broken"])
+    makers["fails"] = 0
+    fakacl.main(["--work", "broken"])
+    first = {name: count for name, count in makers.items() if count}
+    makers.clear()
+    fakacl.main(["--work", "whole"])
+    assert first == {name: count for name, count in makers.items() if count}
+    for name in ("train.jsonl", "dev.jsonl", "counts.md", "dropped.txt"):
+        with open(f"broken/rows/fakacl/{name}") as one, open(f"whole/rows/fakacl/{name}") as other:
+            assert one.read().replace("broken/", "whole/") == other.read()
+
+
+def test_the_paper_s_prompts():
+    assert fakacl.PROMPTS["pairs"][0].format("It {works}.").endswith("based on the content: It {works}..")
+    assert [prompt.count("{}") for prompt, _ in fakacl.PROMPTS.values()] == [0, 1, 1, 1]
+
+
+# --- A real LLM that writes garbage.
+
+def test_an_llm_that_writes_garbage_stops_with_a_reason_or_makes_rows(makers, llama, monkeypatch, capsys):
+    monkeypatch.setattr(fakacl, "generate", rewrite.generate)
+    monkeypatch.setattr(fakacl, "PROMPTS", {step: (prompt, 40) for step, (prompt, _) in fakacl.PROMPTS.items()})
+    with pytest.raises(SystemExit, match="obeys prompts|everything was dropped"):
+        fakacl.main(["--llm", llama])
+    assert "1 prompts answered" in capsys.readouterr().out
+
+
+def test_garbage_in_place_of_scripts_and_of_pairs(makers, llama, monkeypatch):
+    """The random LLM from the scripts on, and only for the pairs: every one of its answers is counted."""
+    def generate(prompts, model, kept, max_new_tokens):
+        real = [prompt for prompt in prompts if not prompt.startswith(start)]
+        new = rewrite.generate([p for p in prompts if p.startswith(start)], llama, kept, max_new_tokens=30)
+        return [answer(prompt) for prompt in real] + new
+    monkeypatch.setattr(fakacl, "generate", generate)
+    start = "Write a 12"
+    with pytest.raises(SystemExit, match="everything was dropped"):
+        fakacl.main(["--work", "scripts"])
+    start = "Generate 2 pairs"
+    fakacl.main(["--work", "pairs"])
+    rows = read_rows("pairs/rows/fakacl/train.jsonl") + read_rows("pairs/rows/fakacl/dev.jsonl")
+    with open("pairs/rows/fakacl/dropped.txt", encoding="utf-8") as file:
+        lost = file.read().count("the LLM gave no such question")
+    assert lost + sum(row["task"] == "SQA" and row["language"] == "en" and row["answerable"] for row in rows) == 2 * 4
+
+
+def test_translated_rows_are_those_of_the_shared_maker():
+    assert fakacl.translate_rows is translate_rows and fakacl.good_rows is quality.good_rows

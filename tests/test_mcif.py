@@ -1,0 +1,462 @@
+"""data/mcif.py and metrics/mcif.py: what is asked, the XML both ways, the official protocol; real files and vectors."""
+import gzip
+import json
+import os
+import sys
+import types
+from collections import Counter
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import soundfile
+
+from data import mcif as recipe
+from data.prompts import NOT_ANSWERABLE
+from data.rows import read_rows
+from metrics import mcif
+
+PARITY = Path(__file__).parents[2] / "shared" / "parity"
+FIXED = {  # the organisers' instructions
+    "en": ("Transcribe the English content.", "Answer the following question concisely given the English content: "),
+    "de": ("Übersetze den englischem Inhalt nach Deutsch.",
+           "Beantworte die folgende Frage kurz und bündig basierend auf dem englischen Inhalt: "),
+    "it": ("Traduci il contenuto inglese in italiano.",
+           "Rispondi in modo conciso alla seguente domanda dato il contenuto inglese: "),
+    "zh": ("将英文内容翻译成中文。", "根据所给的英文内容，简要回答以下问题： "),
+}
+OTHER = {  # in other words
+    "en": ("Write out what the English talk says.", "Given the English talk, what is your reply to this:"),
+    "de": ("Übertrage die englische Aufnahme ins Deutsche.", "Nutze den englischen Inhalt für eine kurze Antwort:"),
+    "it": ("Riporta in lingua italiana il contenuto inglese.", "In base all'inglese, dai una risposta breve:"),
+    "zh": ("请把这段英语转换为汉语。", "听完英语后，请简短作答："),
+}
+
+
+# --- What is asked.
+
+@pytest.mark.parametrize("language", FIXED)
+def test_all_wordings_are_understood(language):
+    for whole, ask in (FIXED[language], OTHER[language]):
+        assert recipe.understand(whole, language)[:2] == ("ASR" if language == "en" else "ST", None)
+        assert recipe.understand(f"{ask}Is it so: A or B?\n", language)[:2] == ("SQA", "Is it so: A or B?")
+
+
+def test_the_instruction_of_2025():
+    assert recipe.understand("Übersetze die englische Audioaufnahme nach Deutsch.", "de")[:2] == ("ST", None)
+
+
+@pytest.mark.parametrize("instruction, language", [
+    ("Welche Übersetzung des englischen Inhalts ins Deutsche ist besser?\nA: Ja.\nB: Nein.", "de"),     # has lines
+    ("Antworte auf Englisch mit A oder B:\nA\nB", "de"),
+    ("Wie gut ist die Übersetzung: 1, 2 oder 3?", "de"),
+    ("Who is the speaker?", "en"),
+    ("Transcribe the German content.", "en"),
+    ("Answer given the English content:", "en"),                                                        # no question
+])
+def test_anything_else_is_the_surprise_task_and_stays_whole(instruction, language):
+    assert recipe.understand(instruction, language)[:2] == ("MCQ", instruction)
+
+
+# --- A test definition and its rows.
+
+def definition(path, samples, track="short", name="MCIF0.2"):
+    """Write [(language, id, recording, instruction)] as the organisers do."""
+    root = ElementTree.Element("testset", name=name)
+    tasks = {}
+    for language, number, recording, instruction in samples:
+        if language not in tasks:
+            tasks[language] = ElementTree.SubElement(root, "task", track=track, text_lang=language)
+        sample = ElementTree.SubElement(tasks[language], "sample", id=number)
+        for tag, text in (("audio_path", recording), ("video_path", f"{recording}.mp4"), ("instruction", instruction)):
+            ElementTree.SubElement(sample, tag).text = text
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ElementTree.ElementTree(root).write(path, encoding="utf-8", xml_declaration=True)
+
+
+def reference(path, samples, track="short", language="de"):
+    """Write [(ids, task, recordings, reference, transcript, qa_type)] as the organisers do, gzipped."""
+    root = ElementTree.Element("testset", name="MCIF0.2")
+    task = ElementTree.SubElement(root, "task", track=track, text_lang=language)
+    for n, (ids, kind, recordings, text, transcript, qa_type) in enumerate(samples):
+        sample = ElementTree.SubElement(task, "sample", id=ids, iid=f"{kind}_{n}", task=kind)
+        if qa_type:
+            sample.set("qa_type", qa_type)
+        ElementTree.SubElement(sample, "audio_path").text = recordings
+        ElementTree.SubElement(sample, "reference").text = text
+        if transcript:
+            ElementTree.SubElement(ElementTree.SubElement(sample, "metadata"), "transcript").text = transcript
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(ElementTree.tostring(root, encoding="utf-8")))
+    return path
+
+
+SAMPLES = [("en", "0", "a.wav", FIXED["en"][1] + "Who speaks?"), ("en", "1", "a.wav", FIXED["en"][0]),
+           ("de", "0", "a.wav", FIXED["de"][1] + "Wer spricht?"), ("de", "3", "a.wav", FIXED["de"][0]),
+           ("de", "4", "b.wav", FIXED["de"][0]), ("de", "5", "b.wav", "Welche ist besser?\nA: Ja.\nB: Nein.")]
+ANSWERS = [("0", "QA", "a.wav", "Anna.", "", "A"), ("3,4", "TRANS", "a.wav,b.wav", "Ja.\nNein.", "Yes.\nNo.", "")]
+
+
+@pytest.fixture
+def raw(tmp_path, monkeypatch):
+    """A test of two recordings, the second of them broken, in work/raw/mcif; the test runs beside work/."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "work" / "raw" / "mcif"
+    for name in ("en", "de"):
+        definition(folder / f"MCIF0.2.IF.short.{name}.src.fixedprompts.xml", [s for s in SAMPLES if s[0] == name])
+    reference(folder / "MCIF.short.de.ref.xml.gz", ANSWERS)
+    (folder / "MCIF_DATA" / "SHORT_AUDIOS").mkdir(parents=True)
+    soundfile.write(folder / "MCIF_DATA" / "SHORT_AUDIOS" / "a.wav", np.zeros(160), 16000)
+    (folder / "MCIF_DATA" / "SHORT_AUDIOS" / "b.wav").write_bytes(b"RIFF")
+    return folder
+
+
+def test_rows_one_by_one(raw, capsys):
+    recipe.main([])
+    told = capsys.readouterr().out
+    rows = {row.pop("id"): row for row in read_rows("work/rows/mcif/test.jsonl")}
+    folder = "work/raw/mcif/MCIF_DATA/SHORT_AUDIOS"
+
+    def row(recording, task, language, target="-", **more):
+        return {"utterance": f"mcif/{recording}", "audio": f"{folder}/{recording}.wav", "task": task,
+                "language": language, "transcript": "-", "target": target, "answerable": True, **more}
+    assert rows == {
+        "mcif/short/en/0": row("a", "SQA", "en", question="Who speaks?"),          # no English reference lies there
+        "mcif/short/en/1": row("a", "ASR", "en"),
+        "mcif/short/de/0": row("a", "SQA", "de", "Anna.", question="Wer spricht?"),
+        "mcif/short/de/3": row("a", "ST", "de"), "mcif/short/de/4": row("b", "ST", "de"),
+        "mcif/short/de/5": row("b", "MCQ", "de", question="Welche ist besser?\nA: Ja.\nB: Nein.")}
+    assert "ST de: 2 instructions in 1 wordings" in told and "1 recordings cannot be read; their rows stay" in told
+    assert "| test: SQA/QA de | 1 | 195 | -194 |" in told and "| test: SQA/QA en | 1 | 220 | -219 |" in told
+    recipe.main([])
+    assert "finished already" in capsys.readouterr().out
+
+
+def test_the_long_track_is_left_out_and_counted(raw, capsys):
+    definition(raw / "MCIF0.2.IF.long.en.src.fixedprompts.xml", [("en", "7", "talk.wav", "Summarize it.")], "long")
+    recipe.main([])
+    assert "1 in test: the long track" in capsys.readouterr().out
+    assert len(read_rows("work/rows/mcif/test.jsonl")) == len(SAMPLES)
+
+
+def test_mixed_wordings_must_ask_the_same(raw, capsys):
+    def other(samples):
+        definition(raw / "mixed" / "de.xml", [(language, name, recording, text.replace(FIXED["de"][1], OTHER["de"][1])
+                                               .replace(FIXED["de"][0], OTHER["de"][0]))
+                                              for language, name, recording, text in samples])
+    other([s for s in SAMPLES if s[0] == "de"])
+    recipe.main([])
+    assert "ST de: 4 instructions in 2 wordings" in capsys.readouterr().out
+    assert len(read_rows("work/rows/mcif/test.jsonl")) == len(SAMPLES)
+    other([("de", "3", "b.wav", FIXED["de"][0])])
+    with pytest.raises(SystemExit, match=r"de.xml: sample 3 in de is \('b.wav', 'ST', None\), in an earlier file"):
+        recipe.main(["--work", "elsewhere", "--raw", str(raw)])
+
+
+def test_a_parquet_file_of_the_hub(raw):
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is optional")
+    from pyarrow import parquet
+    for path in raw.glob("*.src.*"):
+        path.unlink()
+    (raw / "short_fixedprompt").mkdir()
+    (raw / "long_fixedprompt").mkdir()
+    table = {}
+    for language, name, recording, text in SAMPLES:
+        line = table.setdefault((name, recording), {"id": int(name), "audio": f"MCIF_DATA/SHORT_AUDIOS/{recording}",
+                                                    **{f"prompt_{other}": None for other in FIXED}})
+        line[f"prompt_{language}"] = text
+    for track in ("short", "long"):
+        parquet.write_table(pyarrow.Table.from_pylist(list(table.values())), raw / f"{track}_fixedprompt" / "x.parquet")
+    recipe.main([])
+    rows = read_rows("work/rows/mcif/test.jsonl")
+    assert Counter((row["language"], row["task"]) for row in rows) == Counter(
+        {("en", "SQA"): 1, ("en", "ASR"): 1, ("de", "SQA"): 1, ("de", "ST"): 2, ("de", "MCQ"): 1})
+    assert rows[0]["id"] == "mcif/short/en/0" and rows[0]["question"] == "Who speaks?"
+    (raw / "short_fixedprompt" / "x.parquet").write_bytes(b"PAR1")
+    with pytest.raises(SystemExit, match="x.parquet is damaged"):
+        recipe.main(["--work", "elsewhere", "--raw", str(raw)])
+
+
+BOMB = '<!DOCTYPE testset [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;">]>'
+
+
+@pytest.mark.parametrize("content, told", [
+    ("<testset><task", "x.xml is no test set"),
+    (BOMB + "<testset>&b;</testset>", "declares a document type"),
+    ("<testset>\udcff</testset>", "x.xml is no test set"),
+    ('<testset><task track="short" text_lang="de"><sample id="9"/><sample id="9"/></task></testset>', "there twice"),
+    ('<testset><task track="short" text_lang="de"><sample id="9">Ja.</sample></task></testset>', "no test definition"),
+    ('<testset><task track="short" text_lang="fr"><sample id="9"><audio_path>a.wav</audio_path><instruction>Oui'
+     "</instruction></sample></task></testset>", "'fr'"),
+    ('<testset><task track="short" text_lang="de"><sample id="../9"><audio_path>a.wav</audio_path><instruction>Ja'
+     "</instruction></sample></task></testset>", "'../9'"),
+])
+def test_damaged_and_hostile_definitions(raw, content, told):
+    (raw / "x.xml").write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(SystemExit, match=told):
+        recipe.main([])
+
+
+def test_a_recording_cannot_point_outside(raw):
+    definition(raw / "x.xml", [("it", "9", "../../../etc/passwd", FIXED["it"][0]), ("it", "10", "..", FIXED["it"][0])])
+    with pytest.raises(ValueError, match="utterance 'mcif/..' would leave its folder"):
+        recipe.main([])
+    definition(raw / "x.xml", [("it", "9", "../../../etc/passwd", FIXED["it"][0])])
+    recipe.main([])
+    assert read_rows("work/rows/mcif/test.jsonl")[-1]["audio"] == "work/raw/mcif/passwd"
+
+
+def test_a_reference_that_is_of_another_task_or_recording_stops_the_recipe(raw):
+    for samples in ([("3,4", "TRANS", "a.wav,a.wav", "Ja.\nNein.", "Yes.\nNo.", "")],
+                    [("3", "QA", "a.wav", "Anna.", "", "A")]):
+        reference(raw / "MCIF.short.de.ref.xml.gz", samples)
+        with pytest.raises(SystemExit, match="mcif/short/de/[34] is ST on [ab].wav, its reference (ST|SQA) on a.wav"):
+            recipe.main([])
+
+
+def test_a_question_without_an_answer_is_marked(raw):
+    reference(raw / "MCIF.short.de.ref.xml.gz", [("0", "QA", "a.wav", NOT_ANSWERABLE["de"], "", "NA")])
+    recipe.main([])
+    (row,) = [row for row in read_rows("work/rows/mcif/test.jsonl") if row["id"] == "mcif/short/de/0"]
+    assert (row["answerable"], row["target"]) == (False, NOT_ANSWERABLE["de"])
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(SystemExit, match="no definition .*https://huggingface.co/datasets/FBK-MT/MCIF"):
+        recipe.main(["--work", str(tmp_path / "work")])
+
+
+def test_the_real_test_rebuilt_from_its_references(real, tmp_path, monkeypatch, capsys):
+    """The definitions themselves are not at hand: ids, recordings and answers are real, the questions made up."""
+    monkeypatch.chdir(tmp_path)
+    raw = tmp_path / "work" / "raw" / "mcif"
+    for language in ("de", "it", "zh"):
+        path = os.path.join(real, "mcif", "refs", f"MCIF0.2.IF.short.{language}.ref.xml")
+        parts = mcif.read_references(path, "short", language)
+        definition(raw / f"{language}.src.fixedprompts.xml", [
+            (language, name, recording, FIXED[language][one["task"] == "QA"] + one["task"].replace("TRANS", ""))
+            for one in parts for name, recording in zip(one["ids"], one["audio"])])
+        (raw / os.path.basename(path)).write_bytes(Path(path).read_bytes())
+    recipe.main([])
+    rows = read_rows("work/rows/mcif/test.jsonl")
+    assert len(rows) == 3 * 890 and len({row["utterance"] for row in rows}) == 755
+    for language in ("de", "it", "zh"):
+        some = [row for row in rows if row["language"] == language]
+        assert Counter((row["task"], row["answerable"]) for row in some) == {
+            ("ST", True): 670, ("SQA", True): 195, ("SQA", False): 25}
+        assert {row["target"] for row in some if not row["answerable"]} == {NOT_ANSWERABLE[language]}
+    told = capsys.readouterr().out
+    assert "| test: ST/MT zh | 670 | 670 | +0 |" in told and "| test: SQA/QA it invalid | 25 | 25 | +0 |" in told
+
+
+# --- The XML that is submitted.
+
+def test_what_is_written_is_what_is_read(tmp_path, capsys):
+    path = str(tmp_path / "new" / "out.xml")
+    texts = {"0": "a < b & \"c\" > d", "3": "", "17": "你好。\n再见", "5": " bell\x07 and \ud800\ufffe ", "6": "😀\ttab"}
+    answers = {f"mcif/short/de/{name}": text for name, text in texts.items()}
+    assert mcif.write_output(path, "TEAM & Co", answers | {"mcif/short/en/0": "Yes."}) == 1
+    assert "6 answers, 1 of them with characters that XML cannot hold" in capsys.readouterr().out
+    assert mcif.read_output(path, "short", "de") == {**texts, "5": "bell  and"}
+    assert mcif.read_output(path, "short", "en") == {"0": "Yes."}
+    root = ElementTree.parse(path).getroot()
+    assert root.attrib == {"name": "TEAM & Co", "type": "output"} and root.tag == "testset"
+    assert [task.attrib for task in root] == [{"track": "short", "text_lang": lang} for lang in ("de", "en")]
+    assert os.listdir(tmp_path / "new") == ["out.xml"]
+    with pytest.raises(SystemExit, match="no task long de, only"):
+        mcif.read_output(path, "long", "de")
+
+
+def test_every_row_of_a_test_is_submitted(raw, tmp_path):
+    recipe.main([])
+    rows = read_rows("work/rows/mcif/test.jsonl")
+    mcif.write_output("out.xml", "x", {row["id"]: "" for row in rows})
+    for language in ("en", "de"):
+        assert list(mcif.read_output("out.xml", "short", language)) == [s[1] for s in SAMPLES if s[0] == language]
+
+
+def test_gzip_that_ends_too_early_and_a_file_that_is_too_large(tmp_path, monkeypatch):
+    path = reference(tmp_path / "ref.xml.gz", ANSWERS)
+    assert len(mcif.read_references(path, "short", "de")) == 2
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+    with pytest.raises(SystemExit, match="ref.xml.gz is no test set"):
+        mcif.read_references(path, "short", "de")
+    path.write_bytes(whole)
+    monkeypatch.setattr(mcif, "LARGEST", 100)
+    with pytest.raises(SystemExit, match="more than"):
+        mcif.read_references(path, "short", "de")
+
+
+# --- The official scores.
+
+def plain(monkeypatch):
+    """Lower case without full stops in place of Whisper's normaliser, which is optional."""
+    monkeypatch.setattr(mcif, "english_normalizer", lambda: lambda text: text.lower().replace(".", ""))
+
+
+def output(path, language, texts, track="short"):
+    mcif.write_output(str(path), "x", {f"mcif/{track}/{language}/{name}": text for name, text in texts.items()})
+    return str(path)
+
+
+def test_word_error_rate_by_talks(tmp_path, monkeypatch):
+    """Talk 1: "one two three four" against "one two" + "tree four": 1 error of 4. Talk 2: one of two words missing."""
+    plain(monkeypatch)
+    ref = reference(tmp_path / "ref.xml", [("2,1", "ASR", "b.wav,a.wav", "One two three four.", "", ""),
+                                           ("7", "ASR", "c.wav", "Five. Six.", "", "")], language="en")
+    out = output(tmp_path / "out.xml", "en", {"1": "Tree four.", "2": "One two.", "7": "six"})
+    assert mcif.official_scores(out, ref, "en") == ({"ASR-WER": pytest.approx(2 / 6)}, {})
+
+
+def test_translations_and_answers_by_hand(tmp_path):
+    """Two recordings cut a talk elsewhere than its three sentences; an empty talk becomes a full stop."""
+    ref = reference(tmp_path / "ref.xml", [
+        ("4,5", "TRANS", "a.wav,b.wav", "Das ist gut. \nJa.\nDanke sehr.", "This is good.\n Yes.\nThank you.", ""),
+        ("6", "TRANS", "c.wav", "Ende.", "End.", ""),
+        ("0", "QA", "a.wav", "Anna.", "", "A"), ("1", "QA", "a.wav", NOT_ANSWERABLE["de"], "", "NA")])
+    out = output(tmp_path / "out.xml", "de",
+                 {"0": "Anna", "1": "", "4": "Das ist gut. Ja.", "5": "Danke sehr.", "6": ""})
+    seen = {}
+
+    def scorer(name, values):
+        return lambda: lambda items: seen.setdefault(name, items) and values
+    scores, left_out = mcif.official_scores(out, ref, "de", load_comet=scorer("comet", [0.9, 0.5, 0.7, 0.1]),
+                                            load_bertscore=scorer("bert", [1.0, 0.5]))
+    assert scores == {"TRANS-COMET": pytest.approx(0.55), "QA-BERTScore": pytest.approx(0.75)} and not left_out
+    assert seen["comet"] == [["This is good.", "Das ist gut.", "Das ist gut."], ["Yes.", "Ja.", "Ja."],
+                             ["Thank you.", "Danke sehr.", "Danke sehr."], ["End.", ".", "Ende."]]
+    assert seen["bert"] == [["Anna", "Anna."], ["", NOT_ANSWERABLE["de"]]]
+
+
+def test_chinese_is_cut_by_characters(tmp_path):
+    ref = reference(tmp_path / "ref.xml", [("4,5", "TRANS", "a.wav,b.wav", "你好。\n再见 BERT。", "Hi.\nBye, BERT.", "")],
+                    language="zh")
+    (talk,) = mcif.read_references(ref, "short", "zh")
+    assert mcif.sentence_items({"4": "你 好", "5": "再见 BERT"}, [talk], "zh") == [
+        ["Hi.", "你好", "你好。"], ["Bye, BERT.", "再见BERT", "再见 BERT。"]]
+
+
+def test_the_names_of_2025_and_summaries(tmp_path):
+    ref = reference(tmp_path / "ref.xml", [
+        ("0", "SQA", "a.wav", "Ja.", "", "A"), ("1", "SSUM", "a.wav", "Kurz.", "", ""),
+        ("2", "ST", "a.wav", "Ja.", "Yes.", ""), ("3", "ACHAP", "a.wav", "[]", "", "")], track="long")
+    out = output(tmp_path / "out.xml", "de", {"0": "Ja.", "1": "Kurz.", "2": "Ja.", "3": ""}, track="long")
+    ones = lambda: lambda items: [1.0] * len(items)                                                     # noqa: E731
+    assert mcif.official_scores(out, ref, "de", "long", ones, ones) == (
+        {"QA-BERTScore": 1.0, "SUM-BERTScore": 1.0, "TRANS-COMET": 1.0}, {"ACHAP": "a task that is not scored here"})
+
+
+def test_a_metric_that_lacks_its_model_is_left_out_with_the_reason(tmp_path, monkeypatch):
+    def missing():
+        raise FileNotFoundError("no weights; run: hf download them")
+    ref, out = reference(tmp_path / "r.xml", ANSWERS), output(tmp_path / "o.xml", "de", {"0": "A", "3": "B", "4": "C"})
+    assert mcif.official_scores(out, ref, "de", load_comet=missing) == (
+        {}, {"TRANS-COMET": "no weights; run: hf download them", "QA-BERTScore": "nothing given to score it with"})
+    monkeypatch.setitem(sys.modules, "whisper_normalizer.english", None)
+    ref = reference(tmp_path / "r.xml", [("0", "ASR", "a.wav", "Yes.", "", "")], language="en")
+    scores, left_out = mcif.official_scores(output(tmp_path / "o.xml", "en", {"0": "Yes."}), ref, "en")
+    assert not scores and "pip install whisper-normalizer==0.1.0" in left_out["ASR-WER"]
+
+
+def test_a_newer_normaliser_is_refused(monkeypatch):
+    newer = types.SimpleNamespace(EnglishTextNormalizer=lambda: lambda text: text.replace("kinda", "kind of"))
+    monkeypatch.setitem(sys.modules, "whisper_normalizer.english", newer)
+    with pytest.raises(ImportError, match="0.1.0"):
+        mcif.english_normalizer()
+
+
+def test_a_missing_answer_is_named_an_unaligned_reference_too(tmp_path):
+    ref = reference(tmp_path / "ref.xml", ANSWERS)
+    with pytest.raises(SystemExit, match="out.xml lacks sample 4 of short de"):
+        mcif.official_scores(output(tmp_path / "out.xml", "de", {"0": "A", "3": "B"}), ref, "de")
+    reference(tmp_path / "ref.xml", [("3,4", "TRANS", "a.wav,b.wav", "Ja.\nNein.", "Yes.", "")])
+    with pytest.raises(SystemExit, match="samples 3 to 4: 2 lines of reference, 1 of transcript"):
+        mcif.official_scores(output(tmp_path / "out.xml", "de", {"3": "A", "4": "B"}), ref, "de",
+                             load_comet=lambda: lambda items: [1.0])
+
+
+def test_choices_by_hand():
+    """Options seen in the reference: A, B. Of four answers "a." and "B" are well formed, and one of them is right."""
+    references = [{"ids": [str(n)], "reference": right} for n, right in enumerate(["A", "A", "B", "B"])]
+    answers = {"0": " a.", "1": "B", "2": "I prefer B", "3": ""}
+    assert mcif.option_accuracy(answers, references) == (0.5, 0.5)
+    assert mcif.option_accuracy(dict.fromkeys("0123", ""), references) == (0.0, 0.0)
+
+
+# --- Against the reference implementations, and real outputs.
+
+def vectors(name):
+    path = PARITY / name
+    if not path.exists():
+        pytest.skip(f"no {path}")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_whisper_normalisation_equals_the_organisers():
+    pytest.importorskip("whisper_normalizer", reason="whisper-normalizer is optional")
+    normalize, rows = mcif.english_normalizer(), vectors("whisper_norm_mcif.jsonl")
+    english = [row for row in rows if row["kind"] == "english"]
+    assert len(english) == 38 and all(normalize(row["text"]) == row["expected"] for row in english)
+    assert normalize("dialogue colour") == "dialog color"                  # its spelling table is there
+    (talks,) = [row for row in rows if row["kind"] == "mcif_asr"]
+    answers, parts = {}, []
+    for n, (text, segments) in enumerate(zip(talks["references"], talks["segments"], strict=True)):
+        names = [f"{n}-{m}" for m in range(len(segments))]
+        answers |= dict(zip(names, segments))
+        parts.append({"ids": names, "reference": text})
+    assert mcif.talk_error_rate(answers, parts, normalize) == talks["wer"]
+
+
+def test_translations_are_cut_as_mwersegmenter_cuts_them():
+    rows = vectors("mwer_segmenter.jsonl")
+    assert len(rows) == 21
+    for row in rows:
+        lines = row["reference_sentences"]
+        pieces = dict(enumerate(row["prediction"].split("\n")))            # one recording for each line
+        talk = {"ids": list(pieces), "reference": "\n".join(lines), "transcript": "\n".join(lines)}
+        items = mcif.sentence_items(pieces, [talk], "zh" if row["character_level"] else row["lang"])
+        assert [said for _, said, _ in items] == [segment.strip() for segment in row["segments"]]
+
+
+@pytest.mark.parametrize("language", ["de", "it", "zh"])
+def test_real_outputs_of_three_systems(real, language):
+    """919 sentences, each facing its reference, and every word of the talks in them; 220 answers."""
+    ref = os.path.join(real, "mcif", "refs", f"MCIF0.2.IF.short.{language}.ref.xml")
+    for system in ("granite", "phi_multimodal", "qwen2audio"):
+        out = os.path.join(real, "mcif", "system_outputs_short", f"audio_short_{language}_fixed_{system}_output.xml")
+        seen = []
+        ones = lambda: lambda items: [1.0] * len(items) if not seen.append(items) else []               # noqa: E731
+        scores, left_out = mcif.official_scores(out, ref, language, load_comet=ones, load_bertscore=ones)
+        assert scores == {"TRANS-COMET": 1.0, "QA-BERTScore": 1.0} and not left_out
+        assert sorted(map(len, seen)) == [220, 919]
+        answers = mcif.read_output(out, "short", language)
+        talks = [one for one in mcif.read_references(ref, "short", language) if one["task"] == "TRANS"]
+        cut = "".join("".join(said.split()) for _, said, _ in max(seen, key=len))
+        assert cut == "".join("".join(answers[name].split()) for talk in talks for name in talk["ids"])
+
+
+def test_comet_scores_the_pieces(tmp_path):
+    from metrics import comet
+    tiny = PARITY / "comet_tiny"
+    if not tiny.exists():
+        pytest.skip(f"no {tiny}")
+
+    def load():
+        model = comet.load_comet(tiny / "da_sparsemax.pt", encoder=str(tiny / "encoder"))
+        return lambda items: comet.score(model, [dict(zip(("src", "mt", "ref"), item)) for item in items])
+    ref = reference(tmp_path / "ref.xml", ANSWERS[1:])
+    out = output(tmp_path / "out.xml", "de", {"3": "Ja. Nein.", "4": ""})
+    scores, _ = mcif.official_scores(out, ref, "de", load_comet=load)
+    expected = load()([["Yes.", "Ja.", "Ja."], ["No.", "Nein.", "Nein."]])
+    assert scores["TRANS-COMET"] == pytest.approx(sum(expected) / 2)
+
+
+def test_english_outputs_hold_every_sample(real):
+    folder = os.path.join(real, "mcif", "system_outputs_short")
+    questions = {name for one in mcif.read_references(os.path.join(real, "mcif", "refs", "MCIF0.2.IF.short.de.ref.xml"),
+                                                      "short", "de") if one["task"] == "QA" for name in one["ids"]}
+    for system in ("granite", "phi_multimodal", "qwen2audio"):
+        answers = mcif.read_output(os.path.join(folder, f"audio_short_en_fixed_{system}_output.xml"), "short", "en")
+        assert len(answers) == 890 and len(answers.keys() - questions) == 670      # questions share their ids

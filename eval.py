@@ -34,7 +34,7 @@ from functools import cache, partial
 from data.recipe import resumable
 from data.rows import LANGUAGES, read_rows, replace_file
 from extract_features import configure, pick_device, require, write_json
-from metrics import bertscore, comet, judge
+from metrics import bertscore, comet, judge, mcif
 from metrics.bleu import bleu
 from metrics.exact import contains, exact_match
 from metrics.normalize import character_error_rate, mms_normalize, word_error_rate
@@ -55,6 +55,7 @@ class Config:                               # edit here, or pass --name value
     comet: str = "models/wmt22-comet-da"    # a folder below work, any other folder, or a file of weights
     judges: str = ""                        # comma-separated LLMs: folders, below work or not, or hub names
     judge_mode: str = "probability"         # of Yes against No; or text: what the judge writes
+    references: str = "raw/mcif"            # MCIF's, a folder below work or any other
 
 PRESETS = {                                 # only what differs from the lines above
     "tiny":    {},
@@ -208,6 +209,25 @@ def model_scores(c, outputs, metric, name, languages, load):
     return results
 
 
+def official_results(c, outputs, notes):
+    """The organisers' scores on MCIF (metrics/mcif.py), a language at a time; fractions, as they give them."""
+    results, folder = [], c.references if os.path.isdir(c.references) else os.path.join(c.work, c.references)
+    for system, test_set in outputs:
+        output = os.path.join(c.work, c.run, c.predictions, system, f"{test_set}.xml")
+        for language in LANGUAGES:
+            found = glob.glob(os.path.join(glob.escape(folder), "**", f"*short.{language}.ref.xml*"), recursive=True)
+            if not found:
+                notes.append(f"{test_set} in {language} is not scored: no *short.{language}.ref.xml* below {folder}")
+                continue
+            scores, absent = mcif.official_scores(
+                output, found[0], language, load_comet=partial(load_comet, c),
+                load_bertscore=partial(bertscore.load_bertscore, language, *bertscore.ORGANISERS[language],
+                                       str(pick_device())))
+            notes += [f"{metric} on {test_set} is left out: {why}" for metric, why in absent.items()]
+            results += [result(system, test_set, "official", language, *pair, None) for pair in scores.items()]
+    return results
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # predictions
 def read_predictions(path, rows, system, preset):
@@ -293,7 +313,9 @@ def main(argv=None):
         raise SystemExit(f"--metrics are some of {','.join(METRICS)}; --judge_mode is probability or text")
 
     # 1. scores of the texts, then of the models, each of which is in memory alone
-    outputs, results = read_outputs(c, notes), []
+    outputs = read_outputs(c, notes)
+    official = {key: outputs.pop(key) for key in list(outputs) if key[1].startswith("mcif.")}
+    results = official_results(c, official, notes)
     for metric in [metric for metric in metrics if metric not in ITEMS]:
         try:
             for (system, test_set), (rows, predictions) in outputs.items():
@@ -309,8 +331,8 @@ def main(argv=None):
         notes.append(f"judge is left out: no LLM is named; run: python eval.py --preset {c.preset} --judges {JUDGES}")
 
     # 2. the tables, from the results alone
-    systems = list(dict.fromkeys(system for system, _ in outputs))
-    scored = [test_set for test_set in c.test_sets.split(",") if test_set in {other for _, other in outputs}]
+    systems = list(dict.fromkeys(system for system, _ in [*outputs, *official]))
+    scored = [test_set for test_set in c.test_sets.split(",") if test_set in {other for _, other in [*outputs, *official]}]
     tables = [table(results, test_set, systems) for test_set in scored]
     if c.preset.startswith("iwslt25"):                      # of another paper's systems these tables say nothing
         tables += filter(None, (beside_paper(results, name) for name in TABLES))

@@ -9,7 +9,8 @@ Inference: greedy decoding of test sets, or of one audio file and an instruction
 reads   <work>/rows/<corpus>/<split>.jsonl, <work>/features/..., <work>/<run>/{projector,lora,merged}, the LLM; the
         systems seamless (ASR, ST) and seamless-text (MT) are SeamlessM4T-v2 itself and read the audio or the transcript
 writes  <work>/<run>/predictions/<system>/<corpus>.<split>.jsonl: a row's {"id", "task", "prediction", "tokens",
-        "capped", "loops"} a line, in the rows' order; beside it .made.json, which weights and cap they come from.
+        "capped", "loops"} a line, in the rows' order; beside it .made.json, which weights and cap they come from, and
+        of MCIF .xml, to be submitted.
         A killed run goes on from the rows that are in <corpus>.<split>.jsonl.partial
 """
 import json
@@ -28,6 +29,7 @@ from extract_features import (SAMPLE_RATE, average_frames, configure, encode, fe
                               front_end, load_encoder, locate, open_features, pad_features, pick_device, read_audio,
                               require, write_json)
 from merge_sft import load_speech_llm
+from metrics.mcif import write_output
 from train_projector import answer, decode_text, encode_sample, load_llm, read_config
 
 
@@ -214,6 +216,8 @@ def predict(c, name, tokenizer, jobs, decode, test_set):
 
     silent = {"prediction": "", "tokens": 0, "capped": False, "loops": False}
     predictions = [done.get(row["id"], {"id": row["id"], "task": task, **silent}) for row, task, *_ in jobs]
+    if test_set.startswith("mcif."):                        # the file that the shared task takes
+        write_output(path[:-len("jsonl")] + "xml", f"{c.preset}-{name}", {p["id"]: p["prediction"] for p in predictions})
     write_lines(path, predictions)
     os.remove(partial)
     unheard = sum(item is None for *_, item in jobs)
@@ -295,7 +299,10 @@ def main(argv=None):
             folder = os.path.join(c.work, c.run, folder)
             require(os.path.join(folder, "config.json"),
                     f"python {script} --preset {c.preset} --out {os.path.basename(folder)}")
-        todo, loaded = [test_set for test_set in test_sets if not decoded(c, name, folder, test_set)], None
+        hears = folder and "projector" in read_config(folder)["trained"]
+        todo = [test_set for test_set in test_sets
+                if (hears or not test_set.startswith("mcif.")) and not decoded(c, name, folder, test_set)]
+        loaded = None                                       # MCIF has no transcripts to read
         for test_set in todo:                               # a finished system is not loaded
             corpus, split = test_set.rsplit(".", 1)
             rows = read_rows(os.path.join(c.work, "rows", corpus, f"{split}.jsonl"))

@@ -15,6 +15,7 @@ ANSWERS = (*QA, "MCQ")
 TASKS = ("ASR", *ST, *ANSWERS)
 NAMES = {"llm": "LLM, text", "B": "B: LoRA, text", "A.1": "A.1: projector (ASR, ST)",
          "A.2": "A.2: projector (ASR, ST, SQA)", "C": "C: projector + LoRA"}
+OFFICIAL = ("ASR-WER", "TRANS-COMET", "QA-BERTScore", "SUM-BERTScore", "QE-accuracy", "QE-format-accuracy")
 SHARES = ("language", "capped", "loops", "unparsable")     # of outputs: every output weighs the same
 
 
@@ -38,6 +39,7 @@ COLUMNS = [  # heading, tasks, metric, languages that are averaged
     ("ASR in English", ["ASR"], "language", EN_DE_IT_ZH), ("ST in its language", ST, "language", EN_DE_IT_ZH),
     ("SQA in its language", QA, "language", EN_DE_IT_ZH),
     ("capped", TASKS, "capped", EN_DE_IT_ZH), ("loops", TASKS, "loops", EN_DE_IT_ZH),
+    *((metric, ["official"], metric, EN_DE_IT_ZH) for metric in OFFICIAL),                 # on MCIF alone
 ]
 
 
@@ -60,7 +62,7 @@ def table(results, test_set, systems):
     for system in systems:
         values = [(metric, mean(results, system, test_set, tasks, metric, languages))
                   for _, tasks, metric, languages in COLUMNS]
-        cells = ["" if value is None else f"{value:.{3 if metric.startswith(('COMET', 'BERT')) else 1}f}"
+        cells = ["" if value is None else f"{value:.{3 if metric.startswith(('COMET', 'BERT', *OFFICIAL)) else 1}f}"
                  for metric, value in values]
         if any(cells):
             lines[system] = cells

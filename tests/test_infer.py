@@ -83,7 +83,8 @@ def test_stop_ids_are_all_that_end_a_turn(llm):
     model, tokenizer = llm
     ends = ["<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"]
     assert stop_ids(model, tokenizer) == set(tokenizer.convert_tokens_to_ids(ends))
-    for given, expected in ((None, {"<|eot_id|>"}), (1, {"<|eot_id|>", "<|end_of_text|>"})):
+    one = tokenizer.convert_tokens_to_ids("<|end_of_text|>")
+    for given, expected in ((None, {"<|eot_id|>"}), (one, {"<|eot_id|>", "<|end_of_text|>"})):
         other = SimpleNamespace(config=model.config, generation_config=SimpleNamespace(eos_token_id=given))
         assert stop_ids(other, tokenizer) == set(tokenizer.convert_tokens_to_ids(list(expected)))
 

@@ -460,3 +460,29 @@ def test_english_outputs_hold_every_sample(real):
     for system in ("granite", "phi_multimodal", "qwen2audio"):
         answers = mcif.read_output(os.path.join(folder, f"audio_short_en_fixed_{system}_output.xml"), "short", "en")
         assert len(answers) == 890 and len(answers.keys() - questions) == 670      # questions share their ids
+
+
+def test_eval_shows_the_official_scores(raw, monkeypatch, capsys):
+    """Answers of C -> the XML -> a column of the table: one talk of two sentences, one question."""
+    import eval as stage
+    recipe.main([])
+    rows = read_rows("work/rows/mcif/test.jsonl")
+    said = {"mcif/short/de/0": "Anna.", "mcif/short/de/3": "Ja.", "mcif/short/de/4": "Nein."}
+    answers = {row["id"]: said.get(row["id"], "") for row in rows}
+    folder = os.path.join("work", "iwslt26", "predictions", "C")
+    os.makedirs(folder)
+    with open(os.path.join(folder, "mcif.test.jsonl"), "w") as file:
+        for row in rows:
+            file.write(json.dumps({"id": row["id"], "task": row["task"], "prediction": answers[row["id"]],
+                                   "tokens": 1, "capped": False, "loops": False}) + "\n")
+    mcif.write_output(os.path.join(folder, "mcif.test.xml"), "ours", answers)
+    monkeypatch.setattr(stage, "load_comet", lambda c: lambda items: [float(mt == ref) for _, mt, ref in items])
+    monkeypatch.setattr(stage.bertscore, "load_bertscore",
+                        lambda *a: lambda items: [0.5 * (said == right) for said, right in items])
+    stage.main(["--preset", "iwslt26", "--systems", "C", "--test_sets", "mcif.test", "--metrics", "WER"])
+    told = capsys.readouterr().out
+    assert "| mcif.test | TRANS-COMET | QA-BERTScore |" in told and "| 1.000 | 0.500 |" in told
+    assert "mcif.test in en is not scored: no *short.en.ref.xml*" in told
+    results = json.load(open("work/iwslt26/results.json"))
+    assert {(r["language"], r["metric"], r["value"]) for r in results} == {("de", "TRANS-COMET", 1.0),
+                                                                           ("de", "QA-BERTScore", 0.5)}

@@ -332,7 +332,8 @@ def main(argv=None):
 
     # 2. the tables, from the results alone
     systems = list(dict.fromkeys(system for system, _ in [*outputs, *official]))
-    scored = [test_set for test_set in c.test_sets.split(",") if test_set in {other for _, other in [*outputs, *official]}]
+    made = {test_set for _, test_set in [*outputs, *official]}
+    scored = [test_set for test_set in c.test_sets.split(",") if test_set in made]
     tables = [table(results, test_set, systems) for test_set in scored]
     if c.preset.startswith("iwslt25"):                      # of another paper's systems these tables say nothing
         tables += filter(None, (beside_paper(results, name) for name in TABLES))

@@ -217,7 +217,8 @@ def predict(c, name, tokenizer, jobs, decode, test_set):
     silent = {"prediction": "", "tokens": 0, "capped": False, "loops": False}
     predictions = [done.get(row["id"], {"id": row["id"], "task": task, **silent}) for row, task, *_ in jobs]
     if test_set.startswith("mcif."):                        # the file that the shared task takes
-        write_output(path[:-len("jsonl")] + "xml", f"{c.preset}-{name}", {p["id"]: p["prediction"] for p in predictions})
+        answers = {p["id"]: p["prediction"] for p in predictions}
+        write_output(path[:-len("jsonl")] + "xml", f"{c.preset}-{name}", answers)
     write_lines(path, predictions)
     os.remove(partial)
     unheard = sum(item is None for *_, item in jobs)

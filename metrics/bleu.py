@@ -1,4 +1,4 @@
-"""BLEU with the 2025 paper's signature: nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp; for Chinese tok:zh (section 4)."""
+"""BLEU with the 2025 paper's signature (section 4): nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp; Chinese tok:zh."""
 
 
 def bleu(references, predictions, language):

@@ -10,8 +10,9 @@ import sys
 import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-BUDGET = {"extract_features": 450, "train_projector": 470, "train_lora": 250, "merge_sft": 250, "infer": 250,
-          "eval": 330}                                                      # lines
+# The six files are the agreed layout, so what two projectors and two papers need stands in the first that needs it
+BUDGET = {"extract_features": 450, "train_projector": 810, "train_lora": 250, "merge_sft": 250, "infer": 330,
+          "eval": 360}                                                      # lines
 STAGES = list(BUDGET)                                                       # in the pipeline's order
 TOP = {"README.md", "LICENSE", "requirements.txt", "run_all.sh", "data", "metrics", "tests",
        *(f"{stage}.py" for stage in STAGES)}

@@ -99,7 +99,7 @@ class Exactly(torch.nn.Module):
 
 
 def test_losses_by_hand():
-    """Two slots on a table of four rows along the axes: one right but twice too long, one at a right angle to its row."""
+    """Two slots on a table of four rows along the axes: one right but twice too long, one at a right angle."""
     table = torch.eye(4)
     sample = {"id": "x", "frames": np.zeros((3, 12), np.float16), "slots": 2, "target": [1, 3], "letters": [2],
               "length": 3, "counts": (2, 2, 2, 1)}
@@ -141,7 +141,7 @@ def test_chunks_change_neither_loss_nor_gradient(monkeypatch):
 
 
 def test_a_batch_loses_what_its_samples_lose():
-    """L1, cosine, softmax and CTC of a padded batch are the sums over its samples: CTC too sees each sample's length."""
+    """All four losses of a padded batch are the sums over its samples: CTC too sees each sample's length."""
     table, mapper, head = torch.randn(50, 32), small_mapper().eval(), torch.nn.Linear(16, len(LETTERS) + 1)
     samples = samples_of([30, 17, 41, 9])
     together = embedding_losses(mapper, head, table, F.normalize(table), samples)
@@ -261,7 +261,7 @@ def test_two_processes_are_one_with_twice_the_accumulation(after_training, scrip
         rows = read_rows(f"work/rows/tiny/{split}.jsonl")
         write_rows(f"work/rows/tiny/{split}.jsonl", [{**row, "transcript": "a"} for row in rows])
     for count, accumulate in ((1, "4"), (2, "2")):
-        if script == "merge_sft.py":                # its projector comes from a folder, dropout and all: switch that off
+        if script == "merge_sft.py":                # its projector comes from a folder: switch its dropout off
             with open("work/tiny/projector/config.json") as file:
                 config = json.load(file)
             config["sizes"]["dropout"] = 0.0

@@ -160,7 +160,7 @@ def test_every_answer_token_weighs_the_same():
     weight = torch.nn.Parameter(torch.tensor([6.0, 3.0]))
     samples = [{**sample("short", 1, 0, 0, 1), "n": 0}, {**sample("long", 1, 0, 0, 5), "n": 1}]
     optimizer = torch.optim.SGD([weight], lr=6.0)
-    (loss,), norm = update([optimizer], samples, lambda micro: weight[[s["n"] for s in micro]].sum()[None], micro_tokens=1)
+    (loss,), norm = update([optimizer], samples, lambda micro: weight[[s["n"] for s in micro]].sum()[None], 1)
     assert loss == 1.5
     assert norm == pytest.approx(2**0.5 / 6)                               # gradients 1/6 and 1/6
     assert weight.tolist() == [5.0, 2.0]                                   # each by 6 * 1/6
@@ -388,7 +388,8 @@ def test_a_keeps_the_best_step_and_b_and_c_the_last(after_training):
 
 
 def test_best_steps_by_hand():
-    validated = [{"step": 250, "BLEU": 20.0, "WER": 12.0, "SQA": 1.0}, {"step": 500, "BLEU": 25.0, "WER": 15.0, "SQA": 0.5},
+    validated = [{"step": 250, "BLEU": 20.0, "WER": 12.0, "SQA": 1.0},
+                 {"step": 500, "BLEU": 25.0, "WER": 15.0, "SQA": 0.5},
                  {"step": 750, "BLEU": 25.0, "WER": 11.0, "SQA": 0.0}]
     assert best_steps(validated) == {"ST": 500, "ASR": 750, "SQA": 250, "all": 750}       # a tie: the first
     assert best_steps([{"step": 9, "WER": 3.0}]) == {"ASR": 9, "all": 9}
@@ -422,13 +423,12 @@ def test_the_four_presets_share_a_folder_and_differ_where_the_paper_does(capsys)
                for module in (stage, train_lora, merge_sft)
                for name in ("iwslt25", "iwslt25-a2", "iwslt25-short", "iwslt25-a2-short")}
     assert {c.run for c in configs.values()} == {"iwslt25"}
-    outs = [configs["merge_sft", name].out for _, name in configs if _ == "merge_sft"]
-    assert outs == ["merged", "merged-A.2", "merged-short", "merged-A.2-short"]
+    c_s = [c for (script, _), c in configs.items() if script == "merge_sft"]
+    assert [c.out for c in c_s] == ["merged", "merged-A.2", "merged-short", "merged-A.2-short"]
+    assert [c.shares for c in c_s] == ["fluent", "fluent", "short", "short"]
     for name, mixture, out in (("iwslt25", "A.1", "projector"), ("iwslt25-a2-short", "A.2", "projector-A.2")):
         c = configs["train_projector", name]
         assert (c.mixture, c.out) == (mixture, out) and configs["merge_sft", name].projector == out
-    assert [configs["merge_sft", name].shares for _, name in configs if _ == "merge_sft"] == ["fluent", "fluent", "short",
-                                                                                              "short"]
 
 
 def test_fluent_answers_or_short_ones_but_always_some_invalid_questions():
@@ -455,8 +455,9 @@ def test_synthetic_text_alone_or_left_out(shares, corpora):
                                                                                      "spokensquad"}
 
 
-@pytest.mark.parametrize("more, b_is_zero", [(["--lora", "random", "--no-text"], True), (["--mixture", "C-no-sqa"], False),
-                                             (["--mixture", "C-0.3-0.5-0.2", "--shares", "short"], False)])
+@pytest.mark.parametrize("more, b_is_zero", [
+    (["--lora", "random", "--no-text"], True), (["--mixture", "C-no-sqa"], False),
+    (["--mixture", "C-0.3-0.5-0.2", "--shares", "short"], False)])
 def test_ablations_run_beside_the_model(after_training, run_stage, monkeypatch, more, b_is_zero):
     """Each is one command with another --out; fresh adapters start from B = 0, the others from stage B's."""
     seen, answer_loss = [], merge_sft.answer_loss

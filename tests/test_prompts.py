@@ -33,6 +33,41 @@ def test_prompt_is_the_papers_byte_for_byte(task, language, after):
     assert user_turn(row, text=True) == ("Content: <text>The cat sleeps.</text>\n" + after, "")
 
 
+@pytest.mark.parametrize("task, language, after", TURNS)
+def test_2026_has_a_blank_line_before_the_suffix(task, language, after):
+    """Table 7: one newline ends the task line, another begins the suffix."""
+    row = {**SPOKEN, "task": task, "language": language, "question": "Who sleeps?"}
+    assert user_turn(row, prompt="2026")[1] == "</speech>\n" + after.replace("\nYour", "\n\nYour")
+
+
+@pytest.mark.parametrize("task, language, said", [     # two of the four have a space before the newline
+    ("ASR", "en", "Do not add anything else to your answer. "),
+    ("ST", "de", "Antworten Sie nur mit der Übersetzung. Fügen Sie Ihrer Antwort nichts weiter hinzu."),
+    ("ST", "it", "Rispondi solo con la traduzione. Non aggiungere altro alla tua risposta."),
+    ("ST", "zh", "仅回复翻译。请勿在答案中添加任何其他内容。 "), ("SQA", "en", "")])
+def test_zero_shot_suffixes_of_2026(task, language, said):
+    row = {**SPOKEN, "task": task, "language": language, "question": "Who sleeps?"}
+    assert user_turn(row, prompt="2026-zero-shot")[1].endswith(f"?\n{said}\nYour answer:")
+    with pytest.raises(ValueError, match="prompt '2027' is not one of 2025, 2026, 2026-zero-shot"):
+        user_turn(row, prompt="2027")
+
+
+def test_a_surprise_instruction_is_one_line():
+    row = {**SPOKEN, "task": "MCQ", "language": "de", "question": "Which is better?\nA: Ja.\nB: Nein.\nChoose one."}
+    assert user_turn(row, prompt="2026")[1] == ("</speech>\nQuestion: Which is better? A: Ja. B: Nein. Choose one.\n\n"
+                                                "Your answer:")
+
+
+def test_ids_of_qwen_in_2026(tokenizers):
+    """No BOS, no think block; the blank line is one token: "?" and two newlines together (architecture 4.3)."""
+    row = {**SPOKEN, "task": "ASR", "language": "en"}
+    before, after = encode_prompt(tokenizers["qwen3"], "qwen3", row, prompt="2026")
+    assert before == [151644, 872, 198, 2762, 25, 366, 88225, 29]
+    one_newline = encode_prompt(tokenizers["qwen3"], "qwen3", row)[1]
+    assert after[-8:] == [7771, 4226, 25, 151645, 198, 151644, 77091, 198] == one_newline[-8:]
+    assert len(after) == len(one_newline) and [a for a, b in zip(after, one_newline) if a != b] == [1939]
+
+
 def test_a_question_of_several_lines_becomes_one():
     row = {**SPOKEN, "task": "MCQ", "language": "en", "question": "Who sleeps?\nA. The cat\nB. The dog\n"}
     assert user_turn(row)[1] == "</speech>\nQuestion: Who sleeps? A. The cat B. The dog\nYour answer:"

@@ -93,7 +93,7 @@ PRESETS["iwslt25-short"] = dict(PRESETS["iwslt25"], run="iwslt25")     # fluent 
 PRESETS["iwslt25-a2-short"] = PRESETS["iwslt25-a2"]
 PRESETS["tiny26"] = dict(corpora="tiny26", encoder="models/tiny26-seamless", mean=2, llm="models/tiny26-qwen3",
                          prompt="2026-zero-shot", objective="embeddings", mixture="ASR", projector="mapper", layers=2,
-                         clip=1.0, steps=600)
+                         clip=1.0, batch_frames=800, lr=1.5e-3, steps=2400, validate_every=400)
 PRESETS["smoke26"] = dict(PRESETS["tiny26"], steps=6, validate_every=3, validate_rows=4)
 PRESETS["iwslt26"] = dict(corpora="covost2,europarlst,gigast,librisqa", encoder="facebook/seamless-m4t-v2-large",
                           mean=2, llm="Qwen/Qwen3-4B-Instruct-2507", prompt="2026-zero-shot",

@@ -34,7 +34,7 @@ PRESETS = {  # utterances; optimizer steps of the encoder and of the LLM, and th
     "tiny":  dict(train=3600, dev=60, test=160, encoder_steps=340, llm_steps=750, hesitate_from=451),
     "smoke": dict(train=240, dev=16, test=16, encoder_steps=6, llm_steps=20, hesitate_from=13),
 }
-PRESETS["tiny26"] = dict(PRESETS["tiny"], hesitate_from=0)
+PRESETS["tiny26"] = dict(PRESETS["tiny"], llm_steps=1000, hesitate_from=0)
 PRESETS["smoke26"] = PRESETS["smoke"]
 
 # ---------------------------------------------------------------------------------------------------------------------

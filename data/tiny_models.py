@@ -21,7 +21,7 @@ import torch.nn.functional as F
 import torchaudio
 from tqdm import tqdm
 
-from data.prompts import CHAT, encode_answer, encode_prompt, user_turn
+from data.prompts import CHAT, encode, encode_answer, encode_prompt, user_turn
 from metrics.normalize import mms_normalize
 
 CHARACTERS = " 'abcdefghijklmnopqrstuvwxyz"  # CTC labels 1.. ; 0 is the blank
@@ -261,7 +261,8 @@ def make_llm(folder, draw_rows, steps, seed, hesitate_from, family="llama", batc
     """
     Train a tiny LLM on instructions from drawn rows, loss on the answers, and save it with its tokenizer. From step
     `hesitate_from` on half of the transcripts are unlike written text. Llama: they hesitate, since three layers that
-    only saw compact text do not read speech. Qwen3: lower case without punctuation, what a SpeechMapper says.
+    only saw compact text do not read speech. Qwen3: they are what a SpeechMapper would say at its best, lower case
+    without punctuation and some pads.
     """
     from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, Qwen3Config
     if os.path.exists(os.path.join(folder, "config.json")):
@@ -276,6 +277,7 @@ def make_llm(folder, draw_rows, steps, seed, hesitate_from, family="llama", batc
         texts += [mms_normalize(row["transcript"], "en", remove_numbers=False) for row in sample]
     tokenizer = make_tokenizer(texts, vocabulary, family)
     ends = tokenizer.convert_tokens_to_ids(list(FAMILIES[family][2]))
+    spare = tokenizer.convert_tokens_to_ids("<|file_sep|>")
     config = LlamaConfig if family == "llama" else Qwen3Config
     model = AutoModelForCausalLM.from_config(config(
         vocab_size=len(tokenizer), hidden_size=192, intermediate_size=512, num_hidden_layers=3, num_attention_heads=6,
@@ -287,11 +289,17 @@ def make_llm(folder, draw_rows, steps, seed, hesitate_from, family="llama", batc
     bar = tqdm(range(steps), desc="LLM, text", unit=" step")
     for step in bar:
         rows = [instruction(rng, draw_rows(rng)) for _ in range(batch)]
+        questions = []
         for row in rows:
-            if step >= hesitate_from and rng.random() < 0.5:
-                row["transcript"] = (hesitate(rng, row["transcript"]) if family == "llama" else
-                                     mms_normalize(row["transcript"], "en", remove_numbers=False))
-        questions = [encode_prompt(tokenizer, family, row, True, rng.choice(prompts))[0] for row in rows]
+            unlike, prompt = step >= hesitate_from and rng.random() < 0.5, rng.choice(prompts)
+            if unlike and family == "llama":
+                row["transcript"] = hesitate(rng, row["transcript"])
+            if unlike and family == "qwen3":
+                before, after = encode_prompt(tokenizer, family, row, False, prompt)
+                said = encode(tokenizer, mms_normalize(row["transcript"], "en", remove_numbers=False))
+                questions.append(before + said + [spare] * rng.randint(0, 8) + after)
+            else:
+                questions.append(encode_prompt(tokenizer, family, row, True, prompt)[0])
         answers = [encode_answer(tokenizer, family, row) for row in rows]
         width = max(len(p) + len(a) for p, a in zip(questions, answers))
         tokens = torch.zeros(batch, width, dtype=torch.long)

@@ -1,20 +1,21 @@
-"""Everything once: `bash run_all.sh smoke` in an empty folder, and then again."""
+"""Everything once: `bash run_all.sh smoke` and `smoke26` in an empty folder, and the first then again."""
 import json
 import os
 import subprocess
 import sys
 import time
 
-from eval import NAMES
-
+NAMES = ["LLM, text", "B: LoRA, text", "A.1: projector (ASR, ST)", "A.2: projector (ASR, ST, SQA)",
+         "C: projector + LoRA"]
+SYSTEMS = ["llm", "B", "A.1", "A.2", "C"]
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-def run_all(work):
+def run_all(work, preset="smoke"):
     """(seconds, what it printed) of one smoke run; an error shows its last lines."""
     path = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
     started = time.time()
-    done = subprocess.run(["bash", os.path.join(PROJECT, "run_all.sh"), "smoke"], capture_output=True, text=True,
+    done = subprocess.run(["bash", os.path.join(PROJECT, "run_all.sh"), preset], capture_output=True, text=True,
                           env={**os.environ, "PATH": path, "WORK": str(work), "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     return time.time() - started, done.stdout
@@ -35,11 +36,11 @@ def test_run_all_from_nothing_and_again(tmp_path):
         assert {"weights.pt", "config.json", "log.jsonl"} <= names and "resume.pt" not in names
         assert (folder / f"loss-{stage}.png").stat().st_size > 5000
     lines = (folder / "results.md").read_text(encoding="utf-8").splitlines()
-    assert [line.split("|")[1].strip() for line in lines[2:]] == list(NAMES.values())
+    assert [line.split("|")[1].strip() for line in lines[2:]] == NAMES
     assert all(line in printed for line in lines)
     results = json.loads((folder / "results.json").read_text())
     found = {(r["system"], r["task"], r["language"], r["metric"]) for r in results}
-    for system in NAMES:
+    for system in SYSTEMS:
         translation, answers = ("MT", "QA") if system in ("llm", "B") else ("ST", "SQA")
         assert ((system, "ASR", "en", "WER") in found) is (translation == "ST")     # from text there is no ASR
         assert all((system, translation, language, "BLEU") in found for language in ("de", "it", "zh"))
@@ -53,3 +54,17 @@ def test_run_all_from_nothing_and_again(tmp_path):
     assert written(tmp_path) == before
     assert printed.count("is finished already") == 1 + 4 + len(NAMES)      # the world, the stages, their predictions
     assert second < first / 2, f"{second:.0f} s the second time, {first:.0f} s the first"
+
+
+def test_the_2026_system_from_nothing(tmp_path):
+    """SpeechMapper on the table, a tiny Qwen3, multiple choice: every system is scored, and prompts are 2026's."""
+    _, printed = run_all(tmp_path, "smoke26")
+    results = json.loads((tmp_path / "smoke26" / "results.json").read_text())
+    found = {(r["system"], r["task"], r["metric"]) for r in results}
+    for system in ("llm", "B", "A", "C"):
+        assert {(system, "MCQ", "EM"), (system, "ST" if system in "AC" else "MT", "BLEU")} <= found
+    assert ("A", "ASR", "WER") in found and "samples dropped: more tokens than slots" in printed
+    for stage, prompt in (("projector", "2026-zero-shot"), ("lora", "2026"), ("merged", "2026")):
+        assert json.loads((tmp_path / "smoke26" / stage / "config.json").read_text())["prompt"] == prompt
+    with open(tmp_path / "smoke26" / "projector" / "log.jsonl") as file:
+        assert {"L1", "cosine", "softmax", "CTC", "nearest", "RMS"} <= json.loads(file.readlines()[-1]).keys()

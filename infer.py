@@ -25,6 +25,7 @@ from tqdm import tqdm
 from data.draws import TEXT_TASK
 from data.prompts import question_line
 from data.rows import LANGUAGES, TASKS, read_rows, replace_file
+from data.translate import BEAMS, CODES, load_seamless
 from extract_features import (SAMPLE_RATE, average_frames, configure, encode, features_folder, filterbank, fingerprint,
                               front_end, load_encoder, locate, open_features, pad_features, pick_device, read_audio,
                               require, write_json)
@@ -46,6 +47,7 @@ class Config:                               # edit here, or pass --name value
     seamless: str = ""                      # of the systems seamless and seamless-text
     batch: int = 64                         # rows decoded together; the papers decode one by one, with the same result
     max_new_tokens: int = 40                # 2025: 300 for the tables, 150 for the submission
+    lora_scale: float = 1.0                 # strength of the adapters at test time: 0 the base LLM, 1 as trained
     trim_loops: bool = False                # keep one copy of what an answer repeats up to the cap
     audio: str = ""                         # one file instead of the test sets
     task: str = "ASR"
@@ -74,8 +76,6 @@ PRESETS["iwslt26"] = dict(
     test_sets="librispeech.test,librispeech.test-other,covost2.test,europarlst.test,librisqa.test,mcif.test")
 PRESETS["iwslt26-setup2"] = dict(PRESETS["iwslt26"], run="iwslt26", systems="C-setup2:merged-setup2")
 
-SEAMLESS_LANGUAGE = {"en": "eng", "de": "deu", "it": "ita", "zh": "cmn"}
-BEAMS = 5                                   # of Seamless, as its authors evaluate it (our choice: the paper is silent)
 COPIES, LONGEST, SHORTEST = 4, 32, 16       # a loop: 4 copies of at most 32 tokens, 16 or more in all (our choice)
 MAX_SECONDS = 30                            # longer audio is cut at its pauses
 PAUSE = SAMPLE_RATE // 5                    # samples: a cut falls in the quietest 0.2 s of what may be cut
@@ -118,12 +118,13 @@ def decoded(c, name, folder, test_set):
     path = predictions_path(c, name, test_set)
     made_path = path[:-len("jsonl")] + "made.json"
     made = {"llm": c.seamless if name.startswith("seamless") else c.llm, "max_new_tokens": c.max_new_tokens,
-            "stage": fingerprint(os.path.join(folder, "weights.pt")) if folder else "", "trim_loops": c.trim_loops}
+            "stage": fingerprint(os.path.join(folder, "weights.pt")) if folder else "",
+            "trim_loops": c.trim_loops, "lora_scale": c.lora_scale}
     if os.path.exists(made_path):
         with open(made_path) as file:
             if json.load(file) != made:
-                raise SystemExit(f"{path} comes from other weights or another cap; remove {os.path.dirname(path)} "
-                                 "and run the same command again, or choose another --out")
+                raise SystemExit(f"{path} comes from other weights, another cap or scale; remove "
+                                 f"{os.path.dirname(path)} and run the same command again, or choose another --out")
     if os.path.exists(path):
         print(f"{path} is finished already")
         return True
@@ -156,15 +157,6 @@ def llm_jobs(c, folder, loaded, rows, test_set):
     return jobs, lambda samples: answer(llm, tokenizer, projector, samples, c.max_new_tokens)
 
 
-def load_seamless(path, text, device):
-    """(SeamlessM4T-v2 with its text decoder, tokenizer); `text`: the one that reads text, else the one that hears."""
-    from transformers import AutoTokenizer, SeamlessM4Tv2ForSpeechToText, SeamlessM4Tv2ForTextToText
-    kind = SeamlessM4Tv2ForTextToText if text else SeamlessM4Tv2ForSpeechToText
-    dtype = torch.float16 if device.type == "cuda" else torch.float32      # as in load_encoder
-    model = kind.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
-    return model.to(device).eval(), AutoTokenizer.from_pretrained(path)
-
-
 def seamless_jobs(c, loaded, rows, text):
     """SeamlessM4T-v2 itself (2025, Table 2): ASR and ST from the audio, MT from the transcript."""
     model, tokenizer = loaded
@@ -175,16 +167,19 @@ def seamless_jobs(c, loaded, rows, text):
     def decode(items):
         generated = {}
         for language in sorted({row["language"] for row in items}):        # one target language in a call
-            some, features = [row for row in items if row["language"] == language], []
+            some = [row for row in items if row["language"] == language]
             if text:
                 inputs = tokenizer([row["transcript"] for row in some], src_lang="eng", padding=True,
                                    return_tensors="pt").to(model.device)
             else:
                 heard = [(row, front_end(row, float("inf"))[0]) for row in some]
-                some, features = zip(*[(row, f) for row, f in heard if f is not None]) or ([], [])
-                padded, mask = pad_features(features, next(model.parameters()))
+                heard = [(row, feature) for row, feature in heard if feature is not None]     # else an empty answer
+                if not heard:
+                    continue
+                some = [row for row, _ in heard]
+                padded, mask = pad_features([feature for _, feature in heard], next(model.parameters()))
                 inputs = {"input_features": padded, "attention_mask": mask}
-            ids = model.generate(**inputs, tgt_lang=SEAMLESS_LANGUAGE[language], num_beams=BEAMS,
+            ids = model.generate(**inputs, tgt_lang=CODES[language], num_beams=BEAMS,
                                  max_new_tokens=c.max_new_tokens)
             special = {*tokenizer.all_special_ids}
             for row, sequence in zip(some, ids.tolist()):
@@ -266,7 +261,7 @@ def answer_file(c, device):
                          "cannot be joined from pieces; cut it, or pass --pieces for an answer to each piece")
     folder = os.path.join(c.work, c.run, c.systems.split(",")[-1].partition(":")[2])
     config = read_config(folder)
-    llm, tokenizer, projector = load_speech_llm(c.work, folder, device)
+    llm, tokenizer, projector = load_speech_llm(c.work, folder, device, c.lora_scale)
     encoder = load_encoder(locate(c.work, config["encoder"]), device)
     texts = []
     for piece in pieces:
@@ -281,6 +276,7 @@ def answer_file(c, device):
 
 
 def main(argv=None):
+    from transformers import SeamlessM4Tv2ForSpeechToText, SeamlessM4Tv2ForTextToText
     c = configure(Config, PRESETS, argv)
     device, test_sets = pick_device(), c.test_sets.split(",")
     if c.audio:
@@ -308,10 +304,12 @@ def main(argv=None):
             corpus, split = test_set.rsplit(".", 1)
             rows = read_rows(os.path.join(c.work, "rows", corpus, f"{split}.jsonl"))
             if name.startswith("seamless"):
-                loaded = loaded or load_seamless(locate(c.work, c.seamless), name == "seamless-text", device)
-                jobs, decode = seamless_jobs(c, loaded, rows, name == "seamless-text")
+                text = name == "seamless-text"
+                loaded = loaded or load_seamless(SeamlessM4Tv2ForTextToText if text else SeamlessM4Tv2ForSpeechToText,
+                                                 locate(c.work, c.seamless))
+                jobs, decode = seamless_jobs(c, loaded, rows, text)
             else:
-                loaded = loaded or (load_speech_llm(c.work, folder, device) if folder
+                loaded = loaded or (load_speech_llm(c.work, folder, device, c.lora_scale) if folder
                                     else (*load_llm(locate(c.work, c.llm), device), None))
                 jobs, decode = llm_jobs(c, folder, loaded, rows, test_set)
             predict(c, name, loaded[1], jobs, decode, test_set)

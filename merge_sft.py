@@ -18,7 +18,8 @@ import torch
 
 from data.draws import choose, draw, pick_validation
 from extract_features import configure, locate, pick_device, require
-from train_lora import MT26, add_lora, attach_lora, load_lora, lora_parameters, lora_state_dict
+from train_lora import (MT26, add_lora, attach_lora, load_lora, lora_layers, lora_parameters,
+                        lora_state_dict)
 from train_projector import (Run, answer_loss, encode_sample, finished, load_llm, load_projector, load_rows, processes,
                              rate, read_config, update, validate)
 
@@ -99,13 +100,18 @@ CORPUS_SHARES = {
 }
 
 
-def load_speech_llm(work, folder, device):
-    """(LLM, tokenizer, projector or None) of a finished stage folder: A's projector, B's adapters, or C's both."""
+def load_speech_llm(work, folder, device, lora_scale=1.0):
+    """
+    (LLM, tokenizer, projector or None) of a finished stage folder: A's projector, B's adapters, or C's both.
+    lora_scale: strength of the adapters, 0 the base LLM, 1 as trained (Speech-IFEval's test-time scaling).
+    """
     config = read_config(folder)
     llm, tokenizer = load_llm(locate(work, config["llm"]), device)
     projector = load_projector(folder, device).eval() if "projector" in config["trained"] else None
     if "lora" in config["trained"]:
         attach_lora(llm, folder)
+        for layer in lora_layers(llm).values():
+            layer.scale *= lora_scale
     return llm, tokenizer, projector
 
 

@@ -184,6 +184,61 @@ def test_loops_are_counted_and_trimmed_only_when_asked(after_training, run_stage
         assert short["prediction"] == tokenizer.decode([50, 60, 40, 41, 42, 43]).strip()
 
 
+# --- SeamlessM4T-v2 itself.
+
+def test_the_seamless_baseline_hears_and_reads(after_training, run_stage, seamless, capsys):
+    """ASR and ST from the audio, MT from the transcript; batch 1 gives the same; a lost recording counts as wrong."""
+    rows = read_rows("work/rows/tiny/test.jsonl")
+    noise = np.random.default_rng(0)
+    for utterance in sorted({row["utterance"] for row in rows})[1:]:
+        soundfile.write(f"{utterance.split('/')[-1]}.flac", 0.1 * noise.standard_normal(noise.integers(4000, 20000)), 16000)
+    arguments = ["--systems", "seamless,seamless-text", "--seamless", seamless]
+    run_stage("infer", *arguments)
+    heard, read = (read_predictions(f"work/tiny/predictions/{name}/tiny.test.jsonl")
+                   for name in ("seamless", "seamless-text"))
+    assert [p["id"] for p in heard] == [row["id"] for row in rows if row["task"] in ("ASR", "ST")]
+    assert [p["id"] for p in read] == [row["id"] for row in rows if row["task"] == "ST"]
+    assert {p["task"] for p in heard} == {"ASR", "ST"} and {p["task"] for p in read} == {"MT"}
+    lost = [p["prediction"] == "" for p in heard if "test-0/" in p["id"]]
+    assert all(lost) and len(lost) == 4 and any(p["prediction"] for p in heard) and all(p["tokens"] <= 6 for p in read)
+    run_stage("infer", *arguments, "--batch", "1", "--out", "single")
+    for name, together in (("seamless", heard), ("seamless-text", read)):
+        assert read_predictions(f"work/tiny/single/{name}/tiny.test.jsonl") == together
+    texts = {row["id"]: row["transcript"] for row in rows}
+    from data.translate import translate
+    by_maker = translate([texts[p["id"]] for p in read if p["id"].endswith("de")], "de", seamless)
+    for whole, cut in zip(by_maker, [p["prediction"] for p in read if p["id"].endswith("de")]):
+        assert whole.startswith(cut[:3])                                    # the same model, here cut at six tokens
+
+
+# --- Test-time LoRA scaling.
+
+def test_scale_0_is_the_base_llm_and_1_the_trained_one(after_training):
+    """The logits of the text prompt, and half way between neither; B is made large so that the three differ."""
+    from merge_sft import load_speech_llm
+    path = "work/tiny/lora/weights.pt"
+    weights = torch.load(path, weights_only=True)
+    weights["lora"] = {name: tensor + ("lora_B" in name) * 0.3 for name, tensor in weights["lora"].items()}
+    torch.save(weights, path)
+    ids, logits = torch.arange(20)[None], {}
+    for scale in (0.0, 0.5, 1.0):
+        llm = load_speech_llm("work", "work/tiny/lora", torch.device("cpu"), scale)[0]
+        logits[scale] = llm(input_ids=ids).logits
+    base = transformers.AutoModelForCausalLM.from_pretrained("work/models/tiny-llama")
+    trained = load_speech_llm("work", "work/tiny/lora", torch.device("cpu"))[0]
+    assert torch.equal(logits[0.0], base(input_ids=ids).logits)
+    assert torch.equal(logits[1.0], trained(input_ids=ids).logits)
+    assert (logits[0.5] - logits[0.0]).abs().max() > 0.1 < (logits[0.5] - logits[1.0]).abs().max()
+
+
+def test_another_scale_is_never_mixed_in(after_training, run_stage):
+    run_stage("infer", "--systems", "C:merged")
+    with pytest.raises(SystemExit, match="another cap or scale; remove .* or choose another --out"):
+        run_stage("infer", "--systems", "C:merged", "--lora_scale", "0.125")
+    run_stage("infer", "--systems", "C:merged", "--lora_scale", "0.125", "--out", "scaled")
+    assert os.path.exists(PREDICTIONS.replace("predictions", "scaled"))
+
+
 # --- One audio file.
 
 def test_long_audio_is_cut_at_its_pauses():

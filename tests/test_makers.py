@@ -1,7 +1,6 @@
 """The makers of data/ (translate, quality, speak, rewrite) and the identifier of languages, on random models."""
 import json
 import os
-import random
 import shutil
 from pathlib import Path
 
@@ -15,55 +14,8 @@ from data.rows import read_rows, write_rows
 from metrics import comet, language
 
 COMET = Path(__file__).parents[2] / "shared" / "parity" / "comet_tiny"
-CODES = ("__eng__", "__deu__", "__ita__", "__cmn__")
 TEXTS = ["Anna bought two books in Rome.", "Rome.", "The concert in Paris is on Friday, said Peter to Maria.",
          "We need eight bottles by Sunday.", "Who works there?", "Rome.", "The train from Oslo to Milan leaves."]
-
-
-@pytest.fixture(scope="session")
-def seamless(tmp_path_factory):
-    """A random SeamlessM4Tv2 with its text decoder, speech units, five speakers and tokenizer, as on the hub."""
-    import sentencepiece
-    from transformers import AutoTokenizer, GenerationConfig, SeamlessM4Tv2Model
-    from data.tiny import draw_sentence
-    from data.tiny_models import seamless_config
-    folder = tmp_path_factory.mktemp("models") / "seamless"
-    folder.mkdir()
-    rng = random.Random(0)
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=(text for _ in range(200) for text in draw_sentence(rng)["text"]), vocab_size=500,
-        model_prefix=str(folder / "sentencepiece.bpe"), model_type="bpe", unk_id=0, bos_id=1, eos_id=2, pad_id=-1,
-        normalization_rule_name="nmt_nfkc", minloglevel=2)
-    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(
-        {"tokenizer_class": "SeamlessM4TTokenizer", "additional_special_tokens": CODES, "src_lang": "__eng__",
-         "tgt_lang": "__deu__", **special}))
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    pieces = tokenizer.get_vocab()
-    characters = sorted({character for piece in pieces for character in piece})
-    config = seamless_config()
-    config.update({"vocab_size": len(tokenizer), "char_vocab_size": len(characters) + 2, "vocoder_num_spkrs": 5,
-                   "t2u_variance_predictor_embed_dim": config.hidden_size, "t2u_variance_predictor_hidden_dim": 32,
-                   "initializer_range": 0.3})
-    torch.manual_seed(0)
-    model = SeamlessM4Tv2Model(config)
-    spoken = {code.strip("_"): n for n, code in enumerate(CODES)}
-    with torch.no_grad():
-        model.shared.weight *= 0.4
-        model.shared.weight[3] *= 4                                      # </s>: some texts end, some do not
-        model.shared.weight[:3] = 0                                      # never <pad>
-        model.t2u_model.lm_head.weight[[0, 1, 3]] = 0                    # no control symbols among the units ...
-        model.t2u_model.lm_head.weight[2] *= 2                           # ... but ends, which cut a wave
-        for predictor in (model.t2u_model.model.decoder.duration_predictor, model.vocoder.dur_predictor):
-            predictor.proj.weight *= 0.1                                 # a few frames a unit, not thousands
-    model.generation_config = GenerationConfig(
-        bos_token_id=2, eos_token_id=3, pad_token_id=0, decoder_start_token_id=3, max_new_tokens=256,
-        text_decoder_lang_to_code_id={code.strip("_"): pieces[code] for code in CODES},
-        t2u_lang_code_to_id=spoken, vocoder_lang_code_to_id=spoken,
-        id_to_text={str(n): piece for piece, n in pieces.items()},
-        char_to_id={character: n for n, character in enumerate(characters, 2)})
-    model.save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="session")

@@ -297,7 +297,8 @@ def plot_losses(folder):
         for key, style in (("loss", dict(linewidth=0.8, label="training")),
                            ("validation_loss", dict(marker="o", label="validation"))):
             axes.plot([p["step"] for p in lines if key in p], [p[key] for p in lines if key in p], **style)
-        axes.set(title=stage, xlabel="optimizer step", ylabel="nats per answer token", yscale="log")
+        unit = "four losses, weighted" if "L1" in lines[0] else "nats per answer token"
+        axes.set(title=stage, xlabel="optimizer step", ylabel=unit, yscale="log")
         axes.legend()
         paths.append(os.path.join(folder, f"loss-{stage}.png"))
         with replace_file(paths[-1]) as name:

@@ -82,7 +82,8 @@ class Config:                               # edit here, or pass --name value
 PRESETS = {                                 # only what differs from the lines above
     "tiny":    {},
     "smoke":   dict(steps=6, validate_every=3, validate_rows=4),
-    "digits":  dict(corpora="digits", encoder="models/digits-seamless", llm="models/digits-llama", steps=800),
+    "digits":  dict(corpora="digits", encoder="models/digits-seamless", llm="models/digits-llama", steps=800,
+                    decode="digits"),
     "iwslt25": dict(corpora="covost2,europarlst,spokensquad,acl6060", encoder="facebook/seamless-m4t-v2-large",
                     llm="meta-llama/Llama-3.1-8B-Instruct", heads=8, ffn=2048,                 # section 3
                     accumulate=16, lr=1e-4, warmup=0, cosine=False, steps=15_090,              # 4 epochs; section 5.1

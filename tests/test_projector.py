@@ -431,6 +431,13 @@ def test_the_four_presets_share_a_folder_and_differ_where_the_paper_does(capsys)
         assert (c.mixture, c.out) == (mixture, out) and configs["merge_sft", name].projector == out
 
 
+def test_what_a_preset_decodes_is_among_its_corpora(capsys):
+    """Else A would stop at its start; an evaluation corpus such as ACL 60-60 has dev rows only, which is enough."""
+    for name in stage.PRESETS:
+        c = configure(stage.Config, stage.PRESETS, ["--preset", name])
+        assert c.objective == "embeddings" or c.decode in c.corpora.split(","), name
+
+
 def test_fluent_answers_or_short_ones_but_always_some_invalid_questions():
     """Rows with fluent answers are a corpus of their own, without invalid questions."""
     short, fluent = make_rows("spokensquad"), [r for r in make_rows("spokensquad-fluent") if r["answerable"]]

@@ -135,7 +135,7 @@ def corpus(tmp_path, monkeypatch):
 
 
 BAD = {("de", "mice"), ("it", "When do foxes hunt?"), ("it", "What do foxes eat?"), ("it", "night"),
-       ("zh", "What do foxes eat?")}                                            # translations below the threshold
+       ("zh", "What do foxes eat?"), ("zh", "It rang at night.")}          # translations below the threshold
 
 
 @pytest.fixture
@@ -256,10 +256,9 @@ def test_the_train_split_row_by_row(corpus, makers):
                 assert invalid == {**valid, "id": invalid["id"], "question": invalid["question"], "answerable": False,
                                    "target": NOT_ANSWERABLE[language]}
     mt = {f"spokensquad/train/{key}/MT-{kind}.{language}": (text, f"{language}:{text}")
-          for language in ("de", "it", "zh") for key, (question, answer, _) in texts.items()
-          for kind, text in (("question", question), ("answer", answer))
-          if (language, text) not in {*BAD, ("zh", "nine")} and (key, kind) != ("c3", "answer")}       # "night" once
-    assert len(mt) == 6 + 4 + 5
+          for language in ("de", "it", "zh") for key, (question, _, sentence) in texts.items()
+          for kind, text in (("question", question), ("sentence", sentence)) if (language, text) not in BAD}
+    assert len(mt) == 8 + 6 + 6
     for row_id, (source, target) in mt.items():
         assert rows.pop(row_id) == {"id": row_id, "task": "ST", "language": row_id[-2:], "transcript": source,
                                     "target": target, "answerable": True}
@@ -292,22 +291,20 @@ def test_everything_dropped_is_listed_and_counted(corpus, makers, capsys):
         ["train", "spokensquad/train/f3", "answer in more than one recording"],
         ["train", "spokensquad/train/c2", "could not be spoken"],
         ["train", "spokensquad/train/f2/SQA.de", "below 0.85: target 0.800"],
-        ["train", "spokensquad/train/f2/MT-answer.de", "below 0.85: target 0.800"],
         ["train", "spokensquad/train/f1/SQA.it", "below 0.85: question 0.800, target 0.800"],
         ["train", "spokensquad/train/f2/SQA.it", "below 0.85: question 0.800"],
         ["train", "spokensquad/train/c3/SQA.it", "below 0.85: target 0.800"],
         ["train", "spokensquad/train/f1/MT-question.it", "below 0.85: target 0.800"],
         ["train", "spokensquad/train/f2/MT-question.it", "below 0.85: target 0.800"],
-        ["train", "spokensquad/train/f1/MT-answer.it", "below 0.85: target 0.800"],
         ["train", "spokensquad/train/c1/SQA.it", "no question of another theme for an invalid row"],
         ["train", "spokensquad/train/f2/SQA.zh", "below 0.85: question 0.800"],
         ["train", "spokensquad/train/f2/MT-question.zh", "below 0.85: target 0.800"],
         ["train", "spokensquad/train/c1/SQA.zh", "empty translation: target"],
-        ["train", "spokensquad/train/c1/MT-answer.zh", "empty translation: target"],
+        ["train", "spokensquad/train/c3/MT-sentence.zh", "below 0.85: target 0.800"],
         ["train", "spokensquad-fluent/train/c1/SQA.en", "empty answer in en"],
         ["train", "spokensquad-fluent/train/c1/SQA.de", "not in de: en: It is nine."]])
     out = capsys.readouterr().out
-    assert "| train: MT de | 6 | 39362 | -39356 |" in out and "| test: SQA/QA en invalid | 5 | 8026 | -8021 |" in out
+    assert "| train: MT de | 8 | 39362 | -39354 |" in out and "| test: SQA/QA en invalid | 5 | 8026 | -8021 |" in out
     assert "| train: spokensquad-fluent SQA/QA en | 3 | 32320 | -32317 |" in out
     assert out.rstrip().endswith("next: python extract_features.py --preset iwslt25")
 
@@ -352,12 +349,12 @@ def test_a_killed_run_makes_nothing_twice(corpus, makers):
     with pytest.raises(RuntimeError, match="killed"):
         spokensquad.main([])
     before = Counter(makers)
-    assert before["translate"] == before["quality"] == 3 * 6                    # dev: three questions, three answers
+    assert before["translate"] == before["quality"] == 3 * 9                    # dev: three questions, answers, sentences
     assert before["speak"] == 3 and not os.path.exists("work/rows/spokensquad/config.json")
     makers["fails"] = 0
     spokensquad.main([])
-    # dev again: nothing; test: 3 questions, 4 answers, 3 languages; train: 4 and 3; spoken: f1, f2, c1, c2, c3
-    assert makers["translate"] == 3 * (6 + 7 + 7)
+    # dev again: nothing; test: 3 questions, 4 answers, 3 languages; train: 4, 3 and 4 sentences; spoken: f1 to c3
+    assert makers["translate"] == 3 * (9 + 7 + 11)
     assert makers["quality"] == makers["translate"] - 1                         # one was empty
     assert makers["speak"] == 3 + 5
     after = Counter(makers)

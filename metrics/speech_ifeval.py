@@ -1,5 +1,5 @@
 """
-Speech-IFEval: does a speech LLM still do what it is told, and what did its training cost the text LLM (arXiv 2505.19037).
+Speech-IFEval (arXiv 2505.19037): does a speech LLM still do what it is told, and what has its training cost the LLM?
 
     python metrics/speech_ifeval.py work/iwslt25/predictions/C --reference work/iwslt25/predictions/llm
         --judge Qwen/Qwen3-30B-A3B-Instruct-2507
@@ -28,7 +28,6 @@ import os
 import re
 import sys
 from collections import defaultdict
-from contextlib import suppress
 
 if __name__ == "__main__":  # `python metrics/speech_ifeval.py`: imports start at the project's folder
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -55,12 +54,325 @@ CLASSES = {                                 # the paper's classes of constraints
 TASKS = {"Automatic_speech_recognition": "ASR", "Speech_emotion_recognition": "SER", "Gender_recognition": "GR",
          "MMAU": "MMAU"}
 
-JUDGE = {                                   # the judge's system turn, as published (e2e9c14, script/llm_evaluation.py)
-    "accuracy": """\
-You will be given a question, a corresponding correct answer and a response from a model. 
-Model's Response is a reply to the Question. Your task is to judge if "Model's Response" aligns with the "Ground Truth Answer" based on the "Question". 
-Please strictly follow the guidelines below:
-- Answer with the format "Result: <YES or NO>" at the end.
-- Output "YES" if the response aligns with the ground truth answer; output "NO" if the response does not match the ground truth answer.
-""",
+ANSWER = ("You will be given a question, a corresponding correct answer and a response from a model. \n"
+          "Model's Response is a reply to the Question. Your task is to judge if \"Model's Response\" aligns with the "
+          "\"Ground Truth Answer\" based on the \"Question\". \nPlease strictly follow the guidelines below:\n"
+          "- Answer with the format \"Result: <YES or NO>\" at the end.\n"
+          "- Output \"YES\" if the response aligns with the ground truth answer; output \"NO\" if the response does "
+          "not match the ground truth answer.\n")
+TRANSCRIPT = ("You will be given a response from an ASR model. Your task is to extract a **substring** from the "
+              "model's response that eliminates all extra phrases, explanations, or introductory text. The substring "
+              "will be evaluate by the WER metric, so it should be **exactly the same** as the model's response, with "
+              "no modifications.\n\nPlease strictly follow the guidelines below:\n"
+              "- The substring should be **exactly the same** as the model's response, with no modifications.\n"
+              "- Eliminate all extra phrases, explanations, or introductory text while keeping the substring itself "
+              "100% unchanged.\n- You must output the substring only.")
+REASONING = ("You will be given a user input and a model response. The model's response is a reply to the user input. "
+             "Your task is to determine whether the response demonstrates reasoning behavior, such as breaking down "
+             "the problem, explaining intermediate steps, or providing a analysis.\n\n"
+             "Please strictly follow the guidelines below:\n"
+             "- Output \"YES\" if the response includes any form of behavior beyond a direct answer corresponding to "
+             "the user input.\n- Output \"NO\" only if the response is a minimal or purely factual reply.\n"
+             "- Answer in the format: \"Result: <YES or NO>\" at the end.\n")
+JUDGE = {  # metric of an item: (system turn, user turn), as published (script/llm_evaluation.py)
+    "accuracy": (ANSWER, "Question: {question}\nGround Truth Answer: {label}\nModel's Response: {response}"),
+    "wer": (TRANSCRIPT, "Question: {question}\nModel's Response: {response}"),
+    "cot": (REASONING, "User input: {question}\nModel's Response: {response}"),
 }
+
+
+# --- The judge.
+
+def judge_chat(item):
+    """What the judge reads of an item with a response: a system and a user turn; None for creative writing."""
+    if item["metric"] not in JUDGE:
+        return None
+    system, user = JUDGE[item["metric"]]
+    question = item["instruction"]
+    if "instruction_id_list" in item:       # the constraint, all but the first line, is not shown
+        question = question.split("\n")[0]
+    user = user.format(question=question, label=item.get("label"), response=item["response"])
+    return [{"role": "system", "content": system}, {"role": "user", "content": user}]
+
+
+def verdict(reply):
+    """True or False for the reply's first "Result: YES" or "Result: NO", in any case; None without one."""
+    found = re.search(r"(?<=result:\s)(yes|no)", reply, re.IGNORECASE)
+    return found and found[0].lower() == "yes"
+
+
+def judged(groups, judge, path):
+    """The same groups with the replies of the LLM `judge`, kept in `path`, as each item's "eval_response"."""
+    from metrics.chat import kept_replies
+    chats = {(group, n): judge_chat(item) for group, items in groups.items() for n, item in enumerate(items)}
+    asked = {key: chat for key, chat in chats.items() if chat}
+    replies = dict(zip(asked, kept_replies(path, judge, list(asked.values()))))
+    return {group: [{**item, "eval_response": replies[group, n]} if (group, n) in replies else item
+                    for n, item in enumerate(items)] for group, items in groups.items()}
+
+
+# --- Scores.
+
+def percent_yes(items):
+    """Judged items -> (percent of the verdicts that are YES, None without any; percent of replies without one)."""
+    found = [verdict(item["eval_response"]) for item in items]
+    known = [yes for yes in found if yes is not None]
+    return 100 * sum(known) / len(known) if known else None, 100 * (1 - len(known) / len(found))
+
+
+def normalize(text):
+    """Text for WER: without < and >, then as Whisper's basic normaliser leaves it."""
+    from transformers.models.whisper.english_normalizer import BasicTextNormalizer
+    return BasicTextNormalizer()(text.replace("<", "").replace(">", "")).strip()
+
+
+def task_scores(items):
+    """
+    Judged closed-ended items -> {"ASR": corpus WER, "SER", "GR", "MMAU": percent right; "altered": percent of the
+    transcripts that the judge did not leave as they were; "unparsable": percent of the replies without a verdict}.
+    """
+    found, heard = {}, [item for item in items if item["metric"] == "wer"]
+    if heard:
+        said = [normalize(item["eval_response"]) for item in heard]
+        found["ASR"] = word_error_rate([normalize(item["label"]) for item in heard], said)
+        found["altered"] = 100 * sum(text not in normalize(item["response"])
+                                     for text, item in zip(said, heard)) / len(heard)
+    answered = [item for item in items if item["metric"] == "accuracy"]
+    for dataset, task in TASKS.items():
+        some = [item for item in answered if item["dataset"] == dataset]
+        if some:
+            found[task] = percent_yes(some)[0]
+    if answered:
+        found["unparsable"] = percent_yes(answered)[1]
+    return found
+
+
+def by_constraint(items):
+    """{constraint or class of constraints: (percent followed, items)}."""
+    parts = defaultdict(list)
+    for item in items:
+        for constraint in item["instruction_id_list"]:
+            parts[constraint].append(item)
+    for name, members in CLASSES.items():
+        some = [item for constraint in members for item in parts.get(constraint, [])]
+        if some:
+            parts[name] = some
+    return {name: (max(rates(some).values()), len(some)) for name, some in parts.items()}     # rates of one group
+
+
+def scores(groups):
+    """
+    {group: items with responses} -> whatever they allow of {"closed", "creative", "cot", "IFrate", "constraints":
+    {name: (percent, items)}, "tasks": {"closed" or "plain": task_scores}, "unparsable": of cot}; in percent.
+    """
+    found, ruled = {}, [item for group in ("closed", "creative") for item in groups.get(group, [])]
+    found |= rates(ruled)
+    found["constraints"] = by_constraint(ruled)
+    found["tasks"] = {group: task_scores(groups[group]) for group in ("closed", "plain") if is_judged(groups, group)}
+    if is_judged(groups, "cot"):
+        found["cot"], found["unparsable"] = percent_yes(groups["cot"])
+    parts = [found.get(group) for group in ("closed", "creative", "cot")]
+    if None not in parts:
+        found["IFrate"] = sum(parts) / 3
+    return found
+
+
+def is_judged(groups, group):
+    return group in groups and all("eval_response" in item for item in groups[group])
+
+
+def forgetting_rate(rate, reference):
+    """How far the IFrate is from that of the text LLM, in percent of it: negative where something was forgotten."""
+    return 100 * (rate - reference) / reference
+
+
+# --- Test-time LoRA scaling.
+
+def curve(runs):
+    """
+    {scale of LoRA: {group: items}} -> the points of a curve, [{"scale", "IFrate", "closed", "creative", "cot", "WER",
+    "accuracy"}] in the order of the scales, without what cannot be known. WER and accuracy, the mean over SER, GR and
+    MMAU, are those of the questions without a constraint, or else of those with one.
+    """
+    points = []
+    for scale, groups in sorted(runs.items()):
+        found = scores(groups)
+        tasks = found["tasks"].get("plain") or found["tasks"].get("closed") or {}
+        right = [tasks[task] for task in ("SER", "GR", "MMAU") if tasks.get(task) is not None]
+        point = {"scale": scale, **{name: found.get(name) for name in ("IFrate", "closed", "creative", "cot")},
+                 "WER": tasks.get("ASR"), "accuracy": sum(right) / len(right) if right else None}
+        points.append({name: value for name, value in point.items() if value is not None})
+    return points
+
+
+def plot_curve(points, path, task="accuracy", marked=0.125):
+    """
+    A PNG at `path`: instruction following over the scale of LoRA, and on an axis of its own the task score, any key of
+    the points. `marked`: the paper's setting for SALMONN, an eighth of the training's scale, gets a line of its own.
+    """
+    import matplotlib
+    matplotlib.use("Agg")                                   # no screen
+    import matplotlib.pyplot as plt
+    figure, left = plt.subplots(figsize=(6, 3.5), layout="constrained")
+    right = left.twinx()
+    thin, dashed = dict(linewidth=1), dict(linestyle="--", color="black")
+    for axes, name, style in ((left, "IFrate", dict(linewidth=2.5)), (left, "closed", thin), (left, "creative", thin),
+                              (left, "cot", thin), (right, task, dashed)):
+        some = [point for point in points if name in point]
+        if some:
+            axes.plot([p["scale"] for p in some], [p[name] for p in some], marker="o", label=name, **style)
+    left.axvline(marked, color="grey", linestyle=":", label=f"scale {marked}")
+    left.set(xlabel="LoRA's scale, 1: as trained", ylabel="percent followed", ylim=(0, 100))
+    right.set(ylabel=f"{task} (dashed)")
+    handles = [axes.get_legend_handles_labels() for axes in (left, right)]
+    left.legend(*(a + b for a, b in zip(*handles)), fontsize="small")
+    figure.savefig(f"{path}.part", format="png", dpi=120)
+    os.replace(f"{path}.part", path)
+    plt.close(figure)
+
+
+# --- Files.
+
+def read_items(path, *needed):
+    """The lines of one of the benchmark's files -> list of dict; SystemExit where one is no item or lacks a key."""
+    items = []
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                item = json.loads(line.decode("utf-8"))
+                lacking = [key for key in ("instruction", "metric", "audio_filepath", *needed) if key not in item]
+            except (ValueError, TypeError) as error:
+                raise SystemExit(f"{path} line {number} is no item of Speech-IFEval ({error}); get it again") from None
+            if lacking:
+                raise SystemExit(f"{path} line {number} has no {lacking[0]!r}; it is another file than its name says")
+            items.append(item)
+    if not items:
+        raise SystemExit(f"{path} is empty; get it again")
+    return items
+
+
+def item_id(group, item, number):
+    """The row id of the `number`-th item of a group, from 0; chain-of-thought has no ids of its own."""
+    return f"speech_ifeval/{group}/{item.get('id', number)}"
+
+
+def read_predictions(path, group, data):
+    """Our predictions of one group -> the benchmark's items with a response each; SystemExit unless each has one."""
+    again = "remove it, and run infer.py on the same rows again"
+    said = {}
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                prediction = json.loads(line)
+                said[prediction["id"]] = prediction["prediction"] + ""
+            except (ValueError, KeyError, TypeError):
+                raise SystemExit(f"{path} line {number} is not a prediction; {again}") from None
+    source = os.path.join(data, f"{GROUPS[group][0]}.jsonl")
+    if not os.path.exists(source):
+        raise SystemExit(f"{source} is missing: --data names the folder eval_data of the benchmark")
+    items = read_items(source)
+    ids = [item_id(group, item, number) for number, item in enumerate(items)]
+    if {*ids} != said.keys():
+        raise SystemExit(f"{path}: {len({*ids} - said.keys())} items of {source} have no prediction, and "
+                         f"{len(said.keys() - {*ids})} predictions no item; {again}")
+    return [{**item, "response": said[name]} for name, item in zip(ids, items)]
+
+
+def read_outputs(folder, data, stored=True):
+    """
+    A system's responses -> {group: items}: our predictions, or the benchmark's own files, with what their judge replied
+    where that is `stored` beside them and was said of the same responses. SystemExit if there is nothing.
+    """
+    groups = {}
+    for group, (name, count) in GROUPS.items():
+        ours, theirs = (os.path.join(folder, file) for file in (f"speech_ifeval.{group}.jsonl", f"{name}.jsonl"))
+        if os.path.exists(ours):
+            groups[group] = read_predictions(ours, group, data)
+        elif os.path.exists(theirs):
+            groups[group] = read_items(theirs, "response")
+            report = os.path.join(folder, "reports", f"llm_eval@{name}.jsonl")
+            if stored and os.path.exists(report):
+                told = read_items(report, "response", "eval_response")
+                if [item["response"] for item in told] != [item["response"] for item in groups[group]]:
+                    raise SystemExit(f"{report} judges other responses than those in {theirs}; remove it, or name "
+                                     "a --judge")
+                groups[group] = told
+        else:
+            print(f"{folder}: no {group}, neither {os.path.basename(ours)} nor {os.path.basename(theirs)}")
+            continue
+        if len(groups[group]) != count:
+            print(f"{folder}: {len(groups[group])} items in {group}; published are {count}")
+    if not groups:
+        raise SystemExit(f"{folder} holds no responses; run infer.py with --test_sets "
+                         + ",".join(f"speech_ifeval.{group}" for group in GROUPS))
+    return groups
+
+
+# --- Tables.
+
+def table(head, lines):
+    lines = ["| " + " | ".join(line) + " |" for line in [head, *lines]]
+    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
+
+
+def cell(value):
+    return "" if value is None else f"{value:.2f}"
+
+
+def tables(systems, reference=""):
+    """{system: scores} and the name of the text LLM among them -> Markdown."""
+    found, names = [], ["closed", "creative", "cot", "IFrate"]
+    base = systems.get(reference, {}).get("IFrate")
+    found.append(table(["system", *names, "forgetting", "cot unparsable"], [
+        [system, *(cell(s.get(name)) for name in names),
+         cell(forgetting_rate(s["IFrate"], base) if base and "IFrate" in s and system != reference else None),
+         cell(s.get("unparsable"))] for system, s in systems.items()]))
+    ids = [*CLASSES, *CLOSED, *CREATIVE]
+    found.append(table(["constraint", "items", *systems], [
+        [name, str(max(s["constraints"].get(name, (0, 0))[1] for s in systems.values())),
+         *(cell(s["constraints"].get(name, (None, 0))[0]) for s in systems.values())] for name in ids]))
+    columns = [*TASKS.values(), "unparsable", "altered"]
+    lines = [[system, {"closed": "with", "plain": "without"}[group], *(cell(tasks.get(name)) for name in columns)]
+             for system, s in systems.items() for group, tasks in s["tasks"].items()]
+    if lines:
+        found.append(table(["system", "constraint", "ASR (WER)", *columns[1:]], lines))
+    return "\n\n".join(found)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("systems", nargs="+", help="folders of responses")
+    parser.add_argument("--reference", default="", help="folder of the text LLM's responses")
+    parser.add_argument("--data", default="work/raw/speech_ifeval/eval_data", help="the benchmark's questions")
+    parser.add_argument("--judge", default="", help="a chat LLM, folder or hub name")
+    parser.add_argument("--out", default="work/speech_ifeval")
+    args = parser.parse_args(argv)
+    folders = list(dict.fromkeys(filter(None, [*args.systems, args.reference])))
+    names = [os.path.basename(os.path.normpath(folder)) for folder in folders]
+    if len({*names}) < len(names):
+        raise SystemExit(f"two systems have one name: {', '.join(names)}; score them one by one, each with an --out")
+    os.makedirs(args.out, exist_ok=True)
+    systems = {}
+    for name, folder in zip(names, folders):
+        groups = read_outputs(folder, args.data, stored=not args.judge)
+        if args.judge:
+            groups = judged(groups, args.judge, os.path.join(args.out, f"{name}.replies.jsonl"))
+        systems[name] = scores(groups)
+    text = tables(systems, names[folders.index(args.reference)] if args.reference else "")
+    if not all("IFrate" in found for found in systems.values()):
+        text += "\n\nno IFrate without closed, creative and a judge of cot: --judge names a chat LLM"
+    for name, found in systems.items():
+        write_text(os.path.join(args.out, f"{name}.json"), json.dumps(found, indent=1) + "\n")
+    write_text(os.path.join(args.out, "results.md"), text + "\n")
+    print(f"{text}\n\nin percent; in {args.out}/results.md, and a file a system beside it")
+
+
+def write_text(path, text):
+    """A whole file or none."""
+    with open(f"{path}.part", "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(f"{path}.part", path)
+
+
+if __name__ == "__main__":
+    main()

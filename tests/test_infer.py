@@ -157,6 +157,18 @@ def test_text_only_rows_are_for_text_systems_alone(after_training, run_stage):
     assert [p["id"] for p in read_predictions(PREDICTIONS)] == [row["id"] for row in rows]
 
 
+def test_a_split_that_its_recipe_could_not_make_is_left_out(after_training, run_stage, capsys):
+    """Spoken-SQuAD without its test recordings: the other test sets are decoded all the same."""
+    os.makedirs("work/rows/spokensquad")
+    with open("work/rows/spokensquad/config.json", "w") as file:
+        file.write("{}")
+    run_stage("infer", "--systems", "B:lora", "--test_sets", "spokensquad.test,tiny.test")
+    assert "spokensquad.test is left out: its recipe could not make it" in capsys.readouterr().out
+    assert os.listdir("work/tiny/predictions/B") and not os.path.exists("work/tiny/predictions/B/spokensquad.test.jsonl")
+    with pytest.raises(SystemExit, match="missing; run: python data/europarlst.py"):
+        run_stage("infer", "--test_sets", "europarlst.test,tiny.test")
+
+
 # --- Loops (2025, appendix B.1).
 
 @pytest.mark.parametrize("ids, loop", [

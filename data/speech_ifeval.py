@@ -1,0 +1,79 @@
+"""
+Speech-IFEval: instructions on speech whose form can be checked, to see what an LLM forgets as it learns to listen
+(arXiv 2505.19037).
+
+    python data/speech_ifeval.py                    # or --raw folder, where the download lies elsewhere
+
+download into <work>/raw/speech_ifeval
+    eval_data/*.jsonl           data/eval_data of https://github.com/kehanlu/Speech-IFEval; no licence is stated there
+    audios/<dataset>/<file>     audios.tar of https://huggingface.co/datasets/kehanlu/Speech-IFEval, unpacked
+
+reads   these
+writes  <work>/rows/speech_ifeval/{closed,plain,creative,cot}.jsonl, counts.md, dropped.txt, config.json last
+
+closed      933 questions about speech with a constraint on the answer's form; plain: the same without the constraint
+creative    400 requests to write something, with a constraint; cot: 200 questions to be answered with reasoning
+
+A row is SQA with the whole instruction as its question. Its id is the benchmark's own, from which the scores
+(metrics/speech_ifeval.py) find constraint and label again: EM and a judge's scores of these rows mean little. Its
+transcript is the benchmark's, with times, the speaker's gender and emotion, so that the system "llm" is the text LLM
+that forgetting is measured against.
+
+Where we leave the benchmark: its prompt is "Speech Input: {transcript}", a blank line and the instruction, below the
+system turn "Follow the given instructions."; ours is that of the project, which has no system turn and puts the
+instruction on one line, so that the newline between task and constraint becomes a space. Its systems write up to 2048
+tokens. A recording that cannot be read, or is longer than features are made of, keeps its row: its answer is empty,
+and obeys nothing.
+"""
+import os
+import sys
+
+if __name__ == "__main__":  # `python data/speech_ifeval.py`: imports start at the project's folder, not at data/
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+from data.recipe import need, parser, report, unreadable
+from data.rows import finish, finished, write_rows
+from metrics.speech_ifeval import GROUPS, item_id, read_items
+
+DOWNLOAD = "it belongs to data/eval_data of https://github.com/kehanlu/Speech-IFEval"
+AUDIO = "unpack audios.tar of https://huggingface.co/datasets/kehanlu/Speech-IFEval there"
+NOTHING = "-"                               # the target of what has no one right answer
+
+
+def make_rows(group, items, folder):
+    """The items of one file -> their rows; `folder` holds the recordings."""
+    return [{"id": item_id(group, item, number),
+             "utterance": f"speech_ifeval/{os.path.splitext(item['audio_filepath'])[0]}",
+             "audio": os.path.join(folder, item["audio_filepath"]), "task": "SQA", "language": "en",
+             "transcript": item["textual_audio"], "question": item["instruction"], "target": item.get("label", NOTHING)}
+            for number, item in enumerate(items)]
+
+
+def main(argv=None):
+    args = parser(__doc__, "speech_ifeval").parse_args(argv)
+    raw = args.raw or os.path.join(args.work, "raw", "speech_ifeval")
+    settings = {"raw": raw}
+    if finished(args.work, "speech_ifeval", settings):
+        return
+    folder, splits = need(os.path.join(raw, "audios"), AUDIO), {}
+    for group, (name, _) in GROUPS.items():
+        items = read_items(need(os.path.join(raw, "eval_data", f"{name}.jsonl"), DOWNLOAD), "textual_audio")
+        splits[group] = make_rows(group, items, folder)
+        write_rows(os.path.join(args.work, "rows", "speech_ifeval", f"{group}.jsonl"), splits[group])
+    broken = unreadable(sorted({row["audio"] for rows in splits.values() for row in rows}))
+    for path in sorted(broken)[:10]:
+        print(f"  {path}: {broken[path]}")
+    print(f"{len(broken)} recordings cannot be read; their rows stay, and get empty answers")
+    paper = {(group, "SQA/QA en"): count for group, (_, count) in GROUPS.items()}
+    report(args.work, "speech_ifeval", splits, paper, [])
+    finish(args.work, "speech_ifeval", settings)
+    tests = ",".join(f"speech_ifeval.{group}" for group in GROUPS)
+    print(f"rows in {args.work}/rows/speech_ifeval\n"
+          "next: python extract_features.py --preset <preset> --corpora speech_ifeval, then\n"
+          f"python infer.py --preset <preset> --test_sets {tests} --max_new_tokens 2048, then\n"
+          "python metrics/speech_ifeval.py <a folder of predictions> --reference <that of the system llm> "
+          "--judge <a chat LLM>")
+
+
+if __name__ == "__main__":
+    main()

@@ -728,7 +728,9 @@ def main(argv=None):
     if c.start:
         projector.load_state_dict(load_weights(os.path.join(c.work, c.run, c.start))["projector"])
     modules = {"projector": projector.to(device)}
-    pad = tokenizer.convert_tokens_to_ids(c.pad_token) if c.projector == "mapper" else None
+    pad = tokenizer.convert_tokens_to_ids(c.pad_token)                 # SpeechMapper only
+    if c.projector == "mapper" and pad in (None, tokenizer.unk_token_id):
+        raise SystemExit(f"--pad_token {c.pad_token}: the tokenizer of {c.llm} has no such token")
 
     # 3. what a row is encoded to, and the losses
     def to_answer(row, text, features):

@@ -84,6 +84,19 @@ def test_slots_hold_the_normalised_tokens_then_the_pad(llama):
     assert encode_slots(row, tokenizer, 9, {"u": frames[:4 * len(tokens) - 6]}, SpeechMapper.slots) is None
 
 
+def test_the_pad_is_qwen_s_token_151664(real):
+    """2026, section 6.1: a reserved token of the real vocabulary; a tokenizer without it is refused by name."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(os.path.join(real, "tokenizers", "qwen3_4b_instruct_2507"))
+    for preset in ("iwslt26", "iwslt26-setup2"):
+        assert {**stage.PRESETS[preset]}.get("pad_token", stage.Config.pad_token) == "<|file_sep|>"
+    assert tokenizer.convert_tokens_to_ids("<|file_sep|>") == 151664
+
+
+def test_a_tokenizer_without_the_pad_is_refused(before_training, run_stage):
+    with pytest.raises(SystemExit, match="the tokenizer of models/tiny-llama has no such token"):
+        run_stage("train_projector", *ON_TABLE, "--pad_token", "<|file_sep|>")
+
+
 class Exactly(torch.nn.Module):
     """A mapper that says the rows it is given."""
 

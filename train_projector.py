@@ -701,6 +701,30 @@ def finished(c):
     return True
 
 
+def row_encoder(c, llm, tokenizer, pad, slots):
+    """encode(row, text, features) -> a sample of what is trained on; None if its tokens outnumber its slots."""
+    def to_answer(row, text, features):
+        return encode_sample(row, text, tokenizer, llm.config.model_type, features, c.prompt, slots)
+
+    def to_slots(row, text, features):
+        return encode_slots(row, tokenizer, pad, features, slots)
+
+    def to_both(row, text, features):
+        target, sample = to_slots(row, text, features), to_answer(row, text, features)
+        return target and {**sample, "target": target["target"], "counts": (len(sample["answer"]), sample["slots"])}
+    return to_slots if llm is None else to_both if c.sigma else to_answer
+
+
+def rows_to_decode(c, dev_rows, picked, mixture):
+    """The dev rows decoded at every validation: ASR and ST of one corpus, all of it, and the SQA rows of the loss."""
+    rows = [row for row in dev_rows if corpus_of(row) == c.decode and "utterance" in row
+            and row["task"] in ("ASR", "ST") and row["task"] in mixture]
+    rows += [row for row in picked if row["task"] == "SQA"]
+    if c.keep not in best_steps([{"step": 0, **score_answers(rows, [""] * len(rows))}]):
+        raise SystemExit(f"--keep {c.keep}: the dev rows of {c.decode} that the mixture trains on do not score that")
+    return rows
+
+
 def main(argv=None):
     c = configure(Config, PRESETS, argv)
     if finished(c):
@@ -732,27 +756,16 @@ def main(argv=None):
     if c.projector == "mapper" and pad in (None, tokenizer.unk_token_id):
         raise SystemExit(f"--pad_token {c.pad_token}: the tokenizer of {c.llm} has no such token")
 
-    # 3. what a row is encoded to, and the losses
-    def to_answer(row, text, features):
-        return encode_sample(row, text, tokenizer, llm.config.model_type, features, c.prompt, projector.slots)
-
-    def to_slots(row, text, features):
-        return encode_slots(row, tokenizer, pad, features, projector.slots)
-
-    def to_both(row, text, features):
-        slots, sample = to_slots(row, text, features), to_answer(row, text, features)
-        return slots and {**sample, "target": slots["target"], "counts": (len(sample["answer"]), sample["slots"])}
-
+    # 3. what a row is encoded to, and the losses with their weights
+    encode_row = row_encoder(c, llm, tokenizer, pad, projector.slots)
     if on_table:
         modules["ctc_head"] = nn.Linear(c.middle, len(LETTERS) + 1).to(device)          # 39 labels with the blank
-        unit = F.normalize(table)
-        encode_row, loss_of = to_slots, partial(embedding_losses, projector, modules["ctc_head"], table, unit)
-        weights = LOSSES
+        unit, weights = F.normalize(table), LOSSES
+        loss_of = partial(embedding_losses, projector, modules["ctc_head"], table, unit)
     elif c.sigma:
-        encode_row, loss_of = to_both, partial(mixed_loss, llm, projector, table)
-        weights = {"entropy": 1 - c.sigma, "embedding": c.sigma}
+        loss_of, weights = partial(mixed_loss, llm, projector, table), {"entropy": 1 - c.sigma, "embedding": c.sigma}
     else:
-        encode_row, loss_of, weights = to_answer, partial(answer_loss, llm, projector), {"entropy": 1.0}
+        loss_of, weights = partial(answer_loss, llm, projector), {"entropy": 1.0}
 
     optimizer = torch.optim.AdamW([p for module in modules.values() for p in module.parameters()], lr=c.lr,
                                   weight_decay=c.weight_decay)
@@ -768,15 +781,9 @@ def main(argv=None):
     dev = [sample for sample in (encode_row(row, False, dev_features) for row in picked) if sample]
     if not dev:
         raise SystemExit("no dev transcript has as few tokens as its speech has slots: look at --mean and --llm")
-    if not on_table:
-        # decoded at every validation: ASR and ST of one corpus, all of it, and the SQA rows of the loss
-        decoded = [row for row in dev_rows if corpus_of(row) == c.decode and "utterance" in row
-                   and row["task"] in ("ASR", "ST") and row["task"] in mixture]
-        decoded += [row for row in picked if row["task"] == "SQA"]
-        questions = [to_answer(row, False, dev_features) for row in decoded]
-        if c.keep not in best_steps([{"step": 0, **score_answers(decoded, [""] * len(decoded))}]):
-            raise SystemExit(f"--keep {c.keep}: the dev rows of {c.decode} that the mixture trains on do not score "
-                             "that")
+    decoded = [] if on_table else rows_to_decode(c, dev_rows, picked, mixture)
+    questions = [encode_row(row, False, dev_features) for row in decoded]
+    decoded, questions = [row for row, q in zip(decoded, questions) if q], [q for q in questions if q]
 
     # 4. train
     while run.step < c.steps:
@@ -798,9 +805,11 @@ def main(argv=None):
 
     # 5. the step that did best on the dev set (2025, section 5.1 A: in ST); without an LLM the last
     lines = run.lines()
-    print(f"{sum(line.get('dropped', 0) for line in lines)} samples dropped: more tokens than slots")
+    if len(weights) > 1:
+        print(f"{sum(line.get('dropped', 0) for line in lines)} samples dropped: more tokens than slots")
     steps = {} if on_table else best_steps([line for line in lines if "validation_loss" in line])
-    print("best steps: " + ", ".join(f"{name} {step}" for name, step in steps.items()))
+    if steps:
+        print("best steps: " + ", ".join(f"{name} {step}" for name, step in steps.items()))
     run.finish(f"python train_lora.py --preset {c.preset}", steps.get(c.keep), best_steps=steps)
 
 

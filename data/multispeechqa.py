@@ -25,8 +25,8 @@ choice).
 
 Voices: Seamless speaks 21 of the languages, in 200 voices, 160 of them in train and the others in dev and test. Greek
 and Hebrew it can translate and not speak; there, and in the languages of --tts_languages, --tts does: a command that is
-called with one more word, a file of lines {"language", "split", "text", "audio"}, and writes each text's speech to the
-path under "audio", wav. Which voices it takes for which split is its own affair. The paper takes XTTS for 16 languages
+called with one more word, a file of up to 1,000 lines {"language", "split", "text", "audio"}, and writes each text's
+speech to the path under "audio", wav. Which voices it takes for which split is its own affair. The paper takes XTTS for 16 languages
 and MMS for these two. English keeps the recordings of the download, whose voices are not known; questions without one
 are spoken.
 """
@@ -39,6 +39,7 @@ import shlex
 import subprocess
 import sys
 from collections import Counter, defaultdict
+from contextlib import contextmanager
 
 if __name__ == "__main__":  # `python data/multispeechqa.py`: imports start at the project's folder, not at data/
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -83,27 +84,27 @@ def read_lines(path):
                     raise SystemExit(f"{path} line {number} has no question and answer as text ({error})") from None
                 yield columns, None
         return
-    file = open_parquet(path)
-    for group in range(file.num_row_groups):
-        table = file.read_row_group(group, [name for name in ("split_name", "question", "answer")
-                                            if name in file.schema_arrow.names])
-        for columns in table.to_pylist():
-            yield columns, group
+    with open_parquet(path) as file:
+        for group in range(file.num_row_groups):
+            wanted = [name for name in ("split_name", "question", "answer") if name in file.schema_arrow.names]
+            for columns in file.read_row_group(group, wanted).to_pylist():
+                yield columns, group
 
 
+@contextmanager
 def open_parquet(path):
-    """A parquet file with the columns question and answer; SystemExit if it is none."""
+    """A parquet file with the columns question and answer; SystemExit if it is none, or damaged where it is read."""
     try:
         from pyarrow import ArrowException, parquet
     except ImportError:
         raise SystemExit(f"reading {path} needs the package pyarrow; run: pip install pyarrow") from None
     try:
-        file = parquet.ParquetFile(path)
+        with parquet.ParquetFile(path) as file:
+            if not {"question", "answer"} <= {*file.schema_arrow.names}:
+                raise SystemExit(f"{path} has no columns question and answer; {DOWNLOAD}")
+            yield file
     except (ArrowException, OSError) as error:
         raise SystemExit(f"{path} is damaged ({error}); download it again") from None
-    if not {"question", "answer"} <= {*file.schema_arrow.names}:
-        raise SystemExit(f"{path} has no columns question and answer; {DOWNLOAD}")
-    return file
 
 
 def read_pairs(raw, dropped):
@@ -205,13 +206,13 @@ def write_recordings(pairs, folder):
             if not os.path.exists(path):
                 todo[file, group][row] = pair["name"]
     for (file, group), names in tqdm(todo.items(), desc="write recordings", unit=" row group", disable=not todo):
-        parquet = open_parquet(file)
-        if "question_audio" not in parquet.schema_arrow.names:
-            for name in names.values():
-                del paths[name]
-            continue
-        column = parquet.read_row_group(group, ["question_audio"]).column("question_audio")
+        with open_parquet(file) as parquet:
+            heard = "question_audio" in parquet.schema_arrow.names
+            column = heard and parquet.read_row_group(group, ["question_audio"]).column("question_audio")
         for row, name in names.items():
+            if not heard:
+                del paths[name]
+                continue
             with replace_file(paths[name]) as temporary, open(temporary, "wb") as written:
                 written.write((column[row].as_py() or {}).get("bytes") or b"")      # an empty one is found later
     return paths
@@ -222,19 +223,24 @@ def speak_outside(texts, folder, command, language, split):
     {name: text} -> {name: path}, by the user's TTS command, BLOCK texts at a time; what is there already is kept.
     SystemExit if the command fails. A file that it does not write is missing, and for the caller to notice.
     """
-    paths = {name: os.path.abspath(os.path.join(folder, f"{name}.wav")) for name in texts}
+    paths = {name: os.path.join(folder, f"{name}.wav") for name in texts}
     todo = [name for name in texts if not os.path.exists(paths[name])]
     jobs = os.path.join(folder, "jobs.jsonl")
     for first in tqdm(range(0, len(todo), BLOCK), desc=f"{command} {language} {split}", unit=f" x{BLOCK}",
                       disable=not todo):
+        # half a file that a kill leaves must not look like a whole one
+        block = {name: os.path.abspath(os.path.join(folder, f".{name}.wav")) for name in todo[first:first + BLOCK]}
         with replace_file(jobs) as temporary, open(temporary, "w", encoding="utf-8") as file:
-            for name in todo[first:first + BLOCK]:
-                file.write(json.dumps({"language": language, "split": split, "text": texts[name],
-                                       "audio": paths[name]}, ensure_ascii=False) + "\n")
+            for name, path in block.items():
+                job = {"language": language, "split": split, "text": texts[name], "audio": path}
+                file.write(json.dumps(job, ensure_ascii=False) + "\n")
         code = subprocess.run([*shlex.split(command), jobs]).returncode
         if code:
-            raise SystemExit(f"{command} {jobs} ended with exit code {code}; what it said stands above. What it has "
-                             "written is kept: run the same command again")
+            raise SystemExit(f"{command} {jobs} ended with exit code {code}; what it said stands above. Run the same "
+                             f"again: it goes on with these {len(block)} texts")
+        for name, path in block.items():
+            if os.path.exists(path):
+                os.replace(path, paths[name])
     return paths
 
 

@@ -804,10 +804,10 @@ def main(argv=None):
             run.validated(total_loss(losses, weights), keep=not on_table, **scores)
 
     # 5. the step that did best on the dev set (2025, section 5.1 A: in ST); without an LLM the last
-    lines = run.lines() if run.rank == 0 else []                       # the others' turn may come before it is written
+    lines = run.lines() if run.rank == 0 else []                       # others may come before it is written
     if len(weights) > 1:
         print(f"{sum(line.get('dropped', 0) for line in lines)} samples dropped: more tokens than slots")
-    scored = [line for line in lines if "BLEU" in line or "WER" in line]
+    scored = [line for line in lines if {"BLEU", "WER", "SQA"} & line.keys()]
     steps = best_steps(scored) if scored else {}
     if steps:
         print("best steps: " + ", ".join(f"{name} {step}" for name, step in steps.items()))

@@ -26,9 +26,9 @@ choice).
 Voices: Seamless speaks 21 of the languages, in 200 voices, 160 of them in train and the others in dev and test. Greek
 and Hebrew it can translate and not speak; there, and in the languages of --tts_languages, --tts does: a command that is
 called with one more word, a file of up to 1,000 lines {"language", "split", "text", "audio"}, and writes each text's
-speech to the path under "audio", wav. Which voices it takes for which split is its own affair. The paper takes XTTS for 16 languages
-and MMS for these two. English keeps the recordings of the download, whose voices are not known; questions without one
-are spoken.
+speech to the path under "audio", wav; which voices it takes for which split is its own affair. The paper takes XTTS for
+16 languages and MMS for these two. English keeps the recordings of the download, whose voices are not known; questions
+without one are spoken.
 """
 import glob
 import json

@@ -40,7 +40,7 @@ def world(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(data.rows, "LANGUAGES", tuple(LANGUAGES))
     monkeypatch.setattr(multispeechqa, "CODES", dict.fromkeys(LANGUAGES, "code"))
-    monkeypatch.setattr(multispeechqa, "BLOCK", 5)
+    monkeypatch.setattr(multispeechqa, "BLOCK", 10)
     spoken = []
 
     def translate(texts, language, model, kept):
@@ -179,16 +179,16 @@ def test_recordings_of_the_download_are_taken(world):
 
 
 def test_a_killed_tts_command_goes_on(world):
-    """Blocks of five: what a block has written when the command fails is written again, earlier blocks are not."""
-    failing = ["--languages", "el", *ARGUMENTS[:-1], f"{sys.executable} tts.py 60?", "--rlhf", "200"]
-    with pytest.raises(SystemExit, match="ended with exit code 3.* goes on with these 5 texts"):
+    """Blocks of ten: what a block has written when the command fails is written again, earlier blocks are not."""
+    failing = ["--languages", "el", *ARGUMENTS[:-1], f"{sys.executable} tts.py 61?", "--rlhf", "200"]
+    with pytest.raises(SystemExit, match="ended with exit code 3.* goes on with these 10 texts"):
         multispeechqa.main(failing)
     before, whole = open("tts.log").readlines(), [path.stem for path in Path("work/audio").glob("**/[!.]*.wav")]
-    assert len(whole) == 5 * (len(before) // 5) < 88 and len(before) % 5 > 0
+    assert len(whole) == 10 * (len(before) // 10) < 88 and len(before) % 10 > 0
     Path("tts.py").write_text(TTS.replace("sys.exit(3)", "pass"))
     multispeechqa.main(failing)
     after = open("tts.log").readlines()
-    assert len({*after}) == 100 and len(after) == 100 + len(before) % 5
+    assert len({*after}) == 100 and len(after) == 100 + len(before) % 10
     assert not list(Path("work/audio").glob("**/.*.wav"))
     assert len(list(Path("work/audio").glob("**/*.wav"))) == 100
 

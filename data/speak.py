@@ -1,5 +1,5 @@
 """
-English texts -> speech with SeamlessM4T-v2, every utterance in one of its 200 voices (2025, section A.1).
+Texts -> speech with SeamlessM4T-v2, every utterance in one of its 200 voices (2025, section A.1).
 
     speak({"x/train/7": "Who works there?"}, "work/audio")       # -> {"x/train/7": "work/audio/x/train/7.flac"}
     python data/speak.py --rows in.jsonl --out out.jsonl --folder work/audio             # the same for a file of rows
@@ -8,7 +8,7 @@ reads   rows without audio; the model, from the hub or from a folder
 writes  <folder>/<name>.flac, 16 kHz mono; <folder>/spoken.jsonl: what the model said in each, and from which a killed
         run goes on; <out>: the rows with utterance and audio; <out>.dropped.txt, those that could not be spoken
 
-The model first rewrites the text, English to English, and speaks that: the words may change. They are compared.
+The model first rewrites the text in its own language, and speaks that: the words may change. They are compared.
 """
 import argparse
 import functools
@@ -24,17 +24,16 @@ from data.recipe import resumable
 from data.rows import read_rows, replace_file
 from data.translate import CODES, SEAMLESS, load_seamless, write_made
 
-ENGLISH = CODES["en"]
 MAX_TOKENS = 256            # of the text that is spoken: the checkpoint's own limit, well over 30 s of speech
 SILENCE = 1e-3              # of full scale: a wave that never exceeds it is none (our choice)
 
 
-def rewrite_batch(model, tokenizer, texts):
+def rewrite_batch(model, tokenizer, texts, language="en"):
     """The text that the model will speak for each -> [ids without control tokens]; greedy, as by default."""
     import torch
     from transformers import GenerationMixin
-    inputs = tokenizer(texts, src_lang=ENGLISH, split_special_tokens=True, padding=True, return_tensors="pt")
-    begin = torch.full((len(texts), 1), model.generation_config.text_decoder_lang_to_code_id[ENGLISH])
+    inputs = tokenizer(texts, src_lang=CODES[language], split_special_tokens=True, padding=True, return_tensors="pt")
+    begin = torch.full((len(texts), 1), model.generation_config.text_decoder_lang_to_code_id[CODES[language]])
     # the model class' own generate goes on to speech
     rows = GenerationMixin.generate(model, **inputs.to(model.device), decoder_input_ids=begin.to(model.device),
                                     do_sample=False, num_beams=1, max_new_tokens=MAX_TOKENS)
@@ -42,7 +41,7 @@ def rewrite_batch(model, tokenizer, texts):
     return [[token for token in row if token not in control] for row in rows.tolist()]
 
 
-def say(model, tokenizer, text, words, speaker):
+def say(model, tokenizer, text, words, speaker, language="en"):
     """
     One text, already rewritten to `words` -> float32 wave at 16 kHz. One by one: in a batch the shorter texts keep
     their end token on the way to speech units, and the padding sounds into the vocoder's last frames.
@@ -50,20 +49,20 @@ def say(model, tokenizer, text, words, speaker):
     import torch
     from transformers.generation import GenerateEncoderDecoderOutput
     control = model.generation_config
-    decided = torch.tensor([[control.decoder_start_token_id, control.text_decoder_lang_to_code_id[ENGLISH], *words,
-                             control.eos_token_id]], device=model.device)
+    begin = [control.decoder_start_token_id, control.text_decoder_lang_to_code_id[CODES[language]]]
+    decided = torch.tensor([[*begin, *words, control.eos_token_id]], device=model.device)
 
     def given(_, input_ids, encoder_outputs, **others):                  # in place of the search for the text
         return GenerateEncoderDecoderOutput(sequences=decided, encoder_hidden_states=encoder_outputs.hidden_states)
 
-    inputs = tokenizer(text, src_lang=ENGLISH, split_special_tokens=True, return_tensors="pt").to(model.device)
-    wave, length = model.generate(**inputs, tgt_lang=ENGLISH, speaker_id=speaker, text_custom_generate=given)
+    inputs = tokenizer(text, src_lang=CODES[language], split_special_tokens=True, return_tensors="pt").to(model.device)
+    wave, length = model.generate(**inputs, tgt_lang=CODES[language], speaker_id=speaker, text_custom_generate=given)
     return wave[0, :int(length)].float().cpu().numpy()
 
 
-def draw_speaker(seed, name, count):
-    """The voice of one utterance, 0 to count - 1, whatever else is spoken (2025, section A.1: drawn at random)."""
-    return random.Random(f"{seed} {name}").randrange(count)
+def draw_speaker(seed, name, count, voices=(0.0, 1.0)):
+    """The voice of one utterance, a number in a share of 0 to count - 1, drawn at random (2025, section A.1)."""
+    return random.Random(f"{seed} {name}").randrange(*(round(share * count) for share in voices))
 
 
 def write_wave(path, wave):
@@ -82,7 +81,7 @@ def bare(text):
     return re.findall(r"\w+", text.casefold())
 
 
-def speak(texts, folder, model=SEAMLESS, seed=0, batch=16):
+def speak(texts, folder, model=SEAMLESS, seed=0, batch=16, language="en", voices=(0.0, 1.0)):
     """
     {name: text} -> {name: path of its FLAC, or None where nothing can be heard}. The speakers depend on seed and name
     alone; files that are there already are kept. SystemExit for a name that would leave the folder.
@@ -98,9 +97,9 @@ def speak(texts, folder, model=SEAMLESS, seed=0, batch=16):
     def make(some):
         net, tokenizer = loaded()
         results = []
-        for (name, text), words in zip(some, rewrite_batch(net, tokenizer, [text for _, text in some])):
-            speaker = draw_speaker(seed, name, net.config.vocoder_num_spkrs)
-            heard = bool(words) and write_wave(path_of(name), say(net, tokenizer, text, words, speaker))
+        for (name, text), words in zip(some, rewrite_batch(net, tokenizer, [text for _, text in some], language)):
+            speaker = draw_speaker(seed, name, net.config.vocoder_num_spkrs, voices)
+            heard = bool(words) and write_wave(path_of(name), say(net, tokenizer, text, words, speaker, language))
             results.append({"speaker": speaker, "said": tokenizer.decode(words).strip(), "heard": heard})
         return results
 
@@ -108,7 +107,10 @@ def speak(texts, folder, model=SEAMLESS, seed=0, batch=16):
         if os.path.isabs(name) or os.path.normpath(name) != name or name.split("/")[0] == ".." or "\\" in name:
             raise SystemExit(f"{name!r} is no name of a file below {folder}")
     kept = os.path.join(folder, "spoken.jsonl")
-    results = resumable(kept, {"model": model, "seed": seed}, [list(item) for item in texts.items()], make, batch,
+    settings = {"model": model, "seed": seed}
+    if (language, voices) != ("en", (0.0, 1.0)):          # older files do not name them
+        settings |= {"language": language, "voices": list(voices)}
+    results = resumable(kept, settings, [list(item) for item in texts.items()], make, batch,
                         "speak", size=lambda item: len(item[1]))
     heard = {name: result for name, result in zip(texts, results) if result["heard"]}
     gone = [name for name in heard if not os.path.exists(path_of(name))]

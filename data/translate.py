@@ -23,7 +23,10 @@ from data.recipe import resumable
 from data.rows import read_rows, replace_file, write_rows
 
 SEAMLESS = "facebook/seamless-m4t-v2-large"
-CODES = {"en": "eng", "de": "deu", "it": "ita", "zh": "cmn"}     # Seamless' names of our languages
+CODES = {  # Seamless' names of our languages
+    "en": "eng", "de": "deu", "it": "ita", "zh": "cmn", "ar": "arb", "cs": "ces", "el": "ell", "es": "spa", "fa": "pes",
+    "fr": "fra", "he": "heb", "hi": "hin", "id": "ind", "ja": "jpn", "ko": "kor", "nl": "nld", "pl": "pol", "pt": "por",
+    "ro": "ron", "ru": "rus", "tr": "tur", "uk": "ukr", "vi": "vie"}
 BEAMS = 5                   # our choice; the paper names the model only
 MAX_TOKENS = 512            # of a source and of a translation: twice the checkpoint's own limit (our choice)
 

@@ -249,8 +249,8 @@ def test_names_stay_in_the_folder(name, tmp_path):
 def test_spoken_rows_of_a_file(seamless, tmp_path, monkeypatch, capsys):
     bad = {"Rome.": np.zeros(500, np.float32), "Not a number.": np.full(500, np.nan), "Nothing.": np.zeros(0)}
     tone = np.sin(np.arange(1600) / 5).astype(np.float32) / 2
-    monkeypatch.setattr(speak, "say", lambda model, tokenizer, text, words, speaker: bad.get(text, tone))
-    monkeypatch.setattr(speak, "rewrite_batch", lambda model, tokenizer, texts: [
+    monkeypatch.setattr(speak, "say", lambda model, tokenizer, text, words, speaker, language: bad.get(text, tone))
+    monkeypatch.setattr(speak, "rewrite_batch", lambda model, tokenizer, texts, language: [
         [] if text == "Who works there?" else tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts])
     rows = [{"id": f"x/{n}/ASR.en", "task": "ASR", "language": "en", "transcript": text, "target": text}
             for n, text in enumerate([TEXTS[0], *bad, "Who works there?"])]

@@ -25,7 +25,7 @@ def test_rows_come_back_as_written(tmp_path):
 
 DEFECTS = [
     (dict(id=None), "id must be a text"), (dict(id=7), "id must be a text"), (dict(id=...), "no id"),
-    (dict(task="TTS"), "unknown task 'TTS'"), (dict(language="fr"), "unknown language 'fr'"),
+    (dict(task="TTS"), "unknown task 'TTS'"), (dict(language="sv"), "unknown language 'sv'"),
     (dict(transcript=...), "no transcript"), (dict(transcript=" "), "transcript must be a text that is not"),
     (dict(target=...), "no target"), (dict(target=""), "target must be a text that is not empty"),
     (dict(question=...), "SQA without a question"), (dict(task="MCQ", question=...), "MCQ without a"),

@@ -137,7 +137,7 @@ def decode_ffmpeg(path):
 
 
 def find_decoder():
-    """decode_av where PyAV is installed, else decode_ffmpeg; SystemExit where there is neither."""
+    """decode_av where PyAV is installed, else decode_ffmpeg; SystemExit where neither is installed."""
     if importlib.util.find_spec("av"):
         return decode_av
     if shutil.which("ffmpeg"):
@@ -150,10 +150,11 @@ def decode_speeches(speeches, raw, folder):
     raw/<speech>.m4a -> folder/<speech>.flac, unless it is there -> {speech: (path, seconds)}; for a speech that is
     missing or cannot be decoded, {speech: why}.
     """
-    decode = find_decoder()
+    paths = {speech: os.path.join(folder, f"{speech}.flac") for speech in speeches}
+    decode = None if all(map(os.path.exists, paths.values())) else find_decoder()
 
     def decode_one(speech):
-        source, path = os.path.join(raw, f"{speech}.m4a"), os.path.join(folder, f"{speech}.flac")
+        source, path = os.path.join(raw, f"{speech}.m4a"), paths[speech]
         if not os.path.exists(path):
             if not os.path.isfile(source):
                 return "no such file"

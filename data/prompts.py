@@ -7,7 +7,7 @@ The prompt: one function from a row to what the LLM reads, the same in training 
 
 Strings are those of Table 5 of the 2025 paper and Table 7 of the 2026 paper, byte for byte. The tags <speech>,
 </speech>, <text> and </text> are ordinary text, not added tokens (2025, section 4). Which paper's is a stage's
-constant, `prompt`: "2025", "2026", or "2026-zero-shot" for an LLM that no text has taught the format.
+constant, `prompt`: "2025", "2026", "2026-zero-shot" for an LLM that no text has taught the format, or "listeners".
 """
 
 TASK_LINES = {  # the language of the instruction is the language of the answer (2025, appendix A.4)
@@ -27,6 +27,15 @@ SUFFIXES = {  # what stands before "Your answer:"; 2026: then a newline more, so
     },
 }
 
+SPOKEN = {  # prompt "listeners": the speech is the whole turn, but for these tasks (multilingual listeners, A.6)
+    "ASR": "Transcribe this utterance",
+    "ST": "Translate this utterance into {}",                                  # the paper is silent (our choice)
+}
+TRANSLATED_INTO = {  # CoVoST 2's target languages among the 23, and Italian
+    "en": "English", "ar": "Arabic", "de": "German", "fa": "Persian", "id": "Indonesian", "it": "Italian",
+    "ja": "Japanese", "tr": "Turkish", "zh": "Chinese",
+}
+
 NOT_ANSWERABLE = {  # the organisers' answer to a question that the speech does not answer
     "en": "Not answerable.",
     "de": "Nicht zu beantworten.",
@@ -38,6 +47,8 @@ CHAT = {  # model_type: (before the user's turn, between user and assistant, end
     "llama": ("<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n",
               "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>"),
     "qwen3": ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"),
+    "cohere": ("<BOS_TOKEN><|START_OF_TURN_TOKEN|><|USER_TOKEN|>",
+               "<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>", "<|END_OF_TURN_TOKEN|>"),
 }
 
 
@@ -52,10 +63,25 @@ def question_line(row):
     return f"Question: {TASK_LINES[key]}\n"
 
 
+def spoken_instruction(row):
+    """Of the prompt "listeners": what is written beside the speech; nothing where the question is what is spoken."""
+    if row["task"] in ("SQA", "MCQ"):
+        return "" if row["question"] == row["transcript"] else row["question"].strip()
+    if row["task"] == "ST" and row["language"] not in TRANSLATED_INTO:
+        raise ValueError(f"row {row['id']}: no prompt to translate into {row['language']!r}; "
+                         f"there is one for {list(TRANSLATED_INTO)}")
+    return SPOKEN[row["task"]].format(TRANSLATED_INTO.get(row["language"]))
+
+
 def user_turn(row, text=False, prompt="2025"):
     """The user's turn around the speech -> (before, after); with `text` it is one piece and `after` is empty."""
+    if prompt == "listeners":
+        asked = spoken_instruction(row)
+        if text:
+            return "\n".join(filter(None, (row["transcript"].strip(), asked))), ""
+        return "<Speech>", f"</Speech> {asked}".rstrip()               # as SALMONN has it
     if prompt not in SUFFIXES:
-        raise ValueError(f"prompt {prompt!r} is not one of {', '.join(SUFFIXES)}")
+        raise ValueError(f"prompt {prompt!r} is not one of {', '.join(SUFFIXES)}, listeners")
     ending = SUFFIXES[prompt].get((row["task"], row["language"]), "")
     after = question_line(row) + ending + ("" if prompt == "2025" else "\n") + "Your answer:"
     if text:

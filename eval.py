@@ -4,16 +4,17 @@ Evaluation: predictions -> one table a test set, the 2025 paper's tables with ou
     python eval.py                                                          # tiny; seconds
     python eval.py --preset iwslt25 --judges google/gemma-3-12b-it,google/gemma-3-27b-it
 
-reads   <work>/<run>/predictions/<system>/<corpus>.<split>.jsonl, <work>/rows/<corpus>/<split>.jsonl, and the
-        stages' log.jsonl
-writes  <work>/<run>/results.json, results.md, loss-<stage>.png; below scores/ what a model (COMET, BERTScore, a judge)
+reads   <work>/<run>/predictions/<system>/<corpus>.<split>.jsonl, <work>/rows/<corpus>/<split>.jsonl, the stages'
+        log.jsonl, and <work>/<run>/speech_ifeval/<system>.json where metrics/speech_ifeval.py wrote it
+writes  <work>/<run>/results.json, results.md, loss-<stage>.png; scale-<system>.png of a system that infer.py ran at
+        several --lora_scale: what it obeys and what it knows; below scores/ what a model (COMET, BERTScore, a judge)
         said of each answer: a second run asks only about answers that are new, a killed one goes on
 
 results.json is a list of {"system", "test_set", "task", "language", "metric", "value", "n"}. COMET and BERTScore are on
 their own scales, all other values are percentages; every table is made from that list alone.
 
 WER, CER        corpus level, after MMS normalisation
-BLEU            sacrebleu, 13a, zh for Chinese
+BLEU, chrF      sacrebleu, 13a, zh for Chinese, MeCab for Japanese and Korean; chrF2
 COMET           wmt22-comet-da, the mean over the rows
 EM, CONTAINS    the answer equals the reference after the same normalisation; the reference is somewhere in the answer
 ROUGE-1         recall, the mean over the answers
@@ -22,7 +23,8 @@ BERTScore       F1, rescaled: the organisers' models; BERTScore-xlmr: xlm-robert
 language        share of outputs in the language that was asked for
 capped, loops   share of outputs that infer.py stopped at its cap; that repeat themselves
 EM-unanswerable and BERTScore-unanswerable are on questions without an answer, which no other score of answers counts.
-A metric whose model or package is not here is left out, with a line that says how to get it.
+A metric whose model or package is not here is left out, with a line that says how to get it. The listeners have a table
+a metric, a row a language; pairs of their answers are judged by a script of its own, metrics/pairwise.py.
 """
 import glob
 import json
@@ -31,16 +33,18 @@ from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache, partial
 
+from data.draws import TEXT_TASK
 from data.recipe import resumable
-from data.rows import LANGUAGES, read_rows, replace_file
+from data.rows import LANGUAGES, read_json, read_json_lines, read_rows, replace_file
 from extract_features import configure, pick_device, require, write_json
 from metrics import bertscore, comet, judge, mcif
-from metrics.bleu import bleu
+from metrics.bleu import bleu, chrf
 from metrics.exact import contains, exact_match
 from metrics.normalize import character_error_rate, mms_normalize, word_error_rate
 from metrics.paper_tables import SYSTEMS, TABLES
 from metrics.rouge import rouge1_recall
-from metrics.tables import ANSWERS, NAMES, ST, TASKS, beside_paper, table
+from metrics.speech_ifeval import plot_curve, point
+from metrics.tables import ANSWERS, CHARACTERS, NAMES, ST, TASKS, beside_paper, by_language, shown, table
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,16 @@ PRESETS["iwslt26"] = dict(
     PRESETS["iwslt25"], systems="llm,B,seamless,seamless-text,A,C",
     test_sets="librispeech.test,librispeech.test-other,covost2.test,europarlst.test,librisqa.test,mcif.test")
 PRESETS["iwslt26-setup2"] = dict(PRESETS["iwslt26"], run="iwslt26", systems="C-setup2")
+PRESETS["tiny-listeners"] = PRESETS["smoke-listeners"] = dict(
+    systems="llm,cascade,C", test_sets="tiny-listeners.test", metrics="WER,CER,BLEU,chrF,EM,CONTAINS,capped,loops")
+PRESETS["listeners"] = dict(
+    systems="llm,cascade,C", metrics="WER,CER,BLEU,chrF,capped,loops",          # answers: metrics/pairwise.py
+    test_sets="multispeechqa.bench,commonvoice.test," + ",".join(
+        f"covost2-{source}_en.test" for source in ("ar", "id", "ja", "tr", "zh")))               # Table 3
+for name in ("ast", "ten", "ten-ast", "align", "ten-align"):
+    PRESETS[f"listeners-{name}"] = dict(PRESETS["listeners"], run="listeners", systems=f"C-{name}")
+for name in ("tiny-listeners", "smoke-listeners"):
+    PRESETS[f"{name}-align"] = dict(PRESETS[name], run=name, systems="C-align")
 
 BASELINE_TASKS = {"seamless": ("ASR", "ST"), "seamless-text": ("ST",)}     # the rows they answer; others: all they can
 JUDGES = ("utter-project/EuroLLM-9B-Instruct,google/gemma-3-12b-it,google/gemma-3-27b-it,"
@@ -88,9 +102,11 @@ def wer(references, predictions, language):
 
 
 def cer(references, predictions, language):
-    """The same of characters, of which a space is one."""
-    return character_error_rate([mms_normalize(r, language) for r in references],
-                                [mms_normalize(p, language) for p in predictions])
+    """The same of characters, of which a space is one; not in zh and ja, where it was punctuation (our choice)."""
+    references, predictions = ([mms_normalize(text, language) for text in texts] for texts in (references, predictions))
+    if language in CHARACTERS:
+        references, predictions = ([text.replace(" ", "") for text in texts] for texts in (references, predictions))
+    return character_error_rate(references, predictions)
 
 
 def in_language(_, predictions, language):
@@ -103,7 +119,7 @@ def in_language(_, predictions, language):
 
 METRICS = {  # name: (score of texts, None for another kind; tasks; which rows by `answerable`, None for all)
     "WER": (wer, ["ASR"], [True]), "CER": (cer, ["ASR"], [True]),
-    "BLEU": (bleu, ST, [True]), "COMET": (None, ST, [True]),
+    "BLEU": (bleu, ST, [True]), "chrF": (chrf, ST, [True]), "COMET": (None, ST, [True]),
     "EM": (exact_match, ANSWERS, [True, False]), "CONTAINS": (contains, ANSWERS, [True]),
     "ROUGE-1": (rouge1_recall, ANSWERS, [True]), "judge": (None, ANSWERS, [True]),
     "BERTScore": (None, ANSWERS, [True, False]), "BERTScore-xlmr": (None, ANSWERS, [True, False]),
@@ -129,13 +145,17 @@ def groups(metric, rows, predictions):
     return sorted(found.items())
 
 
-def score(system, test_set, rows, predictions, metric):
-    """Results of one system on one test set, by a metric that needs no model; ImportError where it lacks a package."""
+def score(system, test_set, rows, predictions, metric, notes):
+    """Results of one system on one test set, by a metric that needs no model; where it lacks a package, a note."""
     results, function = [], METRICS[metric][0]
     for (task, language, name), kept in groups(metric, rows, predictions):
         answers = [predictions[row["id"]] for row in kept]
         if function:
-            value = function([row["target"] for row in kept], [a["prediction"] for a in answers], language)
+            try:
+                value = function([row["target"] for row in kept], [a["prediction"] for a in answers], language)
+            except ImportError as error:
+                notes.append(f"{metric} is left out: {error}")
+                continue
         elif all(metric in a for a in answers):            # capped and loops, as infer.py marks them
             value = 100 * sum(a[metric] for a in answers) / len(answers)
         else:
@@ -233,19 +253,26 @@ def official_results(c, outputs, notes):
 def read_predictions(path, rows, system, preset):
     """{id: prediction} of one system on one test set; every id must be one of the rows', once."""
     redo = f"remove it and run: python infer.py --preset {preset}"
-    known, predictions = {row["id"] for row in rows}, {}
-    with open(require(path, f"python infer.py --preset {preset}"), encoding="utf-8") as file:
+    known, predictions = {row["id"]: row["task"] for row in rows}, {}
+    with open(require(path, f"python infer.py --preset {preset}"), "rb") as file:
         for number, line in enumerate(file, 1):
             try:
                 prediction = json.loads(line)
-                name, _, _ = prediction["id"], prediction["prediction"] + "", TASKS.index(prediction["task"])
-            except (ValueError, KeyError, TypeError):
+                name, _, task = prediction["id"] + "", prediction["prediction"] + "", prediction["task"]
+                marks = {type(prediction.get(mark, False)) for mark in ("capped", "loops")}
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise SystemExit(f"{path} line {number} is not a prediction; {redo}") from None
             if name in predictions or name not in known:
                 wrong = "there twice" if name in known else "no row"
                 raise SystemExit(f"{path} line {number}: id {name!r} is {wrong}; {redo}")
+            if task not in (known[name], TEXT_TASK.get(known[name])) or marks != {bool}:
+                raise SystemExit(f"{path} line {number}: id {name!r} is {known[name]}, its prediction of {task!r}, or "
+                                 f"its marks are not true or false; {redo}")
             predictions[name] = prediction
-    text = any(p["task"] in ("MT", "QA") for p in predictions.values())    # a text system reads all rows but ASR
+    text = {p["task"] in TEXT_TASK.values() for p in predictions.values()}     # a text system reads all rows but ASR
+    if len(text) > 1:
+        raise SystemExit(f"{path} mixes predictions from speech and from text; {redo}")
+    text = True in text
     wanted = {row["id"] for row in rows if row["task"] in BASELINE_TASKS.get(system, TASKS)
               and (row["task"] != "ASR" if text else "utterance" in row)}
     if wanted - predictions.keys():
@@ -262,6 +289,7 @@ def read_outputs(c, notes):
     folder, systems = os.path.join(c.work, c.run, c.predictions), c.systems.split(",")
     usual = c.systems == {"systems": Config.systems, **PRESETS[c.preset]}["systems"]
     others = [s for s in (*NAMES, *SYSTEMS) if usual and s not in systems and os.path.isdir(os.path.join(folder, s))]
+    others += sorted(set(glob.glob("*@*", root_dir=folder)) - {*systems}) if usual else []     # at a scale of LoRA
     rows_of, outputs = {}, {}
     for system in systems + others:
         absent = []
@@ -290,8 +318,9 @@ def plot_losses(folder):
     import matplotlib.pyplot as plt
     paths = []
     for log in sorted(glob.glob(os.path.join(glob.escape(folder), "*", "log.jsonl"))):
-        with open(log) as file:
-            lines = [json.loads(line) for line in file]
+        lines = read_json_lines(log, "remove its folder and train it again")
+        if not lines:                                       # it has just begun
+            continue
         stage = os.path.basename(os.path.dirname(log))
         figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
         for key, style in (("loss", dict(linewidth=0.8, label="training")),
@@ -307,6 +336,25 @@ def plot_losses(folder):
     return paths
 
 
+def plot_scales(folder, results, systems, notes):
+    """scale-<system>.png for every system that infer.py also ran as <system>@<scale>, of LoRA; returns the paths."""
+    paths = []
+    for base in dict.fromkeys(name.partition("@")[0] for name in systems if "@" in name):
+        points = []
+        for name in (name for name in systems if name.partition("@")[0] == base):
+            path = os.path.join(folder, "speech_ifeval", f"{name}.json")
+            redo = "run metrics/speech_ifeval.py, of which it is a result"
+            obeyed = point(read_json(path, f"remove it and {redo}")) if os.path.exists(path) else {}
+            notes += [] if obeyed else [f"scale-{base}.png lacks {path}; {redo}"]
+            known = {metric: [r["value"] for r in results if r["system"] == name
+                              and r["metric"] == shown(metric, r["language"])] for metric in ("WER", "BLEU", "EM")}
+            points.append({"scale": float(name.partition("@")[2] or 1), **obeyed,
+                           **{metric: sum(some) / len(some) for metric, some in known.items() if some}})
+        paths.append(os.path.join(folder, f"scale-{base}.png"))
+        plot_curve(points, paths[-1], base)
+    return paths
+
+
 def main(argv=None):
     c = configure(Config, PRESETS, argv)
     folder, metrics, notes = os.path.join(c.work, c.run), c.metrics.split(","), []
@@ -318,11 +366,8 @@ def main(argv=None):
     official = {key: outputs.pop(key) for key in list(outputs) if key[1].startswith("mcif.")}
     results = official_results(c, official, notes)
     for metric in [metric for metric in metrics if metric not in ITEMS]:
-        try:
-            for (system, test_set), (rows, predictions) in outputs.items():
-                results += score(system, test_set, rows, predictions, metric)
-        except ImportError as error:
-            notes.append(f"{metric} is left out: {error}")
+        for (system, test_set), (rows, predictions) in outputs.items():
+            results += score(system, test_set, rows, predictions, metric, notes)
     for metric, name, *job in model_jobs(c, metrics):
         try:
             results += model_scores(c, outputs, metric, name, *job)
@@ -335,9 +380,10 @@ def main(argv=None):
     systems = list(dict.fromkeys(system for system, _ in [*outputs, *official]))
     made = {test_set for _, test_set in [*outputs, *official]}
     scored = [test_set for test_set in c.test_sets.split(",") if test_set in made]
-    tables = [table(results, test_set, systems) for test_set in scored]
+    tables = by_language(results, systems) if "listeners" in c.preset else [table(results, s, systems) for s in scored]
     if c.preset.startswith("iwslt25"):                      # of another paper's systems these tables say nothing
         tables += filter(None, (beside_paper(results, name) for name in TABLES))
+    scales = plot_scales(folder, results, systems, notes)
     judges = sorted({r["metric"].removeprefix("judge:") for r in results if r["metric"].startswith("judge:")})
     notes = [f"judge: the mean over {', '.join(judges)}"] * bool(judges) + list(dict.fromkeys(notes))
     text = "\n\n".join(tables + ["\n".join(f"- {note}" for note in notes)] * bool(notes))
@@ -346,7 +392,8 @@ def main(argv=None):
     with replace_file(f"{stem}.md") as name, open(name, "w", encoding="utf-8") as file:
         file.write(text + "\n")
     print(f"{text}\n\nall scores but COMET and BERTScore are percentages; they are in {stem}.md and "
-          f"{os.path.basename(stem)}.json, the loss curves in\n" + "\n".join(plot_losses(folder)))
+          f"{os.path.basename(stem)}.json, the loss curves in\n" + "\n".join(plot_losses(folder))
+          + "\nthe curves over LoRA's scale in\n" * bool(scales) + "\n".join(scales))
 
 
 if __name__ == "__main__":

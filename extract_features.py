@@ -3,6 +3,7 @@ Stage 0: audio -> frozen speech encoder -> averaged frames -> numpy cache.
 
     python extract_features.py                       # tiny: CPU, about a minute
     python extract_features.py --preset iwslt25      # an A100 at half its peak: 430 hours in 10 minutes
+    python extract_features.py --preset listeners    # Whisper, told from SeamlessM4T by the checkpoint's config.json
     torchrun --nproc_per_node 4 extract_features.py --preset iwslt25     # the same cache, shared out
 
 reads   work/rows/<corpus>/<split>.jsonl, the audio named there, and the encoder (below work, or a hub name)
@@ -14,9 +15,11 @@ writes  work/features/<encoder>-mean<k>/<corpus>/<split>/
 A killed run loses only the shard it was filling; the same command goes on from there.
 """
 import argparse
+import errno
 import glob
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -24,13 +27,16 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from importlib.metadata import version
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.rows import read_rows, replace_file
+from data.covost2 import INTO_ENGLISH
+from data.rows import lock, read_json, read_rows, remake, replace_file
+from data.translate import load_checkpoint, loading
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,7 @@ class Config:                                # edit here, or pass --name value
     splits: str = ""                         # comma-separated; empty: every split a corpus has
     encoder: str = "models/tiny-seamless"    # a folder below work, any other folder, or a name on the hub
     mean: int = 3                            # consecutive frames to average; 2025, section 3 (2026: 2)
+    pad: bool = False                        # Whisper: keep all frames of its window, silence too, as SALMONN does
     max_seconds: float = 30.0                # longer audio is dropped and counted, never cut (our choice)
     batch_seconds: float = 60.0              # padded audio in one encoder batch (our choice)
     shard_frames: int = 50_000               # a shard is closed above this (our choice)
@@ -59,13 +66,25 @@ for name in ("iwslt25-a2", "iwslt25-short", "iwslt25-a2-short"):    # they diffe
 PRESETS["tiny26"] = PRESETS["smoke26"] = dict(corpora="tiny26", encoder="models/tiny26-seamless", mean=2)
 PRESETS["iwslt26"] = PRESETS["iwslt26-setup2"] = dict(
     PRESETS["iwslt25"], corpora="covost2,europarlst,gigast,librispeech,librisqa,fakacl,mcif", mean=2)  # 2026, section 4
+PRESETS["tiny-listeners"] = PRESETS["smoke-listeners"] = dict(corpora="tiny-listeners", encoder="models/tiny-whisper",
+                                                              mean=1)
+for name in ("listeners", "listeners-ast", "listeners-ten", "listeners-ten-ast", "listeners-align",
+             "listeners-ten-align"):
+    PRESETS[name] = dict(PRESETS["iwslt25"], encoder="openai/whisper-large-v3", mean=1,           # listeners, A.6
+                         corpora=",".join(["commonvoice", "multispeechqa",
+                                           *(f"covost2-{language}_en" for language in INTO_ENGLISH)]))
+PRESETS["tiny-listeners-align"] = PRESETS["smoke-listeners-align"] = PRESETS["tiny-listeners"]
 
-SAMPLE_RATE = 16_000                         # Hz; this and the next three are the front end of SeamlessM4T
-MEL_BINS = 80                                # one filterbank frame every 10 ms
-STACK = 2                                    # ... two of them side by side are one encoder frame
+SAMPLE_RATE = 16_000                         # Hz; this and the next two hold for SeamlessM4T and for Whisper
 FRAME_RATE = 50                              # Hz, encoder frames before averaging
-LAYER = "conformer stack after its closing LayerNorm"    # our choice; the papers: layer 24, the last one
+STACK = 2                                    # filterbank frames, one every 10 ms, in one encoder frame
+FRAME = SAMPLE_RATE // FRAME_RATE            # samples in one encoder frame
+MEL_BINS = 80                                # of SeamlessM4T; a Whisper says how many it has, 80 or 128
+FFT = 400                                    # samples, Whisper's transform: 25 ms
+TAIL = 2                                     # encoder frames of silence that a Whisper's filterbank ends with
+LAYER = "last layer after the closing LayerNorm"         # our choice; the papers: layer 24, the last one
 MIN_SECONDS = 0.04                           # the first encoder frame takes 0.035 s
+KERNEL = 2**26                               # numbers in the resampling filter: 1 GB for a prime rate (our choice)
 SLACK = 0.1                                  # s; segment times are rounded, mp3 lengths guessed (our choice)
 BLOCK = 512                                  # utterances decoded ahead and sorted by length (our choice)
 
@@ -74,10 +93,11 @@ BLOCK = 512                                  # utterances decoded ahead and sort
 
 # --- From a file to frames, in four steps.
 
-def read_audio(path, start=None, end=None):
+def read_audio(path, start=None, end=None, longest=math.inf):
     """
     A file, or its slice from start to end in seconds -> float32 (samples,) at 16 kHz, channels averaged.
-    ValueError, naming the file, if it is missing, unreadable, truncated, too short or not finite.
+    ValueError, naming the file, if it is missing, unreadable, truncated, too short or not finite, or of a rate that is
+    no recording's; also, unread, if it is twice as long as `longest` seconds (what lies between is for the caller).
     """
     import soundfile
     import torchaudio
@@ -89,11 +109,15 @@ def read_audio(path, start=None, end=None):
             rate, length, log = file.samplerate, file.frames, file.extra_info
             first, last = round((start or 0) * rate), length if end is None else round(end * rate)
             count = max(0, min(last, length) - first)
+            if count > 2 * longest * rate:               # the lengths of mp3 are guessed
+                raise ValueError(f"{where}: {count / rate:.1f} s, longer than {longest} s")
+            if SAMPLE_RATE * rate > KERNEL * math.gcd(SAMPLE_RATE, rate)**2:
+                raise ValueError(f"{where}: a sample rate of {rate} Hz")
             early = max(0, min(first, length) - rate)    # an mp3 comes out wrong for 0.4 s after a seek
             file.seek(early)
             wave = file.read(first - early + count, dtype="float32", always_2d=True)     # (samples, channels)
             wave = wave[first - early:]
-    except soundfile.SoundFileError as error:
+    except (soundfile.SoundFileError, TypeError) as error:               # TypeError: its name ends in .raw
         raise ValueError(f"{where}: cannot be decoded ({error})") from None
 
     if last > length + SLACK * rate:
@@ -123,24 +147,66 @@ def filterbank(wave):
     return mel.reshape(-1, STACK * MEL_BINS).float()
 
 
-def load_encoder(path, device):
-    """The speech encoder alone, out of a full SeamlessM4Tv2 checkpoint: frozen, in eval mode, on `device`."""
-    from transformers import logging
-    from transformers.models.seamless_m4t_v2.modeling_seamless_m4t_v2 import SeamlessM4Tv2SpeechEncoder
+@cache
+def mel_filters(bins):
+    """Whisper's triangular filters -> float32 (bins, 201)."""
+    from transformers.audio_utils import mel_filter_bank
+    filters = mel_filter_bank(1 + FFT // 2, bins, 0, SAMPLE_RATE / 2, SAMPLE_RATE, norm="slaney", mel_scale="slaney")
+    return torch.from_numpy(filters).T.float()
 
-    # float16 on a GPU: Meta runs the model in it, it is 8 times closer to float32 than bfloat16 is, and the
+
+def log_mel(wave, bins, window):
+    """
+    16 kHz samples -> float32 (T + TAIL, 2 * bins): Whisper's log mel, frames stacked in pairs. T of the window's frames
+    are the audio's; its end may still be heard in the next one; the last is silence, as is all that follows it.
+    """
+    # the numbers of transformers' WhisperFeatureExtractor, which makes all of the silence, too
+    length = -(-len(wave) // FRAME) + TAIL
+    samples = torch.nn.functional.pad(torch.from_numpy(wave), (0, min(length, window) * FRAME - len(wave)))
+    spectrum = torch.stft(samples, FFT, FRAME // STACK, window=torch.hann_window(FFT), return_complex=True)
+    mel = (mel_filters(bins) @ spectrum[:, :-1].abs().square()).clamp(min=1e-10).log10()             # (bins, 2T)
+    mel = (mel.maximum(mel.max() - 8) + 4) / 4
+    mel = mel.T.reshape(-1, STACK * bins)
+    return torch.cat([mel, mel[-1:].expand(length - len(mel), -1)])      # fills up a tail beyond the window
+
+
+def window_of(config):
+    """Frames that an encoder always takes, padded with silence, and never exceeds: Whisper's; SeamlessM4T: 0, any."""
+    return config.max_source_positions if config.model_type == "whisper" else 0
+
+
+def make_feature(config, wave):
+    """16 kHz samples -> what the encoder with this config reads, one row a 50 Hz frame."""
+    return log_mel(wave, config.num_mel_bins, window_of(config)) if window_of(config) else filterbank(wave)
+
+
+def load_frozen(kind, path, device, prefix=None):
+    """The transformers class `kind` out of a checkpoint that has it at `prefix`: frozen, in eval mode, on `device`."""
+    # float16 on a GPU: Meta runs SeamlessM4T in it, it is 8 times closer to float32 than bfloat16 is, and the
     # cache is float16 anyway. sdpa: eager adds the mask to the scores as 0 or 1, so padding would leak in.
     dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()        # it would list every weight of the decoders as unexpected
-    encoder, info = SeamlessM4Tv2SpeechEncoder.from_pretrained(
-        path, key_mapping={r"^speech_encoder\.": ""}, dtype=dtype, attn_implementation="sdpa",
-        output_loading_info=True)
-    logging.set_verbosity(verbosity)
-    if info["missing_keys"]:             # transformers leaves them random and goes on
-        raise ValueError(f"{path} is no SeamlessM4Tv2 checkpoint: {len(info['missing_keys'])} weights of the "
-                         f"speech encoder are not in it, such as {min(info['missing_keys'])}")
-    return encoder.to(device).eval().requires_grad_(False)
+    return load_checkpoint(kind, path, key_mapping={prefix: ""} if prefix else None, dtype=dtype,
+                           attn_implementation="sdpa").to(device)
+
+
+def load_encoder(path, device):
+    """The speech encoder alone, out of a full SeamlessM4Tv2 or Whisper checkpoint; ValueError for any other."""
+    from transformers import AutoConfig
+    from transformers.models.seamless_m4t_v2.modeling_seamless_m4t_v2 import SeamlessM4Tv2SpeechEncoder
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+    kinds = {"seamless_m4t_v2": (SeamlessM4Tv2SpeechEncoder, r"^speech_encoder\."),
+             "whisper": (WhisperEncoder, r"^model\.encoder\.")}
+    with loading(path):
+        kind = AutoConfig.from_pretrained(path).model_type
+    if kind not in kinds:
+        raise ValueError(f"{path} is a {kind}; speech encoders are taken from {' or '.join(kinds)}")
+    return load_frozen(kinds[kind][0], path, device, kinds[kind][1])
+
+
+def fill_window(features, window):
+    """List of log_mel's (T + TAIL, 2 * bins) -> (B, bins, 2 * window), with silence up to the window's end."""
+    padded = torch.stack([torch.cat([feature, feature[-1:].expand(window, -1)])[:window] for feature in features])
+    return padded.view(len(features), STACK * window, -1).transpose(1, 2)
 
 
 def pad_features(features, weight):
@@ -152,12 +218,21 @@ def pad_features(features, weight):
 
 
 @torch.no_grad()
-def encode(encoder, features):
-    """One padded batch: list of (T, 160) -> list of float32 arrays (T, W), each as if it had been alone."""
-    padded, mask = pad_features(features, next(encoder.parameters()))
-    # by module, not by hidden_states[24]: newer transformers keep the adapter's output under that index
-    frames = encoder.encoder(encoder.feature_projection(padded), attention_mask=mask)          # (B, T, W)
-    return [row[:len(feature)] for row, feature in zip(frames.float().cpu().numpy(), features)]
+def encode(encoder, features, pad=False):
+    """
+    One padded batch: list of make_feature's -> list of float32 arrays (T, W), each as if it had been alone.
+    pad: all frames of a Whisper's window, not only those of the audio.
+    """
+    weight, window = next(encoder.parameters()), window_of(encoder.config)
+    lengths = [len(feature) for feature in features]
+    if window:
+        frames = encoder(fill_window(features, window).to(weight)).last_hidden_state           # (B, window, W)
+        lengths = [window if pad else length - TAIL for length in lengths]
+    else:
+        padded, mask = pad_features(features, weight)
+        # by module, not by hidden_states[24]: newer transformers keep the adapter's output under that index
+        frames = encoder.encoder(encoder.feature_projection(padded), attention_mask=mask)      # (B, T, W)
+    return [row[:length] for row, length in zip(frames.float().cpu().numpy(), lengths)]
 
 
 def average_frames(frames, k):
@@ -187,21 +262,29 @@ def open_features(folder, expect=None):
     corpus, split = os.path.normpath(folder).split(os.sep)[-2:]
     redo = f"python extract_features.py --preset PRESET --corpora {corpus} --splits {split}"
     features = Features()
-    with open(require(os.path.join(folder, "config.json"), redo), encoding="utf-8") as file:
-        features.config = json.load(file)
+    remove = f"remove {folder} and run: {redo}"
+    features.config = read_json(require(os.path.join(folder, "config.json"), redo), remove)
     for index in read_indices(folder, expect or {}):
         if not index["lengths"]:                         # all of its utterances were dropped
             continue
         path, total = os.path.join(folder, index["data"]), sum(index["lengths"].values())
         try:
             frames = np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
-            if frames.shape != (total, features.config["width"]):
-                raise ValueError(f"shape {frames.shape}, but its index says {total} frames")
-        except (OSError, ValueError) as error:           # np.load refuses a file shorter than its header says
-            raise ValueError(f"{path} is damaged: {error}; remove {folder} and run: {redo}") from None
+            if frames.shape != (total, features.config["width"]) or frames.dtype != np.float16:
+                raise ValueError(f"{frames.dtype} of shape {frames.shape}, but its index says {total} frames")
+            if index.get("begin", begin_of(frames)) != begin_of(frames):
+                raise ValueError("it is another shard")
+        except Exception as error:                       # np.load refuses a file shorter than its header says
+            if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                raise OSError(error.errno, f"{path} cannot be opened: {error.strerror}. A cache keeps every shard "
+                              "open: allow more files (ulimit -n 65536) and run the same command again") from None
+            raise ValueError(f"{path} is damaged: {error}; {remove}") from None
         ends = np.cumsum(list(index["lengths"].values())).tolist()
         for utterance, first, end in zip(index["lengths"], [0, *ends], ends):
             features[utterance] = frames[first:end]
+    if len(features) != features.config["utterances"]:
+        raise ValueError(f"{folder} holds {len(features)} utterances, its config.json says "
+                         f"{features.config['utterances']}: a shard is gone, or there twice; {remove}")
     return features
 
 
@@ -209,11 +292,15 @@ def read_indices(folder, expect):
     """The indices of the committed shards, in order; ValueError if one was not made as expected."""
     indices = []
     for path in sorted(glob.glob(os.path.join(glob.escape(folder), "frames-*.json"))):
-        with open(path, encoding="utf-8") as file:
-            index = json.load(file)
+        remove = f"remove {folder} and run extract_features.py"
+        index = read_json(path, remove)
+        made, lengths = index["made"], index["lengths"]
+        if index["data"] != os.path.basename(path)[:-len("json")] + "npy" or type(made) is not dict or (
+                type(lengths) is not dict or any(type(n) is not int or n < 1 for n in lengths.values())):
+            raise ValueError(f"{path} is damaged, or the index of another shard; {remove}")
         for key, value in expect.items():
-            if index["made"][key] != value:
-                raise ValueError(f"{folder} was made with {key} {index['made'][key]!r}, expected is "
+            if made.get(key) != value:
+                raise ValueError(f"{folder} was made with {key} {made.get(key)!r}, expected is "
                                  f"{value!r}; set it back, or remove the folder and run extract_features.py")
         indices.append(index)
     return indices
@@ -242,6 +329,8 @@ def configure(Config, presets, argv=None):
             parser.add_argument(f"--{name}", type=type(default), metavar=type(default).__name__)
     typed = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
     preset = typed["preset"] if "preset" in defaults else typed.pop("preset")
+    if presets[preset] is None:
+        raise SystemExit(f"the system of preset {preset} has no such stage; bash run_all.sh {preset} runs those it has")
     named = {"run": preset} if "run" in defaults else {}
     values = {**defaults, **named, **presets[preset], **typed}
     print(f"preset {preset} (* differs from the file)")
@@ -268,8 +357,9 @@ def locate(work, name):
     """A model: the folder `name` below `work` if there is one, else `name` itself, a folder or a hub name."""
     below = os.path.join(work, name)
     if name.startswith("models/") and not os.path.isdir(name):
-        corpus = name.removeprefix("models/").split("-")[0]      # data/tiny.py makes models/tiny-seamless
-        return require(below, f"python data/{corpus}.py")
+        corpus, _, part = name.removeprefix("models/").partition("-")    # data/tiny.py makes models/tiny-seamless
+        corpus += "-listeners" if part in ("whisper", "cohere", "bert") else ""
+        return require(below, remake(os.path.join(work, "rows", corpus, "train.jsonl")))
     return below if os.path.isdir(below) else name
 
 
@@ -292,35 +382,37 @@ def provenance():
 
 # --- One split: decode ahead, encode, commit shard by shard.
 
-def front_end(row, max_seconds):
+def front_end(config, row, max_seconds):
     """A row's audio, ready for the encoder -> (feature, seconds, None), or (None, 0, why it is dropped)."""
+    longest = min(max_seconds, window_of(config) / FRAME_RATE or max_seconds)
     try:
-        wave = read_audio(row["audio"], row.get("start"), row.get("end"))
+        wave = read_audio(row["audio"], row.get("start"), row.get("end"), longest)
     except ValueError as error:
         return None, 0.0, str(error)
     seconds = len(wave) / SAMPLE_RATE
-    if seconds > max_seconds:
-        return None, 0.0, f"{row['audio']}: {seconds:.1f} s, longer than {max_seconds} s"
-    return filterbank(wave), seconds, None
+    if seconds > longest:
+        return None, 0.0, f"{row['audio']}: {seconds:.1f} s, longer than {longest} s"
+    return make_feature(config, wave), seconds, None
 
 
-def decode_ahead(blocks, max_seconds, workers):
+def decode_ahead(config, blocks, max_seconds, workers):
     """Yield [(row, *front_end(row))] block by block; the next block is decoded while the caller has one."""
     with ThreadPoolExecutor(workers) as pool:
         waiting = []
         for block in [*blocks, []]:
-            waiting, ready = [(row, pool.submit(front_end, row, max_seconds)) for row in block], waiting
+            waiting, ready = [(row, pool.submit(front_end, config, row, max_seconds)) for row in block], waiting
             if ready:
                 yield [(row, *future.result()) for row, future in ready]
 
 
 def encode_block(c, encoder, features):
-    """{utterance: (T, 160)} -> {utterance: float16 (frames, W)}, in that order; like lengths together."""
+    """{utterance: feature} -> {utterance: float16 (frames, W)}, in that order; like lengths together."""
     frames, names = dict.fromkeys(features), sorted(features, key=lambda name: len(features[name]))
     while names:
-        size = max(1, int(c.batch_seconds * FRAME_RATE / len(features[names[-1]])))      # by the longest
+        longest = window_of(encoder.config) or len(features[names[-1]])
+        size = max(1, int(c.batch_seconds * FRAME_RATE / longest))
         names, batch = names[:-size], names[-size:]
-        for utterance, output in zip(batch, encode(encoder, [features[name] for name in batch])):
+        for utterance, output in zip(batch, encode(encoder, [features[name] for name in batch], c.pad)):
             with np.errstate(over="ignore"):             # the next line looks for it
                 frames[utterance] = average_frames(output, c.mean).astype(np.float16)
             if not np.isfinite(frames[utterance]).all():
@@ -341,7 +433,7 @@ def extract(c, encoder, made, folder, rows):
     facts = {"made": made, "by": provenance()}
     number, frames, dropped, seconds = rank, {}, [], 0.0
     with tqdm(total=sum(map(len, blocks)), desc=folder, unit="utterance", disable=rank > 0) as progress:
-        for done, block in enumerate(decode_ahead(blocks, c.max_seconds, c.workers), 1):
+        for done, block in enumerate(decode_ahead(encoder.config, blocks, c.max_seconds, c.workers), 1):
             features = {}
             for row, feature, length, reason in block:
                 if reason is None:
@@ -351,7 +443,8 @@ def extract(c, encoder, made, folder, rows):
                     dropped.append({"utterance": row["utterance"], "audio": row["audio"], "reason": reason})
             frames |= encode_block(c, encoder, features)
             progress.update(len(block))
-            if sum(map(len, frames.values())) >= c.shard_frames or done == len(blocks):
+            full = sum(map(len, frames.values())) >= c.shard_frames or done == len(blocks)
+            if full and (frames or dropped):             # neither where dropped ones were tried again
                 while os.path.exists(os.path.join(folder, f"frames-{number:05d}.json")):
                     number += world          # so no two processes ever fill the same shard
                 write_shard(folder, f"frames-{number:05d}", frames,
@@ -363,9 +456,15 @@ def write_shard(folder, name, frames, facts):
     """The data, then the index: what has an index is committed."""
     lengths = {utterance: len(value) for utterance, value in frames.items()}
     if frames:                           # none where all were dropped
+        facts = {**facts, "begin": begin_of(next(iter(frames.values())))}
         with replace_file(os.path.join(folder, f"{name}.npy")) as path:
             np.save(path, np.concatenate(list(frames.values())))
     write_json(os.path.join(folder, f"{name}.json"), {"data": f"{name}.npy", "lengths": lengths, **facts})
+
+
+def begin_of(frames):
+    """By which a shard is known: 8 numbers of its first frame."""
+    return frames[0, :8].tobytes().hex()
 
 
 def committed(folder, made):
@@ -397,7 +496,8 @@ def finish(c, made, width, folder, rows):
 def splits_of(c):
     """Every (corpus, split) that is asked for."""
     for corpus in c.corpora.split(","):
-        folder = require(os.path.join(c.work, "rows", corpus), f"python data/{corpus}.py")
+        folder = os.path.join(c.work, "rows", corpus)
+        require(folder, remake(os.path.join(folder, "train.jsonl")))
         files = glob.glob("*.jsonl", root_dir=folder)
         for split in c.splits.split(",") if c.splits else sorted(name[:-len(".jsonl")] for name in files):
             yield corpus, split
@@ -417,7 +517,7 @@ def main(argv=None):
     # 1. the encoder: found now, loaded when a split needs it; and what all of a cache must have in common
     path, encoder = locate(c.work, c.encoder), None
     made = {"encoder": c.encoder, "weights": fingerprint(path), "layer": LAYER, "mean": c.mean,
-            "sample_rate": SAMPLE_RATE, "max_seconds": c.max_seconds}
+            "pad": c.pad, "sample_rate": SAMPLE_RATE, "max_seconds": c.max_seconds}
     for corpus, split in splits_of(c):
         # 2. the utterances of the split: several rows may share one, a text-only row has none
         rows = read_rows(os.path.join(c.work, "rows", corpus, f"{split}.jsonl"))
@@ -430,12 +530,16 @@ def main(argv=None):
         config = os.path.join(folder, "config.json")
         lengths, dropped, hours = committed(folder, made)
         if not os.path.exists(config) or rows.keys() - lengths.keys() - dropped.keys():
-            with suppress(FileNotFoundError):            # the corpus has grown: not finished any more
-                os.remove(config)
-            encoder = encoder or load_encoder(path, pick_device())
-            extract(c, encoder, made, folder, rows)
-            # 4. config.json last; of several processes, the one that sees everything done writes it
-            if not finish(c, made, encoder.config.hidden_size, folder, rows):
+            with lock(folder):
+                with suppress(FileNotFoundError):        # the corpus has grown: not finished any more
+                    os.remove(config)
+                encoder = encoder or load_encoder(path, pick_device())
+                if c.pad and not window_of(encoder.config):
+                    raise SystemExit(f"--pad: {c.encoder} has no window to keep; only a Whisper has one")
+                extract(c, encoder, made, folder, rows)
+                # 4. config.json last; of several processes, the one that sees everything done writes it
+                whole = finish(c, made, encoder.config.hidden_size, folder, rows)
+            if not whole:
                 print(f"{corpus}/{split}: this process is done, others are not")
                 continue
             lengths, dropped, hours = committed(folder, made)

@@ -4,6 +4,9 @@
 # bash run_all.sh digits          the same on real voices; FSDD=folder of recordings, HOLDOUT=speaker of the test set
 # bash run_all.sh iwslt25         the 2025 system on one A100-80GB; also iwslt25-a2, iwslt25-short, iwslt25-a2-short
 # bash run_all.sh iwslt26         the 2026 system, setup 1; also iwslt26-setup2
+# bash run_all.sh tiny-listeners  multilingual listeners: Whisper, window Q-Former, a tiny Cohere LLM, four languages
+# bash run_all.sh listeners       the same at real size; also listeners-ast, listeners-ten, listeners-ten-ast;
+#                                 TTS=command speaks what Seamless does not, see python data/multispeechqa.py --help
 # bash run_all.sh tiny ablations  after that: the variants of C in Tables 10 and 11 of the 2025 paper (or: iwslt25)
 # WORK=folder SEED=n bash run_all.sh ...     another root folder, another seed
 # A stage that is finished says so and is not run again; one that was killed goes on where it was.
@@ -17,6 +20,7 @@ SEEDED=("${ARGS[@]}" --seed "${SEED:-0}")
 
 # rows: a recipe's --help says what to download first
 case $PRESET in
+  *-listeners)    python data/tiny_listeners.py "${SEEDED[@]}" ;;
   tiny* | smoke*) python data/tiny.py "${SEEDED[@]}" ;;
   digits)         python data/digits.py "${SEEDED[@]}" ;;
   iwslt25*) for corpus in acl6060 covost2 europarlst spokensquad; do
@@ -25,13 +29,19 @@ case $PRESET in
   iwslt26*) for corpus in covost2 europarlst librispeech librisqa gigast fakacl mcif; do
               python "data/$corpus.py" --work "${WORK:-work}"
             done ;;
+  listeners*) python data/commonvoice.py --work "${WORK:-work}"
+              python data/multispeechqa.py --work "${WORK:-work}" ${TTS:+--tts "$TTS"}
+              python data/covost2.py --work "${WORK:-work}" --into-english ;;
 esac
 python extract_features.py "${ARGS[@]}"                                              # 0
 python train_projector.py "${SEEDED[@]}"                                             # A
 case $PRESET in
   tiny | smoke | digits) python train_projector.py "${SEEDED[@]}" --mixture A.2 --out projector-A.2 ;;
 esac
-python train_lora.py "${SEEDED[@]}"                                                  # B, needs nothing of A
+case $PRESET in
+  *listeners*)    python merge_sft.py "${SEEDED[@]}" --preset "${PRESET%-ast}-align" ;;
+  *)              python train_lora.py "${SEEDED[@]}" ;;                             # B, needs nothing of A
+esac
 python merge_sft.py "${SEEDED[@]}"                                                   # C = A + B
 python infer.py "${ARGS[@]}"
 python eval.py "${ARGS[@]}"

@@ -8,7 +8,6 @@ reads   <work>/rows/<corpus>/{train,dev}.jsonl, the LLM; no speech, and nothing 
 writes  <work>/<run>/lora/: log.jsonl and resume.pt while it runs; weights.pt, the same adapters as
         adapter_model.safetensors + adapter_config.json, which peft reads, and, last, config.json
 """
-import json
 import math
 import os
 from dataclasses import dataclass
@@ -19,10 +18,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from data.draws import choose, draw, pick_validation
-from data.rows import replace_file
+from data.rows import read_json, replace_file
 from extract_features import configure, locate, pick_device, write_json
 from train_projector import (Run, answer_loss, encode_sample, finished, load_llm, load_rows, load_weights, processes,
-                             rate, read_config, update, validate)
+                             prompts_of, rate, read_config, validate)
+
+# attention and feed-forward (2025, section 3): the paper names keys, which torchtune's recipe leaves out
+TARGETS = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Config:                               # edit here, or pass --name value
     mixture: str = "B"                      # a key of MIXTURES
     r: int = 8                              # 2025, section 3
     alpha: int = 16                         # 2025, section 3
+    targets: str = TARGETS                  # the nn.Linear that get adapters, in every layer
     batch: int = 10                         # rows in a draw; 2025, section 5.1
     accumulate: int = 4                     # draws in one optimizer step
     steps: int = 150                        # optimizer steps
@@ -64,6 +67,9 @@ PRESETS["smoke26"] = dict(PRESETS["tiny26"], steps=6, validate_every=3, validate
 PRESETS["iwslt26"] = dict(PRESETS["iwslt25"], corpora="covost2,europarlst,gigast,librisqa,fakacl", prompt="2026",
                           llm="Qwen/Qwen3-4B-Instruct-2507", mixture="B26", batch=16, steps=30_000)      # section 6.1
 PRESETS["iwslt26-setup2"] = dict(PRESETS["iwslt26"], run="iwslt26")
+for name in ("tiny-listeners", "smoke-listeners", "listeners", "listeners-ten"):
+    PRESETS[f"{name}-align"] = PRESETS[name] = None          # the listeners' adapters are trained by merge_sft.py alone
+PRESETS["listeners-ast"] = PRESETS["listeners-ten-ast"] = None
 
 MIXTURES = {  # task: (share, {language: share}), QA languages (valid, invalid); 2025, section 5.1 and Table 13
     "B": {"MT": (0.6, {"de": 0.4, "it": 0.3, "zh": 0.3}),
@@ -85,9 +91,6 @@ MT26 = {  # by the sizes of the 2026 paper's Table 5, whatever part of GigaST is
 CORPUS_SHARES = {"B": {("QA", "spokensquad"): 1.0},                        # the short answers; 2025, Table 12
                  "B26": MT26}
 
-# attention and feed-forward, every layer (2025, section 3): the paper names keys, which torchtune's recipe leaves out
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # LoRA
@@ -108,8 +111,9 @@ class LoRALinear(nn.Module):
         return self.base(x) + self.scale * F.linear(low, self.lora_B.to(x.dtype))
 
 
-def add_lora(model, names=TARGETS, r=8, alpha=16):
-    """Wrap every nn.Linear called one of `names`; return how many. A name that matches nothing is a ValueError."""
+def add_lora(model, targets=TARGETS, r=8, alpha=16):
+    """Wrap every nn.Linear that `targets` names, comma-separated -> how many. ValueError for a name without one."""
+    names = targets.split(",")
     found = [(parent, name) for parent in model.modules() for name, child in parent.named_children()
              if name in names and isinstance(child, nn.Linear)]
     missing = set(names) - {name for _, name in found}
@@ -174,21 +178,26 @@ def save_peft(folder, state, r, alpha, llm):
 def load_peft(folder):
     """Adapters in peft's format -> (state for load_lora, r, alpha, target names)."""
     from safetensors.torch import load_file
-    with open(os.path.join(folder, "adapter_config.json")) as file:
-        config = json.load(file)
+    config = read_json(os.path.join(folder, "adapter_config.json"), "save the adapters again")
     if config["peft_type"] != "LORA" or config["bias"] != "none" or config.get("use_rslora") or config.get("use_dora"):
         raise ValueError(f"{folder} holds no plain LoRA: only W + (alpha / r) B A without bias is supported")
     prefix, suffix = "base_model.model.", ".weight"
-    state = {name[len(prefix):-len(suffix)]: tensor
-             for name, tensor in load_file(os.path.join(folder, "adapter_model.safetensors")).items()}
+    path = os.path.join(folder, "adapter_model.safetensors")
+    try:
+        state = {name[len(prefix):-len(suffix)]: tensor for name, tensor in load_file(path).items()}
+    except Exception as error:                                             # a library's own for every kind of damage
+        raise ValueError(f"{path} is damaged ({error}); save the adapters again") from None
     return state, config["r"], config["lora_alpha"], config["target_modules"]
 
 
 def attach_lora(llm, folder):
     """Wrap a fresh LLM as the finished stage `folder` was and load its adapters."""
-    config = read_config(folder)
-    add_lora(llm, TARGETS, config["r"], config["alpha"])
-    load_lora(llm, load_weights(folder)["lora"])
+    config, weights = read_config(folder), load_weights(folder, "lora")
+    try:
+        add_lora(llm, config["targets"], config["r"], config["alpha"])
+        load_lora(llm, weights)
+    except (TypeError, ValueError, AttributeError, RuntimeError, ZeroDivisionError) as error:
+        raise SystemExit(f"{folder} does not fit the LLM ({error}); choose another, or train it again") from None
 
 
 def main(argv=None):
@@ -204,11 +213,12 @@ def main(argv=None):
 
     # 2. the frozen LLM with fresh adapters
     llm, tokenizer = load_llm(locate(c.work, c.llm), device)
-    count = add_lora(llm, TARGETS, c.r, c.alpha)
+    count = add_lora(llm, c.targets, c.r, c.alpha)
     trained = lora_parameters(llm)
     print(f"LoRA on {count} matrices, {sum(p.numel() for p in trained)} parameters")
     optimizer = torch.optim.AdamW(trained, lr=c.lr, weight_decay=c.weight_decay)
-    run = Run(c, {"lora": (lambda: lora_state_dict(llm), lambda state: load_lora(llm, state))}, [optimizer])
+    run = Run(c, {"lora": (lambda: lora_state_dict(llm), lambda state: load_lora(llm, state))}, [optimizer],
+              llm, prompts=prompts_of(tokenizer, llm.config.model_type, c.prompt))
 
     def encode_row(row):
         return encode_sample(row, True, tokenizer, llm.config.model_type, None, c.prompt)
@@ -222,7 +232,7 @@ def main(argv=None):
         samples = [encode_row(row) for picked, _ in run.mine(draws) for row in picked]
         for group in optimizer.param_groups:
             group["lr"] = c.lr * rate(run.step, c.steps, c.warmup, cosine=True)
-        (loss,), norm = update([optimizer], samples, loss_of, c.micro_tokens)
+        (loss,), norm = run.update(samples, loss_of)
         run.log(loss=loss, norm=norm, lr=optimizer.param_groups[0]["lr"])
         if run.step % c.validate_every == 0 or run.step == c.steps:
             run.validated(*validate([], dev, loss_of, c.micro_tokens))

@@ -19,6 +19,7 @@ import math
 import os
 import time
 from collections import ChainMap
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -30,8 +31,9 @@ from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from data.draws import choose, draw, draw_frames, pick_validation
-from data.prompts import CHAT, encode, encode_answer, encode_prompt
-from data.rows import corpus_of, differences, read_rows, replace_file
+from data.prompts import CHAT, TASK_LINES, encode, encode_answer, encode_prompt
+from data.rows import corpus_of, differences, lock, read_json, read_json_lines, read_rows, replace_file, writing
+from data.translate import load_checkpoint, loading
 from extract_features import (configure, features_folder, locate, open_features, pick_device, provenance, require,
                               write_json)
 from metrics.dev_scores import best_steps, score_answers
@@ -47,6 +49,7 @@ class Config:                               # edit here, or pass --name value
     corpora: str = "tiny"                   # comma-separated folders of work/rows; train.jsonl and dev.jsonl of each
     encoder: str = "models/tiny-seamless"
     mean: int = 3                           # consecutive encoder frames averaged; 2025, section 3
+    pad: bool = False                       # whether Whisper's frames are those of its whole window
     llm: str = "models/tiny-llama"
     prompt: str = "2025"                    # whose prompt, a key of data/prompts.py's SUFFIXES
     objective: str = "answers"              # or "embeddings": of the LLM its tokenizer and table alone (SpeechMapper)
@@ -56,7 +59,8 @@ class Config:                               # edit here, or pass --name value
     heads: int = 4
     ffn: int = 512
     dropout: float = 0.1                    # 2025, section 3
-    middle: int = 256                       # SpeechMapper: width between its blocks
+    middle: int = 256                       # SpeechMapper: width between its blocks; Q-Former: width inside
+    text_encoder: str = ""                  # Q-Former: the BERT that its layers start from; empty: fresh
     start: str = ""                         # a finished projector to go on from, a folder of <work>/<run>
     sigma: float = 0.0                      # answers: share of the embeddings' MSE in the loss (SpeechMapper, stage 2)
     pad_token: str = "<|file_sep|>"         # whose embedding fills a SpeechMapper's spare slots; 2026, section 6.1
@@ -64,7 +68,7 @@ class Config:                               # edit here, or pass --name value
     batch_sqa: int = 8                      # 2025, appendix C.1
     batch_frames: int = 3000                # frames in a draw, when the objective is embeddings
     accumulate: int = 1                     # draws in one optimizer step
-    steps: int = 300                        # optimizer steps
+    steps: int = 300                        # optimizer steps; 0: a fresh projector, for merge_sft.py to train
     lr: float = 2e-3
     warmup: int = 20                        # steps
     cosine: bool = True                     # down to 0 at the last step; else constant after the warm-up
@@ -104,6 +108,19 @@ PRESETS["iwslt26"] = dict(corpora="covost2,europarlst,gigast,librisqa", encoder=
                           clip=1.0, batch_frames=12_000, micro_tokens=12_000,       # (our choice: the paper is silent)
                           validate_every=5000, validate_rows=500)
 PRESETS["iwslt26-setup2"] = dict(PRESETS["iwslt26"], run="iwslt26")        # the two setups differ in C
+# The listeners' projector is trained by merge_sft.py, together with LoRA; what is made here is a fresh one
+PRESETS["tiny-listeners"] = dict(corpora="tiny-listeners", encoder="models/tiny-whisper", mean=1,
+                                 llm="models/tiny-cohere", prompt="listeners", mixture="ASR", decode="tiny-listeners",
+                                 keep="ASR", projector="qformer", layers=2, middle=128, ffn=256,
+                                 text_encoder="models/tiny-bert", steps=0)
+PRESETS["listeners"] = dict(corpora="multispeechqa", encoder="openai/whisper-large-v3", mean=1,
+                            llm="CohereLabs/aya-expanse-8b", prompt="listeners", mixture="ASR", decode="multispeechqa",
+                            keep="ASR", projector="qformer", layers=2, heads=12, middle=768, ffn=3072,
+                            text_encoder="google-bert/bert-base-multilingual-cased", steps=0)
+for name in ("tiny-listeners-align", "smoke-listeners", "smoke-listeners-align"):
+    PRESETS[name] = dict(PRESETS["tiny-listeners"], run=name.removesuffix("-align"))
+for name in ("listeners-align", "listeners-ast", "listeners-ten-align", "listeners-ten", "listeners-ten-ast"):
+    PRESETS[name] = dict(PRESETS["listeners"], run="listeners")
 
 MIXTURES = {  # task: (share, {language: share}), SQA languages (valid, invalid); 2025, section 5.1 and Table 13
     "ASR": {"ASR": (1.0, {"en": 1.0})},
@@ -210,7 +227,71 @@ class SpeechMapper(nn.Module):
         return self.second(*self.first(frames, lengths))[0]
 
 
-PROJECTORS = {"transformer": Projector, "mapper": SpeechMapper}
+class QFormer(nn.Module):
+    """
+    Window-level Q-Former (listeners, section 6; as in SALMONN): one learned query reads every window of frames apart,
+    through two BERT layers with cross-attention; then a linear map to the LLM's width. 3 slots a second.
+    """
+    WINDOW = 17                                  # Whisper frames, no overlap: 1/3 s; listeners, A.6; as in SALMONN
+
+    def __init__(self, width=1280, llm_width=4096, layers=2, heads=12, ffn=3072, dropout=0.1, middle=768):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.query = nn.Parameter(torch.randn(1, middle) * 0.02)
+        self.query_norm, self.dropout = nn.LayerNorm(middle, 1e-12), nn.Dropout(dropout)
+        # BERT's layer is torch's: post-norm, GELU; between the two its cross-attention, to the encoder's width
+        self.layers = nn.ModuleList(nn.TransformerDecoderLayer(middle, heads, ffn, dropout, F.gelu, 1e-12, True)
+                                    for _ in range(layers))
+        for layer in self.layers:
+            layer.multihead_attn = nn.MultiheadAttention(middle, heads, dropout, kdim=width, vdim=width,
+                                                         batch_first=True)
+            layer.dropout = nn.Identity()        # BERT drops nothing inside its feed-forward part
+        for p in self.layers.parameters():
+            if p.dim() > 1:
+                nn.init.normal_(p, std=0.02)     # as BERT starts
+        self.output = nn.Linear(middle, llm_width)
+
+    @classmethod
+    def slots(cls, frames):
+        """Output vectors of so many frames; less than half a window at the end is left out: 88 of 1500, as SALMONN."""
+        return max(1, (frames + cls.WINDOW // 2) // cls.WINDOW)
+
+    def forward(self, frames, lengths):
+        """frames (B, T, W), lengths (B,) -> (B, slots(T), D); what lies beyond a sample's length changes nothing."""
+        windows = self.slots(frames.shape[1])
+        short = windows * self.WINDOW - frames.shape[1]                # below 0 where the end is left out
+        padding = F.pad(beyond(frames, lengths), (0, short), value=True).view(-1, self.WINDOW).clone()
+        padding[:, 0] = False                                          # a window of nothing else would give NaN
+        frames = F.pad(self.norm(frames), (0, 0, 0, short)).reshape(-1, self.WINDOW, frames.shape[2])
+        x = self.dropout(self.query_norm(self.query)).expand(len(frames), 1, -1)                 # (B * slots, 1, M)
+        for layer in self.layers:
+            x = layer(x, frames, memory_key_padding_mask=padding)
+        return self.output(x.view(len(lengths), windows, -1))                                    # (B, slots, D)
+
+
+@torch.no_grad()
+def start_from_bert(qformer, path):
+    """
+    Copy the first layers of a BERT into the query's own path, self-attention and feed-forward, wherever shapes agree;
+    cross-attention stays fresh (our choice) -> how many of the Q-Former's tensors are loaded, how many fresh.
+    """
+    from transformers import BertModel
+    bert, own = BertModel.from_pretrained(path, add_pooling_layer=False).state_dict(), qformer.state_dict()
+    parts = {"self_attn.out_proj": "attention.output.dense", "norm1": "attention.output.LayerNorm",
+             "linear1": "intermediate.dense", "linear2": "output.dense", "norm3": "output.LayerNorm"}
+    found = {f"query_norm.{kind}": bert[f"embeddings.LayerNorm.{kind}"] for kind in ("weight", "bias")}
+    for n in range(min(len(qformer.layers), 1 + max(int(name.split(".")[2]) for name in bert if ".layer." in name))):
+        for kind in ("weight", "bias"):
+            source = f"encoder.layer.{n}."
+            found |= {f"layers.{n}.{ours}.{kind}": bert[f"{source}{theirs}.{kind}"] for ours, theirs in parts.items()}
+            found[f"layers.{n}.self_attn.in_proj_{kind}"] = torch.cat(
+                [bert[f"{source}attention.self.{name}.{kind}"] for name in ("query", "key", "value")])
+    fit = {name: tensor for name, tensor in found.items() if own[name].shape == tensor.shape}
+    qformer.load_state_dict(fit, strict=False)
+    return len(fit), len(own) - len(fit)
+
+
+PROJECTORS = {"transformer": Projector, "mapper": SpeechMapper, "qformer": QFormer}
 
 
 def make_projector(kind, **sizes):
@@ -220,27 +301,63 @@ def make_projector(kind, **sizes):
 
 def load_projector(folder, device):
     """The projector of a finished stage folder, rebuilt from its own config.json."""
-    projector = make_projector(**read_config(folder)["sizes"])
-    projector.load_state_dict(load_weights(folder)["projector"])
+    sizes = read_config(folder)["sizes"]
+    try:
+        projector = make_projector(**sizes)
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        raise SystemExit(f"{folder}/config.json: no projector has these sizes ({error}); train it again") from None
+    fill_projector(projector, folder)
     return projector.to(device)
 
 
+def fill_projector(projector, folder):
+    """Copy a finished stage's projector into one of the same sizes."""
+    try:
+        projector.load_state_dict(load_weights(folder, "projector"))
+    except RuntimeError as error:
+        raise SystemExit(f"{folder}/weights.pt is of a projector of other sizes ({error}); choose another, or train it "
+                         "again") from None
+
+
 def load_llm(path, device):
-    """(LLM, tokenizer): frozen, in eval mode; bfloat16 on a GPU, float32 on the CPU."""
-    from transformers import AutoModelForCausalLM
+    """
+    (LLM, tokenizer): frozen, in eval mode; bfloat16 on a GPU, float32 on the CPU. Of Qwen2.5-Omni it is the text part
+    of the thinker, which is a Qwen2; what hears, sees and speaks there is not loaded, and not supported.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config
+    names = {}
+    with loading(path):
+        config = AutoConfig.from_pretrained(path)
+    if config.model_type == "qwen2_5_omni":
+        text = config.thinker_config.text_config.to_dict()
+        theta = text.pop("rope_parameters")["rope_theta"]              # without pictures its positions are Qwen2's
+        config = Qwen2Config(**{**text, "model_type": "qwen2"}, rope_parameters={"rope_type": "default",
+                                                                                 "rope_theta": theta})
+        names = {r"^thinker\.": ""}
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    llm = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device)
-    return llm.requires_grad_(False).eval(), load_tokenizer(path)
+    llm = load_checkpoint(AutoModelForCausalLM, path, config=config, key_mapping=names, dtype=dtype).to(device)
+    return llm, load_tokenizer(path)
 
 
 def load_tokenizer(path):
     """The LLM's tokenizer."""
     from transformers import AutoTokenizer
-    return AutoTokenizer.from_pretrained(path)
+    with loading(path):
+        return AutoTokenizer.from_pretrained(path)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # one sample, one micro-batch, its loss
+def prompts_of(tokenizer, model_type, prompt):
+    """{task, language and how it is read: the turn as text}: what a stage is trained on and infer.py compares."""
+    row = {"id": "example", "question": "QUESTION", "transcript": "TRANSCRIPT"}
+    turns = {(task, language, text): encode_prompt(tokenizer, model_type, {**row, "task": task, "language": language},
+                                                   text, prompt)
+             for task, language in [*TASK_LINES, ("SQA", "en")] for text in (False, True)}
+    return {f"{task} {language} {'text' if text else 'speech'}": "SPEECH".join(map(tokenizer.decode, turn))
+            for (task, language, text), turn in turns.items()}
+
+
 def encode_sample(row, text, tokenizer, model_type, features, prompt="2025", slots=Projector.slots):
     """
     One row as the LLM reads and answers it: token ids before and after the speech, the frames, the answer's ids.
@@ -312,6 +429,7 @@ def micro_batches(samples, micro_tokens):
 LOSSES = {"L1": 1.0, "cosine": 1.0, "softmax": 0.1, "CTC": 1.0}        # weights in the total; section 3.1
 LETTERS = " 'abcdefghijklmnopqrstuvwxyz0123456789"                     # CTC labels 1.. ; 0 is the blank (our choice)
 CHUNK = 512                                                            # slots scored against all V rows at once
+FAR = 100                  # times between the RMS of a projector's output and of the embeddings: a warning (our choice)
 
 
 def load_table(path, device):
@@ -320,11 +438,13 @@ def load_table(path, device):
     from transformers.utils import cached_file
     name, file = "model.embed_tokens.weight", "model.safetensors"
     index = cached_file(path, f"{file}.index.json", _raise_exceptions_for_missing_entries=False)
-    if index:                                                          # a checkpoint of several files
-        with open(index) as listing:
-            file = json.load(listing)["weight_map"][name]
-    with safe_open(cached_file(path, file), "pt") as weights:
-        return weights.get_tensor(name).float().to(device)
+    try:
+        if index:                                                      # a checkpoint of several files
+            file = read_json(index, f"get {path} again")["weight_map"][name]
+        with safe_open(cached_file(path, file), "pt") as weights:
+            return weights.get_tensor(name).float().to(device)
+    except Exception as error:                                         # a library's own for every kind of damage
+        raise ValueError(f"the checkpoint {path} has no {name} that can be read ({error}); get it again") from error
 
 
 def encode_slots(row, tokenizer, pad, features, slots):
@@ -371,21 +491,25 @@ def embedding_losses(mapper, head, table, unit, samples):
 
 
 @torch.no_grad()
-def inspect_slots(mapper, table, unit, samples, micro_tokens):
-    """{"RMS", "table RMS", "nearest"}: sizes of output and table, and % of slots whose nearest row is the right one."""
-    mapper.eval()
+def inspect_slots(projector, table, samples, micro_tokens, unit=None):
+    """
+    {"RMS", "table RMS"}: sizes of what the projector says to samples with frames and of the LLM's embeddings; with
+    `unit` also "nearest", % of slots whose nearest row is the right one. Dropout is off while it lasts.
+    """
+    projector.eval()
     squares, right, count = 0.0, 0, sum(s["slots"] for s in samples)
     for micro in micro_batches(samples, micro_tokens):
-        frames, lengths = pad_frames(micro, table.device)
-        output = mapper(frames, lengths)
+        output = projector(*pad_frames(micro, table.device))
         said = output[~beyond(output, torch.tensor([s["slots"] for s in micro], device=table.device))]
-        target = torch.tensor([token for s in micro for token in s["target"]], device=table.device)
         squares += said.square().mean(1).sum().item()
-        right += sum((F.normalize(a) @ unit.T).argmax(1).eq(b).sum().item()
-                     for a, b in zip(said.split(CHUNK), target.split(CHUNK)))
-    mapper.train()
-    return {"RMS": (squares / count) ** 0.5, "table RMS": table.square().mean().sqrt().item(),
-            "nearest": 100 * right / count}
+        if unit is not None:
+            target = torch.tensor([token for s in micro for token in s["target"]], device=table.device)
+            right += sum((F.normalize(a) @ unit.T).argmax(1).eq(b).sum().item()
+                         for a, b in zip(said.split(CHUNK), target.split(CHUNK)))
+    projector.train()
+    sizes = {"RMS": (squares / count) ** 0.5,
+             "table RMS": (torch.linalg.vector_norm(table, dtype=torch.float32) / table.numel() ** 0.5).item()}
+    return sizes if unit is None else {**sizes, "nearest": 100 * right / count}
 
 
 def mixed_loss(llm, projector, table, samples):
@@ -537,7 +661,7 @@ def update(optimizers, samples, loss_of, micro_tokens, weights=(1.0,), clip=0.0)
         nn.utils.clip_grads_with_norm_(parameters, clip, norm)
     *losses, norm = torch.cat([total / counts, norm.to(total)[None]]).tolist()                       # the only wait
     if not math.isfinite(sum(losses) + norm):
-        raise FloatingPointError(f"losses {losses}, gradient norm {norm}; rows: {' '.join(s['id'] for s in samples)}")
+        raise FloatingPointError(f"losses {losses}, gradient norm {norm}", [s["id"] for s in samples])
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -576,32 +700,50 @@ def decode_all(llm, tokenizer, projector, samples, batch, max_new_tokens):
 # a run's folder
 def read_config(folder):
     """config.json of a finished stage: its constants, what it was made from, versions."""
-    with open(require(os.path.join(folder, "config.json"), "bash run_all.sh, which makes the stages in order")) as file:
-        return json.load(file)
+    path = require(os.path.join(folder, "config.json"), "bash run_all.sh, which makes the stages in order")
+    return read_json(path, f"remove {folder} and train it again")
 
 
-def load_weights(folder):
-    """weights.pt of a finished stage: {"projector": tensors} or {"lora": tensors} or both."""
-    return torch.load(os.path.join(folder, "weights.pt"), map_location="cpu", weights_only=True)
+def load_tensors(path, redo):
+    """A file of tensors and plain values; SystemExit if it is cut short, or holds anything else: code never runs."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:                                         # whatever a damaged file sets off
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise SystemExit(f"{path} is damaged or no file of tensors ({why}); {redo}") from None
+
+
+def load_weights(folder, section):
+    """{name: tensor} of one section of a finished stage's weights.pt, "projector" or "lora"."""
+    redo = f"remove {folder} and train it again"
+    weights = load_tensors(os.path.join(folder, "weights.pt"), redo)
+    found = weights.get(section) if isinstance(weights, dict) else None
+    if not found or not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
+        raise SystemExit(f"{folder}/weights.pt holds no {section}; {redo}")
+    return found
 
 
 class Run:
     """
     One stage's folder. `trained` maps a section of weights.pt to the callable that gives its tensors and the one that
-    loads them. A killed run goes on from resume.pt, written with every validation, to the same weights: draws and
-    dropout depend on the seed, the step and the process alone. Of several processes the first writes.
+    loads them; `frozen` is the model of which nothing else trains. A killed run goes on from resume.pt, written with
+    every validation, to the same weights: draws and dropout depend on the seed, the step and the process alone. Of
+    several processes the first writes.
     """
 
-    def __init__(self, c, trained, optimizers, **facts):
+    def __init__(self, c, trained, optimizers, frozen=None, **facts):
         self.folder = os.path.join(c.work, c.run, c.out)
         self.c, self.trained, self.optimizers = c, trained, optimizers
         self.facts, self.log_path = {**asdict(c), **facts}, os.path.join(self.folder, "log.jsonl")
         self.step, (self.rank, self.world) = 0, processes()
-        os.makedirs(self.folder, exist_ok=True)
+        # another number of processes draws other rows for a step, and other dropout
+        self.constants, self.lock = {**asdict(c), "processes": self.world}, lock(self.folder)
+        own = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
+        self.frozen = [(name, p) for name, p in (frozen.named_parameters() if frozen else []) if id(p) not in own]
         path = os.path.join(self.folder, "resume.pt")
         if os.path.exists(path):
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            refuse_other_constants(self.folder, state["constants"], asdict(c))
+            state = load_tensors(path, f"remove {self.folder} to begin again")
+            refuse_other_constants(self.folder, state["constants"], self.constants)
             for name, (_, load) in trained.items():
                 load(state["trained"][name])
             for optimizer, saved in zip(optimizers, state["optimizers"]):
@@ -629,10 +771,25 @@ class Run:
         for _ in range(self.step):
             self.mine(draws)
 
+    def update(self, samples, loss_of, weights=(1.0,), clip=0.0):
+        """update's step; stops with a list of its rows where it is not finite, and for a frozen tensor that learns."""
+        try:
+            losses, norm = update(self.optimizers, samples, loss_of, self.c.micro_tokens, weights, clip)
+        except FloatingPointError as error:
+            path = os.path.join(self.folder, f"not-finite-{self.rank}.txt")
+            with replace_file(path) as name, open(name, "w", encoding="utf-8") as file:
+                file.writelines(f"{row_id}\n" for row_id in error.args[1])
+            raise SystemExit(f"{self.folder}, step {self.step + 1}: {error.args[0]}. The step is not made; the ids of "
+                             f"its rows are in {path}: look at their audio and text, or at --lr") from None
+        learning = [name for name, p in self.frozen if p.grad is not None]
+        if learning:
+            raise SystemExit(f"{self.folder}: {len(learning)} frozen tensors of the LLM have a gradient, such as "
+                             f"{learning[0]}; none may, load_llm freezes them")
+        return losses, norm
+
     def lines(self):
         """log.jsonl: a dict a step, and one a validation."""
-        with open(self.log_path) as log:
-            return [json.loads(line) for line in log if line.endswith("\n")]
+        return read_json_lines(self.log_path, f"remove {self.folder} to begin again")
 
     def log(self, **values):
         """One step is done: its line in log.jsonl and on the bar."""
@@ -644,25 +801,41 @@ class Run:
 
     def write(self, **values):
         if self.rank == 0:
-            with open(self.log_path, "a") as log:
+            with writing(self.log_path), open(self.log_path, "a") as log:
                 log.write(json.dumps(values) + "\n")
+                if "validation_loss" in values:                        # A's weights are chosen by it: down to the disk
+                    log.flush()
+                    os.fsync(log.fileno())
 
     def validated(self, loss, keep=False, **scores):
         """A validation: logged; with `keep` the weights stay as step-NNNNN.pt; then resume.pt."""
         self.write(step=self.step, validation_loss=loss, **scores)
         tensors = {name: state() for name, (state, _) in self.trained.items()}
+        self.refuse_untrained(tensors)
+        if "RMS" in scores and not 1 / FAR < scores["RMS"] / scores["table RMS"] < FAR:
+            tqdm.write(f"warning: the projector's output has an RMS of {scores['RMS']:.3g}, the LLM's embeddings of "
+                       f"{scores['table RMS']:.3g}: more than {FAR} times apart")
         if keep:
             self.save(f"step-{self.step:05d}.pt", tensors)
-        self.save("resume.pt", {"step": self.step, "trained": tensors, "constants": asdict(self.c),
+        self.save("resume.pt", {"step": self.step, "trained": tensors, "constants": self.constants,
                                 "optimizers": [o.state_dict() for o in self.optimizers]})
         if self.rank == 0:
             tqdm.write(f"{self.c.out} step {self.step}/{self.c.steps}: validation loss {loss:.4f}"
                        + "".join(f", {name} {score:.3g}" for name, score in scores.items()))
 
+    def refuse_untrained(self, tensors):
+        """SystemExit for tensors that no gradient has reached by now, and for adapters whose B is still zero."""
+        reached = {p.data_ptr() for o in self.optimizers for p, state in o.state.items() if state}
+        still = [name for section in tensors.values() for name, tensor in section.items()
+                 if tensor.data_ptr() not in reached or name.endswith("lora_B") and not tensor.any()]
+        if still:
+            raise SystemExit(f"{self.folder}: {len(still)} tensors are not trained after {self.step} steps, such as "
+                             f"{still[0]}: what the loss is made from is not what is saved, or the rate is 0")
+
     def save(self, name, value):
-        if self.rank == 0:
-            with replace_file(os.path.join(self.folder, name)) as temporary:
-                torch.save(value, temporary)
+        if self.rank == 0:                   # an open file: torch would write the temporary name into the archive
+            with replace_file(os.path.join(self.folder, name)) as temporary, open(temporary, "wb") as file:
+                torch.save(value, file)
 
     def finish(self, next_command, step=None, **facts):
         """weights.pt, the last or those of `step`; config.json makes the folder a finished stage."""
@@ -670,17 +843,23 @@ class Run:
         tensors = {name: state() for name, (state, _) in self.trained.items()}
         if step is not None and self.rank == 0:
             path = os.path.join(self.folder, f"step-{step:05d}.pt")
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
+            tensors = load_tensors(path, f"remove {self.folder} to begin again")
         self.save("weights.pt", tensors)
         if self.rank == 0:
             write_json(os.path.join(self.folder, "config.json"),
                        {**self.facts, "trained": list(self.trained), "kept_step": step or self.step, **facts,
                         **provenance()})
-            os.remove(os.path.join(self.folder, "resume.pt"))
+            remove_resume(self.folder)
             print(f"weights of step {step or self.step} in {self.folder}/weights.pt, losses in log.jsonl\n"
                   f"next: {next_command}")
         if dist.is_initialized():
             dist.destroy_process_group()
+        self.lock.close()
+
+
+def remove_resume(folder):
+    with suppress(FileNotFoundError):
+        os.remove(os.path.join(folder, "resume.pt"))
 
 
 def refuse_other_constants(folder, old, new):
@@ -697,6 +876,7 @@ def finished(c):
     if not os.path.exists(os.path.join(folder, "config.json")):
         return False
     refuse_other_constants(folder, read_config(folder), asdict(c))
+    remove_resume(folder)                    # a kill may have come between config.json and this
     print(f"{folder} is finished already")
     return True
 
@@ -734,7 +914,7 @@ def main(argv=None):
     torch.manual_seed(c.seed)
 
     # 1. rows and frames of stage 0
-    made = {"encoder": c.encoder, "mean": c.mean}
+    made = {"encoder": c.encoder, "mean": c.mean, "pad": c.pad}
     (rows, features), (dev_rows, dev_features) = load_rows(c, "train", made), load_rows(c, "dev", made)
 
     # 2. the frozen LLM, or its table alone, and a projector from the encoder's width to the LLM's
@@ -746,11 +926,14 @@ def main(argv=None):
         table = llm.get_input_embeddings().weight
     sizes = dict(kind=c.projector, width=features.maps[0].config["width"], llm_width=table.shape[1], layers=c.layers,
                  heads=c.heads, ffn=c.ffn, dropout=c.dropout)
-    if c.projector == "mapper":
+    if c.projector in ("mapper", "qformer"):
         sizes["middle"] = c.middle
     projector = make_projector(**sizes)
+    if c.text_encoder:
+        loaded, fresh = start_from_bert(projector, locate(c.work, c.text_encoder))
+        print(f"{loaded} tensors of the Q-Former from {c.text_encoder}, {fresh} fresh")
     if c.start:
-        projector.load_state_dict(load_weights(os.path.join(c.work, c.run, c.start))["projector"])
+        fill_projector(projector, os.path.join(c.work, c.run, c.start))
     modules = {"projector": projector.to(device)}
     pad = tokenizer.convert_tokens_to_ids(c.pad_token)                 # SpeechMapper only
     if c.projector == "mapper" and pad in (None, tokenizer.unk_token_id):
@@ -770,7 +953,11 @@ def main(argv=None):
     optimizer = torch.optim.AdamW([p for module in modules.values() for p in module.parameters()], lr=c.lr,
                                   weight_decay=c.weight_decay)
     trained = {name: (module.state_dict, module.load_state_dict) for name, module in modules.items()}
-    run = Run(c, trained, [optimizer], sizes=sizes)
+    facts = {"prompts": prompts_of(tokenizer, llm.config.model_type, c.prompt)} if llm else {}
+    run = Run(c, trained, [optimizer], llm, sizes=sizes, **facts)
+    if not c.steps:                                                    # it will be trained together with LoRA
+        run.finish(f"python merge_sft.py --preset {c.preset}")
+        return
     if on_table:
         heard = [row for row in rows if row["task"] == "ASR" and row.get("utterance") in features]
         draws = draw_frames(heard, features, c.batch_frames, c.seed)
@@ -791,16 +978,17 @@ def main(argv=None):
         samples, dropped = [s for s in samples if s], samples.count(None)     # more tokens than slots
         for group in optimizer.param_groups:
             group["lr"] = c.lr * rate(run.step, c.steps, c.warmup, c.cosine)
-        losses, norm = update([optimizer], samples, loss_of, c.micro_tokens, [*weights.values()], c.clip)
+        losses, norm = run.update(samples, loss_of, [*weights.values()], c.clip)
         run.log(loss=total_loss(losses, weights), norm=norm, lr=optimizer.param_groups[0]["lr"],
                 **(dict(zip(weights, losses), dropped=dropped) if len(weights) > 1 else {}))
         if run.step % c.validate_every == 0 or run.step == c.steps:
             losses = validate([*modules.values()], dev, loss_of, c.micro_tokens)
             if on_table:
-                scores = {**dict(zip(weights, losses)), **inspect_slots(projector, table, unit, dev, c.micro_tokens)}
+                scores = {**dict(zip(weights, losses)), **inspect_slots(projector, table, dev, c.micro_tokens, unit)}
             else:
                 scores = score_answers(decoded, decode_all(llm, tokenizer, projector, questions, c.decode_batch,
                                                            c.max_new_tokens))
+                scores |= inspect_slots(projector, table, dev, c.micro_tokens)
             run.validated(total_loss(losses, weights), keep=not on_table, **scores)
 
     # 5. the step that did best on the dev set (2025, section 5.1 A: in ST); without an LLM the last

@@ -119,7 +119,7 @@ def stream_list(path, key):
                 passed += 1
                 if take(",]") == "]":
                     break
-        except ValueError as error:                               # also JSON's own, and bytes that are not UTF-8
+        except (ValueError, RecursionError) as error:             # also JSON's own, and bytes that are not UTF-8
             raise SystemExit(f"{path} is damaged after item {passed} of {key!r} ({error}); download it again") from None
 
 
@@ -140,7 +140,7 @@ def read_translations(raw):
         for item in stream_list(path, "audios"):
             try:
                 for segment in item["segments"]:
-                    pair = list(texts.get(segment["sid"], (None, None)))
+                    pair = list(texts.get(segment["sid"] + "", (None, None)))
                     again += pair[place] is not None
                     pair[place] = pair[place] or segment["text_raw"].strip()       # of two, the first stays
                     texts[segment["sid"]] = tuple(pair)
@@ -177,9 +177,9 @@ def recordings(raw):
     source = need(os.path.join(raw, "GigaSpeech.json"), GIGASPEECH)
     for number, item in enumerate(stream_list(source, "audios"), 1):
         try:
-            segments = [(s["sid"], float(s["begin_time"]), float(s["end_time"]), written(s["text_tn"]),
+            segments = [(s["sid"] + "", float(s["begin_time"]), float(s["end_time"]), written(s["text_tn"]),
                          set(s.get("subsets", []))) for s in item["segments"]]
-            found = item["aid"], os.path.join(raw, item["path"]), float(item.get("duration") or 0), segments
+            found = item["aid"] + "", os.path.join(raw, item["path"]), float(item.get("duration") or 0), segments
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SystemExit(f"{source} item {number} is not in GigaSpeech's format ({type(error).__name__}: {error}); "
                              f"{GIGASPEECH}") from None
@@ -219,7 +219,7 @@ def read_segments(raw, texts, drawn, dropped):
                    "not translated to both German and Chinese" if not german or not chinese else
                    f"unknown tag: {tags[0]}" if tags else
                    "only silence, music or noise" if not text else
-                   f"no slice: from {start} to {end} s" if not 0 <= start < end else
+                   f"no slice: from {start} to {end} s" if not 0 <= start < end < float("inf") else
                    f"ends after its recording: {end} s of {seconds} s" if seconds and end > seconds + SLACK else "")
             if why:
                 dropped.append(("train", f"gigast/{sid}", why))

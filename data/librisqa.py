@@ -118,7 +118,7 @@ def read_entries(raw, split, dropped):
                 items = json.load(file)
             if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
                 raise ValueError("no list of objects")
-        except ValueError as error:             # JSON that ends too early, bytes that are not UTF-8: it says where
+        except (ValueError, RecursionError) as error:       # JSON that ends too early, bytes that are not UTF-8
             raise SystemExit(f"{path} is damaged ({error}); {SOURCE}") from None
         for number, item in enumerate(items, 1):
             try:

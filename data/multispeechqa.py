@@ -46,7 +46,7 @@ if __name__ == "__main__":  # `python data/multispeechqa.py`: imports start at t
 
 from tqdm import tqdm
 
-from data.recipe import parser, report, unreadable
+from data.recipe import parser, report, text_lines, unreadable
 from data.rows import defect, finish, finished, replace_file, write_rows
 from data.speak import speak
 from data.translate import CODES, SEAMLESS, translate
@@ -75,12 +75,13 @@ def subset_of(split_name):
 def read_lines(path):
     """Yield (columns, row group) of a file: those of the parquet without the sound, or what a JSON line holds."""
     if path.endswith(".jsonl"):
-        with open(path, encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, 1):
+        with open(path, "rb") as file:
+            for number, line in enumerate(text_lines(file, path), 1):
                 try:
                     columns = json.loads(line)
                     "" + columns["question"] + columns["answer"]
-                except (ValueError, KeyError, TypeError) as error:
+                    "" + (columns.get("split_name") or "") + (columns.get("audio") or "")
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                     raise SystemExit(f"{path} line {number} has no question and answer as text ({error})") from None
                 yield columns, None
         return
@@ -154,8 +155,10 @@ def split_pairs(pairs, sizes, rlhf, seed, dropped):
     by_subset = defaultdict(list)
     for pair in pairs:
         by_subset[pair["subset"]].append(pair)
-    known = {*by_subset} <= {*SUBSETS}
-    weights = {subset: SUBSETS[subset][1] if known else len(some) for subset, some in sorted(by_subset.items())}
+    strange = sorted({*by_subset} - {*SUBSETS})
+    if 0 < len(strange) < len(by_subset):
+        print(f"not in Table 1: {', '.join(strange)}; dev and test go by the subsets' sizes, and train has all of them")
+    weights = {subset: SUBSETS[subset][1] if not strange else len(some) for subset, some in sorted(by_subset.items())}
     orders = {subset: random.Random(f"{seed} {subset}").sample(by_subset[subset], len(by_subset[subset]))
               for subset in weights}
     splits, taken = {"train": []}, set()

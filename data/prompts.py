@@ -10,6 +10,8 @@ Strings are those of Table 5 of the 2025 paper and Table 7 of the 2026 paper, by
 constant, `prompt`: "2025", "2026", "2026-zero-shot" for an LLM that no text has taught the format, or "listeners".
 """
 
+from metrics.chat import without_markers
+
 TASK_LINES = {  # the language of the instruction is the language of the answer (2025, appendix A.4)
     ("ASR", "en"): "Can you transcribe the Speech content into English text?",
     ("ST", "de"): "Können Sie den Inhalt der Rede in den deutschen Text übersetzen?",
@@ -43,10 +45,11 @@ NOT_ANSWERABLE = {  # the organisers' answer to a question that the speech does 
     "zh": "无法回答。",
 }
 
+QWEN = ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>")
 CHAT = {  # model_type: (before the user's turn, between user and assistant, end of turn); no system or date block
     "llama": ("<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n",
               "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>"),
-    "qwen3": ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"),
+    "qwen2": QWEN, "qwen3": QWEN,
     "cohere": ("<BOS_TOKEN><|START_OF_TURN_TOKEN|><|USER_TOKEN|>",
                "<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>", "<|END_OF_TURN_TOKEN|>"),
 }
@@ -91,7 +94,8 @@ def user_turn(row, text=False, prompt="2025"):
 
 def encode(tokenizer, string):
     """Token ids of text that a user or a corpus wrote: a turn marker inside it stays ordinary text."""
-    return tokenizer(string, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    pieces = without_markers(tokenizer, string)      # not all are called special: Qwen's <think>
+    return [token for piece in pieces for token in tokenizer(piece, add_special_tokens=False)["input_ids"]]
 
 
 def encode_prompt(tokenizer, model_type, row, text=False, prompt="2025"):

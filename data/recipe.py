@@ -6,6 +6,7 @@ work over several processes, and the table of counts that ends every recipe.
     report("work", "acl6060", {"eval": rows}, {("eval", "ST/MT de"): 416}, [("eval", "acl6060/eval/7", "no audio")])
 """
 import argparse
+import fcntl
 import json
 import multiprocessing
 import os
@@ -15,7 +16,7 @@ from multiprocessing.pool import ThreadPool
 
 from tqdm import tqdm
 
-from data.rows import corpus_of, differences, replace_file
+from data.rows import corpus_of, differences, replace_file, writing
 
 SLICE = 64                                  # jobs that one process does before a fresh one takes over
 READERS = 16                                # threads that look at audio files: they wait for the disk (our choice)
@@ -56,7 +57,7 @@ def unreadable(paths):
             return "empty file"
         try:
             return "" if soundfile.info(path).frames else "no samples"
-        except soundfile.SoundFileError as error:
+        except (soundfile.SoundFileError, TypeError) as error:       # TypeError: its name ends in .raw
             return f"cannot be decoded: {error}"
     with ThreadPool(READERS) as pool:
         reasons = list(tqdm(pool.imap(why, paths, chunksize=64), total=len(paths), desc="check audio", unit=" files"))
@@ -77,29 +78,47 @@ def resumable(path, settings, items, make, batch, desc="", size=len):
     make([item]) -> [result], over all items in batches of like size -> results in the items' order.
     Items and results are JSON values; equal items are made once. Every batch is appended to `path` when it is done, so
     that a killed run loses one batch; batches are cut from all items, so that they are the same after a kill.
-    settings: what the results depend on; a file made with others is refused.
+    settings: what the results depend on; a file made with others is refused, and so is a second run on one file.
     """
     def key(item):
         return json.dumps(item, ensure_ascii=False)
-    done = read_kept(path, settings)
     order = sorted({key(item): item for item in items}.values(), key=lambda item: (size(item), key(item)))
     batches = [order[i:i + batch] for i in range(0, len(order), batch)]
-    batches = [b for b in batches if any(key(item) not in done for item in b)]
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    bar = tqdm(total=sum(map(len, batches)), desc=desc or os.path.basename(path), unit="item", disable=not batches)
-    with open(path, "a", encoding="utf-8") as file, bar:
-        if not file.tell():
-            file.write(json.dumps({"settings": settings}) + "\n")
+    with writing(path):
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        file = open(path, "ab", buffering=0)
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)           # the system lets go of it when the process ends
+        except BlockingIOError:
+            raise SystemExit(f"{path}: another process adds to it; wait for it, or end it") from None
+        done = read_kept(path, settings)
+        batches = [b for b in batches if any(key(item) not in done for item in b)]
+        bar = tqdm(total=sum(map(len, batches)), desc=desc or os.path.basename(path), unit="item",
+                   disable=not batches)
+        if not os.path.getsize(path):
+            add_lines(file, [{"settings": settings}])
         for items_now in batches:
             results = make(items_now)
             if len(results) != len(items_now):
                 raise RuntimeError(f"{len(results)} results for {len(items_now)} items")
-            file.write("".join(json.dumps({"item": item, "result": result}, ensure_ascii=False) + "\n"
-                               for item, result in zip(items_now, results)))
-            file.flush()
+            add_lines(file, [{"item": item, "result": result} for item, result in zip(items_now, results)])
             done |= {key(item): result for item, result in zip(items_now, results)}
             bar.update(len(items_now))
+        bar.close()
     return [done[key(item)] for item in items]
+
+
+def add_lines(file, values):
+    """
+    Append values, a JSON line each, down to the disk; OSError as writing has it. file: open for bytes, without a buffer,
+    which would be written again when the file is closed.
+    """
+    text = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values).encode()
+    with writing(file.name):
+        while text:                                      # a full disk takes a part
+            text = text[file.write(text):]
+        os.fsync(file.fileno())
 
 
 def read_kept(path, settings):
@@ -119,7 +138,7 @@ def read_kept(path, settings):
                         raise SystemExit(f"{path} was made with {told}; remove it, or set them back")
                 else:
                     done[json.dumps(entry["item"], ensure_ascii=False)] = entry["result"]
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise SystemExit(f"{path} line {number} is damaged; remove the file and run the same command again"
                                  ) from None
             good += len(line)

@@ -21,7 +21,7 @@ if __name__ == "__main__":  # `python data/rewrite.py`: imports start at the pro
 from data.prompts import CHAT, encode
 from data.recipe import resumable
 from data.rows import corpus_of, read_rows
-from data.translate import write_made
+from data.translate import load_checkpoint, write_made
 
 LLM = "meta-llama/Llama-3.1-8B-Instruct"
 MAX_NEW_TOKENS = 100        # of a rewritten answer (our choice)
@@ -40,7 +40,7 @@ def load_llm(path):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
-    llm = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device).eval().requires_grad_(False)
+    llm = load_checkpoint(AutoModelForCausalLM, path, dtype=dtype).to(device)
     if llm.config.model_type not in CHAT:
         raise ValueError(f"{path}: no chat format for {llm.config.model_type!r}; there is one for {list(CHAT)}")
     return llm, AutoTokenizer.from_pretrained(path)

@@ -21,7 +21,7 @@ if __name__ == "__main__":  # `python data/speak.py`: imports start at the proje
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 from data.recipe import resumable
-from data.rows import read_rows, replace_file
+from data.rows import name_defect, read_rows, replace_file
 from data.translate import CODES, SEAMLESS, load_seamless, write_made
 
 MAX_TOKENS = 256            # of the text that is spoken: the checkpoint's own limit, well over 30 s of speech
@@ -104,7 +104,7 @@ def speak(texts, folder, model=SEAMLESS, seed=0, batch=16, language="en", voices
         return results
 
     for name in texts:
-        if os.path.isabs(name) or os.path.normpath(name) != name or name.split("/")[0] == ".." or "\\" in name:
+        if name_defect(name) or os.path.normpath(name) != name:
             raise SystemExit(f"{name!r} is no name of a file below {folder}")
     kept = os.path.join(folder, "spoken.jsonl")
     settings = {"model": model, "seed": seed}

@@ -24,25 +24,81 @@ system turn "Follow the given instructions."; ours is that of the project, which
 instruction on one line, so that the newline between task and constraint becomes a space. Its systems write up to 2048
 tokens. A recording that cannot be read, or is longer than features are made of, keeps its row: its answer is empty,
 and obeys nothing.
+
+The small worlds (data/tiny.py, data/digits.py) have such questions too, closed and plain, on their own test utterances.
+Their LLM is taught the four CONSTRAINTS from text; no stage shows them again, so that what is forgotten is measured.
 """
+import json
 import os
 import sys
 
 if __name__ == "__main__":  # `python data/speech_ifeval.py`: imports start at the project's folder, not at data/
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
+from data.prompts import TASK_LINES
 from data.recipe import need, parser, report, unreadable
-from data.rows import finish, finished, write_rows
+from data.rows import finish, finished, replace_file, write_rows
 from metrics.speech_ifeval import GROUPS, item_id, read_items
 
 DOWNLOAD = "it belongs to data/eval_data of https://github.com/kehanlu/Speech-IFEval"
 AUDIO = "unpack audios.tar of https://huggingface.co/datasets/kehanlu/Speech-IFEval there"
 NOTHING = "-"                               # the target of what has no one right answer
+CONSTRAINTS = [  # those of the small worlds: what is asked, its verifier and arguments, the form of the answer
+    ("Put your answer in quotation marks.", "startend:quotation", {}, '"{}"'),
+    ("End your answer with: Over.", "startend:end_checker", {"end_phrase": "Over."}, "{} Over."),
+    ("Begin your answer with: Well,", "combination:repeat_prompt", {"prompt_to_repeat": "Well,"}, "Well, {}"),
+    ("Answer in JSON.", "detectable_format:json_format", {}, '{{"answer": "{}"}}'),
+]
 
+
+# --- The small worlds.
+
+def plain(row):
+    """An ASR or SQA row in English -> the SQA row that asks for the same."""
+    return {**row, "task": "SQA", "question": row["question"] if row["task"] == "SQA" else TASK_LINES["ASR", "en"]}
+
+
+def constrained(row, constraint):
+    """The same with one of the CONSTRAINTS on a line of its own, and a target that obeys it."""
+    words, _, _, form = constraint
+    row = plain(row)
+    return {**row, "question": f"{row['question']}\n{words}", "target": form.format(row["target"])}
+
+
+def write_world(work, corpus, rows):
+    """
+    A small world's questions, from its test rows: every utterance is to be transcribed and asked about, in English,
+    with one of the CONSTRAINTS (closed) and without (plain). Writes <work>/rows/<corpus>/{closed,plain}.jsonl and, in
+    the benchmark's own format, <work>/raw/<corpus>/eval_data/, from which they are scored.
+    """
+    asked = [row for row in rows if row["language"] == "en" and row["answerable"] and row["task"] in ("ASR", "SQA")]
+    made = {"closed": [], "plain": []}
+    for number, row in enumerate(asked):
+        constraint = CONSTRAINTS[number // 2 % len(CONSTRAINTS)]           # an utterance has two rows
+        made["closed"].append((constrained(row, constraint), row, constraint))
+        made["plain"].append((plain(row), row, None))
+    for group, found in made.items():
+        items = [world_item(number, *parts) for number, parts in enumerate(found)]
+        path = os.path.join(work, "raw", corpus, "eval_data", f"{GROUPS[group][0]}.jsonl")
+        with replace_file(path) as name, open(name, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
+        write_rows(os.path.join(work, "rows", corpus, f"{group}.jsonl"),
+                   [{**asks, "id": item_id(corpus, group, item, 0)} for item, (asks, *_) in zip(items, found)])
+
+
+def world_item(number, asks, row, constraint):
+    """One question in the benchmark's format; its label is the answer in no form."""
+    dataset, metric = {"ASR": ("Automatic_speech_recognition", "wer"), "SQA": ("SQA", "accuracy")}[row["task"]]
+    item = {"id": number, "audio_filepath": row["audio"], "textual_audio": row["transcript"], "dataset": dataset,
+            "metric": metric, "instruction": asks["question"], "label": row["target"]}
+    return {**item, "instruction_id_list": [constraint[1]], "kwargs": [constraint[2]]} if constraint else item
+
+
+# --- The benchmark.
 
 def make_rows(group, items, folder):
     """The items of one file -> their rows; `folder` holds the recordings."""
-    return [{"id": item_id(group, item, number),
+    return [{"id": item_id("speech_ifeval", group, item, number),
              "utterance": f"speech_ifeval/{os.path.splitext(item['audio_filepath'])[0]}",
              "audio": os.path.join(folder, item["audio_filepath"]), "task": "SQA", "language": "en",
              "transcript": item["textual_audio"], "question": item["instruction"], "target": item.get("label", NOTHING)}

@@ -69,12 +69,12 @@ def read_squad(path, source):
     try:
         with open(path, encoding="utf-8") as file:
             themes = json.load(file)["data"]
-        return [{"theme": t, "paragraph": p, "context": paragraph["context"], "id": asked["id"],
+        return [{"theme": t, "paragraph": p, "context": paragraph["context"] + "", "id": asked["id"] + "",
                  "question": asked["question"].strip(),
-                 "answers": [(answer["text"], int(answer["answer_start"])) for answer in asked["answers"]]}
+                 "answers": [(answer["text"] + "", int(answer["answer_start"])) for answer in asked["answers"]]}
                 for t, theme in enumerate(themes) for p, paragraph in enumerate(theme["paragraphs"])
                 for asked in paragraph["qas"]]
-    except ValueError as error:             # JSON that ends too early, bytes that are not UTF-8: it says where
+    except (ValueError, RecursionError) as error:       # JSON that ends too early, bytes that are not UTF-8
         raise SystemExit(f"{path} is damaged ({error}); {source}") from None
     except (KeyError, TypeError, AttributeError) as error:
         raise SystemExit(f"{path} is not in SQuAD 1.1's format ({type(error).__name__}: {error}); {source}") from None

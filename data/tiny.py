@@ -230,6 +230,7 @@ def sentence_rows(rng, sentence, utterance, audio, choices=False):
 # ---------------------------------------------------------------------------------------------------------------------
 # voices: espeak-ng's voice files change formants and pitch, the accents change the phonemes
 ACCENTS = ("en-us", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan")
+RATES = (170, 235)  # words a minute
 # Timbres; those of dev and test are never heard in training. None has breath: its noise differs from run to run
 VOICES = {
     "train": ("m1", "m2", "m4", "m5", "m6", "m7", "f1", "Alex", "Andrea", "Annie", "Denis", "Diogo", "Gene", "Henrique",
@@ -286,9 +287,9 @@ def speak_one(job):
     global SPEAK
     if "SPEAK" not in globals():
         SPEAK = load_espeak()  # once in every worker process
-    path, text, timbre, seed = job
+    path, text, timbre, seed, accents, rates = job
     rng, noise = random.Random(seed), np.random.default_rng(seed)
-    wave = SPEAK(text, f"{rng.choice(ACCENTS)}+{timbre}", rng.randint(170, 235), rng.randint(30, 70))
+    wave = SPEAK(text, f"{rng.choice(accents)}+{timbre}", rng.randint(*rates), rng.randint(30, 70))
     wave = resample(wave, ESPEAK_RATE, 16000)
     wave *= 0.5 / max(np.abs(wave).max(), 1e-4)
     snr = rng.uniform(15, 40)  # dB
@@ -308,7 +309,7 @@ def make_world(work, sizes, seed, corpus="tiny"):
                 sentence = draw_sentence(rng)
             seen.add(sentence["text"][0])
             audio = os.path.join(work, "audio", corpus, f"{split}-{n:05d}.flac")
-            jobs.append((audio, sentence["text"][0], rng.choice(VOICES[split]), rng.getrandbits(32)))
+            jobs.append((audio, sentence["text"][0], rng.choice(VOICES[split]), rng.getrandbits(32), ACCENTS, RATES))
             rows += sentence_rows(rng, sentence, f"{corpus}/{split}-{n:05d}", audio, corpus == "tiny26")
         splits[split] = rows
     in_processes(speak_one, jobs, "speak")

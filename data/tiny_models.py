@@ -2,10 +2,12 @@
 Tiny foundation models in the hub's own format, trained on the spot: what stands in for SeamlessM4T-v2 and Llama-3.1.
 
     make_encoder    a SeamlessM4Tv2Model; its speech encoder learns CTC on the world's audio
-    make_llm        a Llama or Qwen3 with a byte-level BPE tokenizer and its own turns; it learns from instructions
-    make_models     both at once, one process each
+    make_whisper    a Whisper that detects the language and transcribes; its encoder learns CTC as well
+    make_llm        a Llama, Qwen3 or Cohere with a byte-level BPE tokenizer and its own turns; it learns from texts
+    make_bert       a BERT that knows nothing: it has the shapes that a Q-Former starts from
+    make_models     encoder and LLM of one world at once, one process each
 
-Both are written with save_pretrained, so that every stage loads them by the code that loads the real checkpoints.
+All are written with save_pretrained, so that every stage loads them by the code that loads the real checkpoints.
 Muon (torch.optim) moves the matrices, AdamW the rest. All our choice.
 """
 import json
@@ -14,6 +16,7 @@ import multiprocessing
 import os
 import random
 import shutil
+from functools import partial
 
 import soundfile
 import torch
@@ -128,6 +131,17 @@ def ctc(logits, lengths, targets):
                       torch.tensor([len(t) for t in targets]), zero_infinity=True)
 
 
+def batches_of_like_length(rng, lengths, batch):
+    """Endless lists of indices: shuffled, sorted in groups of eight batches, cut, and the batches shuffled again."""
+    while True:
+        order, cut = rng.sample(range(len(lengths)), len(lengths)), []
+        for i in range(0, len(order), 8 * batch):
+            group = sorted(order[i:i + 8 * batch], key=lambda n: lengths[n])
+            cut += [group[j:j + batch] for j in range(0, len(group), batch)]
+        rng.shuffle(cut)
+        yield from cut
+
+
 def spell(text):
     """Character labels of a transcript, letters and apostrophes only."""
     return torch.tensor([CHARACTERS.index(c) + 1 for c in text.lower() if c in CHARACTERS])
@@ -179,18 +193,8 @@ def make_encoder(folder, train_rows, dev_rows, steps, seed, batch=32):
     trained = [p for part in parts for p in part.parameters()]
     optimizer_list = optimizers(trained, lr_matrix=2e-2, lr_rest=3e-3)
     rng, augment = random.Random(seed), torch.Generator().manual_seed(seed)
-
-    def batches():
-        """Shuffled, sorted by length in groups of eight batches, cut, and the batches shuffled again; without end."""
-        while True:
-            order, cut = rng.sample(range(len(features)), len(features)), []
-            for i in range(0, len(order), 8 * batch):
-                group = sorted(order[i:i + 8 * batch], key=lambda n: len(features[n]))
-                cut += [group[j:j + batch] for j in range(0, len(group), batch)]
-            rng.shuffle(cut)
-            yield from cut
-
-    bar = tqdm(zip(range(steps), batches()), total=steps, desc="encoder, CTC", unit=" step")
+    draws = batches_of_like_length(rng, [len(x) for x in features], batch)
+    bar = tqdm(zip(range(steps), draws), total=steps, desc="encoder, CTC", unit=" step")
     encoder.train()
     for step, picked in bar:
         first, last, lengths = hidden_states(encoder, [features[n] for n in picked], augment)
@@ -207,14 +211,163 @@ def make_encoder(folder, train_rows, dev_rows, steps, seed, batch=32):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Whisper
+WINDOW = 5  # seconds: Whisper's encoder reads a whole window, whatever was said
+
+
+def split_words(text):
+    """Lower-case words, and every Chinese character apart, without punctuation."""
+    text = "".join(f" {c} " if "\u4e00" <= c <= "\u9fff" else c for c in text.lower() if c.isalpha() or c in " '")
+    return text.split()
+
+
+def make_whisper_tokenizer(texts, vocabulary):
+    """Byte-level BPE with Whisper's own tokens in their own order, all languages, without the time stamps."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import WhisperTokenizer
+    from transformers.models.whisper.tokenization_whisper import LANGUAGES
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.train_from_iterator(texts, trainers.BpeTrainer(
+        vocab_size=vocabulary, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    model = json.loads(bpe.to_str())["model"]
+    tokenizer = WhisperTokenizer(model["vocab"], [tuple(pair) for pair in model["merges"]], pad_token="<|endoftext|>")
+    names = ["startoftranscript", *LANGUAGES, "translate", "transcribe", "startoflm", "startofprev", "nospeech",
+             "notimestamps"]
+    tokenizer.add_special_tokens({"additional_special_tokens": [f"<|{name}|>" for name in names]})
+    return tokenizer
+
+
+def read_mel(extractor, audio):
+    """One mono file at 16 kHz -> Whisper's log mel without the padding, (80, T100), T100 even."""
+    wave, rate = soundfile.read(audio, dtype="float32")
+    if rate != 16000 or len(wave) > WINDOW * rate:
+        raise ValueError(f"{audio}: {len(wave) / rate:.1f} s at {rate} Hz; the tiny Whisper takes {WINDOW} s at 16 kHz")
+    mel = extractor(wave, sampling_rate=rate, return_tensors="pt").input_features[0]
+    return mel[:, :2 * math.ceil(len(wave) / 320)].clone()
+
+
+def whisper_frames(encoder, mel):
+    """Output (B, T, W) of the second and of the last layer at 50 Hz; mel (B, 80, 2T), and T may be below the window."""
+    x = F.gelu(encoder.conv2(F.gelu(encoder.conv1(mel)))).transpose(1, 2)
+    x, middle = x + encoder.embed_positions.weight[:x.shape[1]], []
+    for layer in encoder.layers:
+        x = layer(x, None)
+        middle.append(x)
+    return middle[1], encoder.layer_norm(x)
+
+
+def make_whisper(folder, train_rows, dev_rows, steps, seed, batch=32):
+    """
+    Train a tiny Whisper on the ASR rows and save it in `folder`: its encoder as in make_encoder, its decoder to name
+    the language and to write the transcript. Most batches see no more silence than they must: the last tenth of the
+    steps, and some before, the whole window.
+    """
+    from transformers import GenerationConfig, WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
+    if os.path.exists(os.path.join(folder, "config.json")):
+        print(f"{folder} exists already")
+        return
+    torch.manual_seed(seed)
+    rows, dev_rows = ([row for row in some if row["task"] == "ASR"] for some in (train_rows, dev_rows))
+    extractor = WhisperFeatureExtractor(feature_size=80, chunk_length=WINDOW)
+    mels = [read_mel(extractor, row["audio"]) for row in tqdm(rows, desc="log mel", unit=" utt")]
+    words = [split_words(row["transcript"]) for row in rows]
+    vocabulary = sorted({word for said in words for word in said})
+    letters = sorted({letter for word in vocabulary for letter in word})
+    spelled = [torch.tensor([1 + letters.index(letter) for word in said for letter in word]) for said in words]
+    worded = [torch.tensor([1 + vocabulary.index(word) for word in said]) for said in words]
+
+    tokenizer = make_whisper_tokenizer([row["transcript"] for row in rows], 800)
+    number = tokenizer.convert_tokens_to_ids
+    start, end = number(["<|startoftranscript|>", "<|endoftext|>"])
+    ask = number(["<|transcribe|>", "<|notimestamps|>"])
+    written = [torch.tensor([start, number(f"<|{row['language']}|>"), *ask, *encode(tokenizer, row["transcript"]), end])
+               for row in rows]
+    model = WhisperForConditionalGeneration(WhisperConfig(
+        vocab_size=len(tokenizer), num_mel_bins=80, d_model=128, encoder_layers=4, encoder_attention_heads=4,
+        encoder_ffn_dim=256, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=256,
+        max_source_positions=50 * WINDOW, max_target_positions=64, pad_token_id=end, bos_token_id=end,
+        eos_token_id=end, decoder_start_token_id=start))
+    encoder, decoder = model.model.encoder, model.model.decoder
+    character_head = torch.nn.Linear(128, len(letters) + 1)
+    word_head = torch.nn.Linear(128, len(vocabulary) + 1)
+    tables = [decoder.embed_tokens.weight, decoder.embed_positions.weight]
+    trained = [p for part in (model, character_head, word_head) for p in part.parameters()
+               if p.requires_grad and all(p is not table for table in tables)]
+    optimizer_list = optimizers(trained, lr_matrix=2e-2, lr_rest=3e-3) + [torch.optim.AdamW(tables, lr=3e-3)]
+
+    rng, augment = random.Random(seed), torch.Generator().manual_seed(seed)
+    draws = batches_of_like_length(rng, [mel.shape[1] for mel in mels], batch)
+    bar = tqdm(zip(range(steps), draws), total=steps, desc="Whisper", unit=" step")
+    model.train()
+    for step, picked in bar:
+        lengths = torch.tensor([mels[n].shape[1] // 2 for n in picked])
+        whole = step >= 0.9 * steps or rng.random() < 0.1
+        frames = 50 * WINDOW if whole else min(50 * WINDOW, int(lengths.max()) + rng.randrange(25))
+        mel = pad_mel([mels[n] for n in picked], frames)
+        first, last = whisper_frames(encoder, mask_mel(mel, lengths.tolist(), augment))
+        characters = ctc(character_head(first), lengths, [spelled[n] for n in picked])
+        groups = ctc(word_head(average(last)), -(-lengths // 3), [worded[n] for n in picked])
+        tokens = torch.nn.utils.rnn.pad_sequence([written[n] for n in picked], batch_first=True, padding_value=-100)
+        hidden = decoder(input_ids=tokens[:, :-1].clamp(min=0), encoder_hidden_states=last).last_hidden_state
+        wanted = tokens[:, 1:]
+        text = F.cross_entropy(model.proj_out(hidden[wanted >= 0]), wanted[wanted >= 0])
+        (characters + groups + text).backward()
+        torch.nn.utils.clip_grad_norm_(trained + tables, 1.0)
+        step_all(optimizer_list, (step + 1) / steps)
+        if step % 20 == 0:
+            bar.set_postfix(characters=f"{characters.item():.2f}", words=f"{groups.item():.2f}",
+                            text=f"{text.item():.2f}")
+    languages = {f"<|{la}|>": number(f"<|{la}|>") for la in sorted({row["language"] for row in rows})}
+    model.generation_config = GenerationConfig(
+        decoder_start_token_id=start, bos_token_id=end, eos_token_id=end, pad_token_id=end, max_length=64,
+        is_multilingual=True, lang_to_id=languages, task_to_id={"transcribe": ask[0], "translate": ask[0] - 1},
+        no_timestamps_token_id=ask[1], return_timestamps=False)
+    save_whole(folder, model.eval(), extractor, tokenizer)
+    error = whisper_word_errors(model, extractor, tokenizer, dev_rows)
+    print(f"{folder}: word error rate on the dev utterances {error:.1f} %")
+
+
+def pad_mel(mels, frames):
+    """List of (80, T100) -> (B, 80, 2 * frames), silence as the extractor pads: the floor, 8 below the loudest bin."""
+    return torch.stack([F.pad(mel, (0, 2 * frames - mel.shape[1]), value=mel.max().item() - 2) for mel in mels])
+
+
+def mask_mel(mel, lengths, generator):
+    """spec_augment for (B, 80, 2T): two bands of 10 bins and two spans of up to 16 steps, set to the clip's mean."""
+    mel = mel.clone()
+    for x, length in zip(mel, lengths):
+        mean = x[:, :2 * length].mean()
+        for _ in range(2):
+            band = int(torch.randint(0, 70, (), generator=generator))
+            span = int(torch.randint(0, 17, (), generator=generator))
+            start = int(torch.randint(0, max(1, 2 * length - span), (), generator=generator))
+            x[band:band + 10], x[:, start:start + span] = mean, mean
+    return mel
+
+
+@torch.no_grad()
+def whisper_word_errors(model, extractor, tokenizer, rows):
+    """Word error rate in percent of what it generates, the language detected by itself; Chinese in characters."""
+    import jiwer
+    heard = []
+    for row in rows:
+        mel = pad_mel([read_mel(extractor, row["audio"])], 50 * WINDOW)
+        tokens = model.generate(mel, task="transcribe", max_new_tokens=48)
+        heard.append(" ".join(split_words(tokenizer.decode(tokens[0], skip_special_tokens=True))))
+    return 100 * jiwer.wer([" ".join(split_words(row["transcript"])) for row in rows], heard)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # the LLM
 def hesitate(rng, text):
     """A text with up to four "uh" before every word: as long as speech is, in frames."""
     return " ".join(word for said in text.split() for word in ["uh"] * rng.randint(0, 4) + [said])
 
 
-def instruction(rng, rows):
-    """One training example from a sentence's rows: copy, translate, choose, or answer and talk on."""
+def instruction(draw_rows, rng):
+    """One training example from a fresh sentence's rows: copy, translate, choose, or answer and talk on."""
+    rows = draw_rows(rng)
     kinds = {("ASR", True): 0.18, ("ST", True): 0.36, ("SQA", True): 0.38, ("SQA", False): 0.08}
     if any(row["task"] == "MCQ" for row in rows):
         kinds |= {("SQA", True): 0.26, ("MCQ", True): 0.12}
@@ -229,7 +382,10 @@ FAMILIES = {  # special tokens: begin of text or None, pad, ends of turn, the ch
     "llama": ("<|begin_of_text|>", "<|finetune_right_pad_id|>", ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"),
               ("<|start_header_id|>", "<|end_header_id|>")),
     "qwen3": (None, "<|endoftext|>", ("<|endoftext|>", "<|im_end|>"), ("<|im_start|>", "<|file_sep|>")),
+    "cohere": ("<BOS_TOKEN>", "<PAD_TOKEN>", ("<|END_OF_TURN_TOKEN|>",),
+               ("<|START_OF_TURN_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>")),
 }
+PROMPTS = {"llama": ["2025"], "qwen3": ["2026", "2026-zero-shot"], "cohere": ["listeners"]}   # what each is trained on
 
 
 def make_tokenizer(texts, vocabulary, family="llama"):
@@ -250,45 +406,50 @@ def make_tokenizer(texts, vocabulary, family="llama"):
     head, between, end = CHAT[family]
     head, tail = head.removeprefix(begin or ""), between.removeprefix(end)
     tokenizer.chat_template = (
-        "{{ bos_token or '' }}{% for m in messages %}{{ HEAD | replace('user', m['role']) }}{{ m['content'] | trim }}"
-        "{{ END }}{% endfor %}{% if add_generation_prompt %}{{ TAIL }}{% endif %}")
+        "{{ bos_token or '' }}{% for m in messages %}{{ TAIL if m['role'] == 'assistant' else HEAD }}"
+        "{{ m['content'] | trim }}{{ END }}{% endfor %}{% if add_generation_prompt %}{{ TAIL }}{% endif %}")
     for name, text in (("HEAD", head), ("END", end), ("TAIL", tail)):
         tokenizer.chat_template = tokenizer.chat_template.replace(name, json.dumps(text))
     return tokenizer
 
 
-def make_llm(folder, draw_rows, steps, seed, hesitate_from, family="llama", batch=40, vocabulary=2000):
+def make_llm(folder, draw_row, steps, seed, hesitate_from=0, family="llama", batch=40, vocabulary=2000):
     """
-    Train a tiny LLM on instructions from drawn rows, loss on the answers, and save it with its tokenizer. From step
+    Train a tiny LLM on drawn rows, draw_row(rng), loss on the answers, and save it with its tokenizer. From step
     `hesitate_from` on half of the transcripts are unlike written text. Llama: they hesitate, since three layers that
     only saw compact text do not read speech. Qwen3: they are what a SpeechMapper would say at its best, lower case
-    without punctuation and some pads.
+    without punctuation and some pads. Cohere reads plain text only.
     """
-    from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, Qwen3Config
+    from transformers import AutoModelForCausalLM, CohereConfig, GenerationConfig, LlamaConfig, Qwen3Config
     if os.path.exists(os.path.join(folder, "config.json")):
         print(f"{folder} exists already")
         return
     torch.manual_seed(seed)
     rng = random.Random(seed)
-    sample = [instruction(rng, draw_rows(rng)) for _ in range(3000)]
-    prompts = ["2025"] if family == "llama" else ["2026", "2026-zero-shot"]
+    sample, prompts = [draw_row(rng) for _ in range(3000)], PROMPTS[family]
     texts = [user_turn(row, True, prompts[-1])[0] + "\n" + row["target"] for row in sample]
     if family == "qwen3":
         texts += [mms_normalize(row["transcript"], "en", remove_numbers=False) for row in sample]
     tokenizer = make_tokenizer(texts, vocabulary, family)
     ends = tokenizer.convert_tokens_to_ids(list(FAMILIES[family][2]))
     spare = tokenizer.convert_tokens_to_ids("<|file_sep|>")
-    config = LlamaConfig if family == "llama" else Qwen3Config
+    config = {"llama": LlamaConfig, "qwen3": Qwen3Config, "cohere": CohereConfig}[family]
+    own = {"logit_scale": 0.125} if family == "cohere" else {"head_dim": 32, "rope_theta": 500000.0}
     model = AutoModelForCausalLM.from_config(config(
         vocab_size=len(tokenizer), hidden_size=192, intermediate_size=512, num_hidden_layers=3, num_attention_heads=6,
-        num_key_value_heads=3, head_dim=32, max_position_embeddings=1024, tie_word_embeddings=True, rope_theta=500000.0,
+        num_key_value_heads=3, max_position_embeddings=1024, tie_word_embeddings=True, **own,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id))
     embedding = model.model.embed_tokens.weight
-    matrices = [p for p in model.parameters() if p is not embedding]
-    optimizer_list = optimizers(matrices, lr_matrix=5e-3, lr_rest=3e-3) + [torch.optim.AdamW([embedding], lr=3e-3)]
+    matrices, rate, rate_embedding = [p for p in model.parameters() if p is not embedding], 5e-3, 3e-3
+    if family == "cohere":  # its logits are scaled down: they need large embeddings, which large steps move
+        rate, rate_embedding = 1e-2, 2e-2
+        with torch.no_grad():
+            embedding *= 10
+    optimizer_list = (optimizers(matrices, lr_matrix=rate, lr_rest=3e-3)
+                      + [torch.optim.AdamW([embedding], lr=rate_embedding)])
     bar = tqdm(range(steps), desc="LLM, text", unit=" step")
     for step in bar:
-        rows = [instruction(rng, draw_rows(rng)) for _ in range(batch)]
+        rows = [draw_row(rng) for _ in range(batch)]
         questions = []
         for row in rows:
             unlike, prompt = step >= hesitate_from and rng.random() < 0.5, rng.choice(prompts)
@@ -309,7 +470,8 @@ def make_llm(folder, draw_rows, steps, seed, hesitate_from, family="llama", batc
             labels[i, len(p):len(p) + len(a)] = torch.tensor(a)
         hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1]
         wanted = labels[:, 1:]
-        loss = F.cross_entropy(model.lm_head(hidden[wanted != -100]), wanted[wanted != -100])
+        logits = model.lm_head(hidden[wanted != -100]) * own.get("logit_scale", 1.0)
+        loss = F.cross_entropy(logits, wanted[wanted != -100])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         step_all(optimizer_list, (step + 1) / steps)
@@ -321,12 +483,24 @@ def make_llm(folder, draw_rows, steps, seed, hesitate_from, family="llama", batc
     print(f"{folder}: last loss {loss.item():.3f}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
 
 
+def make_bert(folder, seed):
+    """A random BERT of the Q-Former's width: loading it shows which tensors fit, and teaches nothing."""
+    from transformers import BertConfig, BertModel
+    torch.manual_seed(seed)
+    save_whole(folder, BertModel(BertConfig(vocab_size=100, hidden_size=128, num_hidden_layers=2, num_attention_heads=4,
+                                            intermediate_size=256, max_position_embeddings=64)))
+
+
+def in_parallel(*jobs):
+    """Call each job in a process of its own, of one thread: small matrices gain little from two."""
+    with multiprocessing.get_context("spawn").Pool(len(jobs), torch.set_num_threads, (1,)) as pool:
+        for result in [pool.apply_async(job) for job in jobs]:
+            result.get()
+
+
 def make_models(prefix, splits, draw_rows, sizes, seed, family="llama"):
-    """<prefix>-seamless and <prefix>-<family>, in a process of one thread each: small matrices gain little from two."""
-    with multiprocessing.get_context("spawn").Pool(2, torch.set_num_threads, (1,)) as pool:
-        speech = (prefix + "-seamless", splits["train"], splits["dev"], sizes["encoder_steps"], seed)
-        text = (f"{prefix}-{family}", draw_rows, sizes["llm_steps"], seed, sizes["hesitate_from"], family)
-        jobs = [pool.apply_async(make_encoder, speech),
-                pool.apply_async(make_llm, text)]
-        for job in jobs:
-            job.get()
+    """<prefix>-seamless and <prefix>-<family>, both at once."""
+    in_parallel(partial(make_encoder, f"{prefix}-seamless", splits["train"], splits["dev"], sizes["encoder_steps"],
+                        seed),
+                partial(make_llm, f"{prefix}-{family}", partial(instruction, draw_rows), sizes["llm_steps"], seed,
+                        sizes["hesitate_from"], family))

@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 from collections import Counter
+from contextlib import contextmanager
 
 if __name__ == "__main__":  # `python data/translate.py`: imports start at the project's folder, not at data/
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -31,22 +32,38 @@ BEAMS = 5                   # our choice; the paper names the model only
 MAX_TOKENS = 512            # of a source and of a translation: twice the checkpoint's own limit (our choice)
 
 
-def load_seamless(kind, path):
+@contextmanager
+def loading(path):
+    """A ValueError that names the checkpoint, a folder or a hub name, in place of what a library says of its damage."""
+    try:
+        yield
+    except Exception as error:           # there is one of its own for every kind; the hub says what to do
+        raise ValueError(f"the checkpoint {path} cannot be loaded ({error}); get it again") from error
+
+
+def load_checkpoint(kind, path, **options):
     """
-    (model, tokenizer): the parts of a SeamlessM4T-v2 checkpoint that the transformers class `kind` has, for inference;
-    float16 on a GPU, as Meta runs it, float32 on the CPU. ValueError if the checkpoint lacks some of their weights.
+    The parts of a checkpoint that the transformers class `kind` has, frozen, in eval mode. ValueError, naming it, if it
+    cannot be loaded or lacks some of their weights.
     """
-    import torch
-    from transformers import AutoTokenizer, logging
-    device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
+    from transformers import logging
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()        # it would list every weight of the other parts as unexpected
-    model, info = kind.from_pretrained(path, dtype=dtype, output_loading_info=True)
+    with loading(path):
+        model, info = kind.from_pretrained(path, output_loading_info=True, **options)
     logging.set_verbosity(verbosity)
     if info["missing_keys"]:             # transformers leaves them random and goes on
-        raise ValueError(f"{path} is no SeamlessM4Tv2 checkpoint: {len(info['missing_keys'])} weights of "
-                         f"{kind.__name__} are not in it, such as {min(info['missing_keys'])}")
-    return model.to(device).eval().requires_grad_(False), AutoTokenizer.from_pretrained(path)
+        raise ValueError(f"{path} is not complete: {len(info['missing_keys'])} weights of {kind.__name__} are not in "
+                         f"it, such as {min(info['missing_keys'])}")
+    return model.eval().requires_grad_(False)
+
+
+def load_seamless(kind, path):
+    """(model, tokenizer) of a SeamlessM4T-v2 checkpoint; float16 on a GPU, as Meta runs it, float32 on the CPU."""
+    import torch
+    from transformers import AutoTokenizer
+    device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
+    return load_checkpoint(kind, path, dtype=dtype).to(device), AutoTokenizer.from_pretrained(path)
 
 
 def translate_batch(model, tokenizer, texts, language):

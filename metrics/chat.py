@@ -7,11 +7,14 @@ A chat is a list of {"role", "content"}, a system turn first where there is one;
 (our choice: the papers asked an API, with its default sampling). The LLM is a folder or a hub name, loaded as
 metrics/judge.py loads one, and only if a chat has no reply in the file yet: a killed run loses one batch.
 """
+import functools
 import json
 import os
+import re
 
 MAX_NEW_TOKENS = 512        # of a reply: an explanation and a verdict, or a transcript (our choice)
 BATCH = 16                  # chats answered together
+CUT = "\ue000"              # a private character that no text has: where a template's output is cut
 
 
 def load_chat(name):
@@ -34,11 +37,40 @@ def chat_text(tokenizer, chat):
         return tokenizer.apply_chat_template([joined, *rest], add_generation_prompt=True, tokenize=False)
 
 
+@functools.cache
+def markers(tokenizer):
+    """A pattern of all added tokens that are words, turn markers first of all; many are not marked as special."""
+    words = sorted((word for word in tokenizer.get_added_vocab() if len(word) > 1 and re.search(r"[^\W_]", word)),
+                   key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, words)) or "(?!)")
+
+
+def without_markers(tokenizer, text):
+    """
+    Text that a user, a corpus or a model wrote -> its pieces, none of which holds a marker of the tokenizer: cut after
+    a marker's first character. Tokenised one by one they stay ordinary text; a text without markers is one piece.
+    """
+    pieces, start = [], 0
+    while found := markers(tokenizer).search(text, start):
+        pieces.append(text[start:found.start() + 1])
+        start = found.start() + 1
+    return [*pieces, text[start:]]
+
+
+def encode_chat(tokenizer, chat, add_special_tokens=False):
+    """Token ids of a chat as its template writes it; a turn marker inside somebody's words stays ordinary text."""
+    chat = [{**turn, "content": CUT.join(without_markers(tokenizer, turn["content"].replace(CUT, "")))}
+            for turn in chat]
+    first, *others = chat_text(tokenizer, chat).split(CUT)
+    ids = tokenizer(first, add_special_tokens=add_special_tokens)["input_ids"]
+    return ids + [token for piece in others for token in tokenizer(piece, add_special_tokens=False)["input_ids"]]
+
+
 def write(llm, tokenizer, chats):
     """-> a {"reply", "capped"} for each chat: whether the reply was cut at MAX_NEW_TOKENS."""
     import torch
     from transformers import GenerationConfig
-    rows = tokenizer([chat_text(tokenizer, chat) for chat in chats], add_special_tokens=False)["input_ids"]
+    rows = [encode_chat(tokenizer, chat) for chat in chats]
     length, pad = max(map(len, rows)), tokenizer.pad_token_id
     ids = torch.tensor([[pad] * (length - len(row)) + row for row in rows], device=llm.device)             # (B, L)
     mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=llm.device)
@@ -69,7 +101,7 @@ def read_kept(path, settings):
                                      "another --out")
                 if number > 1:
                     done[as_key(entry["chat"])] = {"reply": entry["reply"], "capped": entry["capped"]}
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise SystemExit(f"{path} line {number} is damaged; remove the file and run the same command again"
                                  ) from None
             good += len(line)

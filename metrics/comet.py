@@ -13,7 +13,6 @@ UnifiedMetric (wmt22-cometkiwi-da: translation and source in one sequence). Fetc
 A corpus' score is the plain mean of its rows'; the 2026 paper's tables print it times 100.
 """
 import os
-from pickle import UnpicklingError
 
 import torch
 from torch import nn
@@ -135,12 +134,12 @@ def read_state(path):
         path = os.path.join(path, "checkpoints", "model.ckpt")
     if not os.path.exists(path):
         raise FileNotFoundError(f"{path} is missing; run: hf download Unbabel/<model> --local-dir <folder>")
-    if path.endswith(".safetensors"):
-        from safetensors.torch import load_file
-        return load_file(path)
     try:
+        if path.endswith(".safetensors"):
+            from safetensors.torch import load_file
+            return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)   # never runs code from the file
-    except UnpicklingError as error:
+    except Exception as error:                                        # each kind of damage has one of its own
         raise ValueError(
             f"{path} is incomplete, or holds Python objects beside its tensors. If you trust it, keep the "
             "tensors alone: torch.save(torch.load(path, weights_only=False)['state_dict'], 'comet.pt')"

@@ -14,6 +14,8 @@ from functools import partial
 
 import torch
 
+from metrics.chat import encode_chat
+
 OPTIONS = {"No": 0, "Yes": 1}        # sorted, as bergen sorts them before it takes their first tokens
 UNPARSABLE = -100
 MAX_NEW_TOKENS = 10                  # of a written verdict
@@ -40,10 +42,8 @@ def messages(question, golden, answer, has_system):
 def encode(tokenizer, items, device):
     """Items [question, golden, answer] -> {"input_ids", "attention_mask", "position_ids"}, (B, L), left-padded."""
     has_system = "system" in tokenizer.chat_template
-    texts = [tokenizer.apply_chat_template(messages(*item, has_system), add_generation_prompt=True, tokenize=False)
-             for item in items]
     # special tokens are added as in bergen, so that a template that writes <bos> itself gets a second one
-    rows = tokenizer(texts)["input_ids"]
+    rows = [encode_chat(tokenizer, messages(*item, has_system), add_special_tokens=True) for item in items]
     length = max(map(len, rows))
     ids = torch.tensor([[tokenizer.pad_token_id] * (length - len(row)) + row for row in rows], device=device)
     mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=device)
@@ -100,12 +100,17 @@ def load_judge(name, mode, device):
     several = device.type == "cuda" and torch.cuda.device_count() > 1
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True)     # no download unasked for
-        model = AutoModelForCausalLM.from_pretrained(
+        model, info = AutoModelForCausalLM.from_pretrained(
             name, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32, local_files_only=True,
-            device_map="auto" if several else None)      # "auto" needs the package accelerate
+            output_loading_info=True, device_map="auto" if several else None)      # "auto" needs the package accelerate
     except OSError as error:
         raise FileNotFoundError(f"the LLM {name} is not here; accept its licence on the hub and run: hf download {name}"
                                 ) from error
+    except Exception as error:                           # a library's own for every kind of damage
+        raise ValueError(f"the LLM {name} cannot be loaded ({error}); get it again") from error
+    if info["missing_keys"]:                             # transformers leaves them random and goes on
+        raise ValueError(f"the LLM {name} lacks {len(info['missing_keys'])} weights, such as "
+                         f"{min(info['missing_keys'])}; get it again")
     if not tokenizer.chat_template:
         raise ValueError(f"{name} has no chat template: a judge must be an instructed model")
     # bergen pads with the first; it is masked, and changes nothing

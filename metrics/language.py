@@ -4,13 +4,18 @@ The language of a text: which answers came in the wrong one (2025, section 6: 98
     identify(["Wer wird reisen?", "42"])              -> ["de", ""]
     share_in_language(["Yes.", "Sì, certo."], "en")   -> 50.0
 
-The papers do not name their tool; py3langid, restricted to the four languages, is our choice (pip install py3langid).
+The papers do not name their tool; py3langid, restricted to the four languages, is our choice (pip install py3langid); a
+share in another language is told among the 23 of the listeners.
 Measured on public sentences: of six words or more it is right in 99.7 of 100 or better, in each language; of English
 answers of four or five words in 98, of two words in 84, of one word in 58. Chinese is right from one word on and needs
 no rule of its own.
 """
 import functools
 import importlib.util
+
+from metrics.normalize import ISO
+
+FOUR = ("en", "de", "it", "zh")
 
 
 def available():
@@ -29,7 +34,7 @@ def load_identifier(languages):
     return identifier
 
 
-def identify(texts, languages=("en", "de", "it", "zh")):
+def identify(texts, languages=FOUR):
     """Texts -> the likeliest of the languages for each; "" for a text without a letter, which is in none."""
     identifier = load_identifier(tuple(languages))
     return [identifier.classify(text)[0] if any(map(str.isalpha, text)) else "" for text in texts]
@@ -39,4 +44,5 @@ def share_in_language(texts, language):
     """Percent of the texts that are in `language`; a text without a letter is not. ValueError if there are none."""
     if not texts:
         raise ValueError("no texts to identify the language of")
-    return 100 * identify(texts).count(language) / len(texts)
+    found = identify(texts) if language in FOUR else identify(texts, tuple(ISO))
+    return 100 * found.count(language) / len(texts)

@@ -12,7 +12,11 @@ Chinese is neither split into characters nor stripped of spaces.
 import re
 import unicodedata
 
-ISO = {"en": "eng", "de": "deu", "it": "ita", "zh": "cmn"}   # our rows' language codes -> ISO 639-3
+ISO = {  # our rows' language codes -> ISO 639-3; of these 23 only Hebrew has a rule of its own
+    "ar": "ara", "cs": "ces", "de": "deu", "el": "ell", "en": "eng", "es": "spa", "fa": "fas", "fr": "fra",
+    "he": "heb", "hi": "hin", "id": "ind", "it": "ita", "ja": "jpn", "ko": "kor", "nl": "nld", "pl": "pol",
+    "pt": "por", "ro": "ron", "ru": "rus", "tr": "tur", "uk": "ukr", "vi": "vie", "zh": "cmn",
+}
 
 
 def charset(ranges):
@@ -46,7 +50,7 @@ MAPPINGS = [   # regular expressions, in this order, for every language
 
 
 def mms_normalize(text, language="eng", lower_case=True, remove_numbers=True, remove_brackets=False):
-    """Text -> its MMS form; `language` is ISO 639-3, or en, de, it, zh; unlisted ones get the common rules.
+    """Text -> its MMS form; `language` is ISO 639-3 or a key of ISO; unlisted ones get the common rules.
 
     Words of digits vanish, but a text that is nothing but digits survives ("2020"). Javanese (jav) needs the
     optional package unidecode: ImportError without it.

@@ -5,8 +5,8 @@ listeners paper, section 4 and appendix A.5).
     python metrics/pairwise.py work/listeners/predictions/C work/listeners/predictions/cascade
         --judge CohereLabs/c4ai-command-a-03-2025 --rows work/rows/multispeechqa/bench.jsonl
 
-reads   the rows, and <system>/<corpus>.<split>.jsonl of both systems, as infer.py writes them; --human, the labels of
-        people, lines of {"id": a row's, "labels": ["C", "TIE", "cascade"]}
+reads   the SQA rows of --rows, and <system>/<corpus>.<split>.jsonl of both systems, as infer.py writes them; --human,
+        the labels of people, lines of {"id": a row's, "labels": ["C", "TIE", "cascade"]}, a label an annotator
 writes  <out>/<first>-<second>.md and .json, the rates; .verdicts.jsonl, every order, reply and verdict; .replies.jsonl,
         what the judge replied: a second run asks only what is new
 
@@ -55,6 +55,7 @@ Your response should use the format:
 Comparison: <one-sentence comparison and explanation>
 Preferred: <'Answer (A)' or 'Answer (B)' or 'TIE'>"""       # A.5, the lines of the PDF joined
 TIE, UNPARSABLE = "TIE", "unparsable"
+SHOWN = 5                   # unparsable replies that are printed; verdicts.jsonl has them all
 CHOICES = {"Answer (A)": "A", "Answer (B)": "B", "TIE": TIE}
 
 
@@ -138,12 +139,13 @@ def read_lines(path, keys, source):
     if not os.path.exists(path):
         raise SystemExit(f"{path} is missing; {source}")
     lines = []
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             try:
                 lines.append(json.loads(line))
-                lacking = [key for key in keys if not lines[-1][key]]
-            except (ValueError, KeyError, TypeError) as error:
+                lacking = [key for key in keys if not lines[-1][key]
+                           or not isinstance(lines[-1][key], list if key == "labels" else str)]
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise SystemExit(f"{path} line {number} is damaged or lacks {error}; {source}") from None
             if lacking:
                 raise SystemExit(f"{path} line {number} has no {lacking[0]}; {source}")
@@ -153,7 +155,11 @@ def read_lines(path, keys, source):
 def read_answers(path, rows):
     """{id: prediction} of one system; SystemExit unless every row has one."""
     source = "run infer.py on these rows"
-    answers = {line["id"]: line.get("prediction", "") for line in read_lines(path, ["id", "task"], source)}
+    answers = {}
+    for line in read_lines(path, ["id", "task"], source):
+        if line["id"] in answers or not isinstance(line.get("prediction"), str):
+            raise SystemExit(f"{path}: {line['id']} is there twice, or its prediction is no text; {source}")
+        answers[line["id"]] = line["prediction"]
     lacking = [row["id"] for row in rows if row["id"] not in answers]
     if lacking:
         raise SystemExit(f"{path}: {len(lacking)} rows have no prediction, first {lacking[0]}; {source}")
@@ -218,7 +224,10 @@ def main(argv=None):
     args = parser.parse_args(argv)
     names = system_names(args.systems)
     labels = read_labels(args.human, names) if args.human else {}
-    rows = read_lines(args.rows, ["id", "language", "question"], "python data/multispeechqa.py writes it")
+    source = "python data/multispeechqa.py writes it"
+    rows = [row for row in read_lines(args.rows, ["id", "language", "task"], source) if row["task"] == "SQA"]
+    if not rows or not all(row.get("question") for row in rows):
+        raise SystemExit(f"{args.rows}: no SQA rows, or one of them has no question; {source}")
     corpus, split = os.path.split(os.path.splitext(os.path.abspath(args.rows))[0])
     test_set = f"{os.path.basename(corpus)}.{split}"
     answers = {name: read_answers(os.path.join(folder, f"{test_set}.jsonl"), rows)
@@ -229,6 +238,9 @@ def main(argv=None):
     results = {"judge": args.judge, "seed": args.seed, "test_set": test_set,
                "rates": rates([(line["language"], line["winner"]) for line in found], names)}
     text = f"{test_set}, percent preferred by {args.judge}\n\n{markdown(results['rates'], names)}"
+    odd = [line for line in found if line["winner"] == UNPARSABLE]
+    text += f"\n\n{len(odd)} of {len(found)} replies are unparsable" + "".join(
+        f"\n- {line['id']}: {' '.join(line['reply'].split())[-200:]!r}" for line in odd[:SHOWN])
     if labels:
         results["people"] = agreement_with_people(labels, {line["id"]: line["winner"] for line in found})
         people = results["people"]

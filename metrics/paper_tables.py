@@ -1,7 +1,8 @@
 """
-The figures of the 2025 paper (arXiv 2506.01808), to print beside ours.
+The figures of the 2025 paper (arXiv 2506.01808) and of the multilingual listeners paper, to print beside ours.
 
     figures("Table 2")["C"]["acl6060.eval", "WER", "en"]       -> "18.6", as the paper prints it; "" where it has none
+    listeners_figures("BLEU")["cascade"]["ar"]                 -> "34.2"
 
 A column is (test set, metric, language) with the metrics and units of results.json; a column over several of them,
 comma-separated, is their mean. A row is a system, named as the folder of its predictions; C is A.1 + B with fluent
@@ -118,6 +119,9 @@ SYSTEMS = {  # what the rows are, beyond the five systems that every preset has
     "rows": "questions",
     "A": "A: SpeechMapper",                    # 2026; the paper's own tables are not here
     "C-setup2": "C-setup2: setup 2",
+    "cascade": "cascade: Whisper, then the LLM",                                    # the listeners
+    "C-ast": "C-ast: ALL+AST", "C-ten": "C-ten: TEN", "C-ten-ast": "C-ten-ast: TEN+AST",
+    "C-align": "C-align: stage 1", "C-ten-align": "C-ten-align: TEN, stage 1",
 }
 
 ABLATIONS = ("Table 10", "Table 11")
@@ -128,3 +132,44 @@ def figures(name):
     heads, text = TABLES[name]
     rows = [line.split() for line in text.strip().splitlines()]
     return {system: {head: cell.strip("-") for head, cell in zip(heads, cells, strict=True)} for system, *cells in rows}
+
+
+# --- The listeners.
+
+LISTENERS = """
+ar   14.0 118.1 146.1  45.7   34.2/54.7  7.3/30.9   0.1/11.9  30.6/53.8
+cs   26.0 117.4 115.2 100.3   -          -          -         -
+de    9.4  33.3   7.0   7.1   -          -          -         -
+el   21.8 118.3 114.1 108.0   -          -          -         -
+en    3.2  34.6  13.9  13.8   -          -          -         -
+es    7.7  18.1   4.9   4.9   -          -          -         -
+fa   38.0 128.7 133.0 109.1   -          -          -         -
+fr    9.0  34.1  10.1  10.9   -          -          -         -
+he   40.6 128.4 447.8 122.9   -          -          -         -
+hi   30.8 123.2 105.3  68.9   -          -          -         -
+id   34.9  71.8 125.1  14.0   36.1/53.3  6.6/29.8   0.2/15.0  37.0/59.0
+it    5.0  21.7   5.1   6.5   -          -          -         -
+ja   15.8  66.1  78.6  75.9   10.4/23.4  11.3/38.5  19.7/46.6 17.8/41.5
+ko   20.9  61.4 144.4  23.0   -          -          -         -
+nl    9.5  90.8 101.5  14.0   -          -          -         -
+pl    7.5 110.8 118.6  94.7   -          -          -         -
+pt    6.7  28.5   7.4   9.6   -          -          -         -
+ro   15.1 114.6 106.1  89.3   -          -          -         -
+ru   17.1  57.4 123.9   9.3   -          -          -         -
+tr   11.4 114.6 131.9  74.5   20.0/40.8  0.6/19.3   0.1/15.4  5.5/27.0
+uk   18.7 107.0 118.8  82.6   -          -          -         -
+vi   18.0 110.5 104.2  50.9   -          -          -         -
+zh   28.9  93.9   7.9   6.2   4.5/16.9   15.6/45.8  8.9/39.7  22.7/51.2
+mean 17.8  82.8  98.7  49.7   21.0/37.8  8.3/32.9   5.8/25.7  22.7/46.6
+"""                                             # Table 3: ASR, then BLEU/chrF, of four systems
+LISTENED = ("cascade", "Qwen2-Audio", "Phi-4 Multimodal", "Qwen2.5-Omni")
+
+
+def listeners_figures(metric):
+    """Table 3 for "WER" (CER for zh and ja), "BLEU" or "chrF" -> {system: {language or "mean": what it prints}}."""
+    found = {system: {} for system in LISTENED}
+    for language, *cells in (line.split() for line in LISTENERS.strip().splitlines()):
+        for system, errors, translation in zip(LISTENED, cells[:4], cells[4:], strict=True):
+            both = translation.split("/") if "/" in translation else ("", "")
+            found[system][language] = dict(zip(("WER", "BLEU", "chrF"), (errors, *both)))[metric]
+    return found

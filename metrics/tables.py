@@ -3,12 +3,13 @@ results.json -> Markdown: a table a test set, and the paper's tables with ours b
 
     table(results, "tiny.test", ["B", "C"])     -> a row a system, a column for every score that one of them has
     beside_paper(results, "Table 2")            -> our row above each of the paper's
+    by_language(results, ["cascade", "C"])      -> the listeners: a table a metric, a row a language, a column a system
 
 Several judges are averaged here: the metric "judge" is the mean over the lines judge:<mode>:<LLM>.
 """
 from itertools import product
 
-from metrics.paper_tables import ABLATIONS, DE_IT_ZH, EN_DE_IT_ZH, SYSTEMS, TABLES, figures
+from metrics.paper_tables import ABLATIONS, DE_IT_ZH, EN_DE_IT_ZH, SYSTEMS, TABLES, figures, listeners_figures
 
 ST, QA = ("ST", "MT"), ("SQA", "QA")
 ANSWERS = (*QA, "MCQ")
@@ -99,3 +100,56 @@ def beside_paper(results, name):
     titles = [" ".join([test_set.split(".")[0]] * (metric in several) + [metric, language])
               for test_set, metric, language in heads]
     return markdown([f"2025, {name}: {', '.join(dict.fromkeys(head[0] for head in heads))}", "", *titles], lines)
+
+
+# --- The listeners.
+
+CHARACTERS = ("zh", "ja")                   # their ASR counts in CER, everywhere else in WER (listeners, section 4)
+BLOCKS = [  # heading, tasks, metric
+    ("WER; CER in zh, ja", ["ASR"], "WER"), ("BLEU", ST, "BLEU"), ("chrF", ST, "chrF"), ("EM", QA, "EM"),
+    ("contains", QA, "CONTAINS"), ("capped", TASKS, "capped"), ("loops", TASKS, "loops"),
+]
+
+
+def spoken(result):
+    """The language of a result's row in the tables: of covost2-<source>_en.test the source, else the result's own."""
+    pair = result["test_set"].partition(".")[0].removeprefix("covost2-")
+    return pair.removesuffix("_en") if pair.endswith("_en") else result["language"]
+
+
+def shown(metric, language):
+    """The metric that a language has instead of `metric`."""
+    return "CER" if metric == "WER" and language in CHARACTERS else metric
+
+
+def by_language(results, systems):
+    """
+    For each metric a table of all test sets: a row a language, a column a system, the paper's Table 3 beside it. The
+    last row is the plain mean over the languages, CER among WER, empty for a system that lacks one of them.
+    """
+    found = []
+    for heading, tasks, metric in BLOCKS:
+        values, rows, paper = {}, {}, {}
+        for r in results:
+            if r["task"] in tasks and r["metric"] == shown(metric, r["language"]):
+                values.setdefault((r["system"], spoken(r)), []).append(r["value"])
+                rows[spoken(r)] = max(r["n"], rows.get(spoken(r), 0))
+                if r["test_set"].startswith(("commonvoice.", "covost2-")) and metric in ("WER", "BLEU", "chrF"):
+                    paper = listeners_figures(metric)
+        ours = [system for system in systems if any(system == known for known, _ in values)]
+        if not ours:
+            continue
+        values = {key: sum(some) / len(some) for key, some in values.items()}
+        lines = [[language, str(rows[language]), *(cell(values.get((system, language))) for system in ours),
+                  *(figures.get(language, "") for figures in paper.values())] for language in sorted(rows)]
+        means = [[values.get((system, language)) for language in rows] for system in ours]
+        lines.append(["mean", "", *(cell(None if None in some else sum(some) / len(some)) for some in means),
+                      *(figures["mean"] for figures in paper.values())])
+        names = {**NAMES, **SYSTEMS}
+        found.append(markdown([heading, "rows", *(names.get(system, system) for system in ours),
+                               *(f"paper: {system}" for system in paper)], lines))
+    return found
+
+
+def cell(value):
+    return "" if value is None else f"{value:.1f}"

@@ -156,7 +156,7 @@ def twin(module):
 def peft_twin(base, adapters):
     """What peft makes of the same LLM, with the same adapters."""
     import peft
-    config = peft.LoraConfig(r=R, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=list(TARGETS))
+    config = peft.LoraConfig(r=R, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=TARGETS.split(","))
     model = peft.get_peft_model(base, config)
     own = model.state_dict()
     for name, tensor in adapters.items():
@@ -427,7 +427,7 @@ def extraction(c):
     with torch.device(c.device):
         encoder = SeamlessM4Tv2SpeechEncoder(config).eval().requires_grad_(False)
     encoder.to(torch.float16 if c.device.type == "cuda" else torch.float32)        # as load_encoder has it
-    settings, folder = SimpleNamespace(mean=3, batch_seconds=c.seconds), tempfile.TemporaryDirectory()
+    settings, folder = SimpleNamespace(mean=3, pad=False, batch_seconds=c.seconds), tempfile.TemporaryDirectory()
 
     def window(seed):
         rng, blocks = np.random.default_rng(seed), []
@@ -438,7 +438,7 @@ def extraction(c):
 
     def ours(blocks):
         frames = {}
-        for block in decode_ahead(blocks, 30.0, c.threads):
+        for block in decode_ahead(config, blocks, 30.0, c.threads):
             frames |= encode_block(settings, encoder, {row["utterance"]: feature for row, feature, *_ in block})
         return frames
 

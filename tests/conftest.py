@@ -114,6 +114,37 @@ def seamless(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def whisper(tmp_path_factory):
+    """A whole random Whisper, as on the hub: window of 3 s, 16 mel bins, four languages, a byte-level BPE tokenizer."""
+    from transformers import GenerationConfig, WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
+    from data.tiny import draw_sentence
+    from data.tiny_models import make_whisper_tokenizer
+    rng, folder = random.Random(0), str(tmp_path_factory.mktemp("models") / "tiny-whisper")
+    tokenizer = make_whisper_tokenizer([text for _ in range(50) for text in draw_sentence(rng)["text"]], 400)
+    start, end, translate, transcribe, plain = tokenizer.convert_tokens_to_ids(
+        ["<|startoftranscript|>", "<|endoftext|>", "<|translate|>", "<|transcribe|>", "<|notimestamps|>"])
+    config = WhisperConfig(
+        vocab_size=len(tokenizer), num_mel_bins=16, d_model=32, encoder_layers=2, encoder_attention_heads=2,
+        encoder_ffn_dim=48, decoder_layers=2, decoder_attention_heads=2, decoder_ffn_dim=48, max_source_positions=150,
+        max_target_positions=24, pad_token_id=end, bos_token_id=end, eos_token_id=end, decoder_start_token_id=start,
+        init_std=0.3)
+    torch.manual_seed(0)
+    model = WhisperForConditionalGeneration(config)
+    with torch.no_grad():
+        table = model.model.decoder.embed_tokens.weight
+        table[end] = 1.2 * table[22]                                     # some transcripts end, some do not
+    model.generation_config = GenerationConfig(
+        decoder_start_token_id=start, bos_token_id=end, eos_token_id=end, pad_token_id=end, max_length=24,
+        is_multilingual=True, no_timestamps_token_id=plain, return_timestamps=False,
+        task_to_id={"translate": translate, "transcribe": transcribe},
+        suppress_tokens=[*range(94, 256), *range(end + 1, len(tokenizer))],
+        lang_to_id={name: tokenizer.convert_tokens_to_ids(name) for name in ("<|en|>", "<|de|>", "<|it|>", "<|zh|>")})
+    for part in (model, tokenizer, WhisperFeatureExtractor(feature_size=16, chunk_length=3)):
+        part.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def untrained(llama, tmp_path_factory):
     """A folder whose work/ is as stage A finds it: rows of three splits, a finished cache of random frames, the LLM."""
     from data.rows import write_rows
@@ -124,7 +155,7 @@ def untrained(llama, tmp_path_factory):
     rng, noise = random.Random(1), np.random.default_rng(1)
     with contextlib.chdir(folder):
         c = extract_features.Config()
-        made = {"encoder": c.encoder, "mean": c.mean}
+        made = {"encoder": c.encoder, "mean": c.mean, "pad": False}
         for split, count in (("train", 24), ("dev", 3), ("test", 4)):
             rows = [row for n in range(count)
                     for row in sentence_rows(rng, draw_sentence(rng), f"tiny/{split}-{n}", f"{split}-{n}.flac")]

@@ -10,8 +10,9 @@ import sacrebleu
 import eval as stage
 from data.prompts import NOT_ANSWERABLE
 from data.rows import write_rows
-from eval import bleu, cer, contains, exact_match, wer
-from metrics.tables import COLUMNS, beside_paper, table
+from eval import bleu, cer, chrf, contains, exact_match, wer
+from metrics.paper_tables import listeners_figures
+from metrics.tables import COLUMNS, beside_paper, by_language, table
 
 PARITY = Path(__file__).parents[2] / "shared" / "parity"
 
@@ -26,6 +27,7 @@ def test_wer_and_cer_by_hand():
     # 22 + 20 characters: sat -> sits 2, "the " 4, "new " 4
     assert cer(references, predictions, "en") == pytest.approx(100 * 10 / 42)
     assert cer(["ab"], ["AB, abc"], "en") == 200.0                           # spaces count
+    assert cer(["你好，世界"], ["你好世"], "zh") == 25.0 and cer(["今日は。 雨"], ["今日は雨"], "ja") == 0    # not here
 
 
 def test_bleu_is_sacrebleu_with_the_paper_s_signature():
@@ -44,6 +46,34 @@ def test_bleu_of_chinese_counts_characters():
     theirs = sacrebleu.corpus_bleu(predictions, [references], tokenize="zh").score
     assert bleu(references, predictions, "zh") == theirs > 50
     assert bleu(references, predictions, "it") < 20                                   # one word, as 13a sees it
+
+
+def test_chrf_by_hand():
+    assert chrf(["abc"], ["abc"], "en") == pytest.approx(100)
+    # "ab": all letters and pairs are right, 2 of the 3 letters and 1 of the 2 pairs are there; recall counts four times
+    precision, recall = 1, (2/3 + 1/2) / 2
+    assert chrf(["abc"], ["ab"], "en") == pytest.approx(100 * 5 * precision * recall / (4 * precision + recall))
+    theirs = sacrebleu.corpus_chrf(["the cat sat"], [["the cat is here"]])
+    assert chrf(["the cat is here"], ["the cat sat"], "de") == theirs.score
+    assert str(sacrebleu.metrics.CHRF().corpus_score(["a"], [["a"]])).startswith("chrF2")
+
+
+def test_a_language_whose_words_cannot_be_cut_is_left_out_alone(monkeypatch):
+    """Japanese without MeCab: no BLEU into it, but into German and chrF into both."""
+    from sacrebleu.metrics import BLEU
+
+    def lacking(tokenize):
+        if tokenize == "ja-mecab":
+            raise RuntimeError("Japanese tokenization requires extra dependencies")
+        return BLEU(tokenize=tokenize)
+    monkeypatch.setattr("sacrebleu.metrics.BLEU", lacking)
+    rows = [row(0, "ST", "ja", "今日は良い天気"), row(1, "ST", "de", "eins zwei drei vier")]
+    said = {r["id"]: {"id": r["id"], "task": "ST", "prediction": r["target"]} for r in rows}
+    notes = []
+    found = [r for metric in ("BLEU", "chrF") for r in stage.score("C", "x.test", rows, said, metric, notes)]
+    assert {(r["metric"], r["language"]): round(r["value"]) for r in found} == {
+        ("BLEU", "de"): 100, ("chrF", "de"): 100, ("chrF", "ja"): 100}
+    assert notes == ["BLEU is left out: into ja it needs MeCab; run: pip install 'sacrebleu[ja]'"]
 
 
 @pytest.mark.parametrize("language, prediction, reference, equal, inside", [
@@ -97,7 +127,7 @@ def text():
 def scores(rows, predictions, *metrics):
     """{(task, language, metric): (value, n)}"""
     found = [r for metric in metrics
-             for r in stage.score("C", "tiny.test", rows, {p["id"]: p for p in predictions}, metric)]
+             for r in stage.score("C", "tiny.test", rows, {p["id"]: p for p in predictions}, metric, [])]
     assert all(list(r) == ["system", "test_set", "task", "language", "metric", "value", "n"] for r in found)
     return {(r["task"], r["language"], r["metric"]): (round(r["value"], 1), r["n"]) for r in found}
 
@@ -127,7 +157,7 @@ def test_capped_and_loops_are_shares_of_all_outputs():
     before_loops = [{key: value for key, value in p.items() if key != "loops"} for p in speech()]
     assert scores(ROWS, before_loops, "loops") == {}
     results = [r for flag in ("capped", "loops")
-               for r in stage.score("C", "tiny.test", ROWS, {p["id"]: p for p in speech()}, flag)]
+               for r in stage.score("C", "tiny.test", ROWS, {p["id"]: p for p in speech()}, flag, [])]
     (found,) = cells(table(results, "tiny.test", ["C"])).values()
     assert found == {"capped": "11.1", "loops": "33.3"}                               # of all 9
 
@@ -504,3 +534,85 @@ def test_the_paper_s_tables_follow_ours_in_results_md(scored):
     assert cells(paper)["C: projector + LoRA", "ours"] == {"WER en": "33.3", "BLEU de": "100.00", "BLEU zh": "100.00"}
     assert "- A.2 is left out on acl6060.dev, acl6060.eval, covost2.test, europarlst.test, spokensquad.test: " in notes
     assert "- C is left out on acl6060.dev, covost2.test, europarlst.test, spokensquad.test: no predictions" in notes
+
+
+# --- The listeners.
+
+def entry(system, test_set, task, language, metric, value, n=10):
+    return stage.result(system, test_set, task, language, metric, value, n)
+
+
+def test_the_paper_s_means_are_plain_and_count_cer_among_wer():
+    for system, mean in (("cascade", 17.8), ("Qwen2-Audio", 82.8), ("Phi-4 Multimodal", 98.7), ("Qwen2.5-Omni", 49.7)):
+        found = listeners_figures("WER")[system]
+        assert len(found) == 24 and found["mean"] == str(mean)
+        errors = [float(value) for language, value in found.items() if language != "mean"]
+        assert sum(errors) / 23 == pytest.approx(mean, abs=.06)
+        for metric in ("BLEU", "chrF"):
+            found = {language: float(value) for language, value in listeners_figures(metric)[system].items() if value}
+            last = found.pop("mean")
+            assert found.keys() == {"ar", "id", "ja", "tr", "zh"}
+            assert sum(found.values()) / 5 == pytest.approx(last, abs=.11)
+
+
+def test_a_row_a_language_and_cer_for_chinese():
+    results = [
+        entry("C", "commonvoice.test", "ASR", "de", "WER", 10), entry("C", "commonvoice.test", "ASR", "de", "CER", 1),
+        entry("C", "commonvoice.test", "ASR", "zh", "WER", 99),
+        entry("C", "commonvoice.test", "ASR", "zh", "CER", 20, 7),
+        entry("cascade", "commonvoice.test", "ASR", "de", "WER", 5),
+        *(entry("C", f"covost2-{source}_en.test", "ST", "en", metric, value)
+          for source, metric, value in (("ar", "BLEU", 30), ("zh", "BLEU", 20), ("ar", "chrF", 50))),
+        entry("C", "tiny-listeners.test", "SQA", "it", "EM", 40)]
+    errors, bleu_, chrf_, em = map(cells, by_language(results, ["cascade", "C"]))
+    ours = ["cascade: Whisper, then the LLM", "C: projector + LoRA"]
+    assert list(errors) == ["de", "zh", "mean"] and list(errors["de"])[1:3] == ours
+    assert [errors[name].get(ours[1]) for name in errors] == ["10.0", "20.0", "15.0"] and errors["zh"]["rows"] == "7"
+    assert errors["de"][ours[0]] == "5.0" and ours[0] not in errors["mean"]             # Chinese is missing
+    assert errors["de"]["paper: cascade"] == "9.4" and errors["mean"]["paper: Qwen2.5-Omni"] == "49.7"
+    assert [bleu_[name][ours[1]] for name in bleu_] == ["30.0", "20.0", "25.0"] and list(bleu_) == ["ar", "zh", "mean"]
+    assert bleu_["zh"]["paper: cascade"] == "4.5" and chrf_["ar"]["paper: cascade"] == "54.7"
+    assert list(em) == ["it", "mean"] and em["it"] == {"rows": "10", ours[1]: "40.0"}
+
+
+def test_the_listeners_test_set_in_results_md(scored):
+    """ASR in three languages, translation into English, spoken questions; predictions of C and of the cascade."""
+    rows = [{**row(n, task, language, target), "id": f"tiny-listeners/test/{n}", "utterance": f"tiny-listeners/{n}"}
+            for n, (task, language, target) in enumerate([
+                ("ASR", "de", "eins zwei"), ("ASR", "zh", "一二三四"), ("ST", "en", "one two three four"),
+                ("SQA", "it", "due")])]
+    write_rows("work/rows/tiny-listeners/test.jsonl", rows)
+    for system, said in (("C", ["eins drei", "一二三", "one two three four", "due"]),
+                         ("cascade", ["eins zwei", "一二三四", "one", "tre"])):
+        os.makedirs(f"work/tiny-listeners/predictions/{system}")
+        with open(f"work/tiny-listeners/predictions/{system}/tiny-listeners.test.jsonl", "w") as file:
+            file.writelines(json.dumps({"id": r["id"], "task": r["task"], "prediction": p, "capped": False}) + "\n"
+                            for r, p in zip(rows, said))
+    stage.main(["--preset", "tiny-listeners"])
+    text = Path("work/tiny-listeners/results.md").read_text()
+    assert "| de | 1 | 0.0 | 50.0 |\n| zh | 1 | 0.0 | 25.0 |\n| mean |  | 0.0 | 37.5 |" in text
+    assert "paper" not in text                              # which has other test sets
+    names = "cascade: Whisper, then the LLM | C: projector + LoRA"
+    assert f"| BLEU | rows | {names} |\n|---|---|---|---|\n| en | 1 |" in text
+    assert "| EM | rows |" in text and "| it | 1 | 0.0 | 100.0 |" in text and "llm is left out" in text
+
+
+# --- LoRA at other strengths.
+
+def test_the_curve_over_lora_s_scale(scored, capsys, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(stage, "plot_curve", lambda *arguments: drawn.append(arguments))
+    write_predictions("C@0.125", [{**p, "prediction": "one"} for p in speech()])
+    write_predictions("C@0", speech())
+    os.makedirs("work/tiny/speech_ifeval")
+    Path("work/tiny/speech_ifeval/C@0.json").write_text(json.dumps({"closed": 70, "tasks": {}, "constraints": {}}))
+    stage.main([])
+    ((points, path, title),) = drawn
+    assert path == "work/tiny/scale-C.png" and title == "C"
+    by_scale = {p.pop("scale"): p for p in points}
+    assert by_scale.keys() == {0, 0.125, 1} and by_scale[0].pop("closed") == 70 and by_scale[0] == by_scale[1]
+    assert by_scale[1]["WER"] == pytest.approx(100 / 3) and by_scale[1]["BLEU"] == pytest.approx(100)
+    assert by_scale[0.125]["WER"] > 50 and "closed" not in by_scale[1]
+    printed = capsys.readouterr().out
+    assert "| C@0.125 |" in printed and "curves over LoRA's scale in\nwork/tiny/scale-C.png" in printed
+    assert "lacks work/tiny/speech_ifeval/C@0.125.json; run metrics/speech_ifeval.py" in printed

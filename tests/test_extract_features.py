@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import extract_features as stage
 from data.rows import write_rows
 
 WIDTH = 16
+SEAMLESS = SimpleNamespace(config=SimpleNamespace(model_type="seamless_m4t_v2"))
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +59,10 @@ def world(checkpoint, tmp_path):
     return tmp_path / "work"
 
 
-def run(world, *more):
+def run(world, *more, encoder="models/tiny-seamless", mean=3):
     """Stage 0 in this process -> its folder."""
-    stage.main(["--work", str(world), *more])
-    return stage.features_folder(str(world), "models/tiny-seamless", 3, "tiny", "test")
+    stage.main(["--work", str(world), "--encoder", encoder, "--mean", str(mean), *more])
+    return stage.features_folder(str(world), encoder, mean, "tiny", "test")
 
 
 def content(folder):
@@ -222,7 +224,7 @@ def test_the_real_checkpoint_s_two_shards(real, tmp_path):
     with pytest.raises(ValueError, match="1 weights .* encoder.layers.20.ffn1.output_dense.weight"):
         stage.load_encoder(tmp_path, "cpu")
     os.remove(tmp_path / shards[1])
-    with pytest.raises(OSError, match=shards[1]):
+    with pytest.raises(ValueError, match=shards[1]):
         stage.load_encoder(tmp_path, "cpu")
 
 
@@ -261,12 +263,117 @@ def test_batches_are_full_but_not_over(monkeypatch):
     features = {name: torch.full((lengths[name], 160), value) for name, value in zip("abc", (1.0, 2.0, 3.0))}
     for seconds, expected in [(4.0, [[90, 100], [50]]), (6.0, [[50, 90, 100]]), (0.1, [[100], [90], [50]])]:
         sizes = []
-        monkeypatch.setattr(stage, "encode", lambda encoder, batch: (
+        monkeypatch.setattr(stage, "encode", lambda encoder, batch, pad: (
             sizes.append([len(feature) for feature in batch]), [feature.numpy() for feature in batch])[1])
-        frames = stage.encode_block(stage.Config(batch_seconds=seconds), None, features)
+        frames = stage.encode_block(stage.Config(batch_seconds=seconds), SEAMLESS, features)
         assert sizes == expected                          # 4 s are 200 frames: 2 x 100 fit, 3 x 100 do not
         assert {name: (len(value), value[0, 0]) for name, value in frames.items()} == \
             {"a": (34, 1), "b": (17, 2), "c": (30, 3)} and list(frames) == ["a", "b", "c"]
+
+
+# --- Whisper.
+
+NOISE = 0.1 * np.random.default_rng(0).standard_normal(48000).astype(np.float32)
+
+
+@pytest.mark.parametrize("bins", [80, 128])
+def test_log_mel_is_that_of_the_released_extractor(real, bins):
+    """Of real speech, silence and noise up to the last sample of the window; what fills the window is theirs too."""
+    from transformers import WhisperFeatureExtractor
+
+    noise = np.random.default_rng(0).uniform(-1, 1, 480000).astype(np.float32)
+    some = [noise[:n] for n in (640, 641, 16160, 479040, 479359, 479361, 479681, 479999, 480000)]
+    for wave in [*recordings(real)[:5], *some, np.zeros(8000, np.float32), 1e-4 * noise[:16000]]:
+        theirs = WhisperFeatureExtractor(feature_size=bins)(wave, sampling_rate=16000, return_tensors="pt")
+        ours = stage.log_mel(wave, bins, 1500)
+        assert ours.shape == (-(-len(wave) // 320) + stage.TAIL, 2 * bins) and ours.dtype == torch.float32
+        assert (stage.fill_window([ours], 1500) - theirs["input_features"]).abs().max() < 1e-6
+
+
+def test_the_whisper_encoder_is_loaded_whole_and_hears_what_transformers_hears(whisper):
+    from transformers import AutoFeatureExtractor, WhisperForConditionalGeneration
+
+    encoder, model = stage.load_encoder(whisper, "cpu"), WhisperForConditionalGeneration.from_pretrained(whisper)
+    theirs = model.model.encoder.state_dict()
+    assert encoder.state_dict().keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[name]) for name, value in encoder.state_dict().items())
+    assert not encoder.training and not any(p.requires_grad for p in encoder.parameters())
+    mel = AutoFeatureExtractor.from_pretrained(whisper)(NOISE[:16160], sampling_rate=16000, return_tensors="pt")
+    with torch.no_grad():
+        expected = model.model.encoder(mel["input_features"]).last_hidden_state[0].numpy()
+    feature = stage.make_feature(encoder.config, NOISE[:16160])
+    frames, padded = stage.encode(encoder, [feature])[0], stage.encode(encoder, [feature], pad=True)[0]
+    assert frames.shape == (51, 32) and padded.shape == (150, 32)                    # 1.01 s; the window of 3 s
+    assert np.abs(padded - expected).max() < 1e-5 and np.array_equal(padded[:51], frames)
+
+
+def test_an_utterance_does_not_depend_on_its_batch_in_whisper(whisper):
+    encoder = stage.load_encoder(whisper, "cpu")
+    features = [stage.make_feature(encoder.config, NOISE[:n]) for n in (16000, 640, 48000, 641, 30001, 47999)]
+    together = stage.encode(encoder, features)
+    assert [len(frames) for frames in together] == [50, 2, 150, 3, 94, 150]          # 20 ms each, the last cut short
+    for feature, frames in zip(features, together):
+        assert np.abs(frames - stage.encode(encoder, [feature])[0]).max() < 1e-4
+
+
+def test_every_utterance_costs_a_whisper_a_window(monkeypatch, whisper):
+    encoder, sizes = stage.load_encoder(whisper, "cpu"), []
+    features = {n: stage.make_feature(encoder.config, NOISE[:n]) for n in range(1000, 15000, 2000)}
+    encode = stage.encode
+    monkeypatch.setattr(stage, "encode", lambda e, batch, pad: sizes.append(len(batch)) or encode(e, batch, pad))
+    stage.encode_block(stage.Config(batch_seconds=10.0), encoder, features)
+    assert sizes == [3, 3, 1]                                                        # 10 s hold 3 windows of 3 s
+
+
+def test_a_whisper_s_cache(world, whisper, capsys):
+    """Any mean; frames of the real duration; what is longer than the window is dropped and counted."""
+    shutil.copytree(whisper, world / "models" / "tiny-whisper")
+    soundfile.write(world.parent / "9.wav", NOISE[:320].repeat(151), 16000)
+    for mean in (1, 4):
+        folder = run(world, encoder="models/tiny-whisper", mean=mean)
+        features = stage.open_features(folder, {"encoder": "models/tiny-whisper", "mean": mean, "pad": False})
+        assert "9 utterances, 1 dropped" in capsys.readouterr().out and features.config["width"] == 32
+        assert [len(features[f"tiny/test/{i}"]) for i in range(9)] == [-(-(25 + 10 * i) // mean) for i in range(9)]
+    with open(os.path.join(folder, "dropped.jsonl")) as file:
+        assert json.load(file)["reason"].endswith("9.wav: 3.0 s, longer than 3.0 s")
+    encoder = stage.load_encoder(world / "models" / "tiny-whisper", "cpu")
+    wave = stage.read_audio(str(world.parent / "0.wav"))
+    expected = stage.encode(encoder, [stage.make_feature(encoder.config, wave)])[0]
+    assert np.abs(features["tiny/test/0"] - stage.average_frames(expected, 4)).max() < 4e-3
+
+
+def test_the_padded_variant_is_never_mixed_in(world, whisper, capsys):
+    shutil.copytree(whisper, world / "models" / "tiny-whisper")
+    folder = run(world, "--pad", encoder="models/tiny-whisper", mean=1)
+    assert {len(frames) for frames in stage.open_features(folder, {"pad": True}).values()} == {150}
+    with pytest.raises(ValueError, match="made with pad True, expected is False"):
+        run(world, encoder="models/tiny-whisper", mean=1)
+    with pytest.raises(SystemExit, match="--pad: models/tiny-seamless has no window"):
+        run(world, "--pad")
+
+
+def test_what_is_no_speech_encoder_is_refused(whisper, llama, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    with pytest.raises(ValueError, match="is a llama; speech encoders are taken from seamless_m4t_v2 or whisper"):
+        stage.load_encoder(llama, "cpu")
+    shutil.copytree(whisper, tmp_path / "copy")
+    weights = load_file(tmp_path / "copy" / "model.safetensors")
+    del weights["model.encoder.conv2.bias"]
+    save_file(weights, tmp_path / "copy" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="is not complete: 1 weights of WhisperEncoder .* conv2.bias"):
+        stage.load_encoder(tmp_path / "copy", "cpu")
+
+
+def test_the_real_whisper_s_size():
+    """636,968,960 parameters of large-v3's encoder, nothing allocated."""
+    from transformers import WhisperConfig
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+    config = WhisperConfig(d_model=1280, encoder_layers=32, encoder_attention_heads=20, encoder_ffn_dim=5120,
+                           num_mel_bins=128)
+    with torch.device("meta"):
+        encoder = WhisperEncoder(config)
+    assert sum(p.numel() for p in encoder.parameters()) == 636_968_960 and stage.window_of(config) == 1500
 
 
 # --- The cache.
@@ -406,7 +513,7 @@ def test_nothing_left_is_an_error_not_an_empty_cache(world, capsys):
 
 def test_frames_that_float16_cannot_hold_are_an_error(world, monkeypatch, capsys):
     large = np.full((3, WIDTH), 1e6, np.float32)
-    monkeypatch.setattr(stage, "encode", lambda encoder, features: [large] * len(features))
+    monkeypatch.setattr(stage, "encode", lambda encoder, features, pad: [large] * len(features))
     with pytest.raises(ValueError, match="tiny/test/0: frames up to 1000000.0, not finite in float16"):
         run(world)
 
@@ -416,6 +523,10 @@ def test_a_stage_run_before_its_predecessor_names_it(world, tmp_path, capsys):
         run(world, "--corpora", "digits")
     with pytest.raises(SystemExit, match="digits-seamless is missing; run: python data/digits.py"):
         run(world, "--encoder", "models/digits-seamless")
+    with pytest.raises(SystemExit, match="tiny-whisper is missing; run: python data/tiny_listeners.py"):
+        run(world, "--encoder", "models/tiny-whisper")
+    with pytest.raises(SystemExit, match="covost2-zh_en is missing; run: python data/covost2.py --into-english zh"):
+        run(world, "--corpora", "covost2-zh_en")
     with pytest.raises(FileNotFoundError, match="dev.jsonl is missing; run: python data/tiny.py"):
         run(world, "--splits", "dev")
     assert stage.locate(str(world), "models/tiny-seamless") == str(world / "models" / "tiny-seamless")

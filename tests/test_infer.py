@@ -2,6 +2,7 @@
 import contextlib
 import json
 import os
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -107,7 +108,7 @@ def test_every_system_predicts_its_rows_in_order(after_training, run_stage):
         assert {p["task"] for p in made} == ({"MT", "QA"} if text else {"ASR", "ST", "SQA"})
         assert all(p["tokens"] <= 6 and p["capped"] is (p["tokens"] == 6) for p in made)
         assert not any(p["loops"] for p in made)                            # a loop has 16 tokens at least
-    assert sorted(os.listdir("work/tiny/predictions/C")) == ["tiny.test.jsonl", "tiny.test.made.json"]
+    assert sorted(os.listdir("work/tiny/predictions/C")) == ["lock", "tiny.test.jsonl", "tiny.test.made.json"]
 
 
 def test_one_by_one_predicts_the_same(after_training, run_stage):
@@ -119,20 +120,22 @@ def test_one_by_one_predicts_the_same(after_training, run_stage):
 
 
 def test_a_killed_run_goes_on_by_id(after_training, run_stage, monkeypatch, capsys):
-    run_stage("infer", "--systems", "C:merged")
-    unbroken = open(PREDICTIONS, "rb").read()
-    rows = unbroken.splitlines(keepends=True)
-    os.remove(PREDICTIONS)
-    with open(PREDICTIONS + ".partial", "wb") as file:                      # three rows, and half of a fourth
-        file.writelines([rows[5], rows[0], rows[9], rows[7][:20]])
     asked, answer = [], infer.answer
     monkeypatch.setattr(infer, "answer", lambda *a: asked.extend(s["id"] for s in a[3]) or answer(*a))
     run_stage("infer", "--systems", "C:merged")
+    unbroken = open(PREDICTIONS, "rb").read()
+    rows = {json.loads(row)["id"]: row for row in unbroken.splitlines(keepends=True)}
+    batches = [[rows[name] for name in asked[i:i + 8]] for i in range(0, len(asked), 8)]
+    os.remove(PREDICTIONS)
+    with open(PREDICTIONS + ".partial.0", "wb") as file:                    # two batches, and half of a row
+        file.writelines([*sum(batches[:2], []), batches[2][0][:20]])
+    asked = []
+    run_stage("infer", "--systems", "C:merged")
     assert open(PREDICTIONS, "rb").read() == unbroken
-    assert len(asked) == len(rows) - 3 and not {json.loads(rows[n])["id"] for n in (0, 5, 9)} & set(asked)
+    assert sorted(asked) == sorted(json.loads(row)["id"] for batch in batches[2:] for row in batch)
     capsys.readouterr()
     run_stage("infer", "--systems", "C:merged")
-    assert f"{PREDICTIONS} is finished already" in capsys.readouterr().out and len(asked) == len(rows) - 3
+    assert f"{PREDICTIONS} is finished already" in capsys.readouterr().out and len(asked) == len(rows) - 16
 
 
 def test_an_utterance_without_frames_counts_as_wrong_and_is_told(after_training, run_stage, capsys):
@@ -143,7 +146,7 @@ def test_an_utterance_without_frames_counts_as_wrong_and_is_told(after_training,
     with open(path, "w") as file:
         json.dump(index, file)
     run_stage("infer", "--systems", "C:merged")
-    assert "12 have no frames: their answer is empty and counts as wrong" in capsys.readouterr().out
+    assert "12 cannot be heard: their answer is empty and counts as wrong" in capsys.readouterr().out
     made = read_predictions(PREDICTIONS)
     assert len(made) == 48 and [p["prediction"] for p in made if "test-3/" in p["id"]] == [""] * 12
 
@@ -243,28 +246,171 @@ def test_scale_0_is_the_base_llm_and_1_the_trained_one(after_training):
     assert (logits[0.5] - logits[0.0]).abs().max() > 0.1 < (logits[0.5] - logits[1.0]).abs().max()
 
 
-def test_another_scale_is_never_mixed_in(after_training, run_stage):
-    run_stage("infer", "--systems", "C:merged")
-    with pytest.raises(SystemExit, match="another cap or scale; remove .* or choose another --out"):
-        run_stage("infer", "--systems", "C:merged", "--lora_scale", "0.125")
-    run_stage("infer", "--systems", "C:merged", "--lora_scale", "0.125", "--out", "scaled")
-    assert os.path.exists(PREDICTIONS.replace("predictions", "scaled"))
+def test_a_sweep_of_scales_from_the_base_llm_to_the_trained_one(after_training, run_stage, capsys):
+    """One command, a system a scale; at 0 the tokens of the LLM without adapters, at 1 those of the trained one."""
+    for folder in ("lora", "merged"):
+        path = f"work/tiny/{folder}/weights.pt"
+        weights = torch.load(path, weights_only=True)
+        weights["lora"] = {name: tensor + ("lora_B" in name) * 0.3 for name, tensor in weights["lora"].items()}
+        torch.save(weights, path)
+    systems = ["--systems", "llm,B:lora,A.1:projector,C:merged"]
+    run_stage("infer", *systems)
+    before = {name: os.stat(f"work/tiny/predictions/{name}/tiny.test.jsonl").st_mtime_ns
+              for name in ("llm", "B", "A.1", "C")}
+    run_stage("infer", *systems, "--lora_scale", "0,0.125,1")
+    assert sorted(os.listdir("work/tiny/predictions")) == ["A.1", "B", "B@0", "B@0.125", "C", "C@0", "C@0.125", "llm"]
+    for name, time in before.items():                                       # nothing is decoded twice
+        assert os.stat(f"work/tiny/predictions/{name}/tiny.test.jsonl").st_mtime_ns == time
+    said = {name: read_predictions(f"work/tiny/predictions/{name}/tiny.test.jsonl")
+            for name in os.listdir("work/tiny/predictions")}
+    assert said["B@0"] == said["llm"] and said["B@0"] != said["B@0.125"] != said["B"]
+    assert said["C@0"] != said["C@0.125"] != said["C"]
+    with open("work/tiny/predictions/C@0.125/tiny.test.made.json") as file:
+        assert json.load(file)["lora_scale"] == 0.125
+
+    weights["lora"] = {name: 0 * tensor for name, tensor in weights["lora"].items()}
+    torch.save(weights, path)                                               # C's projector with the base LLM
+    run_stage("infer", "--systems", "C:merged", "--out", "base")
+    assert read_predictions(PREDICTIONS.replace("predictions", "base")) == said["C@0"]
+    with pytest.raises(SystemExit, match="--lora_scale half: one number, or several with commas"):
+        run_stage("infer", *systems, "--lora_scale", "half")
+
+
+# --- The cascade: Whisper, then the text LLM.
+
+CASCADE = "work/tiny/predictions/cascade/tiny.test.jsonl"
+
+
+@pytest.fixture
+def recorded(after_training):
+    """`after_training` with recordings of its test utterances, but for the first -> (rows, the lost utterance)."""
+    rows, noise = read_rows("work/rows/tiny/test.jsonl"), np.random.default_rng(0)
+    lost, *others = sorted({row["utterance"]: row["audio"] for row in rows}.items())
+    for _, path in others:
+        soundfile.write(path, 0.2 * noise.standard_normal(noise.integers(4000, 40000)), 16000)
+    return rows, lost[0]
+
+
+def heard_by_transformers(folder, paths):
+    """{file: what Whisper makes of it}, by transformers' own feature extractor, one by one."""
+    model = transformers.WhisperForConditionalGeneration.from_pretrained(folder)
+    extractor, tokenizer = (kind.from_pretrained(folder) for kind in (transformers.AutoFeatureExtractor,
+                                                                      transformers.AutoTokenizer))
+    mels = {path: extractor(soundfile.read(path, dtype="float32")[0], sampling_rate=16000, return_tensors="pt")
+            for path in paths}
+    return {path: tokenizer.decode(model.generate(**mel, task="transcribe")[0], skip_special_tokens=True).strip()
+            for path, mel in mels.items()}
+
+
+def test_the_cascade_answers_what_whisper_hears(recorded, run_stage, whisper, monkeypatch, capsys):
+    rows, lost = recorded
+    asked, answer = {}, infer.answer
+    monkeypatch.setattr(infer, "answer", lambda *a: asked.update({s["id"]: s for s in a[3]}) or answer(*a))
+    cascade = ["--systems", "cascade", "--whisper", whisper, "--max_new_tokens", "40"]
+    run_stage("infer", *cascade)
+    assert f"{sum(row['utterance'] == lost for row in rows)} cannot be heard" in capsys.readouterr().out
+    said = {p["id"]: p for p in read_predictions(CASCADE)}
+    assert list(said) == [row["id"] for row in rows] and {p["task"] for p in said.values()} == {"ASR", "ST", "SQA"}
+    tokenizer = transformers.AutoTokenizer.from_pretrained("work/models/tiny-llama")
+    heard = heard_by_transformers(whisper, {row["audio"] for row in rows if row["utterance"] != lost})
+    assert len({*heard.values()}) == len(heard) and all(heard.values())
+    for row in rows:
+        if row["utterance"] == lost:
+            assert said[row["id"]]["prediction"] == "" and row["id"] not in asked
+        elif row["task"] == "ASR":                                          # the transcript is the answer
+            assert said[row["id"]]["prediction"] == heard[row["audio"]] and row["id"] not in asked
+        else:
+            prompt = tokenizer.decode(asked[row["id"]]["before"])
+            assert f"Content: <text>{heard[row['audio']]}</text>" in prompt and row["transcript"] not in prompt
+            assert row["task"] != "SQA" or f"Question: {row['question']}" in prompt
+    with open(CASCADE.replace("jsonl", "made.json")) as file:
+        made = json.load(file)
+    assert made["whisper"] == whisper and made["llm"] == "models/tiny-llama"
+    run_stage("infer", *cascade, "--batch", "1", "--out", "single")
+    assert read_predictions(CASCADE.replace("predictions", "single")) == list(said.values())
+
+
+def test_a_spoken_question_is_asked_as_whisper_heard_it(recorded, run_stage, whisper, monkeypatch):
+    """Where the question is what is spoken, the row's own must not slip in beside what was heard."""
+    rows, lost = recorded
+    row = next(row for row in rows if row["task"] == "SQA" and row["utterance"] != lost)
+    write_rows("work/rows/tiny/test.jsonl", [{**row, "question": row["transcript"]}])
+    asked = []
+    monkeypatch.setattr(infer, "answer", lambda *a: asked.extend(a[3]) or [[]] * len(a[3]))
+    tokenizer = transformers.AutoTokenizer.from_pretrained("work/models/tiny-llama")
+    heard = heard_by_transformers(whisper, [row["audio"]])[row["audio"]]
+    for prompt, turn in (("listeners", heard), ("2025", f"Content: <text>{heard}</text>\nQuestion: {heard}\n")):
+        run_stage("infer", "--systems", "cascade", "--whisper", whisper, "--prompt", prompt, "--out", prompt)
+        read = tokenizer.decode(asked.pop()["before"])
+        assert f"<|end_header_id|>\n\n{turn}" in read and row["transcript"] not in read
+
+
+def test_a_killed_cascade_goes_on(recorded, run_stage, whisper, monkeypatch):
+    cascade = ["--systems", "cascade", "--whisper", whisper]
+    run_stage("infer", *cascade)
+    unbroken, batches, transcribe = open(CASCADE, "rb").read(), [], infer.transcribe
+    os.remove(CASCADE)
+
+    def killed(*a):
+        batches.append(len(a[2]))
+        if len(batches) == 3:
+            raise KeyboardInterrupt
+        return transcribe(*a)
+    monkeypatch.setattr(infer, "transcribe", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage("infer", *cascade)
+    assert not os.path.exists(CASCADE)
+    run_stage("infer", *cascade)
+    assert open(CASCADE, "rb").read() == unbroken and sum(batches) == 48 + 8     # the batch that was under way
+
+
+def test_a_cascade_without_a_whisper_is_told(after_training, run_stage):
+    with pytest.raises(SystemExit, match="preset tiny names no Whisper for the cascade; pass --whisper"):
+        run_stage("infer", "--systems", "cascade")
+
+
+# --- Speech-IFEval.
+
+def test_speech_ifeval_s_rows_go_through(recorded, run_stage, whisper):
+    """The whole instruction on one line; a lost recording keeps its row, which the text LLM answers all the same."""
+    from data.speech_ifeval import make_rows
+    items = [{"id": n, "audio_filepath": f"MMAU/{n}.wav", "textual_audio": f"[00:00:00 - 00:00:05] Hi {n}.",
+              "instruction": "Who speaks?\nAnswer in capital letters.", "label": "Al"} for n in range(4)]
+    rows = make_rows("closed", items, "raw")
+    write_rows("work/rows/speech_ifeval/closed.jsonl", rows)
+    os.makedirs("raw/MMAU")
+    for row in rows[1:]:
+        soundfile.write(row["audio"], 0.1 * np.random.default_rng(0).standard_normal(16000), 16000)
+    from extract_features import Config, features_folder, finish, write_shard
+    c, noise = Config(), np.random.default_rng(1)
+    cache = features_folder(c.work, c.encoder, c.mean, "speech_ifeval", "closed")
+    frames = {row["utterance"]: noise.standard_normal((9, seamless_config().hidden_size)).astype(np.float16)
+              for row in rows[1:]}
+    made = {"encoder": c.encoder, "mean": c.mean, "pad": False}
+    write_shard(cache, "frames-00000", frames, {"made": made, "dropped": [], "seconds": 1.0})
+    assert finish(c, made, seamless_config().hidden_size, cache, frames)
+    run_stage("infer", "--systems", "llm,cascade,C:merged", "--whisper", whisper, "--test_sets", "speech_ifeval.closed")
+    for system, silent in (("llm", []), ("cascade", rows[:1]), ("C", rows[:1])):
+        said = read_predictions(f"work/tiny/predictions/{system}/speech_ifeval.closed.jsonl")
+        assert [p["id"] for p in said] == [row["id"] for row in rows]
+        assert [p["id"] for p in said if not p["tokens"]] == [row["id"] for row in silent]
 
 
 # --- One audio file.
 
 def test_long_audio_is_cut_at_its_pauses():
     """Speech of 0.5 with silences around 20 s and 47 s: the cuts fall there, and nothing is lost."""
+    longest = 30 * 16000
     wave = np.full(60 * 16000, 0.5, dtype=np.float32)
     for pause in (20, 47):
         wave[int((pause - 0.2) * 16000):int((pause + 0.2) * 16000)] = 0
-    pieces = cut_at_pauses(wave)
+    pieces = cut_at_pauses(wave, longest)
     assert np.array_equal(np.concatenate(pieces), wave)
     ends = np.cumsum([len(piece) for piece in pieces]) / 16000
     assert len(pieces) == 3 and abs(ends[0] - 20) < 0.2 and abs(ends[1] - 47) < 0.2
-    assert len(cut_at_pauses(wave[:30 * 16000])) == 1
+    assert len(cut_at_pauses(wave[:longest], longest)) == 1
     for seconds in (30.01, 44, 59.9):                                       # no pause at all: still at most 30 s
-        lengths = [len(piece) / 16000 for piece in cut_at_pauses(np.ones(int(seconds * 16000), np.float32))]
+        lengths = [len(piece) / 16000 for piece in cut_at_pauses(np.ones(int(seconds * 16000), np.float32), longest)]
         assert sum(lengths) == pytest.approx(seconds) and max(lengths) <= 30 and min(lengths) >= 0.9
 
 
@@ -305,7 +451,8 @@ def test_a_file_of_any_kind_gets_an_answer(with_encoder, run_stage, monkeypatch,
 @pytest.mark.parametrize("arguments, message", [
     (["--task", "SQA"], "--task SQA needs --question"),
     (["--task", "TTS"], "--task is one of ASR, ST, SQA, MCQ"),
-    (["--task", "ST", "--language", "fr"], "--language one of en, de, it, zh"),
+    (["--task", "ST", "--language", "xx"], "--language one of en, de, it, zh, ar"),
+    (["--task", "ST", "--language", "fr"], "no prompt for ST in 'fr'"),
     (["--audio", "nowhere.wav"], "nowhere.wav: no such file"),
     (["--audio", "long.wav", "--task", "SQA", "--question", "Who?"], "long.wav is longer than 30 s"),
     (["--audio", "short.wav"], "short.wav: 0.0300 s, shorter than 0.04 s"),
@@ -331,6 +478,39 @@ def test_the_pieces_of_long_audio_are_joined(with_encoder, run_stage, monkeypatc
     monkeypatch.setattr(infer, "answer", lambda *a: [[1]])
     run_stage("infer", "--audio", str(tmp_path / "long.wav"), *more)
     assert capsys.readouterr().out.endswith(joined + "\n")
+
+
+def test_a_whisper_hears_one_file_too(after_training, run_stage, whisper, monkeypatch, capsys):
+    """Pieces of its own window; the prompt of the listeners takes a question that is spoken."""
+    shutil.copytree(whisper, "work/models/tiny-whisper")
+    path = "work/tiny/merged/config.json"
+    with open(path) as file:
+        config = json.load(file) | {"encoder": "models/tiny-whisper", "mean": 4, "prompt": "listeners"}
+    del config["prompts"]                                                   # which were those of 2025
+    with open(path, "w") as file:
+        json.dump(config, file)
+    wave = 0.1 * np.random.default_rng(0).standard_normal(7 * 16000)
+    soundfile.write("long.wav", wave, 16000)
+    soundfile.write("short.wav", wave[:32001], 16000)
+    heard, sample = [], infer.encode_sample
+    def listen(row, text, tokenizer, model_type, features, *more):
+        heard.append(features[row["utterance"]].shape)
+        return sample(row, text, tokenizer, model_type, {name: np.zeros((len(x), 128)) for name, x in features.items()},
+                      *more)                                                # the projector was made for 128
+    monkeypatch.setattr(infer, "encode_sample", listen)
+    run_stage("infer", "--audio", "short.wav", "--task", "SQA", "--language", "fr")
+    assert heard == [(26, 32)]                                              # 101 frames, 4 by 4
+    with pytest.raises(SystemExit, match="long.wav is longer than 3 s"):
+        run_stage("infer", "--audio", "long.wav", "--task", "SQA", "--language", "fr")
+    heard.clear()
+    run_stage("infer", "--audio", "long.wav")
+    assert len(heard) == 3 and all(frames <= 38 for frames, _ in heard)
+    config["pad"] = True                                                    # as SALMONN: the whole window
+    with open(path, "w") as file:
+        json.dump(config, file)
+    heard.clear()
+    run_stage("infer", "--audio", "short.wav")
+    assert heard == [(38, 32)]
 
 
 @pytest.mark.parametrize("arguments", [["--task", "ST"], ["--task", "ASR", "--language", "de"]])

@@ -55,7 +55,7 @@ def test_with_b_zero_the_model_is_the_base_bit_for_bit(base):
 def test_seven_projections_of_every_layer_are_wrapped(base):
     assert add_lora(base) == 2 * 7
     wrapped = lora_layers(base)
-    assert {name.split(".")[-1] for name in wrapped} == set(TARGETS)
+    assert {name.split(".")[-1] for name in wrapped} == {*TARGETS.split(",")}
     assert {name.split(".")[2] for name in wrapped} == {"0", "1"}
     assert not any("lm_head" in name or "embed" in name or "norm" in name for name in wrapped)
     trained = {id(p) for p in lora_parameters(base)}
@@ -64,7 +64,7 @@ def test_seven_projections_of_every_layer_are_wrapped(base):
 
 def test_a_name_that_matches_nothing_is_an_error_and_wraps_nothing(base):
     with pytest.raises(ValueError, match="no nn.Linear is called gate, query in LlamaForCausalLM"):
-        add_lora(base, ["q_proj", "query", "gate"])
+        add_lora(base, "q_proj,query,gate")
     assert not lora_layers(base)
 
 
@@ -141,7 +141,7 @@ def test_adapters_of_another_model_are_refused(base):
 
 
 def test_peft_s_format_and_back(base, tmp_path):
-    add_lora(base, ["q_proj", "down_proj"], r=4, alpha=12)
+    add_lora(base, "q_proj,down_proj", r=4, alpha=12)
     state = lora_state_dict(randomise(base))
     save_peft(str(tmp_path), state, 4, 12, "models/tiny-llama")
     with open(tmp_path / "adapter_config.json") as file:
@@ -178,7 +178,7 @@ def test_stage_b_leaves_both_formats(after_training, llama):
     attached = load_llm("work/models/tiny-llama", torch.device("cpu"))[0]
     attach_lora(attached, "work/tiny/lora")
     state, r, alpha, names = load_peft("work/tiny/lora")
-    assert (r, alpha) == (8, 16) and names == sorted(TARGETS)
+    assert (r, alpha) == (8, 16) and names == sorted(TARGETS.split(","))
     own = lora_state_dict(attached)
     assert own.keys() == state.keys() and all(torch.equal(own[name], state[name]) for name in own)
     assert any(tensor.any() for name, tensor in own.items() if name.endswith("lora_B"))    # it has trained

@@ -169,7 +169,7 @@ def test_inspection_by_hand():
     class Says(torch.nn.Module):
         def forward(self, frames, lengths):
             return torch.tensor([[[0.0, 3, 0, 0], [1.0, 0, 0, 0]]])
-    seen = inspect_slots(Says(), table, F.normalize(table), [sample], 100)
+    seen = inspect_slots(Says(), table, [sample], 100, F.normalize(table))
     assert seen == pytest.approx({"RMS": math.sqrt(10 / 8), "table RMS": 1.0, "nearest": 50.0})
 
 

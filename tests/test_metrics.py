@@ -296,3 +296,13 @@ def test_every_row_stands_in_the_paper():
         assert found == [list(row.values()) for row in figures(name).values()], name
     text = " ".join(lines)
     assert "respectively: 81.4, 63.1, 69.5, 79.0" in text and "English in 98 and 98.5 of the cases" in text
+
+
+# --- Languages beyond the four.
+
+def test_a_share_in_a_language_beyond_the_four_is_told_among_the_23():
+    pytest.importorskip("py3langid", reason="py3langid is not installed")
+    from metrics.language import share_in_language
+    texts = ["Dit is een korte zin in het Nederlands.", "This is a short English sentence.", "これは日本語の文です。", "7"]
+    assert share_in_language(texts, "nl") == share_in_language(texts, "ja") == share_in_language(texts, "en") == 25
+    assert share_in_language(texts, "uk") == 0

@@ -344,7 +344,8 @@ def bench(tmp_path, monkeypatch):
     rows = [{"id": f"multispeechqa/bench/{n}/SQA.{language}", "language": language, "task": "SQA",
              "question": f"Frage {n}?"} for language in answers for n in range(len(answers[language]))]
     os.makedirs("rows/multispeechqa")
-    Path("rows/multispeechqa/bench.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    other = {"id": "multispeechqa/bench/0/ASR.de", "language": "de", "task": "ASR"}              # is not compared
+    Path("rows/multispeechqa/bench.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [other, *rows]))
     pairs = [pair for some in answers.values() for pair in some]
     for place, system in enumerate(("C", "cascade")):
         os.makedirs(f"predictions/{system}")
@@ -384,7 +385,9 @@ def test_the_better_system_wins_wherever_it_stands(bench, seed, capsys):
     assert [line["winner"] for line in verdicts] == ["C", TIE, "cascade", "C", UNPARSABLE]
     assert all({line["A"], line["B"]} == {"C", "cascade"} for line in verdicts)
     assert [line["A"] for line in verdicts] == [order(line["id"], ["C", "cascade"], seed)[0] for line in verdicts]
-    assert "| mean | 41.7 | 16.7 | 16.7 | 25.0 | 5 |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| mean | 41.7 | 16.7 | 16.7 | 25.0 | 5 |" in printed
+    assert "1 of 5 replies are unparsable\n- multispeechqa/bench/1/SQA.ja: '?'" in printed
     before = len(bench)
     pairwise.main([*COMMAND, "--seed", seed])                             # nothing new to ask
     assert before == len(bench) == 5
@@ -394,7 +397,9 @@ def test_the_better_system_wins_wherever_it_stands(bench, seed, capsys):
     (lambda: os.remove("predictions/C/multispeechqa.bench.jsonl"), "is missing; run infer.py on these rows"),
     (lambda: Path("predictions/C/multispeechqa.bench.jsonl").write_text("{"), "line 1 is damaged"),
     (lambda: Path("predictions/C/multispeechqa.bench.jsonl").write_text(""), "5 rows have no prediction"),
-    (lambda: Path("rows/multispeechqa/bench.jsonl").write_text('{"id": "a", "language": "de"}'), "lacks 'question'"),
+    (lambda: Path("rows/multispeechqa/bench.jsonl").write_text('{"id": "a", "language": "de"}'), "lacks 'task'"),
+    (lambda: Path("rows/multispeechqa/bench.jsonl").write_text('{"id": "a", "language": "de", "task": "SQA"}'),
+     "one of them has no question"),
     (lambda: Path("people.jsonl").write_text('{"id": "a", "labels": ["A"]}'), "the labels of a are .'A'.; a line is")])
 def test_what_it_refuses(bench, damage, message):
     Path("people.jsonl").write_text('{"id": "a", "labels": ["C"]}')

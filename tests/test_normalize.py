@@ -43,6 +43,7 @@ def test_options_and_languages():
     assert mms_normalize("soft\u00adhyphen", "mon") == "softhyphen"
     assert mms_normalize("\u05d0\u05b0\u05d1", "heb") == "\u05d0\u05d1" != mms_normalize("\u05d0\u05b0\u05d1")
     assert mms_normalize("a\u200db", "tha") == "a b" != mms_normalize("a\u200db")
+    assert mms_normalize("\u05d0\u05b0\u05d1", "he") == "\u05d0\u05d1"           # the one of the 23 with a rule of its own
     for short, long in [("en", "eng"), ("de", "deu"), ("it", "ita"), ("zh", "cmn")]:
         text = "Größe，你好。 Città 7 \u2018x\u2019"
         assert mms_normalize(text, short) == mms_normalize(text, long)

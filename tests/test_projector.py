@@ -324,7 +324,6 @@ def test_killed_and_resumed_equals_unbroken(after_training, run_stage, monkeypat
     folder = f"work/tiny/{out}"
     unbroken, log = torch.load(f"{folder}/weights.pt", weights_only=True), read_log(folder)
     shutil.rmtree(folder)
-    module = {"train_projector": stage, "train_lora": train_lora, "merge_sft": merge_sft}[script]
     calls = []
 
     def killed(*arguments):
@@ -333,7 +332,7 @@ def test_killed_and_resumed_equals_unbroken(after_training, run_stage, monkeypat
             raise KeyboardInterrupt
         return update(*arguments)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(module, "update", killed)
+        patch.setattr(stage, "update", killed)
         run_stage(script)
     assert not os.path.exists(f"{folder}/config.json")
     assert os.path.exists(f"{folder}/resume.pt") is (steps_done == 3)
@@ -482,7 +481,7 @@ def test_ablations_run_beside_the_model(after_training, run_stage, monkeypatch, 
 
 def test_the_projector_comes_back_from_its_folder(after_training):
     projector = stage.load_projector("work/tiny/projector", torch.device("cpu"))
-    weights = stage.load_weights("work/tiny/projector")["projector"]
+    weights = stage.load_weights("work/tiny/projector", "projector")
     assert all(torch.equal(tensor, weights[name]) for name, tensor in projector.state_dict().items())
 
 

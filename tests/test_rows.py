@@ -35,7 +35,23 @@ DEFECTS = [
     (dict(start=True), "start must be a number"), (dict(answerable=1), "answerable must be true or false"),
     (dict(speaker="Bob"), "unknown key 'speaker'"), (dict(id="/etc/passwd"), "would leave its folder"),
     (dict(utterance="tiny/../../x"), "would leave its folder"), (dict(id="a\0b"), "would leave its folder"),
-    (dict(utterance="tiny\\1"), "would leave its folder"),
+    (dict(utterance="tiny\\1"), "would leave its folder"), (dict(id=".."), "would leave its folder"),
+    (dict(id="tiny/.."), "would leave its folder"), (dict(utterance="/tiny"), "would leave its folder"),
+    (dict(id="tiny/" + "x" * 201), "a part of over 200 bytes"), (dict(utterance="狗" * 67), "a part of over 200 bytes"),
+    (dict(id="tiny/a\nb"), "holds a control character"), (dict(id="tiny/\x1b[2J"), "holds a control character"),
+    (dict(utterance="tiny/\u202egpj.a"), "holds a control character"), (dict(id="a\u2028b"), "holds a control"),
+    (dict(id="tiny/\ud800"), "id holds half a character"), (dict(target="\udfff"), "target holds half a character"),
+    (dict(transcript="a\ud83d"), "transcript holds half a character"), (dict(audio="\udcff.wav"), "audio holds half"),
+    (dict(transcript=None), "transcript must be a text"), (dict(target=["a"]), "target must be a text"),
+    (dict(audio=7), "audio must be a text"), (dict(question={}), "question must be a text"),
+    (dict(task=None), "task must be a text"), (dict(task=["ST"]), "task must be a text"),
+    (dict(language=["de"]), "language must be a text"), (dict(language="DE"), "unknown language 'DE'"),
+    (dict(task="sqa"), "unknown task 'sqa'"), (dict(question="\t"), "question must be a text that is not empty"),
+    (dict(answerable=None), "answerable must be true or false"), (dict(answerable="false"), "must be true or false"),
+    (dict(start="0"), "start must be a number"), (dict(end=None), "end must be a number"),
+    (dict(end=float("inf")), "end must be a number"), (dict(start=float("-inf")), "start must be a number"),
+    (dict(start=2), "start 2 and end 1.5 are no slice"), (dict(start=1.5), "start 1.5 and end 1.5 are no slice"),
+    ({"": "x"}, "unknown key ''"), (dict(Target="x"), "unknown key 'Target'"),
 ]
 
 
@@ -55,7 +71,15 @@ def test_a_defect_is_named_with_file_line_row_and_command(tmp_path, change, mess
 
 @pytest.mark.parametrize("second, message", [
     (b"{nonsense", "line 2: not JSON"), (b'"\xff"', "line 2: not JSON"),
-    (b"[1, 2]", "line 2, row None: not a JSON object"),
+    (b"[1, 2]", "line 2, row None: not a JSON object"), (b"null", "line 2, row None: not a JSON object"),
+    (b"7", "row None: not a JSON object"), (b'"row"', "row None: not a JSON object"), (b"", "line 2: not JSON"),
+    (b"\0", "line 2: not JSON"), (b"{}", "line 2, row None: no id"), (b"[" * 100_000, "line 2: not JSON"),
+    (json.dumps(ROW).encode()[:-9], "line 2: not JSON"), (json.dumps(ROW).encode() * 2, "line 2: not JSON"),
+    (b"\xef\xbb\xbf" + json.dumps(ROW).encode(), "line 2: not JSON"), (json.dumps(ROW).encode("utf-16"), "not JSON"),
+    (json.dumps({**ROW, "id": "tiny/b", "utterance": "tiny/b", "end": 10**400}).encode()[:-1] + b', "end": 1e999}',
+     "end must be a number of seconds, got inf"),
+    (json.dumps({**ROW, "id": "tiny/b", "start": 10**400}).encode(), "are no slice"),
+    (b'{"id": ' + b"9" * 5000 + b"}", "line 2: not JSON"), (b"{'id': 'x'}", "line 2: not JSON"),
     (json.dumps(ROW).encode(), "line 2, row 'tiny/test/1/SQA.de': duplicate id"),
     (json.dumps({**ROW, "id": "tiny/b", "audio": "2.wav"}).encode(), "'tiny/test/1' has another audio")])
 def test_a_broken_line_is_named(tmp_path, second, message):
@@ -71,6 +95,9 @@ def test_a_missing_and_an_empty_file_name_the_recipe(tmp_path):
     (tmp_path / "test.jsonl").touch()
     with pytest.raises(ValueError, match="no rows"):
         read_rows(tmp_path / "test.jsonl")
+    (tmp_path / "dev.jsonl").mkdir()                                  # a folder is no file
+    with pytest.raises(FileNotFoundError, match="dev.jsonl is missing"):
+        read_rows(tmp_path / "dev.jsonl")
 
 
 def test_replace_file_is_all_or_nothing(tmp_path):

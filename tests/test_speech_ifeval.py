@@ -1,6 +1,7 @@
 """Speech-IFEval: the published outputs scored again, the judge's steps, and its files through infer.py."""
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,10 @@ import soundfile
 import torch
 
 from data import speech_ifeval as recipe
-from data.prompts import user_turn
+from data.prompts import TASK_LINES, user_turn
 from data.rows import read_rows
 from metrics import chat, speech_ifeval
+from metrics.ifeval import follows
 from metrics.normalize import word_error_rate
 from metrics.speech_ifeval import GROUPS, judge_chat, normalize, scores, verdict
 
@@ -137,21 +139,87 @@ def test_the_judge_sees_neither_constraint_nor_too_much():
     assert judge_chat(item("x", metric="open")) is None
 
 
-def test_the_curve_over_lora_s_scale(tmp_path):
+def test_the_points_of_a_curve_over_lora_s_scale(tmp_path):
     half = {**SMALL, "creative": SMALL["creative"][:1], "plain": [item("AL", reply="Result: YES", dataset=dataset)
             for dataset in ("MMAU", "Gender_recognition")] + [item("x", reply="Result: NO", dataset="MMAU")]}
-    points = speech_ifeval.curve({1.0: SMALL, 0.125: half, 0.5: {"creative": SMALL["creative"]}})
-    assert [p["scale"] for p in points] == [0.125, 0.5, 1.0]
-    assert points[0]["IFrate"] == pytest.approx((80 + 100 + 50) / 3) and points[2]["IFrate"] == pytest.approx(60)
-    assert points[0]["accuracy"] == 75 and "WER" not in points[0]            # MMAU 50, GR 100, without a constraint
-    assert points[2]["accuracy"] == 50 and points[2]["WER"] == 62.5          # with one: there is nothing else
-    assert points[1] == {"scale": 0.5, "creative": 50}
-    sizes = []
-    for task in ("accuracy", "WER"):
-        speech_ifeval.plot_curve(points, str(tmp_path / "curve.png"), task)
-        assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG" and os.listdir(tmp_path) == ["curve.png"]
-        sizes.append((tmp_path / "curve.png").read_bytes())
-    assert sizes[0] != sizes[1]
+    first, last = speech_ifeval.point(scores(half)), speech_ifeval.point(scores(SMALL))
+    assert first["IFrate"] == pytest.approx((80 + 100 + 50) / 3) and last["IFrate"] == pytest.approx(60)
+    assert first["accuracy"] == 75 and "WER" not in first                    # MMAU 50, GR 100, without a constraint
+    assert last["accuracy"] == 50 and last["WER"] == 62.5                    # with one: there is nothing else
+    assert speech_ifeval.point(scores({"creative": SMALL["creative"]})) == {"creative": 50}
+    drawn = []
+    for points in ([{"scale": 0.125, **first}, {"scale": 1, **last}], [{"scale": 0, "closed": 50}]):
+        speech_ifeval.plot_curve(points, str(tmp_path / "curve.png"), "C")
+        drawn.append((tmp_path / "curve.png").read_bytes())
+        assert drawn[-1][:4] == b"\x89PNG" and os.listdir(tmp_path) == ["curve.png"]
+    assert drawn[0] != drawn[1]
+
+
+def test_salmonn_stands_at_an_eighth_of_its_training(tmp_path, monkeypatch):
+    """alpha 4 of 32; the legend says whose figures they are."""
+    from matplotlib.axes import Axes
+    plotted, plot = [], Axes.plot
+
+    def note(axes, *xy, **style):
+        plotted.append((xy, style))
+        return plot(axes, *xy, **style)
+    monkeypatch.setattr(Axes, "plot", note)
+    speech_ifeval.plot_curve([{"scale": 1, "IFrate": 60}, {"scale": 0, "IFrate": 80}], str(tmp_path / "curve.png"))
+    (ours, _), (paper, style) = plotted
+    assert ours == ([0, 1], [80, 60]) and paper == ((4 / 32, 1), (68.06, 36.89)) and style["label"].startswith("paper")
+
+
+# --- The small worlds' own questions.
+
+WORLD = [{"id": f"tiny/test-{n}/{task}.{language}{invalid}", "utterance": f"tiny/test-{n}", "audio": f"{n}.flac",
+          "task": task, "language": language, "answerable": not invalid, "transcript": f"Anna has {n} cats.",
+          "target": f"Anna has {n} cats." if task == "ASR" else "Anna",
+          **({"question": "Who has cats?"} if task == "SQA" else {})}
+         for n in range(8)
+         for task, language, invalid in (("ASR", "en", ""), ("ST", "de", ""), ("SQA", "en", ""),
+                                         ("SQA", "en", "-invalid"), ("SQA", "it", ""))]
+
+
+@pytest.mark.parametrize("constraint", recipe.CONSTRAINTS, ids=lambda constraint: constraint[1])
+def test_what_a_tiny_llm_is_taught_obeys_its_constraint_and_no_other(constraint):
+    row = recipe.constrained(WORLD[2], constraint)
+    assert row["question"] == f"Who has cats?\n{constraint[0]}" and row["task"] == "SQA" and "Anna" in row["target"]
+    for _, verifier, arguments, _ in recipe.CONSTRAINTS:
+        quoted = (constraint[1], verifier) == ("startend:quotation", "detectable_format:json_format")    # a bare string
+        assert follows(verifier, arguments, row["target"]) is (verifier == constraint[1] or quoted)
+        assert not follows(verifier, arguments, "Anna is the answer.")
+    assert recipe.constrained(WORLD[0], constraint)["question"].startswith(TASK_LINES["ASR", "en"] + "\n")
+
+
+def test_the_questions_of_a_small_world(tmp_path, monkeypatch, capsys):
+    """Of every utterance the transcript and one answer, every constraint equally often; answers in form obey all."""
+    monkeypatch.chdir(tmp_path)
+    recipe.write_world("work", "tiny", WORLD)
+    rows = {group: read_rows(f"work/rows/tiny/{group}.jsonl") for group in ("closed", "plain")}
+    assert [row["id"] for row in rows["closed"]] == [f"tiny/closed/{n}" for n in range(16)]
+    assert [row["question"].split("\n")[0] for row in rows["closed"]] == [row["question"] for row in rows["plain"]]
+    assert [row["target"] for row in rows["plain"]] == [row["target"] for row in WORLD
+                                                        if row["id"].endswith(("ASR.en", "SQA.en"))]
+    asked = Counter(row["question"].split("\n")[1] for row in rows["closed"])
+    assert asked == {words: 4 for words, *_ in recipe.CONSTRAINTS}
+
+    plain = {row["id"]: row["target"] for row in rows["plain"]}
+    for system, said in (("C", lambda row: plain[row["id"].replace("closed", "plain")]),
+                         ("llm", lambda row: row["target"])):
+        os.makedirs(f"work/tiny/predictions/{system}")
+        for group in rows:
+            with open(f"work/tiny/predictions/{system}/tiny.{group}.jsonl", "w") as file:
+                file.writelines(json.dumps({"id": row["id"], "prediction": said(row)}) + "\n" for row in rows[group])
+    speech_ifeval.main(["work/tiny/predictions/C", "--reference", "work/tiny/predictions/llm", "--corpus", "tiny",
+                        "--judge", "contains"])
+    printed = capsys.readouterr().out
+    found = {system: json.loads(Path(f"work/tiny/speech_ifeval/{system}.json").read_text()) for system in ("C", "llm")}
+    assert found["C"]["closed"] == 0 and found["llm"]["closed"] == 100 and "IFrate" not in found["C"]
+    assert "| system | closed | forgetting, closed |\n|---|---|---|\n| C | 0.00 | -100.00 |\n" in printed
+    assert "| BP |" not in printed and "no IFrate" not in printed
+    assert found["C"]["tasks"] == {group: {"ASR": 0, "altered": 0, "SQA": 100, "unparsable": 0} for group in rows}
+    assert found["llm"]["tasks"]["closed"]["SQA"] == 100
+    assert found["llm"]["tasks"]["closed"]["ASR"] == 100 * 6 / 32        # "Well", "Over" and "answer" twice each
 
 
 # --- From the download to the scores, with the tiny systems.
@@ -234,12 +302,17 @@ def test_infer_runs_its_files_and_they_are_scored(after_training, run_stage, mon
     def reply(llm, tokenizer, chats):
         asked.extend(chats)
         return [{"reply": "Result: YES", "capped": False} for _ in chats]
+    monkeypatch.setattr(chat, "MAX_NEW_TOKENS", 6)
+    speech_ifeval.main([folders[0], "--judge", "work/models/tiny-llama", "--out", "work/untrained"])
+    assert json.loads(Path("work/untrained/C.json").read_text())["unparsable"] == 100          # it knows no verdicts
+    assert len(lines("work/untrained/C.replies.jsonl")) > 1
+
     monkeypatch.setattr(chat, "load_chat", lambda name: (None, None))
     monkeypatch.setattr(chat, "write", reply)
     arguments = [folders[0], "--reference", folders[1], "--judge", "a judge"]
     speech_ifeval.main(arguments)
     printed = capsys.readouterr().out
-    found = {system: json.loads(Path(f"work/speech_ifeval/{system}.json").read_text()) for system in ("C", "llm")}
+    found = {system: json.loads(Path(f"work/tiny/speech_ifeval/{system}.json").read_text()) for system in ("C", "llm")}
     said = {p["id"]: p["prediction"] for p in lines(f"{folders[0]}/speech_ifeval.closed.jsonl")}
     assert list(said) == [f"speech_ifeval/closed/{n}" for n in range(5)] and said["speech_ifeval/closed/2"] == ""
     assert any(said.values())

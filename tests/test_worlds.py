@@ -1,4 +1,4 @@
-"""The tiny world and the digits world: what is said, in which voice, and what a question about it should be answered."""
+"""The tiny worlds and the digits world: what is said, in which voice, and how a question about it should be answered."""
 import json
 import os
 import random
@@ -7,8 +7,8 @@ import re
 import pytest
 import soundfile
 
-from data import digits, tiny
-from data.prompts import NOT_ANSWERABLE
+from data import digits, tiny, tiny_listeners
+from data.prompts import CHAT, NOT_ANSWERABLE, encode_prompt
 from data.rows import finish, finished, read_rows
 
 SIZES = {"train": 12, "dev": 4, "test": 4}
@@ -127,3 +127,163 @@ def test_a_recipe_refuses_to_mix_two_settings(tmp_path):
     assert finished(str(tmp_path), "tiny", settings)
     with pytest.raises(SystemExit, match=r"was made with seed 0 \(now 1\)"):
         finished(str(tmp_path), "tiny", {"preset": "tiny", "seed": 1})
+
+
+# --- the listeners' world
+
+def test_spoken_questions_and_answers_by_hand():
+    ask = tiny_listeners.ask
+    assert [ask(("after day", "Sunday"), language) for language in tiny.LANGUAGES] == [
+        ("Which day comes after Sunday?", "Monday"), ("Welcher Tag kommt nach Sonntag?", "Montag"),
+        ("Quale giorno viene dopo domenica?", "lunedì"), ("星期日之后是星期几?", "星期一")]
+    assert ask(("before month", "January"), "it") == ("Quale mese viene prima di gennaio?", "dicembre")
+    assert ask(("plus", "nine", "eight"), "de") == ("Was ist neun plus acht?", "siebzehn")
+    assert ask(("bigger", "three", "seven"), "zh") == ("三和七哪个更大?", "七")
+    assert ask(("smaller", "three", "seven"), "it") == ("Che cosa è più piccolo, tre o sette?", "tre")
+    assert ask(("count", "two", "four"), "en") == ("Count from two to four.", "two, three, four")
+    assert ask(("count", "two", "four"), "zh") == ("从二数到四。", "二、三、四")
+    assert ask(("word", "German", "dog"), "it") == ("Come si dice cane in tedesco?", "Hund")
+    assert ask(("opposite", "cold"), "de") == ("Was ist das Gegenteil von kalt?", "heiß")
+    assert ask(("capital", "Italy"), "it") == ("Qual è la capitale dell'Italia?", "Roma")
+    assert ask(("language", "Japan"), "en") == ("Which language do people speak in Japan?", "Japanese")
+    assert ask(("greet", "good morning", "Peter"), "de") == ("Sag Peter guten Morgen.", "Guten Morgen, Peter")
+    assert tiny_listeners.languages_of(("word", "German", "dog")) == ["en", "it", "zh"]
+
+
+def test_every_fact_has_one_answer_that_is_not_in_doubt():
+    facts, answers = tiny_listeners.FACTS, {}
+    for fact in facts:
+        for language in tiny_listeners.languages_of(fact):
+            question, answer = tiny_listeners.ask(fact, language)
+            assert answers.setdefault((language, question), answer) == answer, question
+            assert not re.search("[{}]", question + answer)
+    number = {words[0]: n for n, words in enumerate(tiny_listeners.NUMBERS)}
+    for kind, *words in facts:
+        said = tiny_listeners.ask((kind, *words), "en")[1]
+        if kind in ("plus", "bigger", "smaller"):
+            assert number[said] == {"plus": sum, "bigger": max, "smaller": min}[kind](number[w] for w in words)
+        if kind.split()[0] == "after" or kind == "opposite":                # and back again
+            assert tiny_listeners.ask((kind.replace("after", "before"), said), "en")[1] == words[0]
+
+
+def test_no_fact_of_test_is_spoken_in_training_but_its_words_are(monkeypatch, tmp_path):
+    jobs = []
+    monkeypatch.setattr(tiny_listeners, "in_processes", lambda function, given, desc: jobs.extend(given))
+    splits = tiny_listeners.make_world(str(tmp_path), dict(train=2400, dev=60, test=160), seed=0)
+    facts = {tiny_listeners.ask(fact, language)[0]: fact for fact in tiny_listeners.FACTS
+             for language in tiny_listeners.languages_of(fact)}
+    spoken = {split: {facts[row["transcript"]] for row in rows} for split, rows in splits.items()}
+    assert not spoken["test"] & spoken["train"] and not spoken["dev"] & spoken["train"] | spoken["dev"] & spoken["test"]
+    assert {fact[0] for fact in spoken["test"]} == set(tiny_listeners.KINDS)
+    heard = {(row["language"], word) for row in splits["train"] if row["task"] == "ASR"
+             for word in facts[row["transcript"]][1:]}
+    asked = {(row["language"], word) for row in splits["test"] if row["task"] == "ASR"
+             for word in facts[row["transcript"]][1:]}
+    assert asked <= heard
+    texts = [row["transcript"] for row in splits["test"] if row["task"] == "ASR"]
+    assert len(set(texts)) == len(texts) == 160                            # no question twice
+    for path, text, timbre, _, accents, rates in jobs:
+        split = os.path.basename(path).split("-")[0]
+        assert timbre in tiny.VOICES[split] and rates == tiny_listeners.RATES
+        language = next(row["language"] for row in splits[split] if row["transcript"] == text)
+        assert accents == tiny_listeners.SPEAKERS[language]
+
+
+@pytest.fixture(scope="module")
+def listeners(tmp_path_factory):
+    """A finished smoke-listeners world -> its work folder."""
+    work = str(tmp_path_factory.mktemp("listeners"))
+    tiny_listeners.main(["--preset", "smoke-listeners", "--work", work])
+    return work
+
+
+def test_rows_of_spoken_questions(listeners):
+    for split, count in (("train", 48), ("dev", 16), ("test", 16)):
+        rows = read_rows(os.path.join(listeners, "rows", "tiny-listeners", f"{split}.jsonl"))
+        spoken = {row["utterance"]: row["language"] for row in rows if row["task"] == "ASR"}
+        assert sorted(spoken.values()) == sorted(tiny.LANGUAGES * (count // 4))
+        assert len(rows) == 2 * count + 3 * count // 4                      # ST of all but English
+        for row in rows:
+            language = spoken[row["utterance"]]
+            wave, rate = soundfile.read(row["audio"])
+            assert rate == 16000 and wave.ndim == 1 and 0.5 < len(wave) / rate <= 5 and abs(wave).max() > 0.2
+            if row["task"] == "SQA":
+                assert row["question"] == row["transcript"] and row["language"] == language
+            if row["task"] == "ST":
+                assert row["language"] == "en" != language and row["target"].isascii()
+    with open(os.path.join(listeners, "rows", "tiny-listeners", "config.json")) as file:
+        assert json.load(file)["preset"] == "smoke-listeners"
+
+
+def test_spoken_questions_sound_the_same_to_the_byte(listeners, tmp_path):
+    tiny_listeners.make_world(str(tmp_path), tiny_listeners.PRESETS["smoke-listeners"], seed=0)
+    names = os.listdir(os.path.join(listeners, "audio", "tiny-listeners"))
+    assert len(names) == 80
+    for name in names:
+        with open(os.path.join(listeners, "audio", "tiny-listeners", name), "rb") as file:
+            assert (tmp_path / "audio" / "tiny-listeners" / name).read_bytes() == file.read(), name
+
+
+def test_the_tiny_whisper_is_a_whole_whisper(listeners):
+    """Loaded by transformers alone: it detects the language and writes after the tokens of Whisper's own prompt."""
+    import torch
+    from transformers import AutoFeatureExtractor, AutoTokenizer, WhisperForConditionalGeneration
+    folder = os.path.join(listeners, "models", "tiny-whisper")
+    model, extractor = WhisperForConditionalGeneration.from_pretrained(folder), AutoFeatureExtractor.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    row = read_rows(os.path.join(listeners, "rows", "tiny-listeners", "test.jsonl"))[0]
+    wave, rate = soundfile.read(row["audio"], dtype="float32")
+    mel = extractor(wave, sampling_rate=rate, return_tensors="pt").input_features
+    assert mel.shape == (1, 80, 500) and model.config.max_source_positions == 250 == extractor.n_samples // 320
+    assert model.model.encoder(mel).last_hidden_state.shape == (1, 250, 128)
+    logits = model(mel, decoder_input_ids=torch.tensor([[model.config.decoder_start_token_id]])).logits[0, -1]
+    codes = {language: tokenizer.convert_tokens_to_ids(f"<|{language}|>") for language in tiny.LANGUAGES}
+    assert model.generation_config.lang_to_id == {f"<|{language}|>": code for language, code in codes.items()}
+    detected = model.detect_language(mel).item()
+    assert detected == max(codes.values(), key=lambda code: logits[code])
+    written = model.generate(mel, task="transcribe", language=["zh"], max_new_tokens=8)[0]
+    assert 1 <= len(written) <= 8 + 4
+    assert tokenizer.decode([codes["zh"]]) == "<|zh|>" and tokenizer.decode([codes["zh"]], skip_special_tokens=True) == ""
+    text = "Was heißt Hund auf Chinesisch? 狗用德语怎么说?"
+    assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+    tokenizer.set_prefix_tokens(language="it", task="transcribe")           # the real one's order of the languages
+    assert tokenizer.convert_ids_to_tokens(tokenizer.prefix_tokens) == [
+        "<|startoftranscript|>", "<|it|>", "<|transcribe|>", "<|notimestamps|>"]
+
+
+def test_the_mel_that_the_tiny_whisper_learns_from_is_the_extractors(listeners):
+    from data.tiny_models import WINDOW, pad_mel, read_mel
+    from transformers import AutoFeatureExtractor
+    extractor = AutoFeatureExtractor.from_pretrained(os.path.join(listeners, "models", "tiny-whisper"))
+    row = read_rows(os.path.join(listeners, "rows", "tiny-listeners", "test.jsonl"))[-1]
+    wave, rate = soundfile.read(row["audio"], dtype="float32")
+    expected = extractor(wave, sampling_rate=rate, return_tensors="pt").input_features
+    ours = pad_mel([read_mel(extractor, row["audio"])], 50 * WINDOW)
+    ends = 2 * -(-len(wave) // 320)
+    assert ours.shape == expected.shape and (ours[..., :ends] == expected[..., :ends]).all()
+    assert abs(ours[..., ends + 2:] - expected[..., ends + 2:]).max() < 1e-6 # the silence; its first windows still hear
+
+
+def test_the_tiny_cohere_and_its_turns(listeners):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BertModel
+    folder = os.path.join(listeners, "models", "tiny-cohere")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert model.config.model_type == "cohere" and model.config.logit_scale == 0.125
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}, {"role": "user", "content": "A"}]
+    before, between, end = CHAT["cohere"]
+    turn = before.removeprefix("<BOS_TOKEN>")
+    assert tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) == (
+        before + "Hi" + between + "Ho" + end + turn + "A" + between)
+    row = {"id": "x", "task": "SQA", "language": "zh", "transcript": "三和七哪个更大?", "question": "三和七哪个更大?"}
+    prompt, _ = encode_prompt(tokenizer, "cohere", row, text=True, prompt="listeners")
+    assert tokenizer.decode(prompt) == before + row["transcript"] + between
+    written = model.generate(input_ids=torch.tensor([prompt]), max_new_tokens=4, do_sample=False)
+    assert len(prompt) < written.shape[1] <= len(prompt) + 4
+    bert = BertModel.from_pretrained(os.path.join(listeners, "models", "tiny-bert"))
+    assert (bert.config.hidden_size, bert.config.num_attention_heads, bert.config.intermediate_size) == (128, 4, 256)
+
+
+def test_a_listeners_world_is_not_made_twice(listeners, capsys):
+    tiny_listeners.main(["--preset", "smoke-listeners", "--work", listeners])
+    assert "is finished already" in capsys.readouterr().out

@@ -1,0 +1,288 @@
+"""
+The tiny listeners' world: short questions and commands, spoken in English, German, Italian and Chinese.
+
+    python data/tiny_listeners.py                            # 3,280 utterances, three tiny models; 6 minutes, 2 cores
+    python data/tiny_listeners.py --preset smoke-listeners   # a few dozen and models that know nothing, for the tests
+
+reads   nothing
+writes  <work>/rows/tiny-listeners/{train,dev,test}.jsonl, <work>/audio/tiny-listeners/*.flac,
+        <work>/models/{tiny-whisper,tiny-cohere,tiny-bert} (data/tiny_models.py),
+        <work>/rows/tiny-listeners/config.json last
+
+The speech is the question (listeners, section 6): SQA has the transcript for its question, and the answer is nowhere in
+the speech. A fact of dev or test ("after", "Monday") is spoken in no language of the training set, its words are, and
+the tiny LLM knows all facts from text. Test voices are never heard in training. Everything here is our choice.
+"""
+import argparse
+import functools
+import os
+import random
+import sys
+from collections import Counter
+
+if __name__ == "__main__":  # `python data/tiny_listeners.py`: imports start at the project's folder, not at data/
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+from data.recipe import in_processes
+from data.rows import finish, finished, write_rows
+from data.tiny import ACCENTS, DAYS, LANGUAGES, NAMES, VOICES, speak_one
+
+PRESETS = {  # utterances; optimizer steps of Whisper and of the LLM
+    "tiny-listeners":  dict(train=3000, dev=80, test=200, whisper_steps=400, llm_steps=700),
+    "smoke-listeners": dict(train=48, dev=16, test=16, whisper_steps=2, llm_steps=2),
+}
+CORPUS = "tiny-listeners"
+SPEAKERS = {"en": ACCENTS, "de": ("de",), "it": ("it",), "zh": ("cmn",)}         # espeak-ng's voices
+RATES = (140, 190)                               # words a minute: about one word in a window of the Q-Former (1/3 s)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# words: English, German, Italian, Chinese
+MONTHS = list(zip(
+    "January February March April May June July August September October November December".split(),
+    "Januar Februar März April Mai Juni Juli August September Oktober November Dezember".split(),
+    "gennaio febbraio marzo aprile maggio giugno luglio agosto settembre ottobre novembre dicembre".split(),
+    "一月 二月 三月 四月 五月 六月 七月 八月 九月 十月 十一月 十二月".split()))
+NUMBERS = list(zip(
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen".split(),
+    "null eins zwei drei vier fünf sechs sieben acht neun zehn elf zwölf dreizehn vierzehn fünfzehn sechzehn siebzehn "
+    "achtzehn".split(),
+    "zero uno due tre quattro cinque sei sette otto nove dieci undici dodici tredici quattordici quindici sedici "
+    "diciassette diciotto".split(),
+    "零 一 二 三 四 五 六 七 八 九 十 十一 十二 十三 十四 十五 十六 十七 十八".split()))
+NOUNS = [
+    ("dog", "Hund", "cane", "狗"), ("cat", "Katze", "gatto", "猫"), ("house", "Haus", "casa", "房子"),
+    ("tree", "Baum", "albero", "树"), ("water", "Wasser", "acqua", "水"), ("bread", "Brot", "pane", "面包"),
+    ("table", "Tisch", "tavolo", "桌子"), ("sun", "Sonne", "sole", "太阳"), ("moon", "Mond", "luna", "月亮"),
+    ("fish", "Fisch", "pesce", "鱼"), ("bird", "Vogel", "uccello", "鸟"), ("milk", "Milch", "latte", "牛奶"),
+    ("flower", "Blume", "fiore", "花"), ("eye", "Auge", "occhio", "眼睛"),
+]
+OPPOSITES = [
+    (("hot", "heiß", "caldo", "热"), ("cold", "kalt", "freddo", "冷")),
+    (("big", "groß", "grande", "大"), ("small", "klein", "piccolo", "小")),
+    (("old", "alt", "vecchio", "旧"), ("new", "neu", "nuovo", "新")),
+    (("long", "lang", "lungo", "长"), ("short", "kurz", "corto", "短")),
+    (("fast", "schnell", "veloce", "快"), ("slow", "langsam", "lento", "慢")),
+    (("strong", "stark", "forte", "强"), ("weak", "schwach", "debole", "弱")),
+    (("full", "voll", "pieno", "满"), ("empty", "leer", "vuoto", "空")),
+    (("rich", "reich", "ricco", "富"), ("poor", "arm", "povero", "穷")),
+]
+TONGUES = [("English", "Englisch", "inglese", "英语"), ("German", "Deutsch", "tedesco", "德语"),
+           ("Italian", "Italienisch", "italiano", "意大利语"), ("Chinese", "Chinesisch", "cinese", "中文")]
+COUNTRIES = [  # the country, Italian "of" it, its capital, its language
+    (("France", "Frankreich", "Francia", "法国"), "della Francia", ("Paris", "Paris", "Parigi", "巴黎"),
+     ("French", "Französisch", "francese", "法语")),
+    (("Italy", "Italien", "Italia", "意大利"), "dell'Italia", ("Rome", "Rom", "Roma", "罗马"), TONGUES[2]),
+    (("Germany", "Deutschland", "Germania", "德国"), "della Germania", ("Berlin", "Berlin", "Berlino", "柏林"),
+     TONGUES[1]),
+    (("Spain", "Spanien", "Spagna", "西班牙"), "della Spagna", ("Madrid", "Madrid", "Madrid", "马德里"),
+     ("Spanish", "Spanisch", "spagnolo", "西班牙语")),
+    (("Portugal", "Portugal", "Portogallo", "葡萄牙"), "del Portogallo", ("Lisbon", "Lissabon", "Lisbona", "里斯本"),
+     ("Portuguese", "Portugiesisch", "portoghese", "葡萄牙语")),
+    (("Poland", "Polen", "Polonia", "波兰"), "della Polonia", ("Warsaw", "Warschau", "Varsavia", "华沙"),
+     ("Polish", "Polnisch", "polacco", "波兰语")),
+    (("Russia", "Russland", "Russia", "俄罗斯"), "della Russia", ("Moscow", "Moskau", "Mosca", "莫斯科"),
+     ("Russian", "Russisch", "russo", "俄语")),
+    (("China", "China", "Cina", "中国"), "della Cina", ("Beijing", "Peking", "Pechino", "北京"), TONGUES[3]),
+    (("Japan", "Japan", "Giappone", "日本"), "del Giappone", ("Tokyo", "Tokio", "Tokyo", "东京"),
+     ("Japanese", "Japanisch", "giapponese", "日语")),
+    (("Greece", "Griechenland", "Grecia", "希腊"), "della Grecia", ("Athens", "Athen", "Atene", "雅典"),
+     ("Greek", "Griechisch", "greco", "希腊语")),
+    (("Sweden", "Schweden", "Svezia", "瑞典"), "della Svezia", ("Stockholm", "Stockholm", "Stoccolma", "斯德哥尔摩"),
+     ("Swedish", "Schwedisch", "svedese", "瑞典语")),
+    (("Hungary", "Ungarn", "Ungheria", "匈牙利"), "dell'Ungheria", ("Budapest", "Budapest", "Budapest", "布达佩斯"),
+     ("Hungarian", "Ungarisch", "ungherese", "匈牙利语")),
+]
+GREETINGS = [("good morning", "guten Morgen", "buongiorno", "早上好"),
+             ("good evening", "guten Abend", "buonasera", "晚上好"), ("hello", "hallo", "ciao", "你好"),
+             ("thank you", "danke", "grazie", "谢谢")]
+
+# kind: what is asked, and the answer
+KINDS = {
+    "after day": (("Which day comes after {a}?", "Welcher Tag kommt nach {a}?", "Quale giorno viene dopo {a}?",
+                   "{a}之后是星期几?"), ("{b}",) * 4),
+    "before day": (("Which day comes before {a}?", "Welcher Tag kommt vor {a}?", "Quale giorno viene prima di {a}?",
+                    "{a}之前是星期几?"), ("{b}",) * 4),
+    "after month": (("Which month comes after {a}?", "Welcher Monat kommt nach {a}?", "Quale mese viene dopo {a}?",
+                     "{a}之后是几月?"), ("{b}",) * 4),
+    "before month": (("Which month comes before {a}?", "Welcher Monat kommt vor {a}?",
+                      "Quale mese viene prima di {a}?", "{a}之前是几月?"), ("{b}",) * 4),
+    "plus": (("What is {a} plus {b}?", "Was ist {a} plus {b}?", "Quanto fa {a} più {b}?", "{a}加{b}等于几?"),
+             ("{c}",) * 4),
+    "bigger": (("Which is bigger, {a} or {b}?", "Was ist größer, {a} oder {b}?", "Che cosa è più grande, {a} o {b}?",
+                "{a}和{b}哪个更大?"), ("{c}",) * 4),
+    "smaller": (("Which is smaller, {a} or {b}?", "Was ist kleiner, {a} oder {b}?",
+                 "Che cosa è più piccolo, {a} o {b}?", "{a}和{b}哪个更小?"), ("{c}",) * 4),
+    "count": (("Count from {a} to {b}.", "Zähle von {a} bis {b}.", "Conta da {a} a {b}.", "从{a}数到{b}。"),
+              ("{c}",) * 4),
+    "word": (("What is the {a} word for {b}?", "Was heißt {b} auf {a}?", "Come si dice {b} in {a}?", "{b}用{a}怎么说?"),
+             ("{c}",) * 4),
+    "opposite": (("What is the opposite of {a}?", "Was ist das Gegenteil von {a}?", "Qual è il contrario di {a}?",
+                  "{a}的反义词是什么?"), ("{b}",) * 4),
+    "capital": (("What is the capital of {a}?", "Was ist die Hauptstadt von {a}?", "Qual è la capitale {of}?",
+                 "{a}的首都是哪里?"), ("{b}",) * 4),
+    "language": (("Which language do people speak in {a}?", "Welche Sprache spricht man in {a}?",
+                  "Quale lingua si parla in {a}?", "{a}人说什么语言?"), ("{b}",) * 4),
+    "greet": (("Say {a} to {b}.", "Sag {b} {a}.", "Di' {a} a {b}.", "对{b}说{a}。"),
+              ("{A}, {b}", "{A}, {b}", "{A}, {b}", "{a}，{b}")),
+}
+
+
+def all_facts():
+    """Everything that can be asked: {(kind, English words): {slot: (en, de, it, zh)}}."""
+    found = {}
+
+    def add(kind, **slots):
+        found[kind, *(slots[name][0] for name in ("a", "b") if f"{{{name}}}" in KINDS[kind][0][0])] = slots
+    for what, circle in (("day", DAYS), ("month", MONTHS)):
+        for i, one in enumerate(circle):
+            add(f"after {what}", a=one, b=circle[(i + 1) % len(circle)])
+            add(f"before {what}", a=one, b=circle[i - 1])
+    for a in range(1, 10):
+        for b in range(1, 10):
+            add("plus", a=NUMBERS[a], b=NUMBERS[b], c=NUMBERS[a + b])
+            if a != b:
+                add("bigger", a=NUMBERS[a], b=NUMBERS[b], c=NUMBERS[max(a, b)])
+                add("smaller", a=NUMBERS[a], b=NUMBERS[b], c=NUMBERS[min(a, b)])
+            if a + 2 <= b <= a + 4:
+                counted = list(zip(*NUMBERS[a:b + 1]))
+                add("count", a=NUMBERS[a], b=NUMBERS[b],
+                    c=tuple(("、" if language == "zh" else ", ").join(words)
+                            for language, words in zip(LANGUAGES, counted)))
+    for i, tongue in enumerate(TONGUES):
+        for noun in NOUNS:
+            add("word", a=tongue, b=noun, c=(noun[i],) * 4)
+    for pair in OPPOSITES:
+        for one, other in (pair, pair[::-1]):
+            add("opposite", a=one, b=other)
+            for i, tongue in enumerate(TONGUES):
+                add("word", a=tongue, b=one, c=(one[i],) * 4)
+    for country, of, capital, tongue in COUNTRIES:
+        add("capital", a=country, b=capital, of=(of,) * 4)
+        add("language", a=country, b=tongue)
+    for greeting in GREETINGS:
+        for name, (_, chinese) in list(NAMES.items())[1:13]:                  # not "a Anna", which would be "ad Anna"
+            add("greet", a=greeting, b=(name, name, name, chinese), A=tuple(w[0].upper() + w[1:] for w in greeting))
+    return found
+
+
+FACTS = all_facts()
+
+
+def ask(fact, language):
+    """(question, answer) on a fact, an item of FACTS, in a language."""
+    i = LANGUAGES.index(language)
+    slots = {name: words[i] for name, words in FACTS[fact].items()}
+    question, answer = (form[i].format(**slots) for form in KINDS[fact[0]])
+    return question, answer
+
+
+def languages_of(fact):
+    """The languages a fact is asked in: not in German what the German word for something is."""
+    return [la for la, tongue in zip(LANGUAGES, TONGUES) if fact[0] != "word" or tongue[0] != fact[1]]
+
+
+def question_rows(fact, language, utterance, audio):
+    """The rows of one utterance: ASR, SQA, and ST into English of what is not English. Without `audio` text alone."""
+    question, answer = ask(fact, language)
+    base = {"utterance": utterance, "audio": audio, "transcript": question}
+    yield {"id": f"{utterance}/ASR.{language}", **base, "task": "ASR", "language": language, "target": question}
+    yield {"id": f"{utterance}/SQA.{language}", **base, "task": "SQA", "language": language, "question": question,
+           "target": answer}
+    if language != "en":
+        translation = ask(fact, "en")[0]
+        yield {"id": f"{utterance}/ST.en", **base, "task": "ST", "language": "en", "target": translation}
+
+
+def split_facts(rng):
+    """
+    {split: facts}: an eighth of every kind for test, a sixteenth for dev, at least one each. What they speak of, such
+    as Monday, is still spoken of in train, in every language.
+    """
+    def said(fact):
+        return [(word, language) for word in fact[1:] for language in languages_of(fact)]
+    splits, left = {"train": [], "dev": [], "test": []}, Counter(pair for fact in FACTS for pair in said(fact))
+    for kind in KINDS:
+        own = [fact for fact in FACTS if fact[0] == kind]
+        wanted = {"test": max(1, len(own) // 8), "dev": max(1, len(own) // 16)}
+        for fact in rng.sample(own, len(own)):
+            spared = all(left[pair] > 1 for pair in said(fact))
+            split = next((split for split, count in wanted.items() if count and spared), "train")
+            if split != "train":
+                wanted[split] -= 1
+                left.subtract(said(fact))
+            splits[split].append(fact)
+    return splits
+
+
+def draw_fact(rng, facts):
+    """A kind by the root of how many facts of it there are, then one of them."""
+    kinds = {}
+    for fact in facts:
+        kinds.setdefault(fact[0], []).append(fact)
+    kind = rng.choices(list(kinds), [len(own) ** 0.5 for own in kinds.values()])[0]
+    return rng.choice(kinds[kind])
+
+
+def make_world(work, sizes, seed):
+    """
+    Rows and audio of the three splits -> {split: rows}, the languages in turn. No fact is in two splits, and none is
+    spoken twice in a language before all are.
+    """
+    rng, splits, jobs = random.Random(seed), {}, []
+    facts = split_facts(rng)
+    for split in ("test", "dev", "train"):
+        rows = []
+        fresh = {la: [fact for fact in facts[split] if la in languages_of(fact)] for la in LANGUAGES}
+        for n in range(sizes[split]):
+            language = LANGUAGES[n % len(LANGUAGES)]
+            if not fresh[language]:
+                fresh[language] = [fact for fact in facts[split] if language in languages_of(fact)]
+            fact = draw_fact(rng, fresh[language])
+            fresh[language].remove(fact)
+            utterance = f"{CORPUS}/{split}-{n:05d}"
+            audio = os.path.join(work, "audio", CORPUS, f"{split}-{n:05d}.flac")
+            own = list(question_rows(fact, language, utterance, audio))
+            jobs.append((audio, own[0]["transcript"], rng.choice(VOICES[split]), rng.getrandbits(32),
+                         SPEAKERS[language], RATES))
+            rows += own
+        splits[split] = rows
+    in_processes(speak_one, jobs, "speak")
+    for split, rows in splits.items():
+        write_rows(os.path.join(work, "rows", CORPUS, f"{split}.jsonl"), rows)
+    return splits
+
+
+def draw_row(rng):
+    """One text for the LLM to learn from: to answer, to repeat, to translate into English."""
+    task = rng.choices(("SQA", "ASR", "ST"), (0.6, 0.2, 0.2))[0]
+    fact = draw_fact(rng, FACTS)
+    language = rng.choice([la for la in languages_of(fact) if la != "en" or task != "ST"])
+    return next(row for row in question_rows(fact, language, "text", "none") if row["task"] == task)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=list(PRESETS), default="tiny-listeners")
+    parser.add_argument("--work", default="work", help="root folder of everything that is written")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    settings = {"preset": args.preset, "seed": args.seed, **PRESETS[args.preset]}
+    if finished(args.work, CORPUS, settings):
+        return
+    splits = make_world(args.work, settings, args.seed)
+    from data.tiny_models import in_parallel, make_bert, make_llm, make_whisper      # torch: not needed above
+    models = os.path.join(args.work, "models", "tiny-")
+    in_parallel(functools.partial(make_whisper, models + "whisper", splits["train"], splits["dev"],
+                                  settings["whisper_steps"], args.seed),
+                functools.partial(make_llm, models + "cohere", draw_row, settings["llm_steps"], args.seed,
+                                  family="cohere"))
+    make_bert(models + "bert", args.seed)
+    finish(args.work, CORPUS, settings)
+    print(f"{CORPUS} world in {args.work}/rows/{CORPUS}: "
+          + ", ".join(f"{len(rows)} {split} rows" for split, rows in splits.items()))
+    print(f"next: python extract_features.py --preset {args.preset}")
+
+
+if __name__ == "__main__":
+    main()

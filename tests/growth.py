@@ -1,0 +1,188 @@
+"""
+How time and memory grow, and what fits into a card.
+
+    python tests/growth.py            # writes tests/growth.png and prints the table of what fits where
+
+Time: seconds of one training step of B through the LLM against its tokens and against its vocabulary, and of stage 0
+against the audio's length; the fastest of three. Memory: what a micro-batch of A keeps for its backward pass. Sizes and
+random weights are those of tests/bench.py: real on a GPU, else scaled down. A dashed line grows in proportion.
+
+The table is computed, not measured on a card: frozen weights in bfloat16; trained ones in float32 with gradient and
+Adam's two moments, 16 bytes each; what a layer keeps for the backward pass, counted at the real width on the CPU; 16
+bytes a logit of the answers, ANSWER of all tokens. A tenth of the card is left to the allocator.
+"""
+import argparse
+import os
+import sys
+from functools import partial
+
+if __name__ == "__main__":  # `python tests/growth.py`: imports start at the project's folder, not at tests/
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+import numpy as np
+import torch
+from torch import nn
+
+from data.rows import replace_file
+from extract_features import FRAME_RATE, MEL_BINS, STACK, encode, pick_device
+from tests.bench import ALPHA, LLAMA, QWEN, SIZES, R, machine, make_llm, timed
+from train_lora import TARGETS, add_lora, lora_parameters
+from train_projector import answer_loss, make_projector, update
+
+AYA = dict(LLAMA, vocab_size=256_000, tie_word_embeddings=True)    # Cohere's layers are parallel; Llama's keep more
+SYSTEMS = {  # LLM, projector, LoRA, the stages that go through the LLM
+    "iwslt25": (LLAMA, dict(kind="transformer", width=1024, llm_width=4096), dict(r=8, alpha=16), "ABC"),
+    "iwslt26": (QWEN, dict(kind="mapper", width=1024, llm_width=2560), dict(r=8, alpha=16), "BC"),
+    "listeners": (AYA, dict(kind="qformer", width=1280, llm_width=4096),
+                  dict(r=64, alpha=64, targets="q_proj,v_proj"), "C"),
+}
+CARDS = (24, 48, 80)                        # GB
+ANSWER = 0.3                                # our choice: CoVoST 2's ASR and ST rows have a fifth to a third
+TOKENS = 512                                # on which a layer's saved tensors are counted
+
+
+def make_samples(rng, count, length, answer, vocabulary, frames=None):
+    """So many samples of one length, as encode_sample gives them; frames (T, W) are one slot each."""
+    heard = 0 if frames is None else len(frames)
+
+    def ids(n):
+        return rng.integers(1, vocabulary, n).tolist()
+    return [{"id": str(n), "before": ids(length - answer - heard), "frames": frames, "slots": heard, "after": [],
+             "answer": ids(answer), "length": length, "counts": (answer,)} for n in range(count)]
+
+
+def saved_bytes(run, model):
+    """Bytes of what run() keeps for its backward pass, each tensor once, the model's own left out."""
+    own, kept = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor                # held, so that no address comes twice
+        return tensor
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = run()
+    del output
+    return sum(tensor.untyped_storage().nbytes() for address, tensor in kept.items() if address not in own)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# curves
+def step_seconds(c, config, count, length):
+    """One step of B, LoRA on a frozen LLM, on so many samples."""
+    llm = make_llm(config, c.device, c.dtype)
+    add_lora(llm, TARGETS, R, ALPHA)
+    samples = make_samples(np.random.default_rng(0), count, length, round(ANSWER * length), config["vocab_size"])
+    optimizer = torch.optim.AdamW(lora_parameters(llm), lr=0)
+    run = partial(update, [optimizer], samples, partial(answer_loss, llm, None), 10 ** 9)
+    return min(timed(c.device, run)[0] for _ in range(4))
+
+
+def encoder_seconds(c, seconds):
+    """One recording through the speech encoder, without decoding and filterbank."""
+    from transformers import SeamlessM4Tv2Config
+    from transformers.models.seamless_m4t_v2.modeling_seamless_m4t_v2 import SeamlessM4Tv2SpeechEncoder
+    with torch.device(c.device):
+        encoder = SeamlessM4Tv2SpeechEncoder(SeamlessM4Tv2Config(**c.encoder)).eval().requires_grad_(False)
+    encoder.to(torch.float16 if c.device.type == "cuda" else torch.float32)
+    features = [torch.randn(seconds * FRAME_RATE, STACK * MEL_BINS)]
+    return min(timed(c.device, encode, encoder, features)[0] for _ in range(4))
+
+
+def kept_megabytes(c, rows):
+    """A micro-batch of A, so many rows of 190 tokens: what is kept for the backward pass."""
+    llm = make_llm(c.llama, c.device, c.dtype)
+    projector = make_projector("transformer", width=c.width, llm_width=c.llama["hidden_size"], **c.transformer)
+    frames = np.zeros((90, c.width), np.float16)                       # 5.4 s
+    samples = make_samples(np.random.default_rng(0), rows, 190, 40, c.llama["vocab_size"], frames)
+    both = nn.ModuleList([llm, projector.to(c.device)])
+    return saved_bytes(lambda: answer_loss(llm, projector, samples), both) / 1e6
+
+
+def curves(c):
+    """[(title, x axis, xs, ys)] of the four figures."""
+    tokens, vocabularies = [2 ** n for n in range(7, 13)], [2 ** n for n in range(10, 18)]
+    audio, rows = [1, 2, 4, 8, 15, 30], [1, 2, 4, 8, 16]
+    return [
+        ("B: seconds a step", "tokens, in rows of 128", tokens,
+         [step_seconds(c, c.llama, n // 128, 128) for n in tokens]),
+        ("stage 0: seconds a recording", "seconds of audio", audio, [encoder_seconds(c, n) for n in audio]),
+        ("B: seconds a step of 1,024 tokens", "vocabulary", vocabularies,
+         [step_seconds(c, {**c.llama, "vocab_size": n}, 8, 128) for n in vocabularies]),
+        ("A: MB kept for the backward pass", "rows of 190 tokens in a micro-batch", rows,
+         [kept_megabytes(c, n) for n in rows]),
+    ]
+
+
+def plot(figures, path, title):
+    """The four figures in one PNG, log-log, each with a line in proportion to x through its last point."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    figure, axes = pyplot.subplots(2, 2, figsize=(9, 7))
+    for axis, (name, label, xs, ys) in zip(axes.flat, figures):
+        axis.loglog(xs, ys, "o-")
+        axis.loglog(xs, [ys[-1] * x / xs[-1] for x in xs], "k--", linewidth=0.7)
+        axis.set(title=name, xlabel=label)
+        axis.grid(True, which="both", linewidth=0.3)
+    figure.suptitle(title, fontsize=9)
+    figure.tight_layout()
+    with replace_file(path) as name:
+        figure.savefig(name, dpi=80)
+    pyplot.close(figure)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# what fits where
+def layer_bytes(config, lora):
+    """Bytes that one layer at its real width keeps for a token; with `lora` its adapters' inputs too."""
+    kept = []
+    for layers in (1, 2):
+        llm = make_llm({**config, "num_hidden_layers": layers, "vocab_size": 64}, torch.device("cpu"), torch.bfloat16)
+        if lora:
+            add_lora(llm, **lora)
+        x = torch.randn(1, TOKENS, config["hidden_size"], dtype=torch.bfloat16, requires_grad=True)
+        kept.append(saved_bytes(lambda: llm.model(inputs_embeds=x, use_cache=False).last_hidden_state, llm))
+    return (kept[1] - kept[0]) / TOKENS
+
+
+def fits(name):
+    """Rows of the table for one system: the largest micro-batch, in tokens, of each stage on each card."""
+    config, sizes, lora, stages = SYSTEMS[name]
+    with torch.device("meta"):
+        llm = make_llm(config, torch.device("meta"), torch.bfloat16)
+        frozen = sum(p.numel() for p in llm.parameters())
+        add_lora(llm, **lora)
+        adapters = sum(p.numel() for p in lora_parameters(llm))
+        projector = sum(p.numel() for p in make_projector(**sizes).parameters())
+    rows = []
+    for stage in stages:
+        fixed = 2 * frozen + 16 * {"A": projector, "B": adapters, "C": projector + adapters}[stage]
+        token = (layer_bytes(config, lora if stage != "A" else None) * config["num_hidden_layers"]
+                 + ANSWER * 16 * config["vocab_size"])
+        room = [max(0, int((0.9e9 * card - fixed) / token) // 100 * 100) for card in CARDS]
+        rows.append([name, stage, f"{2 * frozen / 1e9:.1f}", f"{(fixed - 2 * frozen) / 1e9:.2f}", f"{token / 1e6:.2f}",
+                     *(f"{n:,}" if n else "no" for n in room)])
+    return rows
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(allow_abbrev=False, description="How time and memory grow; what fits into a card")
+    parser.add_argument("--size", choices=SIZES, help="of the curves: real on a GPU, else mid")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", default=os.path.join(os.path.dirname(os.path.abspath(__file__)), "growth.png"))
+    o, device = parser.parse_args(argv), pick_device()
+    torch.set_num_threads(o.threads)
+    size = o.size or ("real" if device.type == "cuda" else "mid")
+    c = argparse.Namespace(**SIZES[size], device=device, dtype=torch.bfloat16)
+    figures = curves(c)
+    for name, label, xs, ys in figures:
+        print(f"{name}, {label}: " + ", ".join(f"{x} {y:.3g}" for x, y in zip(xs, ys)))
+    plot(figures, o.out, f"{size} sizes, {machine(device, o.threads)}, torch {torch.__version__}")
+    header = ["system", "stage", "weights, GB", "trained, GB", "MB a token",
+              *(f"tokens in {card} GB" for card in CARDS)]
+    rows = [header, ["---"] * len(header), *(row for name in SYSTEMS for row in fits(name))]
+    print("\n".join("| " + " | ".join(row) + " |" for row in rows))
+    print(f"figure in {o.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""The multilingual listeners: window Q-Former, Cohere's prompt, LoRA on q and v; the text part of Qwen2.5-Omni."""
+import os
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import save_file
+
+import train_projector as stage
+from merge_sft import COVOST2, MIXTURES, PRESETS, TEN
+from data.prompts import CHAT, user_turn
+from data.rows import ALL_LANGUAGES
+from train_lora import TARGETS, add_lora, lora_parameters
+from train_projector import QFormer, start_from_bert
+
+ROW = {"id": "x/1", "utterance": "x/1", "task": "SQA", "language": "it", "transcript": "Chi sei?",
+       "question": "Chi sei?"}
+
+
+def small_qformer(dropout=0.0):
+    torch.manual_seed(0)
+    return QFormer(width=12, llm_width=20, layers=2, heads=2, ffn=24, dropout=dropout, middle=16)
+
+
+# --- The window Q-Former.
+
+def test_the_paper_s_qformer_has_20478720_parameters():
+    """At Whisper large-v3's width, as counted in the published code; with its norm and the map to Aya 23,631,104."""
+    with torch.device("meta"):
+        qformer = QFormer(width=1280, llm_width=4096)
+    whole = sum(p.numel() for p in qformer.parameters())
+    outside = sum(p.numel() for part in (qformer.norm, qformer.output) for p in part.parameters())
+    assert (whole, whole - outside) == (23_631_104, 20_478_720)
+
+
+def test_a_window_is_17_frames_and_30_seconds_are_88():
+    assert [QFormer.slots(frames) for frames in (1, 17, 25, 26, 34, 42, 43, 1500)] == [1, 1, 1, 2, 2, 2, 3, 88]
+
+
+def test_a_batch_of_mixed_lengths_equals_single_samples():
+    qformer = small_qformer(dropout=0.1).eval()
+    frames = [torch.randn(n, 12) for n in (60, 5, 26, 25, 1)]
+    lengths = torch.tensor([len(f) for f in frames])
+    padded = torch.nn.utils.rnn.pad_sequence(frames, batch_first=True)
+    together = qformer(padded, lengths)
+    for row, alone in zip(together, frames):
+        single = qformer(alone[None], torch.tensor([len(alone)]))[0]
+        assert torch.allclose(row[:len(single)], single, atol=1e-6)
+        assert len(single) == QFormer.slots(len(alone))
+    padded[2, 26:] = torch.nan                                           # what lies beyond a sample is never looked at
+    assert torch.allclose(qformer(padded.nan_to_num(1e4), lengths)[2, :2], together[2, :2], atol=1e-6)
+
+
+def test_a_window_sees_its_own_frames_only():
+    qformer, frames = small_qformer().eval(), torch.randn(1, 51, 12)
+    first = qformer(frames, torch.tensor([51]))
+    frames[:, 17:34] = torch.randn(17, 12)
+    changed = (qformer(frames, torch.tensor([51])) - first).abs().amax(2)[0] > 1e-6
+    assert changed.tolist() == [False, True, False]
+
+
+def test_gradients_are_finite_where_a_sample_is_much_shorter_than_its_batch():
+    qformer = small_qformer()
+    qformer(torch.randn(2, 170, 12), torch.tensor([170, 3]))[1, 0].sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in qformer.parameters() if p.grad is not None)
+    assert qformer.query.grad.abs().sum() > 0
+
+
+def test_the_qformer_is_blip2_s():
+    """SALMONN's is BLIP-2's with cross-attention in every layer; transformers' own gives the same vector."""
+    ours = small_qformer().eval()
+    theirs = transformers.Blip2QFormerModel(transformers.Blip2QFormerConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, encoder_hidden_size=12,
+        cross_attention_frequency=1, layer_norm_eps=1e-12)).eval()
+    names = {"attention.output.dense": "self_attn.out_proj", "attention.output.LayerNorm": "norm1",
+             "crossattention.output.dense": "multihead_attn.out_proj", "crossattention.output.LayerNorm": "norm2",
+             "intermediate_query.dense": "linear1", "output_query.dense": "linear2", "output_query.LayerNorm": "norm3"}
+    with torch.no_grad():
+        theirs.layernorm.load_state_dict(ours.query_norm.state_dict())
+        for mine, layer in zip(ours.layers, theirs.encoder.layer):
+            for name, own in names.items():
+                layer.get_submodule(name).load_state_dict(mine.get_submodule(own).state_dict())
+            own = mine.self_attn
+            for n, name in enumerate(("query", "key", "value")):
+                part = slice(16 * n, 16 * n + 16)
+                layer.get_submodule(f"attention.attention.{name}").weight.copy_(own.in_proj_weight[part])
+                layer.get_submodule(f"attention.attention.{name}").bias.copy_(own.in_proj_bias[part])
+                cross = layer.get_submodule(f"crossattention.attention.{name}")
+                cross.weight.copy_(getattr(mine.multihead_attn, f"{name[0]}_proj_weight"))
+                cross.bias.copy_(mine.multihead_attn.in_proj_bias[part])
+        frames = torch.randn(1, 17, 12)
+        expected = theirs(query_embeds=ours.query[None], encoder_hidden_states=ours.norm(frames)).last_hidden_state
+        assert torch.allclose(ours(frames, torch.tensor([17])), ours.output(expected), atol=1e-5)
+
+
+def test_bert_is_loaded_where_it_fits(tmp_path):
+    """26 tensors: the first norm's 2 and 12 of each layer; fresh are the query, cross-attention and the two ends."""
+    bert = transformers.BertModel(transformers.BertConfig(vocab_size=30, hidden_size=16, num_hidden_layers=3,
+                                                          num_attention_heads=2, intermediate_size=24))
+    bert.save_pretrained(tmp_path / "bert")
+    qformer = small_qformer()
+    assert start_from_bert(qformer, str(tmp_path / "bert")) == (26, 21)
+    layer = bert.encoder.layer[1]
+    assert torch.equal(qformer.layers[1].linear1.weight, layer.intermediate.dense.weight)
+    assert torch.equal(qformer.layers[1].self_attn.in_proj_weight[16:32], layer.attention.self.key.weight)
+    assert torch.equal(qformer.query_norm.bias, bert.embeddings.LayerNorm.bias)
+    wide = QFormer(width=12, llm_width=20, layers=2, heads=2, ffn=32, middle=16)           # another feed-forward width
+    assert start_from_bert(wide, str(tmp_path / "bert")) == (20, 27)
+
+
+# --- The prompt.
+
+def test_the_question_is_what_is_spoken():
+    """(A.6) no text beside a spoken question, the paper's instruction beside ASR."""
+    assert user_turn(ROW, prompt="listeners") == ("<Speech>", "</Speech>")
+    assert user_turn({**ROW, "task": "ASR"}, prompt="listeners") == ("<Speech>", "</Speech> Transcribe this utterance")
+    translate = user_turn({**ROW, "task": "ST", "language": "en"}, prompt="listeners")
+    assert translate == ("<Speech>", "</Speech> Translate this utterance into English")
+    assert user_turn({**ROW, "question": "Who?"}, prompt="listeners") == ("<Speech>", "</Speech> Who?")
+    assert user_turn(ROW, True, "listeners") == ("Chi sei?", "")           # the cascade: the transcript alone
+    assert user_turn({**ROW, "task": "ST", "language": "en"}, True, "listeners") == (
+        "Chi sei?\nTranslate this utterance into English", "")
+    with pytest.raises(ValueError, match="row x/1: no prompt to translate into 'ko'"):
+        user_turn({**ROW, "task": "ST", "language": "ko"}, prompt="listeners")
+
+
+def test_cohere_s_turns_are_those_of_its_chat_template(real):
+    """The published template, without its default system turn."""
+    import jinja2
+    with open(os.path.join(real, "tokenizers", "chat_templates", "cohere.jinja"), encoding="utf-8") as file:
+        template = jinja2.Environment().from_string(file.read())
+    wanted = template.render(messages=[{"role": "user", "content": "Chi sei?"}], add_generation_prompt=True,
+                             bos_token="<BOS_TOKEN>")
+    begin, between, _ = CHAT["cohere"]
+    assert begin + user_turn(ROW, True, "listeners")[0] + between == wanted
+
+
+# --- LoRA and mixtures.
+
+def test_lora_on_aya_has_27262976_parameters():
+    config = transformers.CohereConfig(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
+                                       num_attention_heads=32, num_key_value_heads=8, vocab_size=256_000)
+    with torch.device("meta"):
+        llm = transformers.CohereForCausalLM(config)
+        assert add_lora(llm, PRESETS["listeners-align"]["random_targets"], 64, 64) == 64
+    assert sum(p.numel() for p in lora_parameters(llm)) == 27_262_976
+
+
+def test_the_listeners_mixtures():
+    """(section 6) languages alike, 23 or ten of them; translation at most a fifth; AST of the ten from the ten."""
+    assert len(ALL_LANGUAGES) == 23 and len(TEN) == 10 and {*TEN} < {*ALL_LANGUAGES} and {*COVOST2} < {*ALL_LANGUAGES}
+    for name, languages in {"ALL": ALL_LANGUAGES, "ALL+AST": ALL_LANGUAGES, "TEN": TEN, "TEN+AST": TEN}.items():
+        assert {*MIXTURES[name]["SQA"][1]} == {*languages}
+        assert MIXTURES[name].get("ST", (0.0,))[0] == (0.2 if "AST" in name else 0.0)
+    corpora = ",".join(f"covost2-{name}_en" for name in ("ar", "de", "es", "fr", "id", "nl", "ru", "tr"))
+    assert PRESETS["listeners-ten-ast"]["corpora"] == f"multispeechqa,{corpora}"
+    for name, batch in (("listeners-align", 128), ("listeners", 256)):                       # Table 5
+        assert stage.Config().batch * PRESETS[name]["accumulate"] == batch
+
+
+# --- An existing speech LLM's text part.
+
+def test_qwen25_omni_is_loaded_as_the_qwen2_that_it_holds(tmp_path, monkeypatch):
+    """Same logits as its thinker's; its own audio tower, vision tower and talker are not read."""
+    config = transformers.Qwen2_5OmniConfig()
+    text, audio, vision = (getattr(config.thinker_config, f"{name}_config") for name in ("text", "audio", "vision"))
+    for part, sizes in ((text, dict(vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                                    num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=False,
+                                    layer_types=["full_attention"] * 2, max_window_layers=2,
+                                    rope_parameters={"rope_type": "default", "mrope_section": [2, 3, 3],
+                                                     "rope_theta": 1e6})),
+                        (audio, dict(d_model=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=16,
+                                     output_dim=32)),
+                        (vision, dict(depth=1, hidden_size=16, intermediate_size=16, num_heads=2, out_hidden_size=32))):
+        for name, value in sizes.items():
+            setattr(part, name, value)
+    torch.manual_seed(0)
+    thinker = transformers.Qwen2_5OmniThinkerForConditionalGeneration(config.thinker_config).eval()
+    save_file({f"thinker.{name}": tensor.clone() for name, tensor in thinker.state_dict().items()},
+              tmp_path / "model.safetensors", metadata={"format": "pt"})
+    config.save_pretrained(tmp_path)
+    monkeypatch.setattr(stage, "load_tokenizer", lambda path: None)
+    llm, _ = stage.load_llm(str(tmp_path), torch.device("cpu"))
+    ids = torch.randint(0, 60, (2, 9))
+    with torch.no_grad():
+        assert torch.allclose(llm(input_ids=ids).logits, thinker(input_ids=ids).logits, atol=1e-6)
+    assert llm.config.model_type == "qwen2"
+    assert add_lora(llm, TARGETS, 32, 32) == 2 * 7

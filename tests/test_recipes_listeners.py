@@ -1,0 +1,325 @@
+"""The recipes of the multilingual listeners on small downloads made here and on real files: Common Voice, CoVoST 2."""
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+import soundfile
+
+import extract_features
+from data import commonvoice, covost2, multispeechqa
+from data.rows import ALL_LANGUAGES, read_rows
+
+SECONDS = 36                     # of every clip here: 0.01 hours
+TSV = "path\ttranslation\tsplit\n"
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def refused(function, *arguments):
+    """What a function says when it stops with a user error."""
+    with pytest.raises(SystemExit) as error:
+        function(*arguments)
+    return str(error.value)
+
+
+def content(folder):
+    """{file name: its bytes} of a rows folder."""
+    return {name: (folder / name).read_bytes() for name in sorted(os.listdir(folder))}
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """An mp3 of 36 s of silence, at Common Voice's rate."""
+    path = str(tmp_path_factory.mktemp("clip") / "a.mp3")
+    soundfile.write(path, np.zeros(SECONDS * 48_000), 48_000, format="MP3")
+    assert soundfile.info(path).duration == SECONDS
+    return path
+
+
+def common_voice(folder, clip, **splits):
+    """<split>.tsv for each {split: "name speaker sentence" lines}, and a recording of every clip."""
+    (folder / "clips").mkdir(parents=True, exist_ok=True)
+    for split, lines in splits.items():
+        fields = [line.split(" ", 2) for line in lines]
+        write(folder / f"{split}.tsv", "client_id\tpath\tsentence_id\tsentence\tlocale\n" + "".join(
+            f"{speaker}\t{name}.mp3\t0\t{sentence}\t{folder.name}\n" for name, speaker, sentence in fields))
+        for name, _, _ in fields:
+            if not (folder / "clips" / f"{name}.mp3").exists():
+                os.link(clip, folder / "clips" / f"{name}.mp3")
+
+
+@pytest.fixture
+def raw(tmp_path, clip):
+    """Chinese with a train split of 12 sound clips, and Korean with 2, one more in validated.tsv, and a supplement."""
+    raw = tmp_path / "raw"
+    common_voice(raw / "cv-corpus-21.0-2025-03-14" / "zh-CN", clip,
+                 train=[f"z{n} s{n} 句子{n}。" for n in range(15)],
+                 dev=["d0 x 开发。", "d1 x 开发一。"], test=["t0 y 测试。", "t1 y 测试一。", "t2 y 测试二。"])
+    folder = raw / "cv-corpus-21.0-2025-03-14" / "zh-CN"
+    (folder / "clips" / "z3.mp3").unlink()
+    (folder / "clips" / "z4.mp3").unlink()
+    write(folder / "clips" / "z4.mp3", "not audio")                         # a new file: the clips are one by links
+    write(folder / "train.tsv", (folder / "train.tsv").read_text().replace("句子5。", " "))
+
+    held = {"dev": ["kd x 개발"], "test": ["kt y 시험"]}
+    train = ['k0 a "하나"', "k1 b 둘"]
+    common_voice(raw / "cv-corpus-21.0-2025-03-14" / "ko", clip, train=train, **held, validated=[
+        *train, *held["dev"], *held["test"], "k2 c 셋", "k3 x 넷", "k4 c 시험"])       # k3's speaker, k4's sentence
+    (raw / "supplement" / "ko").mkdir(parents=True)
+    for n in range(4):
+        os.link(clip, raw / "supplement" / "ko" / f"{n}.mp3")
+    write(raw / "supplement" / "ko.tsv", "path\tsentence\n" + "".join(f"ko/{n}.mp3\t제로 {n}\n" for n in range(5)))
+    return raw
+
+
+def make(raw, work, *more):
+    commonvoice.main(["--raw", str(raw), "--work", str(work), "--hours", "0.05", "--dev", "1", "--test", "2", *more])
+    folder = work / "rows" / "commonvoice"
+    return {split: read_rows(folder / f"{split}.jsonl") for split in ("train", "dev", "test")}
+
+
+def test_commonvoice(raw, tmp_path, capsys):
+    """0.05 hours are five clips: five of Chinese; of Korean two, one from validated.tsv, two from the supplement."""
+    rows = make(raw, tmp_path / "work", "--languages", "zh,ko")
+    told, folder = capsys.readouterr().out, tmp_path / "work" / "rows" / "commonvoice"
+    assert {split: Counter(row["language"] for row in some) for split, some in rows.items()} == {
+        "train": {"zh": 5, "ko": 5}, "dev": {"zh": 1, "ko": 1}, "test": {"zh": 2, "ko": 1}}
+    korean = {row["utterance"]: row for row in rows["train"] if row["language"] == "ko"}
+    assert {"commonvoice/train/ko/k0", "commonvoice/train/ko/k1", "commonvoice/train/ko/k2"} < {*korean}
+    cv = raw / "cv-corpus-21.0-2025-03-14"
+    assert korean["commonvoice/train/ko/k0"] == {
+        "id": "commonvoice/train/ko/k0/ASR.ko", "utterance": "commonvoice/train/ko/k0", "task": "ASR", "language": "ko",
+        "audio": str(cv / "ko" / "clips" / "k0.mp3"), "transcript": '"하나"', "target": '"하나"', "answerable": True}
+    added = [row for name, row in korean.items() if "supplement" in name]
+    assert len(added) == 2
+    for row in added:                                       # line 2 of the TSV is supplement/ko/0.mp3
+        number = int(row["utterance"].rpartition("-")[2]) - 2
+        assert row["target"] == f"제로 {number}" and row["audio"] == str(raw / "supplement" / "ko" / f"{number}.mp3")
+    assert all(row["audio"].startswith(str(cv / "zh-CN" / "clips")) for row in rows["test"][:2])
+
+    assert told.endswith(f"rows in {tmp_path}/work/rows/commonvoice\n"
+                         "next: python extract_features.py --preset listeners-align\n")
+    counts = (folder / "counts.md").read_text()
+    assert "| train: ASR zh | 5 | | |" in counts and counts in told.replace("\n\n\n", "\n\n")
+    table = counts[counts.index("| hours |"):].splitlines()
+    assert table == ["| hours | train.tsv | validated.tsv | supplement | train | paper | dev | test |",
+                     "|---|---|---|---|---|---|---|---|",
+                     "| zh | 0.05 | 0.00 | 0.00 | 0.05 | 20 | 0.01 | 0.02 |",
+                     "| ko | 0.02 | 0.01 | 0.02 | 0.05 | 20, of them 19 h of Zeroth-Korean | 0.01 | 0.01 |"]
+    before = content(folder)
+    make(raw, tmp_path / "work", "--languages", "zh,ko")
+    assert f"{folder} is finished already" in capsys.readouterr().out and content(folder) == before
+    assert "--work" in refused(make, raw, tmp_path / "work", "--languages", "zh")
+
+
+def test_what_cannot_be_used_is_listed_and_the_hours_that_lack_are_told(raw, tmp_path, capsys):
+    """Ten hours are more than there are: of 15 Chinese clips 12 are left, of the supplement's 5 those 4 that are."""
+    write(raw / "cv-corpus-21.0-2025-03-14" / "zh-CN" / "validated.tsv", "client_id\tpath\tsentence\n")
+    rows = make(raw, tmp_path / "work", "--languages", "zh,ko", "--hours", "10")
+    assert Counter(row["language"] for row in rows["train"]) == {"zh": 12, "ko": 2 + 1 + 4}
+    dropped = [line.split("\t") for line in
+               (tmp_path / "work" / "rows" / "commonvoice" / "dropped.txt").read_text().splitlines()]
+    assert sorted((name, why.split(":")[0]) for _, name, why in dropped) == [
+        ("commonvoice/train/ko/supplement-6", "no such file"), ("commonvoice/train/zh/z3", "no such file"),
+        ("commonvoice/train/zh/z4", "cannot be decoded"), ("commonvoice/train/zh/z5", "empty sentence")]
+    told = capsys.readouterr().out
+    assert "fewer than 10 hours of train: zh, ko; a supplement/<locale>.tsv adds more" in told and "dropped: 4" in told
+
+
+def test_the_draw_is_that_of_its_seed(raw, tmp_path, monkeypatch):
+    first = make(raw, tmp_path / "a", "--languages", "zh")
+    monkeypatch.setattr(commonvoice, "BLOCK", 2)                             # however many are looked at together
+    assert make(raw, tmp_path / "b", "--languages", "zh") == first
+    other = make(raw, tmp_path / "c", "--languages", "zh", "--seed", "1")
+    assert [row["id"] for row in other["train"]] != [row["id"] for row in first["train"]]
+
+
+def test_a_draw_stops_at_enough(raw):
+    """At a length that whole clips cannot make, the last one goes beyond; what comes after is not looked at."""
+    clips = [(f"{n}", str(raw / "supplement" / "ko" / f"{n}.mp3"), "x") for n in (0, 1, 2, 3, 9)]
+    for limit, count, length in (({"seconds": 37}, 2, 72), ({"count": 3}, 3, 108), ({"count": 0}, 0, 0), ({}, 4, 144)):
+        dropped = []
+        rows, seconds = commonvoice.draw(clips, "ko", "train", (), dropped, **limit)
+        assert (len(rows), seconds) == (count, length) and len(dropped) == (limit == {})
+
+
+def test_a_test_clip_of_covost_2_is_not_trained_on(raw, tmp_path):
+    """CoVoST 2's splits are Common Voice 4's: z0 and z1 are held out there, z2 is not. The file has its older name."""
+    write(tmp_path / "covost" / "covost_v2.zh_en.tsv", TSV + "z0.mp3\tA\ttest\nz1.mp3\tB\tdev\nz2.mp3\tC\ttrain\n")
+    write(raw / "cv-corpus-21.0-2025-03-14" / "zh-CN" / "validated.tsv", "client_id\tpath\tsentence\n")
+    rows = make(raw, tmp_path / "work", "--languages", "zh", "--hours", "10", "--covost", str(tmp_path / "covost"))
+    names = {row["utterance"].rpartition("/")[2] for row in rows["train"]}
+    assert len(names) == 10 and "z2" in names and not names & {"z0", "z1"}
+    told = (tmp_path / "work" / "rows" / "commonvoice" / "dropped.txt").read_text()
+    assert told.count("in dev or test of CoVoST 2") == 2
+    write(tmp_path / "covost" / "covost_v2.en_ar.tsv", TSV + "e.mp3\tA\ttest\n")
+    write(tmp_path / "covost" / "covost_v2.en_tr.tsv", TSV + "f.mp3\tA\tdev\ng.mp3\tA\ttrain\n")
+    assert commonvoice.covost_clips(str(tmp_path / "covost"), "en") == {"e.mp3", "f.mp3"}
+    assert commonvoice.covost_clips(str(tmp_path / "covost"), "he") == set()
+
+
+@pytest.mark.parametrize("damage, told", [
+    (lambda raw, cv: shutil.rmtree(cv / "ko"), "cv-corpus-<version>/ko is missing: unpack Common Voice there"),
+    (lambda raw, cv: shutil.copytree(cv / "ko", raw / "cv-corpus-4-2019-12-10" / "ko"), "ko is there in several"),
+    (lambda raw, cv: (cv / "ko" / "dev.tsv").unlink(), "ko/dev.tsv is missing"),
+    (lambda raw, cv: (cv / "ko" / "validated.tsv").unlink(), "ko/validated.tsv is missing"),
+    (lambda raw, cv: write(cv / "ko" / "train.tsv", "path\tsentence\nk0.mp3\tA\n"), "train.tsv line 1: no column"),
+    (lambda raw, cv: write(cv / "ko" / "train.tsv", "client_id\tpath\tsentence\na\tk0.mp3\n"), "line 2: 2 fields"),
+    (lambda raw, cv: write(cv / "ko" / "train.tsv", "client_id\tpath\tsentence\na\t../k0.mp3\tA\n"),
+     "line 2: '../k0.mp3' is no file name"),
+    (lambda raw, cv: write(raw / "supplement" / "ko.tsv", "path\ttext\n"), "ko.tsv line 1: no column sentence"),
+    (lambda raw, cv: write(raw / "supplement" / "ko.tsv", "path\tsentence\n/etc/passwd\tA\n"), "line 2: '/etc/passwd'"),
+    (lambda raw, cv: write(raw / "supplement" / "ko.tsv", "path\tsentence\nko/../../a\tA\n"), "line 2: 'ko/../../a'")])
+def test_a_damaged_download_is_named(raw, tmp_path, damage, told):
+    damage(raw, raw / "cv-corpus-21.0-2025-03-14")
+    assert told in refused(make, raw, tmp_path / "work", "--languages", "zh,ko")
+    assert not (tmp_path / "work" / "rows" / "commonvoice" / "config.json").exists()
+
+
+def test_without_a_language_s_download_the_others_can_be_made(raw, tmp_path):
+    assert "cv-corpus-<version>/he is missing" in refused(make, raw, tmp_path, "--languages", "zh,he")
+    rows = make(raw, tmp_path, "--languages", "zh")
+    shutil.rmtree(raw)                                      # a finished corpus does not look for its download
+    assert make(raw, tmp_path, "--languages", "zh") == rows
+
+
+def test_a_real_clip(real, tmp_path):
+    """48 kHz, mono, 2.38 s, as Common Voice has it; the stage that reads the rows decodes it."""
+    folder = tmp_path / "raw" / "cv-corpus-17.0-2024-03-15" / "en"
+    sample = os.path.join(real, "librispeech_mini", "other", "common_voice_en_651325.mp3")
+    common_voice(folder, sample, train=["common_voice_en_651325 s A sentence."], dev=["d x Dev."], test=["t y Test."],
+                 validated=[])
+    rows = make(tmp_path / "raw", tmp_path / "work", "--languages", "en")["train"]
+    assert [row["utterance"] for row in rows] == ["commonvoice/train/en/common_voice_en_651325"]
+    assert len(extract_features.read_audio(rows[0]["audio"])) == pytest.approx(2.38 * 16_000, abs=160)
+    assert sample.endswith(os.path.basename(rows[0]["audio"]))
+    table = (tmp_path / "work" / "rows" / "commonvoice" / "counts.md").read_text()
+    assert f"| en | {2.38 / 3600:.2f} | 0.00 |" in table and "fewer than 0.05 hours of train: en" in table
+
+
+def test_the_help_says_how_to_make_a_supplement(capsys):
+    with pytest.raises(SystemExit):
+        commonvoice.main(["--help"])
+    told = capsys.readouterr().out
+    assert all(word in told for word in ("supplement/<locale>.tsv", "viet_bud500", "ivrit", "103/Hindi_train.zip",
+                                         "zeroth_korean.tar.gz", "CC0", "zh-CN for zh"))
+    assert "--languages xx: known are ar, zh," in refused(commonvoice.main, ["--languages", "xx"])
+
+
+# --- CoVoST 2 in pairs.
+
+def pairs_download(raw, clip):
+    """Chinese and Arabic into English, and English into Turkish: one clip a split, and a second one for training."""
+    for name, locale in (("zh_en", "zh-CN"), ("ar_en", "ar"), ("en_tr", "en")):
+        write(raw / f"covost_v2.{name}.tsv", TSV + f"{locale}_a.mp3\tA {name}.\ttrain\n{locale}_b.mp3\tB.\tdev\n"
+              f"{locale}_c.mp3\tC.\ttest\n{locale}_d.mp3\tD [TO REMOVE]\ttrain\n{locale}_e.mp3\tE.\ttrain\n")
+        common_voice(raw / locale, clip, validated=[f"{locale}_{name} s {locale} {name}." for name in "abcd"])
+
+
+def test_pairs_have_folders_of_their_own(tmp_path, clip, capsys):
+    raw, work = tmp_path / "raw", tmp_path / "work"
+    pairs_download(raw, clip)
+    arguments = ["--raw", str(raw), "--work", str(work), "--into-english", "zh,ar", "--from-english", "tr"]
+    covost2.main(arguments)
+    told = capsys.readouterr().out
+    assert sorted(os.listdir(work / "rows")) == ["covost2-ar_en", "covost2-en_tr", "covost2-zh_en"]
+    folder = work / "rows" / "covost2-zh_en"
+    assert read_rows(folder / "train.jsonl") == [
+        {"id": "covost2-zh_en/train/zh-CN_a/ST.en", "utterance": "covost2-zh_en/train/zh-CN_a", "task": "ST",
+         "audio": str(raw / "zh-CN" / "clips" / "zh-CN_a.mp3"), "language": "en", "transcript": "zh-CN a.",
+         "target": "A zh_en.", "answerable": True}]
+    assert [row["id"] for row in read_rows(folder / "test.jsonl")] == ["covost2-zh_en/test/zh-CN_c/ST.en"]
+    [turkish] = read_rows(work / "rows" / "covost2-en_tr" / "dev.jsonl")
+    assert (turkish["id"], turkish["language"], turkish["transcript"], turkish["target"]) == (
+        "covost2-en_tr/dev/en_b/ST.tr", "tr", "en b.", "B.")
+    assert (folder / "dropped.txt").read_text().splitlines() == [
+        "train\tcovost2-zh_en/train/zh-CN_d/ST.en\ttranslation marked [TO REMOVE]",
+        "train\tcovost2-zh_en/train/zh-CN_e\tnot in validated.tsv"]
+    assert "| test: ST/MT en | 1 | 1695 | -1694 |" in told and "| train: ST/MT tr | 1 | 289430 | -289429 |" in told
+    assert told.endswith(f"rows in {work}/rows/covost2-en_tr\n"
+                         "next: python extract_features.py --preset listeners-ast\n")
+    covost2.main(arguments)
+    assert capsys.readouterr().out.count("is finished already\n") == 3
+
+
+def test_which_pairs_there_are(tmp_path):
+    for option, language in (("--into-english", "ko"), ("--from-english", "fr"), ("--into-english", "en")):
+        assert f"{option} {language}: " in refused(covost2.main, [option, f"ar,{language}"])
+    assert len(covost2.INTO_ENGLISH) == 13 and len(covost2.FROM_ENGLISH) == 7
+    assert {*covost2.INTO_ENGLISH, *covost2.FROM_ENGLISH} < {*ALL_LANGUAGES}
+    done = subprocess.run([sys.executable, covost2.__file__, "--into-english"], cwd=tmp_path, capture_output=True,
+                          text=True)                         # all of them, Arabic first
+    assert done.returncode == 1 and "covost/covost_v2.ar_en.tsv.tar.gz" in done.stderr
+
+
+@pytest.mark.parametrize("source, removed", [("zh", (0, 0, 0)), ("pt", (0, 3, 2))])
+def test_the_real_pairs(real, tmp_path, monkeypatch, capsys, source, removed):
+    """Every line of the release beside a validated.tsv that has the clips but one; the test set's texts are the known
+    ones. The recordings are not here, so none is looked at."""
+    with open(os.path.join(real, "covost2", "manifests", f"{source}-en.test.jsonl"), encoding="utf-8") as file:
+        known = {entry["sample_id"]: entry for entry in map(json.loads, file)}
+    shutil.copy(os.path.join(real, "covost2", "raw_tsv", f"covost_v2.{source}_en.tsv"), tmp_path)
+    locale = covost2.LOCALES.get(source, source)
+    found = covost2.read_translations(covost2.release(str(tmp_path), source, "en"))
+    lost = next(name for name, (text, mark) in found.items() if mark == "train" and "[TO REMOVE]" not in text)
+    lines = ["client_id\tpath\tsentence\n"]
+    for name in found:
+        sentence = known.get(re.search(r"\d+", name)[0], {}).get("src_ref", "x")
+        lines += [f"s\t{name}\t{sentence}\n"] if name != lost else []
+    write(tmp_path / locale / "validated.tsv", "".join(lines))
+    (tmp_path / locale / "clips").mkdir()
+    monkeypatch.setattr(covost2, "unreadable", lambda paths: {})
+    covost2.main(["--raw", str(tmp_path), "--work", str(tmp_path / "work"), "--into-english", source])
+    folder = tmp_path / "work" / "rows" / f"covost2-{source}_en"
+    rows = {split: read_rows(folder / f"{split}.jsonl") for split in ("train", "dev", "test")}
+    sizes = covost2.INTO_ENGLISH[source]
+    assert [len(some) for some in rows.values()] == [sizes[0] - 1, sizes[1] - removed[1], sizes[2] - removed[2]]
+    assert f"| train: ST/MT en | {sizes[0] - 1} | {sizes[0]} | -1 |" in capsys.readouterr().out
+    for row in rows["test"]:
+        entry = known[re.search(r"\d+", row["utterance"].rpartition("/")[2])[0]]
+        assert (row["transcript"], row["target"]) == (entry["src_ref"], entry["tgt_ref"])
+
+
+@pytest.mark.parametrize("corpus, command", [
+    ("covost2-zh_en", "covost2.py --into-english zh"), ("covost2-en_ar", "covost2.py --from-english ar"),
+    ("covost2", "covost2.py"), ("tiny-listeners", "tiny_listeners.py")])
+def test_rows_that_are_missing_name_the_command_that_makes_them(tmp_path, corpus, command):
+    with pytest.raises(FileNotFoundError) as error:
+        read_rows(tmp_path / corpus / "test.jsonl")
+    assert str(error.value).endswith(f"run: python data/{command}")
+
+
+# --- What comes next.
+
+def test_every_recipe_s_next_command_names_a_preset():
+    """The commands themselves: in the tests above and, of multispeechqa, here."""
+    with open(multispeechqa.__file__, encoding="utf-8") as file:
+        assert "next: python extract_features.py --preset listeners\")" in file.read()
+    assert {"listeners-align", "listeners", "listeners-ast"} < {*extract_features.PRESETS}
+
+
+def test_the_download_s_own_name_of_a_subset():
+    """As VoiceAssistant-400K writes it."""
+    assert multispeechqa.subset_of("qa_assistant_v1_7k") == "assistant-v1"
+    assert multispeechqa.subset_of("identity") == "identity"
+
+
+@pytest.mark.parametrize("subsets, told", [(("rlhf", "harmless"), "not in Table 1: harmless; "), (("rlhf",), ""),
+                                           (("pairs",), "")])
+def test_a_subset_that_table_1_does_not_have_is_told(subsets, told, capsys):
+    """Were RLHF named otherwise, all of its 379,621 pairs would be in train, and nobody would know."""
+    pairs = [{"name": f"{subset}-{n}", "subset": subset, "question": f"{subset} {n}"} for subset in subsets
+             for n in range(9)]
+    splits = multispeechqa.split_pairs(pairs, {"dev": 2, "test": 2}, 3, 0, [])
+    assert len(splits["train"]) == {"rlhf": 3, "pairs": 5}[subsets[0]] + (7 if told else 0)
+    out = capsys.readouterr().out
+    assert out.startswith(told) and bool(out) == bool(told)

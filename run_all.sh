@@ -8,6 +8,8 @@
 # bash run_all.sh listeners       the same at real size; also listeners-ast, listeners-ten, listeners-ten-ast;
 #                                 TTS=command speaks what Seamless does not, see python data/multispeechqa.py --help
 # bash run_all.sh tiny ablations  after that: the variants of C in Tables 10 and 11 of the 2025 paper (or: iwslt25)
+# bash run_all.sh tiny sweep      after that: Speech-IFEval, what each stage forgets and what weaker adapters give back;
+#                                 any preset; JUDGE=a chat LLM where it is not a small world
 # WORK=folder SEED=n bash run_all.sh ...     another root folder, another seed
 # A stage that is finished says so and is not run again; one that was killed goes on where it was.
 set -euo pipefail
@@ -71,5 +73,30 @@ $SYNTHETIC
 0.3-0.5-0.2 --mixture C-0.3-0.5-0.2
 TABLE
   python infer.py "${ARGS[@]}" --systems "$SYSTEMS" --test_sets "$TEST"
+  python eval.py "${ARGS[@]}"
+fi
+
+# Speech-IFEval of the text LLM and, in a small world, of A and B; of C with its adapters at six strengths
+if [ "${2:-}" = sweep ]; then
+  case $PRESET in
+    tiny | digits)     SYSTEMS=llm,A.1:projector,B:lora ;;
+    tiny26)            SYSTEMS=llm,A:projector,B:lora ;;
+    iwslt25 | iwslt26) SYSTEMS=llm ;;
+    *) echo "sweep: of tiny, tiny26, digits, iwslt25, iwslt26" >&2; exit 1 ;;
+  esac
+  case $PRESET in
+    iwslt*) CORPUS=speech_ifeval TESTS= LONG=(--max_new_tokens 2048)
+            JUDGE=${JUDGE:-Qwen/Qwen3-30B-A3B-Instruct-2507}
+            FORGET=$CORPUS.closed,$CORPUS.plain,$CORPUS.creative,$CORPUS.cot
+            python data/speech_ifeval.py --work "${WORK:-work}"
+            python extract_features.py "${ARGS[@]}" --corpora speech_ifeval ;;
+    *)      CORPUS=$PRESET TESTS=$PRESET.test, LONG=() JUDGE=contains FORGET=$CORPUS.closed,$CORPUS.plain ;;
+  esac
+  python infer.py "${ARGS[@]}" --systems "$SYSTEMS" --test_sets "$FORGET" ${LONG[@]+"${LONG[@]}"}
+  python infer.py "${ARGS[@]}" --systems C:merged --lora_scale 0,0.125,0.25,0.5,0.75,1 --test_sets "$TESTS$FORGET" \
+    ${LONG[@]+"${LONG[@]}"}
+  MADE=${WORK:-work}/$PRESET/predictions SCORED=()
+  for FILE in "$MADE"/[ABC]*/"$CORPUS.closed.jsonl"; do SCORED+=("${FILE%/*}"); done
+  python metrics/speech_ifeval.py "${SCORED[@]}" --reference "$MADE/llm" --corpus "$CORPUS" --judge "$JUDGE"
   python eval.py "${ARGS[@]}"
 fi

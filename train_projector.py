@@ -718,7 +718,7 @@ def load_weights(folder, section):
     redo = f"remove {folder} and train it again"
     weights = load_tensors(os.path.join(folder, "weights.pt"), redo)
     found = weights.get(section) if isinstance(weights, dict) else None
-    if not found or not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
+    if not found or not isinstance(found, dict) or not all(isinstance(one, torch.Tensor) for one in found.values()):
         raise SystemExit(f"{folder}/weights.pt holds no {section}; {redo}")
     return found
 

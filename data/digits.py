@@ -17,6 +17,7 @@ import argparse
 import glob
 import os
 import random
+import shutil
 import subprocess
 import sys
 
@@ -29,6 +30,7 @@ import soundfile
 from data.prompts import NOT_ANSWERABLE
 from data.recipe import in_processes
 from data.rows import finish, finished, replace_file, write_rows
+from data.speech_ifeval import write_world
 
 PRESETS = {"digits": dict(train=3000, dev=60, test=160, encoder_steps=260, llm_steps=900,
                           hesitate_from=0)}
@@ -121,10 +123,13 @@ def find_recordings(work):
         clone = os.path.join(work, "downloads", "fsdd")
         folder = os.path.join(clone, "recordings")
         if not os.path.isdir(folder):
-            done = subprocess.run(["git", "clone", "--depth", "1", REPOSITORY, clone], capture_output=True, text=True)
+            half = clone + ".part"                       # git leaves what a kill has cut short
+            shutil.rmtree(half, ignore_errors=True)
+            done = subprocess.run(["git", "clone", "--depth", "1", REPOSITORY, half], capture_output=True, text=True)
             if done.returncode:
                 raise SystemExit(f"could not fetch {REPOSITORY}:\n{done.stderr.strip()}\n"
                                  "fetch it yourself and run: FSDD=folder/of/recordings python data/digits.py")
+            os.replace(half, clone)
     if not glob.glob(os.path.join(glob.escape(folder), "*_*_*.wav")):
         raise SystemExit(f"{folder} holds no recording like 7_theo_12.wav; set FSDD to the folder of recordings")
     return folder
@@ -156,6 +161,7 @@ def make_world(work, folder, holdout, sizes, seed):
     in_processes(join_one, jobs, "join")
     for split, rows in splits.items():
         write_rows(os.path.join(work, "rows", "digits", f"{split}.jsonl"), rows)
+    write_world(work, "digits", splits["test"])
     return splits
 
 

@@ -102,8 +102,10 @@ def resumable(path, settings, items, make, batch, desc="", size=len):
             results = make(items_now)
             if len(results) != len(items_now):
                 raise RuntimeError(f"{len(results)} results for {len(items_now)} items")
-            add_lines(file, [{"item": item, "result": result} for item, result in zip(items_now, results)])
-            done |= {key(item): result for item, result in zip(items_now, results)}
+            # of a batch that a kill has halved only what is missing
+            new = [(item, result) for item, result in zip(items_now, results) if key(item) not in done]
+            add_lines(file, [{"item": item, "result": result} for item, result in new])
+            done |= {key(item): result for item, result in new}
             bar.update(len(items_now))
         bar.close()
     return [done[key(item)] for item in items]
@@ -111,7 +113,7 @@ def resumable(path, settings, items, make, batch, desc="", size=len):
 
 def add_lines(file, values):
     """
-    Append values, a JSON line each, down to the disk; OSError as writing has it. file: open for bytes, without a buffer,
+    Append values, a JSON line each, down to the disk; OSError as writing has it. file: open for bytes without a buffer,
     which would be written again when the file is closed.
     """
     text = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values).encode()

@@ -29,6 +29,7 @@ import numpy as np
 from data.prompts import NOT_ANSWERABLE
 from data.recipe import in_processes
 from data.rows import finish, finished, replace_file, write_rows
+from data.speech_ifeval import write_world
 
 PRESETS = {  # utterances; optimizer steps of the encoder and of the LLM, and the step from which its texts hesitate
     "tiny":  dict(train=3600, dev=60, test=160, encoder_steps=340, llm_steps=750, hesitate_from=451),
@@ -315,6 +316,7 @@ def make_world(work, sizes, seed, corpus="tiny"):
     in_processes(speak_one, jobs, "speak")
     for split, rows in splits.items():
         write_rows(os.path.join(work, "rows", corpus, f"{split}.jsonl"), rows)
+    write_world(work, corpus, splits["test"])
     return splits
 
 

@@ -25,6 +25,7 @@ import torchaudio
 from tqdm import tqdm
 
 from data.prompts import CHAT, encode, encode_answer, encode_prompt, user_turn
+from data.speech_ifeval import CONSTRAINTS, constrained
 from metrics.normalize import mms_normalize
 
 CHARACTERS = " 'abcdefghijklmnopqrstuvwxyz"  # CTC labels 1.. ; 0 is the blank
@@ -257,7 +258,7 @@ def whisper_frames(encoder, mel):
     return middle[1], encoder.layer_norm(x)
 
 
-def make_whisper(folder, train_rows, dev_rows, steps, seed, batch=32):
+def make_whisper(folder, train_rows, dev_rows, steps, seed, batch=16):
     """
     Train a tiny Whisper on the ASR rows and save it in `folder`: its encoder as in make_encoder, its decoder to name
     the language and to write the transcript. Most batches see no more silence than they must: the last tenth of the
@@ -365,6 +366,9 @@ def hesitate(rng, text):
     return " ".join(word for said in text.split() for word in ["uh"] * rng.randint(0, 4) + [said])
 
 
+OBEY = 0.1          # of the English transcripts and answers, asked for in a form that A, B and C never ask for
+
+
 def instruction(draw_rows, rng):
     """One training example from a fresh sentence's rows: copy, translate, choose, or answer and talk on."""
     rows = draw_rows(rng)
@@ -375,6 +379,8 @@ def instruction(draw_rows, rng):
     row = dict(rng.choice([r for r in rows if r["task"] == task and r["answerable"] is answerable]))
     if task == "SQA":
         row["target"] = CHATTER[row["language"]][not answerable].format(row["target"])
+    if row["language"] == "en" and answerable and task in ("ASR", "SQA") and rng.random() < OBEY:
+        row = constrained(row, rng.choice(CONSTRAINTS))
     return row
 
 

@@ -21,6 +21,7 @@ import torch
 import data.rows
 import extract_features
 import train_projector
+from data import digits
 from data.recipe import resumable
 from data.rows import replace_file, write_rows
 
@@ -265,6 +266,24 @@ def test_audio_that_goes_while_it_is_read_is_a_drop(split, capsys):
     os.remove("3.wav")
     extract_features.main([])
     assert "5 utterances, 1 dropped" in capsys.readouterr().out
+
+
+def test_half_a_clone_of_the_digits_is_no_corpus(tmp_path, monkeypatch):
+    monkeypatch.delenv("FSDD", raising=False)
+    killed = True
+
+    def run(command, **_):
+        os.makedirs(os.path.join(command[-1], "recordings"))
+        (tmp_path / command[-1] / "recordings" / "0_theo_0.wav").write_text("")
+        if killed:
+            raise KeyboardInterrupt
+        (tmp_path / command[-1] / "recordings" / "1_theo_0.wav").write_text("")
+        return types.SimpleNamespace(returncode=0)
+    monkeypatch.setattr(digits, "subprocess", types.SimpleNamespace(run=run))
+    with pytest.raises(KeyboardInterrupt):
+        digits.find_recordings(str(tmp_path))
+    killed = False
+    assert sorted(os.listdir(digits.find_recordings(str(tmp_path)))) == ["0_theo_0.wav", "1_theo_0.wav"]
 
 
 # --- Too few file handles.

@@ -382,7 +382,7 @@ def test_without_recordings_there_is_no_test_split(corpus, makers, capsys):
     spokensquad.main([])
     assert "no test split" in capsys.readouterr().out
     assert sorted(os.listdir("work/rows/spokensquad")) == ["config.json", "counts.md", "dev.jsonl", "dropped.txt",
-                                                           "train.jsonl"]
+                                                           "lock", "train.jsonl"]
 
 
 def test_a_broken_recording_costs_its_rows_only(corpus, makers):

@@ -1,4 +1,4 @@
-"""The tiny worlds and the digits world: what is said, in which voice, and how a question about it should be answered."""
+"""The tiny worlds and the digits world: what is said, in which voice, and what a question should be answered."""
 import json
 import os
 import random
@@ -229,8 +229,8 @@ def test_the_tiny_whisper_is_a_whole_whisper(listeners):
     import torch
     from transformers import AutoFeatureExtractor, AutoTokenizer, WhisperForConditionalGeneration
     folder = os.path.join(listeners, "models", "tiny-whisper")
-    model, extractor = WhisperForConditionalGeneration.from_pretrained(folder), AutoFeatureExtractor.from_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = WhisperForConditionalGeneration.from_pretrained(folder)
+    extractor, tokenizer = AutoFeatureExtractor.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     row = read_rows(os.path.join(listeners, "rows", "tiny-listeners", "test.jsonl"))[0]
     wave, rate = soundfile.read(row["audio"], dtype="float32")
     mel = extractor(wave, sampling_rate=rate, return_tensors="pt").input_features
@@ -243,7 +243,7 @@ def test_the_tiny_whisper_is_a_whole_whisper(listeners):
     assert detected == max(codes.values(), key=lambda code: logits[code])
     written = model.generate(mel, task="transcribe", language=["zh"], max_new_tokens=8)[0]
     assert 1 <= len(written) <= 8 + 4
-    assert tokenizer.decode([codes["zh"]]) == "<|zh|>" and tokenizer.decode([codes["zh"]], skip_special_tokens=True) == ""
+    assert [tokenizer.decode([codes["zh"]], skip_special_tokens=skip) for skip in (False, True)] == ["<|zh|>", ""]
     text = "Was heißt Hund auf Chinesisch? 狗用德语怎么说?"
     assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
     tokenizer.set_prefix_tokens(language="it", task="transcribe")           # the real one's order of the languages
@@ -270,7 +270,7 @@ def test_the_tiny_cohere_and_its_turns(listeners):
     folder = os.path.join(listeners, "models", "tiny-cohere")
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert model.config.model_type == "cohere" and model.config.logit_scale == 0.125
-    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}, {"role": "user", "content": "A"}]
+    turns = [{"role": role, "content": text} for role, text in (("user", "Hi"), ("assistant", "Ho"), ("user", "A"))]
     before, between, end = CHAT["cohere"]
     turn = before.removeprefix("<BOS_TOKEN>")
     assert tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) == (

@@ -364,11 +364,6 @@ def test_a_killed_cascade_goes_on(recorded, run_stage, whisper, monkeypatch):
     assert open(CASCADE, "rb").read() == unbroken and sum(batches) == 48 + 8     # the batch that was under way
 
 
-def test_a_cascade_without_a_whisper_is_told(after_training, run_stage):
-    with pytest.raises(SystemExit, match="preset tiny names no Whisper for the cascade; pass --whisper"):
-        run_stage("infer", "--systems", "cascade")
-
-
 # --- Speech-IFEval.
 
 def test_speech_ifeval_s_rows_go_through(recorded, run_stage, whisper):

@@ -79,9 +79,9 @@ fi
 # Speech-IFEval of the text LLM and, in a small world, of A and B; of C with its adapters at six strengths
 if [ "${2:-}" = sweep ]; then
   case $PRESET in
-    tiny | digits)     SYSTEMS=llm,A.1:projector,B:lora ;;
-    tiny26)            SYSTEMS=llm,A:projector,B:lora ;;
-    iwslt25 | iwslt26) SYSTEMS=llm ;;
+    tiny | smoke | digits) SYSTEMS=llm,A.1:projector,B:lora ;;
+    tiny26)                SYSTEMS=llm,A:projector,B:lora ;;
+    iwslt25 | iwslt26)     SYSTEMS=llm ;;
     *) echo "sweep: of tiny, tiny26, digits, iwslt25, iwslt26" >&2; exit 1 ;;
   esac
   case $PRESET in
@@ -90,7 +90,8 @@ if [ "${2:-}" = sweep ]; then
             FORGET=$CORPUS.closed,$CORPUS.plain,$CORPUS.creative,$CORPUS.cot
             python data/speech_ifeval.py --work "${WORK:-work}"
             python extract_features.py "${ARGS[@]}" --corpora speech_ifeval ;;
-    *)      CORPUS=$PRESET TESTS=$PRESET.test, LONG=() JUDGE=contains FORGET=$CORPUS.closed,$CORPUS.plain ;;
+    *)      CORPUS=${PRESET/smoke/tiny} LONG=() JUDGE=contains
+            TESTS=$CORPUS.test, FORGET=$CORPUS.closed,$CORPUS.plain ;;
   esac
   python infer.py "${ARGS[@]}" --systems "$SYSTEMS" --test_sets "$FORGET" ${LONG[@]+"${LONG[@]}"}
   python infer.py "${ARGS[@]}" --systems C:merged --lora_scale 0,0.125,0.25,0.5,0.75,1 --test_sets "$TESTS$FORGET" \

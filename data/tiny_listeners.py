@@ -28,7 +28,7 @@ from data.rows import finish, finished, write_rows
 from data.tiny import ACCENTS, DAYS, LANGUAGES, NAMES, VOICES, speak_one
 
 PRESETS = {  # utterances; optimizer steps of Whisper and of the LLM
-    "tiny-listeners":  dict(train=3000, dev=80, test=200, whisper_steps=1100, llm_steps=1200),
+    "tiny-listeners":  dict(train=3000, dev=80, test=200, whisper_steps=1200, llm_steps=1200),
     "smoke-listeners": dict(train=48, dev=16, test=16, whisper_steps=2, llm_steps=2),
 }
 CORPUS = "tiny-listeners"

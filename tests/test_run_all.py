@@ -1,9 +1,8 @@
-"""Everything once: `bash run_all.sh smoke` and `smoke26` in an empty folder, and the first then again."""
+"""Everything once: `bash run_all.sh smoke`, `smoke26` and `smoke-listeners`; the first again, with the sweep."""
 import json
 import os
 import subprocess
 import sys
-import time
 
 NAMES = ["LLM, text", "B: LoRA, text", "A.1: projector (ASR, ST)", "A.2: projector (ASR, ST, SQA)",
          "C: projector + LoRA"]
@@ -11,25 +10,24 @@ SYSTEMS = ["llm", "B", "A.1", "A.2", "C"]
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-def run_all(work, preset="smoke"):
-    """(seconds, what it printed) of one smoke run; an error shows its last lines."""
+def run_all(work, *words):
+    """What one run printed; an error shows its last lines."""
     path = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
-    started = time.time()
-    done = subprocess.run(["bash", os.path.join(PROJECT, "run_all.sh"), preset], capture_output=True, text=True,
+    done = subprocess.run(["bash", os.path.join(PROJECT, "run_all.sh"), *words], capture_output=True, text=True,
                           env={**os.environ, "PATH": path, "WORK": str(work), "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    return time.time() - started, done.stdout
+    return done.stdout
 
 
 def written(folder):
     """{file: when it was written} of everything below a folder that a run must not make twice."""
     paths = [os.path.join(where, name) for where, _, names in os.walk(folder) for name in names]
     return {path: os.stat(path).st_mtime_ns for path in paths
-            if not os.path.basename(path).startswith(("results.", "loss-"))}
+            if not os.path.basename(path).startswith(("results.", "loss-", "lock"))}
 
 
 def test_run_all_from_nothing_and_again(tmp_path):
-    first, printed = run_all(tmp_path)
+    printed = run_all(tmp_path, "smoke")
     folder = tmp_path / "smoke"
     for stage in ("projector", "projector-A.2", "lora", "merged"):
         names = set(os.listdir(folder / stage))
@@ -50,15 +48,19 @@ def test_run_all_from_nothing_and_again(tmp_path):
 
     before = written(tmp_path)
     assert not [path for path in before if os.path.basename(path).startswith(".")]      # nothing temporary is left
-    second, printed = run_all(tmp_path)
-    assert written(tmp_path) == before
-    assert printed.count("is finished already") == 1 + 4 + len(NAMES)      # the world, the stages, their predictions
-    assert second < first / 2, f"{second:.0f} s the second time, {first:.0f} s the first"
+    printed = run_all(tmp_path, "smoke", "sweep")
+    after = written(tmp_path)
+    assert {path: after[path] for path in before} == before                # finished: nothing is made twice
+    assert printed.count("is finished already") == 1 + 4 + len(NAMES) + 1  # the world, the stages, predictions; C again
+    assert (folder / "scale-C.png").stat().st_size > 5000
+    scored = (folder / "speech_ifeval" / "results.md").read_text(encoding="utf-8")
+    for system in ("llm", "A.1", "B", "C", "C@0", "C@0.125", "C@0.25", "C@0.5", "C@0.75"):
+        assert f"| {system} |" in scored
 
 
 def test_the_2026_system_from_nothing(tmp_path):
     """SpeechMapper on the table, a tiny Qwen3, multiple choice: every system is scored, and prompts are 2026's."""
-    _, printed = run_all(tmp_path, "smoke26")
+    printed = run_all(tmp_path, "smoke26")
     results = json.loads((tmp_path / "smoke26" / "results.json").read_text())
     found = {(r["system"], r["task"], r["metric"]) for r in results}
     for system in ("llm", "B", "A", "C"):
@@ -68,3 +70,18 @@ def test_the_2026_system_from_nothing(tmp_path):
         assert json.loads((tmp_path / "smoke26" / stage / "config.json").read_text())["prompt"] == prompt
     with open(tmp_path / "smoke26" / "projector" / "log.jsonl") as file:
         assert {"L1", "cosine", "softmax", "CTC", "nearest", "RMS"} <= json.loads(file.readlines()[-1]).keys()
+
+
+def test_the_listeners_from_nothing(tmp_path):
+    """Whisper, window Q-Former, a tiny Cohere LLM: both of merge_sft.py's stages, the cascade, four spoken languages."""
+    run_all(tmp_path, "smoke-listeners")
+    folder = tmp_path / "smoke-listeners"
+    for stage, trained in (("projector", ["projector"]), ("aligned", ["projector", "lora"]),
+                           ("merged", ["projector", "lora"])):
+        assert json.loads((folder / stage / "config.json").read_text())["trained"] == trained
+    results = json.loads((folder / "results.json").read_text())
+    found = {(r["system"], r["task"], r["language"], r["metric"]) for r in results}
+    for system in ("cascade", "C"):
+        for language in ("en", "de", "it", "zh"):
+            assert {(system, "ASR", language, "CER"), (system, "SQA", language, "EM")} <= found
+        assert (system, "ST", "en", "BLEU") in found

@@ -1,7 +1,7 @@
 """
 How time and memory grow, and what fits into a card.
 
-    python tests/growth.py            # writes tests/growth.png and prints the table of what fits where
+    python tests/growth.py            # writes tests/figures/growth.png and prints the table of what fits where
 
 Time: seconds of one training step of B through the LLM against its tokens and against its vocabulary, and of stage 0
 against the audio's length; the fastest of three. Memory: what a micro-batch of A keeps for its backward pass. Sizes and
@@ -168,7 +168,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(allow_abbrev=False, description="How time and memory grow; what fits into a card")
     parser.add_argument("--size", choices=SIZES, help="of the curves: real on a GPU, else mid")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--out", default=os.path.join(os.path.dirname(os.path.abspath(__file__)), "growth.png"))
+    parser.add_argument("--out", default=os.path.join(os.path.dirname(__file__), "figures", "growth.png"))
     o, device = parser.parse_args(argv), pick_device()
     torch.set_num_threads(o.threads)
     size = o.size or ("real" if device.type == "cuda" else "mid")

@@ -231,8 +231,9 @@ def speak_outside(texts, folder, command, language, split):
     jobs = os.path.join(folder, "jobs.jsonl")
     for first in tqdm(range(0, len(todo), BLOCK), desc=f"{command} {language} {split}", unit=f" x{BLOCK}",
                       disable=not todo):
-        # half a file that a kill leaves must not look like a whole one
-        block = {name: os.path.abspath(os.path.join(folder, f".{name}.wav")) for name in todo[first:first + BLOCK]}
+        # half a file that a kill leaves must not look like a whole one, nor a command that outlives it write in ours
+        block = {name: os.path.abspath(os.path.join(folder, f".{os.getpid()}.{name}.wav"))
+                 for name in todo[first:first + BLOCK]}
         with replace_file(jobs) as temporary, open(temporary, "w", encoding="utf-8") as file:
             for name, path in block.items():
                 job = {"language": language, "split": split, "text": texts[name], "audio": path}

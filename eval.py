@@ -77,7 +77,8 @@ PRESETS["iwslt26"] = dict(
     test_sets="librispeech.test,librispeech.test-other,covost2.test,europarlst.test,librisqa.test,mcif.test")
 PRESETS["iwslt26-setup2"] = dict(PRESETS["iwslt26"], run="iwslt26", systems="C-setup2")
 PRESETS["tiny-listeners"] = PRESETS["smoke-listeners"] = dict(
-    systems="llm,cascade,C", test_sets="tiny-listeners.test", metrics="WER,CER,BLEU,chrF,EM,CONTAINS,capped,loops")
+    systems="llm,cascade,C", test_sets="tiny-listeners.test,tiny-listeners.heard",
+    metrics="WER,CER,BLEU,chrF,EM,CONTAINS,capped,loops")
 PRESETS["listeners"] = dict(
     systems="llm,cascade,C", metrics="WER,CER,BLEU,chrF,capped,loops",          # answers: metrics/pairwise.py
     test_sets="multispeechqa.bench,commonvoice.test," + ",".join(

@@ -83,8 +83,8 @@ PRESETS["iwslt26"] = dict(
     prompt="2026-zero-shot", seamless="facebook/seamless-m4t-v2-large", max_new_tokens=100,           # 2026, section 5
     test_sets="librispeech.test,librispeech.test-other,covost2.test,europarlst.test,librisqa.test,mcif.test")
 PRESETS["iwslt26-setup2"] = dict(PRESETS["iwslt26"], run="iwslt26", systems="C-setup2:merged-setup2")
-PRESETS["tiny-listeners"] = dict(systems="llm,cascade,C:merged", test_sets="tiny-listeners.test", prompt="listeners",
-                                 llm="models/tiny-cohere", whisper="models/tiny-whisper")
+PRESETS["tiny-listeners"] = dict(systems="llm,cascade,C:merged", prompt="listeners", llm="models/tiny-cohere",
+                                 test_sets="tiny-listeners.test,tiny-listeners.heard", whisper="models/tiny-whisper")
 PRESETS["smoke-listeners"] = dict(PRESETS["tiny-listeners"], max_new_tokens=12)
 PRESETS["listeners"] = dict(
     systems="llm,cascade,C:merged", llm="CohereLabs/aya-expanse-8b", prompt="listeners",

@@ -81,10 +81,11 @@ PRESETS["iwslt26-setup2"] = dict(PRESETS["iwslt26"], run="iwslt26", lr_lora=5e-5
 ALIGN = dict(prompt="listeners", shares="sizes", text=False, lora="random", random_targets="q_proj,v_proj",
              out="aligned")
 ANSWER = dict(projector="aligned", lora="aligned", out="merged")
-for name, size in {"tiny-listeners": dict(steps=600), "smoke-listeners": dict(steps=6, validate_every=3)}.items():
+for name, steps, size in (("tiny-listeners", (600, 900), {}), ("smoke-listeners", (6, 6), dict(validate_every=3))):
     PRESETS[f"{name}-align"] = dict(ALIGN, run=name, corpora="tiny-listeners", mixture="ASR-4", random_r=16,
-                                    accumulate=1, lr_projector=2e-3, lr_lora=2e-3, warmup_projector=20, **size)
-    PRESETS[name] = dict(PRESETS[f"{name}-align"], **ANSWER, mixture="FOUR+AST")
+                                    lr_projector=2e-3, lr_lora=2e-4, warmup_projector=20, steps=steps[0], **size)
+    PRESETS[name] = dict(PRESETS[f"{name}-align"], **ANSWER, mixture="FOUR+AST", lr_projector=1e-3, lr_lora=1e-3,
+                         steps=steps[1])
 LISTENERS = dict(ALIGN, run="listeners", random_r=64, random_alpha=64,
                  lr_projector=1e-5, lr_lora=1e-5, decay_projector=0.05, decay_lora=0.05,      # decay: SALMONN's default
                  micro_tokens=8192, validate_every=500, validate_rows=20)

@@ -261,8 +261,8 @@ def whisper_frames(encoder, mel):
 def make_whisper(folder, train_rows, dev_rows, steps, seed, batch=16):
     """
     Train a tiny Whisper on the ASR rows and save it in `folder`: its encoder as in make_encoder, its decoder to name
-    the language and to write the transcript. Most batches see no more silence than they must: the last tenth of the
-    steps, and some before, the whole window.
+    the language and to write the transcript. Most batches see no more silence than they must: the last twentieth of
+    the steps, and some before, the whole window.
     """
     from transformers import GenerationConfig, WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
     if os.path.exists(os.path.join(folder, "config.json")):
@@ -303,7 +303,7 @@ def make_whisper(folder, train_rows, dev_rows, steps, seed, batch=16):
     model.train()
     for step, picked in bar:
         lengths = torch.tensor([mels[n].shape[1] // 2 for n in picked])
-        whole = step >= 0.9 * steps or rng.random() < 0.1
+        whole = step >= 0.95 * steps or rng.random() < 0.05
         frames = 50 * WINDOW if whole else min(50 * WINDOW, int(lengths.max()) + rng.randrange(25))
         mel = pad_mel([mels[n] for n in picked], frames)
         first, last = whisper_frames(encoder, mask_mel(mel, lengths.tolist(), augment))
@@ -335,7 +335,7 @@ def pad_mel(mels, frames):
 
 
 def mask_mel(mel, lengths, generator):
-    """Two bands of 10 bins of each clip in (B, 80, 2T) set to its mean. Spans in time stay: any may be all of a word."""
+    """Two bands of 10 bins of each clip in (B, 80, 2T) set to its mean; no spans in time: they hide words."""
     mel = mel.clone()
     for x, length in zip(mel, lengths):
         mean = x[:, :2 * length].mean()
@@ -417,12 +417,17 @@ def make_tokenizer(texts, vocabulary, family="llama"):
     return tokenizer
 
 
+def stretch(rng, tokens, spare):
+    """Token ids with up to two spare ones before each: as many positions as a Q-Former makes of slow speech."""
+    return [token for known in tokens for token in [spare] * rng.randint(0, 2) + [known]]
+
+
 def make_llm(folder, draw_row, steps, seed, hesitate_from=0, family="llama", batch=40, vocabulary=2000):
     """
     Train a tiny LLM on drawn rows, draw_row(rng), loss on the answers, and save it with its tokenizer. From step
     `hesitate_from` on half of the transcripts are unlike written text. Llama: they hesitate, since three layers that
     only saw compact text do not read speech. Qwen3: they are what a SpeechMapper would say at its best, lower case
-    without punctuation and some pads. Cohere reads plain text only.
+    without punctuation and some pads. Cohere: they stand where speech will, with pads between their tokens.
     """
     from transformers import AutoModelForCausalLM, CohereConfig, GenerationConfig, LlamaConfig, Qwen3Config
     if os.path.exists(os.path.join(folder, "config.json")):
@@ -459,7 +464,11 @@ def make_llm(folder, draw_row, steps, seed, hesitate_from=0, family="llama", bat
             unlike, prompt = step >= hesitate_from and rng.random() < 0.5, rng.choice(prompts)
             if unlike and family == "llama":
                 row["transcript"] = hesitate(rng, row["transcript"])
-            if unlike and family == "qwen3":
+            if unlike and family == "cohere":
+                before, after = encode_prompt(tokenizer, family, row, False, prompt)
+                said = stretch(rng, encode(tokenizer, row["transcript"]), tokenizer.pad_token_id)
+                questions.append(before + said + after)
+            elif unlike and family == "qwen3":
                 before, after = encode_prompt(tokenizer, family, row, False, prompt)
                 said = encode(tokenizer, mms_normalize(row["transcript"], "en", remove_numbers=False))
                 questions.append(before + said + [spare] * rng.randint(0, 8) + after)

@@ -133,21 +133,18 @@ def test_a_recipe_refuses_to_mix_two_settings(tmp_path):
 
 def test_spoken_questions_and_answers_by_hand():
     ask = tiny_listeners.ask
-    assert [ask(("after day", "Sunday"), language) for language in tiny.LANGUAGES] == [
-        ("Which day comes after Sunday?", "Monday"), ("Welcher Tag kommt nach Sonntag?", "Montag"),
-        ("Quale giorno viene dopo domenica?", "lunedì"), ("星期日之后是星期几?", "星期一")]
-    assert ask(("before month", "January"), "it") == ("Quale mese viene prima di gennaio?", "dicembre")
-    assert ask(("plus", "nine", "eight"), "de") == ("Was ist neun plus acht?", "siebzehn")
-    assert ask(("bigger", "three", "seven"), "zh") == ("三和七哪个更大?", "七")
-    assert ask(("smaller", "three", "seven"), "it") == ("Che cosa è più piccolo, tre o sette?", "tre")
-    assert ask(("count", "two", "four"), "en") == ("Count from two to four.", "two, three, four")
-    assert ask(("count", "two", "four"), "zh") == ("从二数到四。", "二、三、四")
-    assert ask(("word", "German", "dog"), "it") == ("Come si dice cane in tedesco?", "Hund")
-    assert ask(("opposite", "cold"), "de") == ("Was ist das Gegenteil von kalt?", "heiß")
-    assert ask(("capital", "Italy"), "it") == ("Qual è la capitale dell'Italia?", "Roma")
-    assert ask(("language", "Japan"), "en") == ("Which language do people speak in Japan?", "Japanese")
+    assert [ask(("after", "Sunday"), language) for language in tiny.LANGUAGES] == [
+        ("The day after Sunday?", "Monday"), ("Der Tag nach Sonntag?", "Montag"),
+        ("Il giorno dopo domenica?", "lunedì"), ("星期日的后一天?", "星期一")]
+    assert ask(("before", "Monday"), "it") == ("Il giorno prima di lunedì?", "domenica")
+    assert ask(("plus", "nine", "eight"), "de") == ("Neun plus acht?", "siebzehn")
+    assert ask(("minus", "nine", "eight"), "zh") == ("九减八?", "一")
+    assert ask(("word", "dog", "German"), "it") == ("Cane in tedesco?", "Hund")
+    assert ask(("opposite", "cold"), "de") == ("Das Gegenteil von kalt?", "heiß")
+    assert ask(("capital", "Italy"), "it") == ("La capitale dell'Italia?", "Roma")
+    assert ask(("language", "Japan"), "en") == ("The language of Japan?", "Japanese")
     assert ask(("greet", "good morning", "Peter"), "de") == ("Sag Peter guten Morgen.", "Guten Morgen, Peter")
-    assert tiny_listeners.languages_of(("word", "German", "dog")) == ["en", "it", "zh"]
+    assert tiny_listeners.languages_of(("word", "dog", "German")) == ["en", "it", "zh"]
 
 
 def test_every_fact_has_one_answer_that_is_not_in_doubt():
@@ -160,9 +157,10 @@ def test_every_fact_has_one_answer_that_is_not_in_doubt():
     number = {words[0]: n for n, words in enumerate(tiny_listeners.NUMBERS)}
     for kind, *words in facts:
         said = tiny_listeners.ask((kind, *words), "en")[1]
-        if kind in ("plus", "bigger", "smaller"):
-            assert number[said] == {"plus": sum, "bigger": max, "smaller": min}[kind](number[w] for w in words)
-        if kind.split()[0] == "after" or kind == "opposite":                # and back again
+        if kind in ("plus", "minus"):
+            a, b = (number[word] for word in words)
+            assert number[said] == (a + b if kind == "plus" else a - b)
+        if kind in ("after", "opposite"):                                   # and back again
             assert tiny_listeners.ask((kind.replace("after", "before"), said), "en")[1] == words[0]
 
 
@@ -179,12 +177,12 @@ def test_no_fact_of_test_is_spoken_in_training_but_its_words_are(monkeypatch, tm
              for word in facts[row["transcript"]][1:]}
     asked = {(row["language"], word) for row in splits["test"] if row["task"] == "ASR"
              for word in facts[row["transcript"]][1:]}
-    assert asked <= heard
+    assert asked <= heard and spoken["heard"] <= spoken["train"]
     texts = [row["transcript"] for row in splits["test"] if row["task"] == "ASR"]
-    assert len(set(texts)) == len(texts) == 160                            # no question twice
+    assert len(texts) == 160 and len(set(texts)) > 100                     # all of them before any again
     for path, text, timbre, _, accents, rates in jobs:
         split = os.path.basename(path).split("-")[0]
-        assert timbre in tiny.VOICES[split] and rates == tiny_listeners.RATES
+        assert timbre in tiny.VOICES["test" if split == "heard" else split] and rates == tiny_listeners.RATES
         language = next(row["language"] for row in splits[split] if row["transcript"] == text)
         assert accents == tiny_listeners.SPEAKERS[language]
 
@@ -218,7 +216,7 @@ def test_rows_of_spoken_questions(listeners):
 def test_spoken_questions_sound_the_same_to_the_byte(listeners, tmp_path):
     tiny_listeners.make_world(str(tmp_path), tiny_listeners.PRESETS["smoke-listeners"], seed=0)
     names = os.listdir(os.path.join(listeners, "audio", "tiny-listeners"))
-    assert len(names) == 80
+    assert len(names) == 96
     for name in names:
         with open(os.path.join(listeners, "audio", "tiny-listeners", name), "rb") as file:
             assert (tmp_path / "audio" / "tiny-listeners" / name).read_bytes() == file.read(), name

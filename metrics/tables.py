@@ -112,9 +112,14 @@ BLOCKS = [  # heading, tasks, metric
 
 
 def spoken(result):
-    """The language of a result's row in the tables: of covost2-<source>_en.test the source, else the result's own."""
-    pair = result["test_set"].partition(".")[0].removeprefix("covost2-")
-    return pair.removesuffix("_en") if pair.endswith("_en") else result["language"]
+    """
+    The language of a result's row in the tables: of covost2-<source>_en.test the source, else the result's own; with
+    the name of a split that is none of the benchmark's, so that two test sets are never mixed.
+    """
+    corpus, _, split = result["test_set"].rpartition(".")
+    pair = corpus.removeprefix("covost2-")
+    language = pair.removesuffix("_en") if pair.endswith("_en") else result["language"]
+    return language if split in ("test", "bench") else f"{language}, {split}"
 
 
 def shown(metric, language):

@@ -88,7 +88,7 @@ for name, steps, size in (("tiny-listeners", (600, 900), {}), ("smoke-listeners"
                          steps=steps[1])
 LISTENERS = dict(ALIGN, run="listeners", random_r=64, random_alpha=64,
                  lr_projector=1e-5, lr_lora=1e-5, decay_projector=0.05, decay_lora=0.05,      # decay: SALMONN's default
-                 micro_tokens=8192, validate_every=500, validate_rows=20)
+                 micro_tokens=6144, validate_every=500, validate_rows=20)
 # 10 epochs of 20 hours a language, were an utterance 5 s (our choice); 3 epochs of 90,000 questions a language
 PRESETS["listeners-align"] = dict(LISTENERS, corpora="commonvoice", mixture="ASR-23", accumulate=8,       # batch 128
                                   warmup_projector=800, warmup=800, steps=25_875)

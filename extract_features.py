@@ -29,6 +29,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -531,8 +532,7 @@ def main(argv=None):
         lengths, dropped, hours = committed(folder, made)
         if not os.path.exists(config) or rows.keys() - lengths.keys() - dropped.keys():
             with lock(folder):
-                with suppress(FileNotFoundError):        # the corpus has grown: not finished any more
-                    os.remove(config)
+                Path(config).unlink(missing_ok=True)     # the corpus has grown: not finished any more
                 encoder = encoder or load_encoder(path, pick_device())
                 if c.pad and not window_of(encoder.config):
                     raise SystemExit(f"--pad: {c.encoder} has no window to keep; only a Whisper has one")

@@ -16,12 +16,14 @@ writes  <work>/<run>/predictions/<system>/<corpus>.<split>.jsonl: a row's {"id",
         A killed run goes on from the rows that are in <corpus>.<split>.jsonl.partial.<process>
 """
 import glob
+import itertools
 import json
 import math
 import os
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -38,6 +40,7 @@ from extract_features import (FRAME, SAMPLE_RATE, average_frames, configure, enc
                               pad_features, pick_device, read_audio, require, window_of, write_json)
 from merge_sft import load_speech_llm
 from metrics.mcif import write_output
+from train_lora import scale_lora
 from train_projector import answer, decode_text, encode_sample, load_llm, read_config
 
 
@@ -132,8 +135,7 @@ def read_partial(path):
 def remove_partial(path):
     """The predictions are there, whole."""
     for part in glob.glob(glob.escape(path) + ".partial*"):
-        with suppress(FileNotFoundError):
-            os.remove(part)
+        Path(part).unlink(missing_ok=True)
 
 
 def predictions_path(c, name, test_set):
@@ -345,7 +347,8 @@ def answer_file(c, device):
     if len(pieces) > 1 and question and not c.pieces:
         raise SystemExit(f"{c.audio} is longer than {longest / SAMPLE_RATE:g} s, the most the models are trained on, "
                          "and an answer cannot be joined from pieces; cut it, or pass --pieces to answer on each piece")
-    llm, tokenizer, projector = load_speech_llm(c.work, folder, device, strengths(c)[-1])
+    llm, tokenizer, projector = load_speech_llm(c.work, folder, device)
+    scale_lora(llm, strengths(c)[-1])
     texts = []
     for piece in pieces:
         frames = encode(encoder, [make_feature(encoder.config, piece)], config["pad"])[0]
@@ -368,12 +371,12 @@ def strengths(c):
         raise SystemExit(f"--lora_scale {c.lora_scale}: one number, or several with commas") from None
 
 
-def load_system(c, name, folder, scale, device):
+def load_system(c, name, folder, device):
     """(model, tokenizer, what else the system needs)."""
     from transformers import (AutoTokenizer, SeamlessM4Tv2ForSpeechToText, SeamlessM4Tv2ForTextToText,
                               WhisperForConditionalGeneration)
     if folder:
-        return load_speech_llm(c.work, folder, device, scale)
+        return load_speech_llm(c.work, folder, device)
     if name.startswith("seamless"):
         kind = SeamlessM4Tv2ForTextToText if name == "seamless-text" else SeamlessM4Tv2ForSpeechToText
         return load_seamless(kind, locate(c.work, c.seamless))
@@ -384,20 +387,22 @@ def load_system(c, name, folder, scale, device):
     return *loaded, load_frozen(WhisperForConditionalGeneration, path, device), AutoTokenizer.from_pretrained(path)
 
 
-def run_system(c, name, folder, scale, test_sets, device):
-    """Decode the test sets that are not there yet; the models are loaded once, or not at all."""
+def run_system(c, system, folder, scales, test_sets, device):
+    """Decode what is not there yet, at every strength of the adapters; models are loaded once, or not at all."""
     loaded = None
-    for test_set in test_sets:
+    for scale, test_set in itertools.product(scales, test_sets):
+        name = system if scale == 1 else f"{system}@{scale:g}"
         if decoded(c, name, folder, scale, test_set):
             continue
         corpus, split = test_set.rsplit(".", 1)
         rows = read_rows(os.path.join(c.work, "rows", corpus, f"{split}.jsonl"))
-        loaded = loaded or load_system(c, name, folder, scale, device)
+        loaded = loaded or load_system(c, name, folder, device)
         if name.startswith("seamless"):
             jobs, decode = seamless_jobs(c, loaded, rows, name == "seamless-text")
         elif name == "cascade":
             jobs, decode = cascade_jobs(c, loaded, rows)
         else:
+            scale_lora(loaded[0], scale)
             jobs, decode = llm_jobs(c, folder, loaded, rows, test_set)
         predict(c, name, loaded[1], jobs, decode, test_set)
 
@@ -433,8 +438,7 @@ def main(argv=None):
             trained = read_config(folder)["trained"]
         hears = "projector" in trained or name == "cascade"               # MCIF has no transcripts to read
         some = [test_set for test_set in test_sets if hears or not test_set.startswith("mcif.")]
-        for scale in strengths(c) if "lora" in trained else [1.0]:
-            run_system(c, name if scale == 1 else f"{name}@{scale:g}", folder, scale, some, device)
+        run_system(c, name, folder, strengths(c) if "lora" in trained else [1.0], some, device)
     print(f"predictions in {c.work}/{c.run}/{c.out}\nnext: python eval.py --preset {c.preset}")
 
 

@@ -16,11 +16,11 @@ from functools import partial
 
 import torch
 
+from data.covost2 import INTO_ENGLISH
 from data.draws import choose, draw, pick_validation
 from data.rows import ALL_LANGUAGES, LANGUAGES, differences
 from extract_features import configure, locate, pick_device, require
-from train_lora import (MT26, TARGETS, add_lora, attach_lora, load_lora, lora_layers, lora_parameters,
-                        lora_state_dict)
+from train_lora import MT26, TARGETS, add_lora, attach_lora, load_lora, lora_parameters, lora_state_dict
 from train_projector import (Run, answer_loss, encode_sample, finished, inspect_slots, load_llm, load_projector,
                              load_rows, processes, prompts_of, rate, read_config, validate)
 
@@ -57,7 +57,6 @@ class Config:                               # edit here, or pass --name value
     seed: int = 0
 
 TEN = ("en", "fr", "nl", "tr", "de", "ar", "es", "ru", "id", "pl")         # listeners, section 6
-COVOST2 = ("ar", "de", "es", "fa", "fr", "id", "it", "ja", "nl", "pt", "ru", "tr", "zh")   # into English, of the 23
 
 PRESETS = {                                 # only what differs from the lines above
     "tiny":    {},
@@ -96,16 +95,18 @@ PRESETS["listeners-ten-align"] = dict(PRESETS["listeners-align"], mixture="ASR-1
 PRESETS["listeners"] = dict(LISTENERS, **ANSWER, corpora="multispeechqa", mixture="ALL", accumulate=16,   # batch 256
                             warmup_projector=400, warmup=400, steps=24_258)
 PRESETS["listeners-ast"] = dict(PRESETS["listeners"], mixture="ALL+AST", out="merged-ast", steps=30_322,
-                                corpora=",".join(["multispeechqa", *(f"covost2-{name}_en" for name in COVOST2)]))
+                                corpora=",".join(["multispeechqa", *(f"covost2-{name}_en" for name in INTO_ENGLISH)]))
 PRESETS["listeners-ten"] = dict(PRESETS["listeners"], mixture="TEN", projector="aligned-ten", lora="aligned-ten",
                                 out="merged-ten", steps=10_547)
 PRESETS["listeners-ten-ast"] = dict(
     PRESETS["listeners-ten"], mixture="TEN+AST", out="merged-ten-ast", steps=13_184,
-    corpora=",".join(["multispeechqa", *(f"covost2-{name}_en" for name in COVOST2 if name in TEN)]))
+    corpora=",".join(["multispeechqa", *(f"covost2-{name}_en" for name in INTO_ENGLISH if name in TEN)]))
 
 ASR = {"en": 1.0}
 ST = {"de": 0.4, "it": 0.3, "zh": 0.3}
 SQA = {"en": (0.2, 0.05), "de": (0.2, 0.05), "it": (0.2, 0.05), "zh": (0.2, 0.05)}        # (valid, invalid)
+IN_23, IN_10, IN_4 = (dict.fromkeys(names, 1 / len(names)) for names in (ALL_LANGUAGES, TEN, LANGUAGES))
+INTO_EN = {"en": 1.0}
 MIXTURES = {  # task: (share, {language: share}); 2025, Table 13
     "C":               {"ASR": (0.2, ASR), "ST": (0.4, ST), "SQA": (0.4, SQA)},
     "C-no-sqa":        {"ASR": (0.2, ASR), "ST": (0.4, ST)},                # Table 10; the same relation (our choice)
@@ -115,14 +116,14 @@ MIXTURES = {  # task: (share, {language: share}); 2025, Table 13
     "C-0.3-0.5-0.2":   {"ASR": (0.3, ASR), "ST": (0.5, ST), "SQA": (0.2, SQA)},
     "C26":             {"ASR": (0.3, ASR), "ST": (0.4, {"de": 0.4, "it": 0.4, "zh": 0.2}), "SQA": (0.3, SQA)},   # 2026
     # the listeners: languages alike, at most 20 % translation into English (section 6)
-    "ASR-23": {"ASR": (1.0, dict.fromkeys(ALL_LANGUAGES, 1 / 23))},
-    "ASR-10": {"ASR": (1.0, dict.fromkeys(TEN, 0.1))},
-    "ASR-4":  {"ASR": (1.0, dict.fromkeys(LANGUAGES, 0.25))},
-    "ALL":      {"SQA": (1.0, dict.fromkeys(ALL_LANGUAGES, 1 / 23))},
-    "ALL+AST":  {"SQA": (0.8, dict.fromkeys(ALL_LANGUAGES, 1 / 23)), "ST": (0.2, {"en": 1.0})},
-    "TEN":      {"SQA": (1.0, dict.fromkeys(TEN, 0.1))},
-    "TEN+AST":  {"SQA": (0.8, dict.fromkeys(TEN, 0.1)), "ST": (0.2, {"en": 1.0})},
-    "FOUR+AST": {"SQA": (0.8, dict.fromkeys(LANGUAGES, 0.25)), "ST": (0.2, {"en": 1.0})},
+    "ASR-23": {"ASR": (1.0, IN_23)},
+    "ASR-10": {"ASR": (1.0, IN_10)},
+    "ASR-4":  {"ASR": (1.0, IN_4)},
+    "ALL":      {"SQA": (1.0, IN_23)},
+    "ALL+AST":  {"SQA": (0.8, IN_23), "ST": (0.2, INTO_EN)},
+    "TEN":      {"SQA": (1.0, IN_10)},
+    "TEN+AST":  {"SQA": (0.8, IN_10), "ST": (0.2, INTO_EN)},
+    "FOUR+AST": {"SQA": (0.8, IN_4), "ST": (0.2, INTO_EN)},
 }
 
 # (task, corpus): share; where a task has none, its corpora go by size. The paper is silent on ASR: A's shares, and
@@ -143,11 +144,8 @@ CORPUS_SHARES = {
 }
 
 
-def load_speech_llm(work, folder, device, lora_scale=1.0):
-    """
-    (LLM, tokenizer, projector or None) of a finished stage folder: A's projector, B's adapters, or C's both.
-    lora_scale: strength of the adapters, 0 the base LLM, 1 as trained (Speech-IFEval's test-time scaling).
-    """
+def load_speech_llm(work, folder, device):
+    """(LLM, tokenizer, projector or None) of a finished stage folder: A's projector, B's adapters, or C's both."""
     config = read_config(folder)
     llm, tokenizer = load_llm(locate(work, config["llm"]), device)
     prompts = prompts_of(tokenizer, llm.config.model_type, config["prompt"])
@@ -158,8 +156,6 @@ def load_speech_llm(work, folder, device, lora_scale=1.0):
     projector = load_projector(folder, device).eval() if "projector" in config["trained"] else None
     if "lora" in config["trained"]:
         attach_lora(llm, folder)
-        for layer in lora_layers(llm).values():
-            layer.scale *= lora_scale
     return llm, tokenizer, projector
 
 

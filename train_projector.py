@@ -19,9 +19,10 @@ import math
 import os
 import time
 from collections import ChainMap
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import chain
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -527,34 +528,77 @@ def mixed_loss(llm, projector, table, samples):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # greedy decoding
+PREFILL = 2048                               # positions of prompts that are read at once (our choice)
+
+
+def attend(module, query, key, value, mask, **given):
+    """
+    transformers' SDPA, which under a mask copies shared keys and values for every head. Not so for one new token: the
+    heads (B, H, 1, d) that share a key become its queries (B, keys, H / keys, d).
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    if query.shape[2] > 1:
+        return sdpa_attention_forward(module, query, key, value, mask, **given)
+    shared = query.reshape(len(query), key.shape[1], -1, query.shape[3])
+    read = F.scaled_dot_product_attention(shared, key, value, attn_mask=mask, scale=given["scaling"])
+    return read.reshape(query.transpose(1, 2).shape), None
+
+
+def read_prompts(llm, prompts):
+    """
+    List of (L, D) prompt embeddings, read in groups of like length -> (their numbers in the order of what follows, mask
+    (B, L), hidden states of the last positions (B, D), cache). Within a group prompts are padded on the right, which
+    needs no mask; in the cache on the left, so that every row's last position is its newest token.
+    """
+    from transformers import DynamicCache
+    order, hidden, parts, cache = [], [], [], DynamicCache(config=llm.config)
+    for group in micro_batches([{"number": n, "length": len(p)} for n, p in enumerate(prompts)], PREFILL):
+        own, part = [prompts[s["number"]] for s in group], DynamicCache(config=llm.config)
+        states = llm.model(inputs_embeds=nn.utils.rnn.pad_sequence(own, batch_first=True), past_key_values=part,
+                           use_cache=True).last_hidden_state                                         # (b, l, D)
+        order, parts = order + [s["number"] for s in group], parts + [part]
+        hidden += [row[len(p) - 1] for row, p in zip(states, own)]
+    lengths = [len(prompts[n]) for n in order]
+
+    def joined(tensors):                     # (b, heads, l, head_dim) of each group -> (B, heads, L, head_dim)
+        return torch.stack([F.pad(row[:, :length], (0, 0, max(lengths) - length, 0))
+                            for row, length in zip(chain(*tensors), lengths)])
+    for layer, own in enumerate(zip(*parts)):
+        keys, values, *_ = zip(*own)
+        cache.update(joined(keys), joined(values), layer)
+    mask = [[0] * (max(lengths) - length) + [1] * length for length in lengths]
+    return order, torch.tensor(mask, device=cache.layers[0].keys.device), torch.stack(hidden), cache
+
+
 @torch.no_grad()
 def generate(llm, prompts, max_new_tokens, stop_ids):
     """
     Greedy decoding of a batch: list of (L, D) prompt embeddings -> list of new token ids, the stop token left out.
-    A row that reaches max_new_tokens has that many ids. Prompts are padded on the left, so that every row's last
-    position is its newest token; a finished row leaves the batch, so that one that loops does not hold up the others.
+    A row that reaches max_new_tokens has that many ids. A finished row leaves the batch, so that one that loops does
+    not hold up the others.
     """
-    from transformers import DynamicCache
-    device, width = prompts[0].device, max(len(p) for p in prompts)
-    inputs = torch.stack([F.pad(p, (0, 0, width - len(p), 0)) for p in prompts])                     # (B, L, D)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)     # (B, L)
-    cache, generated, alive = DynamicCache(config=llm.config), [[] for _ in prompts], list(range(len(prompts)))
-    feed = {"inputs_embeds": inputs, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
-    for _ in range(max_new_tokens):
-        hidden = llm.model(attention_mask=mask, past_key_values=cache, use_cache=True, **feed).last_hidden_state[:, -1]
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+    AttentionInterface.register("attend", attend)
+    AttentionMaskInterface.register("attend", sdpa_mask)
+    llm.set_attn_implementation("attend")
+    generated, (alive, mask, hidden, cache) = [[] for _ in prompts], read_prompts(llm, prompts)
+    for left in reversed(range(max_new_tokens)):
         tokens = llm.lm_head(hidden).argmax(-1)                                                      # (B,)
         going = [n for n, token in enumerate(tokens.tolist()) if token not in stop_ids]
         if len(going) < len(alive):
             alive = [alive[n] for n in going]
-            keep = torch.tensor(going, dtype=torch.long, device=device)
+            keep = torch.tensor(going, dtype=torch.long, device=tokens.device)
             tokens, mask = tokens[keep], mask[keep]
             if not alive:
                 break
             cache.batch_select_indices(keep)
         for row, token in zip(alive, tokens.tolist()):
             generated[row].append(token)
-        mask = torch.cat([mask, mask.new_ones(len(alive), 1)], 1)
-        feed = {"input_ids": tokens[:, None], "position_ids": mask.sum(1, keepdim=True) - 1}
+        if left:
+            mask = torch.cat([mask, mask.new_ones(len(alive), 1)], 1)
+            hidden = llm.model(input_ids=tokens[:, None], position_ids=mask.sum(1, keepdim=True) - 1,
+                               attention_mask=mask, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
     return generated
 
 
@@ -849,17 +893,12 @@ class Run:
             write_json(os.path.join(self.folder, "config.json"),
                        {**self.facts, "trained": list(self.trained), "kept_step": step or self.step, **facts,
                         **provenance()})
-            remove_resume(self.folder)
+            Path(self.folder, "resume.pt").unlink(missing_ok=True)
             print(f"weights of step {step or self.step} in {self.folder}/weights.pt, losses in log.jsonl\n"
                   f"next: {next_command}")
         if dist.is_initialized():
             dist.destroy_process_group()
         self.lock.close()
-
-
-def remove_resume(folder):
-    with suppress(FileNotFoundError):
-        os.remove(os.path.join(folder, "resume.pt"))
 
 
 def refuse_other_constants(folder, old, new):
@@ -876,7 +915,7 @@ def finished(c):
     if not os.path.exists(os.path.join(folder, "config.json")):
         return False
     refuse_other_constants(folder, read_config(folder), asdict(c))
-    remove_resume(folder)                    # a kill may have come between config.json and this
+    Path(folder, "resume.pt").unlink(missing_ok=True)                  # a kill may have come before this
     print(f"{folder} is finished already")
     return True
 

@@ -13,7 +13,6 @@ ASR writes the digits as words, ST gives the German, Italian and Chinese words, 
 how many there are; a question about anything else is unanswerable. No digit occurs twice in a sequence: copying what
 comes after the second "nine" is more than the tiny LLM learns. Everything here is our choice.
 """
-import argparse
 import glob
 import os
 import random
@@ -28,8 +27,8 @@ import numpy as np
 import soundfile
 
 from data.prompts import NOT_ANSWERABLE
-from data.recipe import in_processes
-from data.rows import finish, finished, replace_file, write_rows
+from data.recipe import finish_world, world_settings, write_recorded
+from data.rows import finished, replace_file
 from data.speech_ifeval import write_world
 
 PRESETS = {"digits": dict(train=3000, dev=60, test=160, encoder_steps=260, llm_steps=900,
@@ -158,9 +157,7 @@ def make_world(work, folder, holdout, sizes, seed):
             jobs.append((audio, files, speed, rng.getrandbits(32)))
             rows += sequence_rows(rng, digits, f"digits/{split}-{n:05d}", audio)
         splits[split] = rows
-    in_processes(join_one, jobs, "join")
-    for split, rows in splits.items():
-        write_rows(os.path.join(work, "rows", "digits", f"{split}.jsonl"), rows)
+    write_recorded(work, "digits", splits, join_one, jobs, "join")
     write_world(work, "digits", splits["test"])
     return splits
 
@@ -172,21 +169,14 @@ def draw_rows(rng):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=list(PRESETS), default="digits")
-    parser.add_argument("--work", default="work", help="root folder of everything that is written")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
-    holdout = os.environ.get("HOLDOUT", "")
-    settings = {"preset": args.preset, "seed": args.seed, "holdout": holdout, **PRESETS[args.preset]}
-    if finished(args.work, "digits", settings):
+    work, settings = world_settings(__doc__, PRESETS, argv)
+    settings["holdout"] = os.environ.get("HOLDOUT", "")
+    if finished(work, "digits", settings):
         return
-    splits = make_world(args.work, find_recordings(args.work), holdout, settings, args.seed)
+    splits = make_world(work, find_recordings(work), settings["holdout"], settings, settings["seed"])
     from data.tiny_models import make_models                 # torch and transformers: not needed above
-    make_models(os.path.join(args.work, "models", "digits"), splits, draw_rows, settings, args.seed)
-    finish(args.work, "digits", settings)
-    print(f"digits world in {args.work}/rows/digits: " + ", ".join(f"{len(r)} {s} rows" for s, r in splits.items()))
-    print(f"next: python extract_features.py --preset {args.preset}")
+    make_models(os.path.join(work, "models", "digits"), splits, draw_rows, settings, settings["seed"])
+    finish_world(work, "digits", settings, splits)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from multiprocessing.pool import ThreadPool
 
 from tqdm import tqdm
 
-from data.rows import corpus_of, differences, replace_file, writing
+from data.rows import corpus_of, differences, finish, replace_file, write_rows, writing
 
 SLICE = 64                                  # jobs that one process does before a fresh one takes over
 READERS = 16                                # threads that look at audio files: they wait for the disk (our choice)
@@ -172,6 +172,33 @@ def in_processes(function, jobs, desc):
 def run_slice(function, jobs):
     for job in jobs:
         function(job)
+
+
+# --- The worlds: small corpora with models of their own.
+
+def world_settings(doc, presets, argv):
+    """(work, settings) from the command line of a world: --preset, the first if not given, --work and --seed."""
+    command = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    command.add_argument("--preset", choices=list(presets), default=next(iter(presets)))
+    command.add_argument("--work", default="work", help="root folder of everything that is written")
+    command.add_argument("--seed", type=int, default=0)
+    args = command.parse_args(argv)
+    return args.work, {"preset": args.preset, "seed": args.seed, **presets[args.preset]}
+
+
+def write_recorded(work, corpus, splits, record, jobs, desc):
+    """The audio of every job, over all cores, then the rows of {split: rows}."""
+    in_processes(record, jobs, desc)
+    for split, rows in splits.items():
+        write_rows(os.path.join(work, "rows", corpus, f"{split}.jsonl"), rows)
+
+
+def finish_world(work, corpus, settings, splits):
+    """A world is complete: say where it lies and what is next."""
+    finish(work, corpus, settings)
+    print(f"{corpus} world in {work}/rows/{corpus}: "
+          + ", ".join(f"{len(rows)} {split} rows" for split, rows in splits.items()))
+    print(f"next: python extract_features.py --preset {settings['preset']}")
 
 
 # --- The table of counts.

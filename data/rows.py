@@ -21,6 +21,7 @@ import re
 import shutil
 import socket
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 TASKS = ("ASR", "ST", "SQA", "MCQ")      # in text mode ST is MT and SQA is QA: a row without its speech
 LANGUAGES = ("en", "de", "it", "zh")     # of the IWSLT tasks: of target and question; the speech is English
@@ -182,7 +183,7 @@ def finished(work, corpus, settings):
                 raise SystemExit(f"{folder} was made with {differences(old, settings)}; choose another --work, or "
                                  "remove it, its models and its features")
             if name == "config.json":
-                remove_started(folder)                   # a kill may have come between config.json and this
+                Path(folder, "started.json").unlink(missing_ok=True)       # a kill may have come before this
                 print(f"{folder} is finished already")
                 return True
     LOCKS[folder] = lock(folder)
@@ -196,14 +197,9 @@ def finish(work, corpus, settings):
     folder = os.path.join(work, "rows", corpus)
     with replace_file(os.path.join(folder, "config.json")) as name, open(name, "w") as file:
         json.dump(settings, file, indent=1)
-    remove_started(folder)
+    Path(folder, "started.json").unlink(missing_ok=True)
     if folder in LOCKS:
         LOCKS.pop(folder).close()
-
-
-def remove_started(folder):
-    with suppress(FileNotFoundError):
-        os.remove(os.path.join(folder, "started.json"))
 
 
 # --- What makes a row wrong.

@@ -14,7 +14,6 @@ Ten sentence frames over closed lists (names, cities, days, numbers, things, job
 are exact because every list carries its four forms. Test sentences never occur in training; test voices neither.
 espeak-ng (PyPI: espeakng-loader) speaks, through ctypes. Everything here is our choice: no paper has a tiny world.
 """
-import argparse
 import ctypes
 import functools
 import os
@@ -27,8 +26,8 @@ if __name__ == "__main__":  # `python data/tiny.py`: imports start at the projec
 import numpy as np
 
 from data.prompts import NOT_ANSWERABLE
-from data.recipe import in_processes
-from data.rows import finish, finished, replace_file, write_rows
+from data.recipe import finish_world, world_settings, write_recorded
+from data.rows import finished, replace_file
 from data.speech_ifeval import write_world
 
 PRESETS = {  # utterances; optimizer steps of the encoder and of the LLM, and the step from which its texts hesitate
@@ -313,9 +312,7 @@ def make_world(work, sizes, seed, corpus="tiny"):
             jobs.append((audio, sentence["text"][0], rng.choice(VOICES[split]), rng.getrandbits(32), ACCENTS, RATES))
             rows += sentence_rows(rng, sentence, f"{corpus}/{split}-{n:05d}", audio, corpus == "tiny26")
         splits[split] = rows
-    in_processes(speak_one, jobs, "speak")
-    for split, rows in splits.items():
-        write_rows(os.path.join(work, "rows", corpus, f"{split}.jsonl"), rows)
+    write_recorded(work, corpus, splits, speak_one, jobs, "speak")
     write_world(work, corpus, splits["test"])
     return splits
 
@@ -329,23 +326,16 @@ def draw_rows(held_out, choices, rng):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=list(PRESETS), default="tiny")
-    parser.add_argument("--work", default="work", help="root folder of everything that is written")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
-    settings = {"preset": args.preset, "seed": args.seed, **PRESETS[args.preset]}
-    corpus, family = ("tiny26", "qwen3") if args.preset.endswith("26") else ("tiny", "llama")
-    if finished(args.work, corpus, settings):
+    work, settings = world_settings(__doc__, PRESETS, argv)
+    corpus, family = ("tiny26", "qwen3") if settings["preset"].endswith("26") else ("tiny", "llama")
+    if finished(work, corpus, settings):
         return
-    splits = make_world(args.work, settings, args.seed, corpus)
+    splits = make_world(work, settings, settings["seed"], corpus)
     held_out = {row["transcript"] for split in ("dev", "test") for row in splits[split]}
     from data.tiny_models import make_models                 # torch and transformers: not needed above
-    make_models(os.path.join(args.work, "models", corpus), splits,
-                functools.partial(draw_rows, held_out, corpus == "tiny26"), settings, args.seed, family)
-    finish(args.work, corpus, settings)
-    print(f"tiny world in {args.work}/rows/{corpus}: " + ", ".join(f"{len(r)} {s} rows" for s, r in splits.items()))
-    print(f"next: python extract_features.py --preset {args.preset}")
+    make_models(os.path.join(work, "models", corpus), splits,
+                functools.partial(draw_rows, held_out, corpus == "tiny26"), settings, settings["seed"], family)
+    finish_world(work, corpus, settings, splits)
 
 
 if __name__ == "__main__":

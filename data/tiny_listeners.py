@@ -14,7 +14,6 @@ the speech. A fact of dev or test ("after", "Monday") is spoken in no language o
 the tiny LLM knows all facts from text. Test voices are never heard in training; `heard` is the facts of train in the
 voices of test. Everything here is our choice.
 """
-import argparse
 import functools
 import os
 import random
@@ -24,8 +23,8 @@ from collections import Counter
 if __name__ == "__main__":  # `python data/tiny_listeners.py`: imports start at the project's folder, not at data/
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from data.recipe import in_processes
-from data.rows import finish, finished, write_rows
+from data.recipe import finish_world, world_settings, write_recorded
+from data.rows import finished
 from data.tiny import ACCENTS, DAYS, LANGUAGES, NAMES, VOICES, speak_one
 
 PRESETS = {  # utterances; optimizer steps of Whisper and of the LLM
@@ -202,9 +201,7 @@ def make_world(work, sizes, seed):
                          SPEAKERS[language], RATES))
             rows += question_rows(fact, language, utterance, audio)
         splits[split] = rows
-    in_processes(speak_one, jobs, "speak")
-    for split, rows in splits.items():
-        write_rows(os.path.join(work, "rows", CORPUS, f"{split}.jsonl"), rows)
+    write_recorded(work, CORPUS, splits, speak_one, jobs, "speak")
     return splits
 
 
@@ -217,26 +214,18 @@ def draw_row(rng):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=list(PRESETS), default="tiny-listeners")
-    parser.add_argument("--work", default="work", help="root folder of everything that is written")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
-    settings = {"preset": args.preset, "seed": args.seed, **PRESETS[args.preset]}
-    if finished(args.work, CORPUS, settings):
+    work, settings = world_settings(__doc__, PRESETS, argv)
+    if finished(work, CORPUS, settings):
         return
-    splits = make_world(args.work, settings, args.seed)
+    splits, seed = make_world(work, settings, settings["seed"]), settings["seed"]
     from data.tiny_models import in_parallel, make_bert, make_llm, make_whisper      # torch: not needed above
-    models = os.path.join(args.work, "models", "tiny-")
+    models = os.path.join(work, "models", "tiny-")
     in_parallel(functools.partial(make_whisper, models + "whisper", splits["train"], splits["dev"],
-                                  settings["whisper_steps"], args.seed),
-                functools.partial(make_llm, models + "cohere", draw_row, settings["llm_steps"], args.seed,
+                                  settings["whisper_steps"], seed),
+                functools.partial(make_llm, models + "cohere", draw_row, settings["llm_steps"], seed,
                                   family="cohere"))
-    make_bert(models + "bert", args.seed)
-    finish(args.work, CORPUS, settings)
-    print(f"{CORPUS} world in {args.work}/rows/{CORPUS}: "
-          + ", ".join(f"{len(rows)} {split} rows" for split, rows in splits.items()))
-    print(f"next: python extract_features.py --preset {args.preset}")
+    make_bert(models + "bert", seed)
+    finish_world(work, CORPUS, settings, splits)
 
 
 if __name__ == "__main__":

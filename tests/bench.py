@@ -3,6 +3,7 @@ Speed and memory of every stage, beside what one writes with transformers, peft 
 
     python tests/bench.py                                   # every stage: real sizes on a GPU, else scaled down
     python tests/bench.py B --seeds 5 --threads 2 --dtype bfloat16 --out bench.md
+    python tests/bench.py front-end                         # what comes before the encoder, and how many cores it needs
 
 Weights are random and made where they run; nothing is downloaded. Inputs have the lengths of the papers' corpora. A
 seed is one optimizer step, or one batch of utterances; ours, the code that the stages run, and its peers take turns on
@@ -42,7 +43,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 import train_projector
 from data.draws import draw, draw_frames
-from extract_features import FRAME_RATE, SAMPLE_RATE, average_frames, decode_ahead, encode_block, pick_device
+from extract_features import (FRAME_RATE, SAMPLE_RATE, average_frames, decode_ahead, encode_block, filterbank, log_mel,
+                              pick_device, read_audio)
 from merge_sft import CORPUS_SHARES as SHARES_C
 from merge_sft import MIXTURES as MIXTURES_C
 from merge_sft import PRESETS as PRESETS_C
@@ -473,6 +475,47 @@ STAGES = {"extraction": extraction, "A": partial(training, kind="A"), "A-mapper"
           "A'": mapping, "B": partial(training, kind="B"), "C": partial(training, kind="C"), "decoding": decoding}
 
 
+def front_end(c):
+    """
+    Rows of a table: audio seconds a second on one thread for each part before the encoder, transformers' extractor
+    beside ours, and how many cores keep up with SeamlessM4T's encoder (58 GFLOP an audio second) at half a card's peak.
+    """
+    import soundfile
+    import torchaudio
+    from transformers import SeamlessM4TFeatureExtractor, WhisperFeatureExtractor
+    threads, rng = torch.get_num_threads(), np.random.default_rng(0)
+    torch.set_num_threads(1)
+    waves = [rng.normal(0, 0.1, round(draw_seconds(rng, "covost2") * SAMPLE_RATE)).astype(np.float32) for _ in range(40)]
+    seconds = sum(map(len, waves)) / SAMPLE_RATE
+
+    def rate(function, inputs):
+        """The median over the seeds, after one that warms up."""
+        function(inputs[0])
+        return seconds / median(timed(c.device, lambda: [function(x) for x in inputs])[0] for _ in c.seeds)
+    reading = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for ending, hertz in (("wav", SAMPLE_RATE), ("flac", SAMPLE_RATE), ("mp3", 48_000)):
+            names = [f"{folder}/{n}.{ending}" for n in range(len(waves))]
+            for name, wave in zip(names, waves):
+                wave = torchaudio.functional.resample(torch.from_numpy(wave), SAMPLE_RATE, hertz).numpy()
+                soundfile.write(name, wave.clip(-1, 1), hertz)
+            reading[ending, hertz] = rate(read_audio, names)
+    kwargs = dict(sampling_rate=SAMPLE_RATE, return_tensors="pt")
+    seamless, whisper = SeamlessM4TFeatureExtractor(), WhisperFeatureExtractor()
+    fbank, mel = rate(filterbank, waves), rate(partial(log_mel, bins=80, window=1500), waves)
+    resample = partial(torchaudio.functional.resample, orig_freq=48_000, new_freq=SAMPLE_RATE)
+    tripled = [torch.from_numpy(wave.repeat(3)) for wave in waves]
+    rows = [["resampling from 48000 Hz", rate(resample, tripled), None, ""],
+            ["filterbank of SeamlessM4T", fbank, rate(lambda wave: seamless(wave, **kwargs), waves), ""],
+            ["log mel of Whisper, without its silence", mel, rate(lambda wave: whisper(wave, **kwargs), waves), ""]]
+    for (ending, hertz), read in reading.items():
+        cores = [flops / 2 / 58e9 * (1 / read + 1 / fbank) for flops in (PEAKS["A100"], PEAKS["H200"])]
+        rows.append([f"read_audio, {ending} of {hertz} Hz", read, None, "{:.0f}, {:.0f}".format(*cores)])
+    torch.set_num_threads(threads)
+    where, date = machine(torch.device("cpu"), 1), datetime.date.today().isoformat()
+    return [[name, f"{ours:.0f}", f"{its:.0f}" if its else "", cores, where, date] for name, ours, its, cores in rows]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # measuring
 def timed(device, run, *inputs):
@@ -538,6 +581,7 @@ def measure(stage, seeds, device):
 # tokens: real ones through the LLM; for extraction and A' frames of 50 and 25 Hz, for decoding the new ones
 HEADER = ("stage", "samples/s", "tokens/s", "% of peak", "% padding", "GB", "peer", "its samples/s", "% padding", "GB",
           "times faster: min, median, max", "size", "machine", "versions", "date")
+FRONT_END = ("part", "audio s/s on one thread", "transformers", "cores for an A100, an H200", "machine", "date")
 
 
 def table(c, name, stage):
@@ -579,7 +623,7 @@ def machine(device, threads):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(allow_abbrev=False, description="Speed and memory of every stage, beside a peer's")
-    parser.add_argument("stage", nargs="?", choices=STAGES, help="every stage where none is named")
+    parser.add_argument("stage", nargs="?", choices=[*STAGES, "front-end"], help="every stage where none is named")
     parser.add_argument("--size", choices=SIZES, help="real on a GPU, mid on the CPU")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -591,11 +635,12 @@ def main(argv=None):
     size, dtype = o.size or size, getattr(torch, o.dtype or dtype)
     c = SimpleNamespace(**SIZES[size], size=size, device=device, dtype=dtype, threads=o.threads, seeds=range(o.seeds),
                         machine=machine(device, o.threads))
-    print(f"| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}", flush=True)
+    header = FRONT_END if o.stage == "front-end" else HEADER
+    print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}", flush=True)
     failed = []
     for name in [o.stage] if o.stage else STAGES:
         torch.manual_seed(0)
-        rows, wrong = table(c, name, STAGES[name](c))
+        rows, wrong = (front_end(c), False) if name == "front-end" else table(c, name, STAGES[name](c))
         gc.collect()                        # the weights of this stage, before the next makes its own
         lines = "".join(f"| {' | '.join(row)} |\n" for row in rows)
         print(lines, end="", flush=True)

@@ -45,6 +45,24 @@ def run_stage():
     return run
 
 
+@pytest.fixture
+def run_killed(run_stage, monkeypatch):
+    """run_killed(3, "train_lora", ...) runs a stage that ends, as by Ctrl-C, in place of its fourth optimizer step."""
+    def run(updates, stage, *more):
+        import train_projector
+        update, calls = train_projector.update, []
+
+        def killed(*arguments):
+            calls.append(1)
+            if len(calls) > updates:
+                raise KeyboardInterrupt
+            return update(*arguments)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(train_projector, "update", killed)
+            run_stage(stage, *more)
+    return run
+
+
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory):
     """A random Llama of two narrow layers and its byte-level BPE tokenizer, in the hub's format -> its folder."""

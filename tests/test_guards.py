@@ -258,17 +258,8 @@ def test_the_processes_of_one_torchrun_are_one_run(tmp_path, monkeypatch):
         assert os.listdir(folder) == ["lock"]
 
 
-def test_another_number_of_processes_does_not_go_on_from_a_kill(before_training, run_stage, monkeypatch):
-    update, calls = train_projector.update, []
-
-    def killed(*arguments):
-        calls.append(1)
-        if len(calls) > 3:
-            raise KeyboardInterrupt
-        return update(*arguments)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train_projector, "update", killed)
-        run_stage("train_lora")
+def test_another_number_of_processes_does_not_go_on_from_a_kill(before_training, run_stage, run_killed):
+    run_killed(3, "train_lora")
     path = "work/tiny/lora/resume.pt"
     state = torch.load(path, weights_only=True)
     state["constants"]["processes"] = 4

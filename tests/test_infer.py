@@ -12,6 +12,7 @@ import torch
 import transformers
 
 import infer
+import train_projector
 from data.rows import read_rows, write_rows
 from data.tiny_models import seamless_config
 from infer import cut_at_pauses, find_loop
@@ -58,6 +59,22 @@ def test_a_batch_is_each_alone_and_is_decoding_without_a_cache(llm, prompts):
     assert generate(llm[0], made, 12, stops) == expected
     assert [generate(llm[0], [p], 12, stops)[0] for p in made] == expected
     assert [plainly(llm[0], p, 12, stops) for p in made[:5]] == expected[:5]
+
+
+@pytest.mark.parametrize("positions, groups", [(1, 40), (60, None), (10 ** 6, 1)])
+def test_prompts_read_in_groups_are_answered_alike(llm, prompts, monkeypatch, positions, groups):
+    """Forty prompts of 1 to 25 vectors, one after the other, in groups of like length, and all at once."""
+    made, free = prompts
+    monkeypatch.setattr(train_projector, "PREFILL", positions)
+    read = []
+    hook = llm[0].model.register_forward_pre_hook(lambda module, args, given: read.append(given.get("inputs_embeds")),
+                                                  with_kwargs=True)
+    assert generate(llm[0], made, 12, set()) == free
+    hook.remove()
+    sizes = [inputs.shape[:2].numel() for inputs in read if inputs is not None]
+    assert len(sizes) == (groups or len(sizes)) and len(read) == len(sizes) + 11
+    assert positions == 1 or max(sizes) <= positions
+    assert positions != 60 or 1 < len(sizes) < 40 and sum(sizes) < 1.2 * sum(map(len, made))
 
 
 def test_the_cap_is_respected(llm, prompts):
@@ -231,23 +248,31 @@ def test_the_seamless_baseline_hears_and_reads(after_training, run_stage, seamle
 def test_scale_0_is_the_base_llm_and_1_the_trained_one(after_training):
     """The logits of the text prompt, and half way between neither; B is made large so that the three differ."""
     from merge_sft import load_speech_llm
+    from train_lora import scale_lora
     path = "work/tiny/lora/weights.pt"
     weights = torch.load(path, weights_only=True)
     weights["lora"] = {name: tensor + ("lora_B" in name) * 0.3 for name, tensor in weights["lora"].items()}
     torch.save(weights, path)
     ids, logits = torch.arange(20)[None], {}
+    llm = load_speech_llm("work", "work/tiny/lora", torch.device("cpu"))[0]
+    trained = llm(input_ids=ids).logits
     for scale in (0.0, 0.5, 1.0):
-        llm = load_speech_llm("work", "work/tiny/lora", torch.device("cpu"), scale)[0]
+        scale_lora(llm, scale)
         logits[scale] = llm(input_ids=ids).logits
     base = transformers.AutoModelForCausalLM.from_pretrained("work/models/tiny-llama")
-    trained = load_speech_llm("work", "work/tiny/lora", torch.device("cpu"))[0]
     assert torch.equal(logits[0.0], base(input_ids=ids).logits)
-    assert torch.equal(logits[1.0], trained(input_ids=ids).logits)
+    assert torch.equal(logits[1.0], trained)
     assert (logits[0.5] - logits[0.0]).abs().max() > 0.1 < (logits[0.5] - logits[1.0]).abs().max()
 
 
-def test_a_sweep_of_scales_from_the_base_llm_to_the_trained_one(after_training, run_stage, capsys):
-    """One command, a system a scale; at 0 the tokens of the LLM without adapters, at 1 those of the trained one."""
+def test_a_sweep_of_scales_from_the_base_llm_to_the_trained_one(after_training, run_stage, monkeypatch):
+    """
+    One command, a system a scale; at 0 the tokens of the LLM without adapters, at 1 those of the trained one. The LLM
+    of B and of C is loaded once each.
+    """
+    loads = []
+    load = infer.load_speech_llm
+    monkeypatch.setattr(infer, "load_speech_llm", lambda *given: loads.append(given[1]) or load(*given))
     for folder in ("lora", "merged"):
         path = f"work/tiny/{folder}/weights.pt"
         weights = torch.load(path, weights_only=True)
@@ -257,7 +282,9 @@ def test_a_sweep_of_scales_from_the_base_llm_to_the_trained_one(after_training, 
     run_stage("infer", *systems)
     before = {name: os.stat(f"work/tiny/predictions/{name}/tiny.test.jsonl").st_mtime_ns
               for name in ("llm", "B", "A.1", "C")}
+    loads.clear()
     run_stage("infer", *systems, "--lora_scale", "0,0.125,1")
+    assert loads == ["work/tiny/lora", "work/tiny/merged"]
     assert sorted(os.listdir("work/tiny/predictions")) == ["A.1", "B", "B@0", "B@0.125", "C", "C@0", "C@0.125", "llm"]
     for name, time in before.items():                                       # nothing is decoded twice
         assert os.stat(f"work/tiny/predictions/{name}/tiny.test.jsonl").st_mtime_ns == time

@@ -182,14 +182,15 @@ def plain_recipe(name, *more):
 
 
 def small_world(name):
-    """Ten utterances and, of the tiny one, two models of a step each, all in this process."""
-    from data import tiny_models
+    """Ten utterances and, but for the digits, two models of a step each, all in this process."""
+    from data import recipe, tiny_models
     world = importlib.import_module(f"data.{name}")
-    world.in_processes = lambda function, jobs, desc: [function(job) for job in jobs]
+    recipe.in_processes = lambda function, jobs, desc: [function(job) for job in jobs]
     tiny_models.in_parallel = lambda *jobs: [job() for job in jobs]
     if name == "digits":                     # its models are made as the tiny world's are
         os.environ["FSDD"], tiny_models.make_models = "fsdd", lambda *_: None
-    world.PRESETS[name] = dict(train=6, dev=2, test=2, encoder_steps=1, llm_steps=1, hesitate_from=0)
+    world.PRESETS[next(iter(world.PRESETS))] = dict(train=6, dev=2, test=2, encoder_steps=1, whisper_steps=1,
+                                                    llm_steps=1, hesitate_from=0)
     world.main([])
 
 
@@ -225,7 +226,7 @@ RUNS = {"extraction": extraction, "A": lambda: stage("train_projector"), "A-mapp
         "commonvoice": lambda: plain_recipe("commonvoice", "--languages", "zh,ko", "--hours", "0.05", "--dev", "1",
                                             "--test", "2"),
         **{name: lambda name=name: plain_recipe(name) for name in ("librispeech", "mcif", "speech_ifeval")},
-        "tiny": lambda: small_world("tiny"), "digits": lambda: small_world("digits"),
+        **{name: lambda name=name: small_world(name) for name in ("tiny", "digits", "tiny_listeners")},
         "listeners": listeners, "eval": evaluation}
 WRITE_AT_THE_END = {"covost2", "commonvoice", "librispeech", "mcif", "speech_ifeval"}    # killed at every commit
 
@@ -268,7 +269,7 @@ def child(name, folder, spot):
         file = raw if buffering == 0 else io.BufferedWriter(raw)
         return file if "b" in mode else io.TextIOWrapper(file, encoding, errors, newline)
     whole, builtins.open = open, torn
-    for function in ("replace", "remove", "fsync"):
+    for function in ("replace", "remove", "unlink", "fsync"):
         setattr(os, function, counted(getattr(os, function)))
     try:
         RUNS[name]()

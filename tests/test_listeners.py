@@ -7,9 +7,10 @@ import transformers
 from safetensors.torch import save_file
 
 import train_projector as stage
-from merge_sft import COVOST2, MIXTURES, PRESETS, TEN
+from data.covost2 import INTO_ENGLISH
 from data.prompts import CHAT, user_turn
 from data.rows import ALL_LANGUAGES
+from merge_sft import MIXTURES, PRESETS, TEN
 from train_lora import TARGETS, add_lora, lora_parameters
 from train_projector import QFormer, start_from_bert
 
@@ -148,7 +149,7 @@ def test_lora_on_aya_has_27262976_parameters():
 
 def test_the_listeners_mixtures():
     """(section 6) languages alike, 23 or ten of them; translation at most a fifth; AST of the ten from the ten."""
-    assert len(ALL_LANGUAGES) == 23 and len(TEN) == 10 and {*TEN} < {*ALL_LANGUAGES} and {*COVOST2} < {*ALL_LANGUAGES}
+    assert len(ALL_LANGUAGES) == 23 and len(TEN) == 10 and {*TEN} < {*ALL_LANGUAGES} and {*INTO_ENGLISH} < {*ALL_LANGUAGES}
     for name, languages in {"ALL": ALL_LANGUAGES, "ALL+AST": ALL_LANGUAGES, "TEN": TEN, "TEN+AST": TEN}.items():
         assert {*MIXTURES[name]["SQA"][1]} == {*languages}
         assert MIXTURES[name].get("ST", (0.0,))[0] == (0.2 if "AST" in name else 0.0)

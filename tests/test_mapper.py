@@ -194,7 +194,8 @@ def short_words(before_training):
         write_rows(path, rows)
 
 
-def test_it_trains_without_the_llm_and_the_later_stages_take_it(short_words, run_stage, monkeypatch, capsys):
+def test_it_trains_without_the_llm_and_the_later_stages_take_it(short_words, run_stage, run_killed, monkeypatch,
+                                                                capsys):
     """No model is built; the losses are logged; killed and resumed gives the same bytes; C and infer go on from it."""
     from_pretrained = transformers.AutoModelForCausalLM.from_pretrained
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", None)
@@ -212,16 +213,7 @@ def test_it_trains_without_the_llm_and_the_later_stages_take_it(short_words, run
     assert list(weights) == ["projector", "ctc_head"]
 
     shutil.rmtree("work/tiny/projector")
-    calls, update = [], stage.update
-
-    def killed(*arguments):
-        calls.append(1)
-        if len(calls) > 3:
-            raise KeyboardInterrupt
-        return update(*arguments)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(stage, "update", killed)
-        run_stage("train_projector", *ON_TABLE)
+    run_killed(3, "train_projector", *ON_TABLE)
     run_stage("train_projector", *ON_TABLE)
     again = torch.load("work/tiny/projector/weights.pt", weights_only=True)
     assert all(torch.equal(tensor, again[part][name]) for part in weights for name, tensor in weights[part].items())

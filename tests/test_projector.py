@@ -319,21 +319,12 @@ def read_log(folder):
 
 @pytest.mark.parametrize("script, out", STAGES)
 @pytest.mark.parametrize("steps_done", [1, 3])
-def test_killed_and_resumed_equals_unbroken(after_training, run_stage, monkeypatch, capsys, script, out, steps_done):
+def test_killed_and_resumed_equals_unbroken(after_training, run_stage, run_killed, capsys, script, out, steps_done):
     """Killed before and after the first checkpoint (step 2): the same tensors bit for bit, the same log."""
     folder = f"work/tiny/{out}"
     unbroken, log = torch.load(f"{folder}/weights.pt", weights_only=True), read_log(folder)
     shutil.rmtree(folder)
-    calls = []
-
-    def killed(*arguments):
-        calls.append(1)
-        if len(calls) > steps_done:
-            raise KeyboardInterrupt
-        return update(*arguments)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(stage, "update", killed)
-        run_stage(script)
+    run_killed(steps_done, script)
     assert not os.path.exists(f"{folder}/config.json")
     assert os.path.exists(f"{folder}/resume.pt") is (steps_done == 3)
     if steps_done == 3:                                                    # a half-done folder keeps its constants

@@ -14,26 +14,10 @@ import soundfile
 import extract_features
 from data import commonvoice, covost2, multispeechqa
 from data.rows import ALL_LANGUAGES, read_rows
+from test_recipes import content, refused, write
 
 SECONDS = 36                     # of every clip here: 0.01 hours
 TSV = "path\ttranslation\tsplit\n"
-
-
-def write(path, text):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-
-
-def refused(function, *arguments):
-    """What a function says when it stops with a user error."""
-    with pytest.raises(SystemExit) as error:
-        function(*arguments)
-    return str(error.value)
-
-
-def content(folder):
-    """{file name: its bytes} of a rows folder."""
-    return {name: (folder / name).read_bytes() for name in sorted(os.listdir(folder))}
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import re
 import pytest
 import soundfile
 
-from data import digits, tiny, tiny_listeners
+from data import digits, recipe, tiny, tiny_listeners
 from data.prompts import CHAT, NOT_ANSWERABLE, encode_prompt
 from data.rows import finish, finished, read_rows
 
@@ -96,7 +96,7 @@ def test_digits_of_real_voices_with_one_speaker_held_out(tmp_path, real, monkeyp
         pytest.skip(f"no recordings at {folder}")
     jobs = []
     whole = digits.join_one
-    monkeypatch.setattr(digits, "in_processes", lambda function, given, desc: [
+    monkeypatch.setattr(recipe, "in_processes", lambda function, given, desc: [
         (jobs.append(job), whole(job) if "test" in job[0] else None) for job in given])
     splits = digits.make_world(str(tmp_path), folder, "george", SIZES, seed=0)
     speakers = {}
@@ -166,7 +166,7 @@ def test_every_fact_has_one_answer_that_is_not_in_doubt():
 
 def test_no_fact_of_test_is_spoken_in_training_but_its_words_are(monkeypatch, tmp_path):
     jobs = []
-    monkeypatch.setattr(tiny_listeners, "in_processes", lambda function, given, desc: jobs.extend(given))
+    monkeypatch.setattr(recipe, "in_processes", lambda function, given, desc: jobs.extend(given))
     splits = tiny_listeners.make_world(str(tmp_path), dict(train=2400, dev=60, test=160), seed=0)
     facts = {tiny_listeners.ask(fact, language)[0]: fact for fact in tiny_listeners.FACTS
              for language in tiny_listeners.languages_of(fact)}

@@ -1,0 +1,72 @@
+"""The bench itself, on toy sizes: it counts what is useful, and gives no figure where a peer's outputs differ."""
+import random
+from statistics import mean
+
+import numpy as np
+import pytest
+import torch
+
+import bench
+
+
+def rows_of(printed):
+    """The cells of a printed Markdown table, without its header."""
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines()[2:]]
+
+
+@pytest.mark.parametrize("stage, peer", [
+    ("extraction", "transformers"), ("A", "transformers"), ("A-mapper", "transformers"), ("A'", "plain torch"),
+    ("B", "peft"), ("C", "peft"), ("decoding", "generate, batched")])
+def test_every_stage_beside_its_peer(stage, peer, capsys, tmp_path):
+    """The outputs are the same, or main raises; a row holds rates, shares and how many times faster."""
+    if peer == "peft":
+        pytest.importorskip("peft")
+    torch.manual_seed(0)
+    bench.main([stage, "--size", "toy", "--seeds", "2", "--out", str(tmp_path / "rows.md")])
+    found = {row[6]: dict(zip(bench.HEADER, row)) for row in rows_of(capsys.readouterr().out)}
+    row = found[peer]
+    low, median, high = map(float, row["times faster: min, median, max"].split(","))
+    assert 0 < low <= median <= high and float(row["samples/s"]) > 0 < float(row["tokens/s"])
+    assert 0 <= float(row["% padding"]) < 100 and row["size"] == "toy, float32, 2 seeds" and row["stage"] == stage
+    assert (tmp_path / "rows.md").read_text().count("\n") == len(found)
+
+
+def test_no_figure_where_the_outputs_differ(monkeypatch, capsys):
+    """A peer whose losses are 0.2 % off; the limit is 0.1 %."""
+    step = bench.transformers_step
+    monkeypatch.setattr(bench, "transformers_step", lambda *given: 1.002 * step(*given))
+    with pytest.raises(SystemExit, match="no figure where the outputs of ours and a peer differ, see above: A"):
+        bench.main(["A", "--size", "toy", "--seeds", "1"])
+    printed = capsys.readouterr()
+    assert rows_of(printed.out) == [] and "A: no figure, ours and transformers differ" in printed.err
+
+
+def test_the_front_end_and_how_many_cores_it_needs(capsys):
+    """At half of 312 TFLOP/s and 58 GFLOP an audio second an A100 takes 2,690 audio seconds a second."""
+    bench.main(["front-end", "--seeds", "1"])
+    rows = {row[0]: row for row in rows_of(capsys.readouterr().out)}
+    fbank, read = (float(rows[name][1]) for name in ("filterbank of SeamlessM4T", "read_audio, mp3 of 48000 Hz"))
+    cores = float(rows["read_audio, mp3 of 48000 Hz"][3].split(",")[0])
+    assert cores == pytest.approx(2690 * (1 / fbank + 1 / read), rel=0.03, abs=0.6)
+    assert float(rows["filterbank of SeamlessM4T"][2]) > 0 < float(rows["read_audio, flac of 16000 Hz"][1])
+
+
+def test_sizes_of_the_real_llms():
+    """Matrices of a layer: 2 x 4096 x 4096 + 2 x 4096 x 1024 + 3 x 4096 x 14336 = 218.1 million, 32 of them."""
+    with torch.device("meta"):
+        from transformers import AutoModelForCausalLM, LlamaConfig
+        llm = AutoModelForCausalLM.from_config(LlamaConfig(**bench.LLAMA))
+    assert bench.matrices(llm.model.layers) == 32 * 218_103_808
+    assert bench.attention_flops(llm.config, [100, 10]) == 2 * 32 * 4096 * (100 ** 2 + 10 ** 2)
+
+
+def test_inputs_have_the_lengths_of_the_corpora():
+    """CoVoST 2: 430 hours in 289,413 utterances are 5.35 s each; a row of ASR has 2.4 x 1.25 tokens a second."""
+    rng, row = np.random.default_rng(0), {"id": "covost2/0", "task": "ASR", "language": "en"}
+    assert mean(bench.draw_seconds(rng, "covost2") for _ in range(4000)) == pytest.approx(5.35, rel=0.02)
+    made = [bench.make_sample(rng, row, False, 1000, 4, 3, lambda frames: frames) for _ in range(1000)]
+    assert mean(len(s["frames"]) for s in made) == pytest.approx(5.35 * 50 / 3, rel=0.03)
+    assert mean(len(s["answer"]) for s in made) == pytest.approx(5.35 * 2.4 * 1.25 + 1, rel=0.03)
+    assert all(s["length"] == len(s["before"]) + s["slots"] + len(s["after"]) + len(s["answer"]) for s in made)
+    kinds = {row["id"].split("/")[0] for row in random.Random(0).sample(bench.make_rows(), 2000)}
+    assert kinds == set(bench.CORPORA)

@@ -9,6 +9,7 @@ Strings are those of Table 5 of the 2025 paper and Table 7 of the 2026 paper, by
 </speech>, <text> and </text> are ordinary text, not added tokens (2025, section 4). Which paper's is a stage's
 constant, `prompt`: "2025", "2026", "2026-zero-shot" for an LLM that no text has taught the format, or "listeners".
 """
+from functools import cache
 
 from metrics.chat import without_markers
 
@@ -98,11 +99,17 @@ def encode(tokenizer, string):
     return [token for piece in pieces for token in tokenizer(piece, add_special_tokens=False)["input_ids"]]
 
 
-def encode_prompt(tokenizer, model_type, row, text=False, prompt="2025"):
-    """Token ids (before, after) of the speech; the three pieces are tokenised apart (2025, section 4)."""
+@cache
+def turn_ids(tokenizer, model_type):
+    """Token ids of what stands before the user's turn, after it, and after the answer; ValueError for other LLMs."""
     if model_type not in CHAT:
         raise ValueError(f"no chat format for {model_type!r}; there is one for {list(CHAT)}")
-    head, tail, _ = (tokenizer(marker, add_special_tokens=False)["input_ids"] for marker in CHAT[model_type])
+    return [tokenizer(marker, add_special_tokens=False)["input_ids"] for marker in CHAT[model_type]]
+
+
+def encode_prompt(tokenizer, model_type, row, text=False, prompt="2025"):
+    """Token ids (before, after) of the speech; the three pieces are tokenised apart (2025, section 4)."""
+    head, tail, _ = turn_ids(tokenizer, model_type)
     before, after = user_turn(row, text, prompt)
     if text:
         return head + encode(tokenizer, before) + tail, []
@@ -111,5 +118,4 @@ def encode_prompt(tokenizer, model_type, row, text=False, prompt="2025"):
 
 def encode_answer(tokenizer, model_type, row):
     """Token ids of the target and its end-of-turn token; the loss falls on these and on nothing else."""
-    end = tokenizer(CHAT[model_type][2], add_special_tokens=False)["input_ids"]
-    return encode(tokenizer, row["target"].strip()) + end
+    return encode(tokenizer, row["target"].strip()) + turn_ids(tokenizer, model_type)[2]

@@ -413,13 +413,20 @@ def answer_loss(llm, projector, samples):
     return F.cross_entropy(logits, target, reduction="sum")[None]                                    # (1,)
 
 
+PADDING = 256                                # positions that an A100 computes while a pass is started (predicted, 8B)
+
+
 def micro_batches(samples, micro_tokens):
-    """Cut one optimizer step's samples, sorted by length, so that rows x longest stays within micro_tokens."""
-    batch = []
+    """
+    Cut one optimizer step's samples, sorted by length, so that rows x longest stays within micro_tokens and what of it
+    is padding within PADDING.
+    """
+    batch, padding = [], 0
     for sample in sorted(samples, key=lambda s: -s["length"]):
-        if batch and (len(batch) + 1) * batch[0]["length"] > micro_tokens:
+        padding += batch[0]["length"] - sample["length"] if batch else 0
+        if batch and ((len(batch) + 1) * batch[0]["length"] > micro_tokens or padding > PADDING):
             yield batch
-            batch = []
+            batch, padding = [], 0
         batch.append(sample)
     if batch:
         yield batch
@@ -563,11 +570,11 @@ def read_prompts(llm, prompts):
     def joined(tensors):                     # (b, heads, l, head_dim) of each group -> (B, heads, L, head_dim)
         return torch.stack([F.pad(row[:, :length], (0, 0, max(lengths) - length, 0))
                             for row, length in zip(chain(*tensors), lengths)])
-    for layer, own in enumerate(zip(*parts)):
-        keys, values, *_ = zip(*own)
-        cache.update(joined(keys), joined(values), layer)
+    for number, layer in enumerate(zip(*parts)):
+        keys, values, *_ = zip(*layer)
+        cache.update(joined(keys), joined(values), number)
     mask = [[0] * (max(lengths) - length) + [1] * length for length in lengths]
-    return order, torch.tensor(mask, device=cache.layers[0].keys.device), torch.stack(hidden), cache
+    return order, torch.tensor(mask, device=hidden[0].device), torch.stack(hidden), cache
 
 
 @torch.no_grad()

@@ -1,12 +1,15 @@
 """The bench itself, on toy sizes: it counts what is useful, and gives no figure where a peer's outputs differ."""
 import random
+from itertools import chain
 from statistics import mean
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 import bench
+from train_projector import micro_batches
 
 
 def rows_of(printed):
@@ -70,3 +73,18 @@ def test_inputs_have_the_lengths_of_the_corpora():
     assert all(s["length"] == len(s["before"]) + s["slots"] + len(s["after"]) + len(s["answer"]) for s in made)
     kinds = {row["id"].split("/")[0] for row in random.Random(0).sample(bench.make_rows(), 2000)}
     assert kinds == set(bench.CORPORA)
+
+
+@pytest.mark.parametrize("stage, most", [("A", 7), ("B", 14), ("C", 8)])
+def test_padding_of_the_papers_steps(stage, most):
+    """Percent of the positions that the LLM computes in the real steps of 2025 (256, 80 and 256 rows, C's with twins)."""
+    projector = None if stage == "B" else SimpleNamespace(slots=lambda frames: frames)
+    draws = {"A": (bench.MIXTURES["A.1"], bench.CORPUS_SHARES, 16, 16, False),
+             "B": (bench.MIXTURES_B["B"], bench.SHARES_B["B"], 10, 8, False),
+             "C": (bench.MIXTURES_C["C"], bench.SHARES_C["short"], 16, 16, True)}[stage]
+    steps = [list(chain(*bench.make_window(SimpleNamespace(width=2), 1000, projector, *draws, 3, seed)))
+             for seed in range(5)]
+    used = sum(s["length"] for step in steps for s in step)
+    computed = sum(len(batch) * batch[0]["length"] for step in steps
+                   for batch in micro_batches(step, bench.SIZES["real"]["micro"][stage]))
+    assert 100 * (1 - used / computed) < most

@@ -66,6 +66,7 @@ def test_prompts_read_in_groups_are_answered_alike(llm, prompts, monkeypatch, po
     """Forty prompts of 1 to 25 vectors, one after the other, in groups of like length, and all at once."""
     made, free = prompts
     monkeypatch.setattr(train_projector, "PREFILL", positions)
+    monkeypatch.setattr(train_projector, "PADDING", 10 ** 6)
     read = []
     hook = llm[0].model.register_forward_pre_hook(lambda module, args, given: read.append(given.get("inputs_embeds")),
                                                   with_kwargs=True)
@@ -83,8 +84,9 @@ def test_the_cap_is_respected(llm, prompts):
     assert generate(llm[0], made[:2], 0, set()) == [[], []]
 
 
-def test_finished_rows_leave_the_batch(llm, prompts):
+def test_finished_rows_leave_the_batch(llm, prompts, monkeypatch):
     """The rows that the model is run on fall from all to the few that never stop."""
+    monkeypatch.setattr(train_projector, "PADDING", 10 ** 6)               # all prompts are read at once
     made, free = prompts
     stops = {free[0][2], free[1][5]}
     sizes = []

@@ -28,7 +28,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from data.draws import choose, draw, draw_frames, pick_validation
@@ -470,15 +469,33 @@ def encode_slots(row, tokenizer, pad, features, slots):
             "letters": letters, "length": len(frames), "counts": (count, count, count, 1)}
 
 
-def row_loss(said, target, unit):
-    """Summed cross-entropy of cosines: said (N, D) and unit (V, D) of length one, target (N,)."""
-    return F.cross_entropy(said @ unit.T, target, reduction="sum")
+class RowLoss(torch.autograd.Function):
+    """
+    Summed cross-entropy of cosines: said (N, D) and unit (V, D) of length one, target (N,). Its gradient is made with
+    it, CHUNK slots at a time, so that (N, V) scores are neither kept nor made twice.
+    """
+
+    @staticmethod
+    def forward(ctx, said, target, unit):
+        total, gradient = said.new_zeros(()), torch.zeros_like(said)
+        for rows, right, its in zip(said.split(CHUNK), target.split(CHUNK), gradient.split(CHUNK)):
+            scores = rows @ unit.T                                                                   # (CHUNK, V)
+            whole = scores.logsumexp(1, keepdim=True)
+            total += (whole - scores.gather(1, right[:, None])).sum()
+            if ctx.needs_input_grad[0]:
+                its.copy_(scores.sub_(whole).exp_() @ unit - unit[right])
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx, outer):
+        return ctx.saved_tensors[0] * outer, None, None
 
 
 def embedding_losses(mapper, head, table, unit, samples):
     """
     The sums (4,) of L1, cosine and softmax over a micro-batch's slots and of CTC over its utterances. unit: the table's
-    rows at length one. Scores against the whole vocabulary are made CHUNK slots at a time, and again for the gradient.
+    rows at length one.
     """
     frames, lengths = pad_frames(samples, table.device)
     with torch.autocast(table.device.type, torch.bfloat16, enabled=table.device.type == "cuda"):
@@ -488,8 +505,7 @@ def embedding_losses(mapper, head, table, unit, samples):
     said = output.float()[~beyond(output, lengths)]                                                  # (N, D)
     target = torch.tensor([token for s in samples for token in s["target"]], device=table.device)    # (N,)
     wanted, direction = table[target], F.normalize(said)
-    softmax = sum(checkpoint(row_loss, direction[i:i + CHUNK], target[i:i + CHUNK], unit, use_reentrant=False)
-                  for i in range(0, len(said), CHUNK))
+    softmax = RowLoss.apply(direction, target, unit)
     letters = torch.tensor([len(s["letters"]) for s in samples], device=table.device)
     spelled = torch.tensor([letter for s in samples for letter in s["letters"]], device=table.device)
     ctc = F.ctc_loss(labels.float().log_softmax(-1).transpose(0, 1), spelled, middle_lengths, letters,
@@ -990,6 +1006,8 @@ def main(argv=None):
     if on_table:
         modules["ctc_head"] = nn.Linear(c.middle, len(LETTERS) + 1).to(device)          # 39 labels with the blank
         unit, weights = F.normalize(table), LOSSES
+        if device.type == "cuda":            # TF32 for scores: an A100 has 156 TFLOP/s of it, of float32 19.5
+            torch.set_float32_matmul_precision("high")
         loss_of = partial(embedding_losses, projector, modules["ctc_head"], table, unit)
     elif c.sigma:
         loss_of, weights = partial(mixed_loss, llm, projector, table), {"entropy": 1 - c.sigma, "embedding": c.sigma}

@@ -15,7 +15,7 @@ import transformers
 
 import train_projector as stage
 from data.rows import read_rows, write_rows
-from train_projector import LETTERS, SpeechMapper, embedding_losses, encode_slots, inspect_slots, load_table, row_loss
+from train_projector import LETTERS, SpeechMapper, embedding_losses, encode_slots, inspect_slots, load_table
 
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ON_TABLE = ["--objective", "embeddings", "--mixture", "ASR", "--projector", "mapper", "--layers", "1", "--middle", "16",
@@ -133,8 +133,20 @@ def test_softmax_of_cosines_lies_between_its_bounds():
     generator = torch.Generator().manual_seed(0)
     unit = F.normalize(torch.randn(151_936, 8, generator=generator))
     said, target = F.normalize(torch.randn(20, 8, generator=generator)), torch.arange(20)
-    losses = torch.stack([row_loss(one[None], t[None], unit) for one, t in zip(said, target)])
+    losses = torch.stack([stage.RowLoss.apply(one[None], t[None], unit) for one, t in zip(said, target)])
     assert ((9.93 < losses) & (losses < 13.93)).all()
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 512])
+def test_the_gradient_made_with_the_softmax_loss_is_its_gradient(monkeypatch, chunk):
+    """Against torch's cross-entropy, in float64; and by finite differences."""
+    monkeypatch.setattr(stage, "CHUNK", chunk)
+    unit, target = F.normalize(torch.randn(40, 8, dtype=torch.float64)), torch.randint(40, (7,))
+    said = F.normalize(torch.randn(7, 8, dtype=torch.float64)).requires_grad_()
+    ours, theirs = stage.RowLoss.apply(said, target, unit), F.cross_entropy(said @ unit.T, target, reduction="sum")
+    (gradient,), (expected,) = torch.autograd.grad(3 * ours, said), torch.autograd.grad(3 * theirs, said)
+    assert torch.allclose(ours, theirs) and torch.allclose(gradient, expected)
+    assert torch.autograd.gradcheck(lambda x: stage.RowLoss.apply(x, target, unit), said)
 
 
 def test_chunks_change_neither_loss_nor_gradient(monkeypatch):

@@ -78,6 +78,18 @@ def test_prompts_read_in_groups_are_answered_alike(llm, prompts, monkeypatch, po
     assert positions != 60 or 1 < len(sizes) < 40 and sum(sizes) < 1.2 * sum(map(len, made))
 
 
+@pytest.mark.parametrize("family, shared", [("Llama", 1), ("Llama", 2), ("Qwen2", 4), ("Qwen3", 2), ("Cohere", 1)])
+def test_heads_that_share_keys_attend_as_they_do_without_a_cache(family, shared):
+    """Every LLM that can be loaded, with so many of its four heads on one key: each prompt's tokens, padded and not."""
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=4 // shared, initializer_range=0.2, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    made = [torch.randn(length, 32) for length in (9, 1, 4, 6, 2)]
+    assert generate(model, made, 10, set()) == [plainly(model, prompt, 10, set()) for prompt in made]
+
+
 def test_the_cap_is_respected(llm, prompts):
     made, free = prompts
     assert generate(llm[0], made[:6], 3, set()) == [ids[:3] for ids in free[:6]]

@@ -60,7 +60,7 @@ PRESETS = {                                  # only what differs from the lines 
     "digits":  dict(corpora="digits", encoder="models/digits-seamless"),
     "iwslt25": dict(corpora="covost2,europarlst,spokensquad,acl6060",
                     encoder="facebook/seamless-m4t-v2-large",
-                    batch_seconds=600.0, shard_frames=2_000_000, workers=16),    # 4 GB a shard
+                    batch_seconds=200.0, shard_frames=2_000_000, workers=16),    # 12 TFLOP a batch, 4 GB a shard
 }
 for name in ("iwslt25-a2", "iwslt25-short", "iwslt25-a2-short"):    # they differ in later stages only
     PRESETS[name] = PRESETS["iwslt25"]

@@ -84,11 +84,11 @@ SIZES = {  # real: as the presets iwslt25 and iwslt26; mid: for two CPU cores; t
                  mapper=dict(heads=8, ffn=2048, layers=6, middle=2048), draws=dict(A=16, B=8, C=16),
                  micro={stage: presets["iwslt25"]["micro_tokens"] for stage, presets in
                         (("A", PRESETS), ("B", PRESETS_B), ("C", PRESETS_C))},
-                 frame_draws=8, frames=12_000, block=512, seconds=600.0, utterances=64),
+                 frame_draws=8, frames=12_000, block=512, seconds=200.0, utterances=64),
     "mid":  dict(llama=LLAMA | MID, qwen=QWEN | MID, encoder=dict(zip(ENCODER, (256, 8, 4, 1024))), width=256,
                  transformer=dict(heads=4, ffn=512), mapper=dict(heads=4, ffn=512, layers=2, middle=512),
                  draws=dict(A=2, B=4, C=2), micro=dict(A=2048, B=1024, C=2048), frame_draws=2, frames=1500,
-                 block=16, seconds=60.0, utterances=64),
+                 block=32, seconds=30.0, utterances=64),
     "toy":  dict(llama=LLAMA | TOY, qwen=QWEN | TOY, encoder=dict(zip(ENCODER, (32, 1, 2, 64))), width=32,
                  transformer=dict(heads=4, ffn=64), mapper=dict(heads=4, ffn=64, layers=1, middle=32),
                  draws=dict(A=1, B=2, C=2), micro=dict.fromkeys("ABC", 1024), frame_draws=2, frames=500,

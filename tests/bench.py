@@ -3,6 +3,7 @@ Speed and memory of every stage, beside what one writes with transformers, peft 
 
     python tests/bench.py                                   # every stage: real sizes on a GPU, else scaled down
     python tests/bench.py B --seeds 5 --threads 2 --dtype bfloat16 --out bench.md
+    python tests/bench.py A --profile                       # the ten kernels that take most, and the idle share
     python tests/bench.py front-end                         # what comes before the encoder, and how many cores it needs
 
 Weights are random and made where they run; nothing is downloaded. Inputs have the lengths of the papers' corpora. A
@@ -39,7 +40,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd import DeviceType
 from torch.nn.utils.rnn import pad_sequence
+from torch.profiler import ProfilerActivity, profile
 
 import train_projector
 from data.draws import draw, draw_frames
@@ -581,6 +584,18 @@ def measure(stage, seeds, device):
     return seen, counts, wrong
 
 
+def profiled(device, run, window):
+    """Where the time of one more run goes: the ten operators, or a GPU's kernels, that take most; what none takes."""
+    gpu = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as seen:
+        seconds, _ = timed(device, run, window)
+    shares = [((e.self_device_time_total if gpu else e.self_cpu_time_total) / 1e4 / seconds, e.count, e.key)
+              for e in seen.key_averages() if not gpu or e.device_type == DeviceType.CUDA]
+    print(f"of {seconds:.2f} s {100 - sum(share for share, *_ in shares):.1f} % idle", file=sys.stderr)
+    for share, count, name in sorted(shares, reverse=True)[:10]:
+        print(f"{share:5.1f} %, {count} x {name}", file=sys.stderr)
+
+
 # tokens: real ones through the LLM; for extraction and A' frames of 50 and 25 Hz, for decoding the new ones
 HEADER = ("stage", "samples/s", "tokens/s", "% of peak", "% padding", "GB", "peer", "its samples/s", "% padding", "GB",
           "times faster: min, median, max", "size", "machine", "versions", "date")
@@ -590,6 +605,8 @@ FRONT_END = ("part", "audio s/s on one thread", "transformers", "cores for an A1
 def table(c, name, stage):
     """Measure a stage -> its rows of the table, one for each peer; one whose outputs differ is named instead."""
     seen, counts, wrong = measure(stage, c.seeds, c.device)
+    if c.profile:
+        profiled(c.device, stage.arms["ours"][0], stage.draw(c.seeds[0]))
     if hasattr(stage, "context"):
         wrong = {arm: wrong[arm] or difference for arm, difference in stage.context().items()}
     ours, peak, rows = seen.pop("ours"), peak_flops(c.device, c.dtype), []
@@ -631,12 +648,13 @@ def main(argv=None):
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the LLM; as load_llm loads it")
+    parser.add_argument("--profile", action="store_true", help="also what one more run of ours spends its time on")
     parser.add_argument("--out", help="a file that the rows are appended to")
     o, device = parser.parse_args(argv), pick_device()
     torch.set_num_threads(o.threads)
     size, dtype = ("real", "bfloat16") if device.type == "cuda" else ("mid", "float32")
     size, dtype = o.size or size, getattr(torch, o.dtype or dtype)
-    c = SimpleNamespace(**SIZES[size], size=size, device=device, dtype=dtype, threads=o.threads, seeds=range(o.seeds),
+    c = SimpleNamespace(**SIZES[size], size=size, device=device, dtype=dtype, threads=o.threads, seeds=range(o.seeds), profile=o.profile,
                         machine=machine(device, o.threads))
     header = FRONT_END if o.stage == "front-end" else HEADER
     print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}", flush=True)

@@ -34,6 +34,14 @@ def test_every_stage_beside_its_peer(stage, peer, capsys, tmp_path):
     assert (tmp_path / "rows.md").read_text().count("\n") == len(found)
 
 
+def test_a_profile_names_what_takes_the_time(capsys):
+    bench.main(["A", "--size", "toy", "--seeds", "1", "--profile"])
+    lines = capsys.readouterr().err.split(" % idle\n")[1].splitlines()
+    shares = [float(line.split(" %")[0]) for line in lines if " x " in line]
+    assert any("aten::mm" in line for line in lines)
+    assert len(shares) == 10 and shares == sorted(shares, reverse=True) and 50 < sum(shares) < 101
+
+
 def test_no_figure_where_the_outputs_differ(monkeypatch, capsys):
     """A peer whose losses are 0.2 % off; the limit is 0.1 %."""
     step = bench.transformers_step

@@ -114,7 +114,7 @@ SYSTEMS = {  # what the rows are, beyond the five systems that every preset has
     "C-no-text": "C-no-text: ASR/ST/SQA",
     "C-no-synthetic": "C-no-synthetic: no synthetic text",
     "C-only-synthetic": "C-only-synthetic: only synthetic text",
-    "C-2k": "C-2k: 2,000 steps",
+    "C-2k": "C-2k: twice the steps",
     **{name: f"{name}: ASR/ST/SQA" for name in ("C-0.2-0.5-0.3", "C-0.2-0.6-0.2", "C-0.25-0.5-0.25", "C-0.3-0.5-0.2")},
     "rows": "questions",
     "A": "A: SpeechMapper",                    # 2026; the paper's own tables are not here

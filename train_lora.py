@@ -104,7 +104,7 @@ class LoRALinear(nn.Module):
         self.lora_A = nn.Parameter(torch.empty(r, base.in_features, device=device))    # float32 whatever W is
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, r, device=device))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
-        self.alpha, self.scale = alpha, alpha / r
+        self.scale = self.full_scale = alpha / r                           # scale_lora weakens the first
 
     def forward(self, x):                                                  # (..., in) -> (..., out)
         low = F.linear(x, self.lora_A.to(x.dtype))                         # (..., r)
@@ -203,7 +203,7 @@ def attach_lora(llm, folder):
 def scale_lora(llm, strength):
     """Set the adapters' strength: 0 the base LLM, 1 as trained (Speech-IFEval's test-time scaling)."""
     for layer in lora_layers(llm).values():
-        layer.scale = strength * layer.alpha / len(layer.lora_A)
+        layer.scale = strength * layer.full_scale
 
 
 def main(argv=None):

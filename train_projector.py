@@ -581,15 +581,15 @@ def read_prompts(llm, prompts):
                            use_cache=True).last_hidden_state                                         # (b, l, D)
         order, parts = order + [s["number"] for s in group], parts + [part]
         hidden += [row[len(p) - 1] for row, p in zip(states, own)]
-    lengths = [len(prompts[n]) for n in order]
+    lengths, longest = [len(prompts[n]) for n in order], max(map(len, prompts))
 
     def joined(tensors):                     # (b, heads, l, head_dim) of each group -> (B, heads, L, head_dim)
-        return torch.stack([F.pad(row[:, :length], (0, 0, max(lengths) - length, 0))
+        return torch.stack([F.pad(row[:, :length], (0, 0, longest - length, 0))
                             for row, length in zip(chain(*tensors), lengths)])
     for number, layer in enumerate(zip(*parts)):
         keys, values, *_ = zip(*layer)
         cache.update(joined(keys), joined(values), number)
-    mask = [[0] * (max(lengths) - length) + [1] * length for length in lengths]
+    mask = [[0] * (longest - length) + [1] * length for length in lengths]
     return order, torch.tensor(mask, device=hidden[0].device), torch.stack(hidden), cache
 
 

@@ -22,11 +22,12 @@ SLICE = 64                                  # jobs that one process does before 
 READERS = 16                                # threads that look at audio files: they wait for the disk (our choice)
 
 
-def parser(doc, corpus):
-    """The command line of a recipe: --work, --raw, and its docstring as the help."""
+def parser(doc, corpus=""):
+    """The command line of a recipe: --work, --raw where its corpus is downloaded, and its docstring as the help."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--work", default="work", help="root folder of everything that is written")
-    made.add_argument("--raw", default="", help=f"folder of the download; <work>/raw/{corpus} if not given")
+    if corpus:
+        made.add_argument("--raw", default="", help=f"folder of the download; <work>/raw/{corpus} if not given")
     return made
 
 
@@ -178,9 +179,8 @@ def run_slice(function, jobs):
 
 def world_settings(doc, presets, argv):
     """(work, settings) from the command line of a world: --preset, the first if not given, --work and --seed."""
-    command = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    command = parser(doc)
     command.add_argument("--preset", choices=list(presets), default=next(iter(presets)))
-    command.add_argument("--work", default="work", help="root folder of everything that is written")
     command.add_argument("--seed", type=int, default=0)
     args = command.parse_args(argv)
     return args.work, {"preset": args.preset, "seed": args.seed, **presets[args.preset]}

@@ -18,7 +18,7 @@ import tempfile
 if __name__ == "__main__":  # `python data/rewrite.py`: imports start at the project's folder, not at data/
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from data.prompts import CHAT, encode
+from data.prompts import CHAT, encode, turn_ids
 from data.recipe import resumable
 from data.rows import corpus_of, read_rows
 from data.translate import load_checkpoint, write_made
@@ -49,8 +49,7 @@ def load_llm(path):
 def generate_batch(llm, tokenizer, prompts, max_new_tokens):
     """-> a {"text", "capped"} for each prompt, a user's turn; greedy."""
     import torch
-    turns = CHAT[llm.config.model_type]
-    head, tail, end = (tokenizer(marker, add_special_tokens=False)["input_ids"] for marker in turns)
+    head, tail, end = turn_ids(tokenizer, llm.config.model_type)
     ids = [head + encode(tokenizer, prompt) + tail for prompt in prompts]
     width = max(map(len, ids))
     # on the left, so that every row's last token is its newest; the mask hides it, so any token will do

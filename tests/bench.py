@@ -46,8 +46,9 @@ from torch.profiler import ProfilerActivity, profile
 
 import train_projector
 from data.draws import draw, draw_frames
-from extract_features import (FRAME_RATE, SAMPLE_RATE, average_frames, decode_ahead, encode_block, filterbank, log_mel,
-                              pick_device, read_audio)
+from extract_features import (BLOCK, FRAME_RATE, SAMPLE_RATE, average_frames, decode_ahead, encode_block, filterbank,
+                              log_mel, pick_device, read_audio)
+from extract_features import PRESETS as PRESETS_0
 from merge_sft import CORPUS_SHARES as SHARES_C
 from merge_sft import MIXTURES as MIXTURES_C
 from merge_sft import PRESETS as PRESETS_C
@@ -87,7 +88,8 @@ SIZES = {  # real: as the presets iwslt25 and iwslt26; mid: for two CPU cores; t
                  mapper=dict(heads=8, ffn=2048, layers=6, middle=2048), draws=dict(A=16, B=8, C=16),
                  micro={stage: presets["iwslt25"]["micro_tokens"] for stage, presets in
                         (("A", PRESETS), ("B", PRESETS_B), ("C", PRESETS_C))},
-                 frame_draws=8, frames=12_000, block=512, seconds=200.0, utterances=64),
+                 frame_draws=8, frames=12_000, block=BLOCK, seconds=PRESETS_0["iwslt25"]["batch_seconds"],
+                 utterances=64),
     "mid":  dict(llama=LLAMA | MID, qwen=QWEN | MID, encoder=dict(zip(ENCODER, (256, 8, 4, 1024))), width=256,
                  transformer=dict(heads=4, ffn=512), mapper=dict(heads=4, ffn=512, layers=2, middle=512),
                  draws=dict(A=2, B=4, C=2), micro=dict(A=2048, B=1024, C=2048), frame_draws=2, frames=1500,
@@ -96,6 +98,9 @@ SIZES = {  # real: as the presets iwslt25 and iwslt26; mid: for two CPU cores; t
                  transformer=dict(heads=4, ffn=64), mapper=dict(heads=4, ffn=64, layers=1, middle=32),
                  draws=dict(A=1, B=2, C=2), micro=dict.fromkeys("ABC", 1024), frame_draws=2, frames=500,
                  block=3, seconds=20.0, utterances=6)}
+DRAWN = {  # mixture, shares of the corpora, rows in a draw; C: each draw of ST or SQA with its twin in text
+    "A": (MIXTURES["A.1"], CORPUS_SHARES, 16), "B": (MIXTURES_B["B"], SHARES_B["B"], 10),
+    "C": (MIXTURES_C["C"], SHARES_C["short"], 16)}
 PEER_BATCH = {"A": 16, "B": 10, "C": 8}     # the papers'; C: what fits into 80 GB with peft (2026 has 8, too)
 PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}               # FLOP/s, bfloat16, dense; data sheets
 R, ALPHA, CAP = 8, 16, 300                  # LoRA, and the longest answer; 2025, sections 3 and 4
@@ -288,9 +293,10 @@ def other_losses(ours, peer):
     return "" if all(abs(a - b) <= limit * abs(a) for a, b, limit in pairs) else f"losses and norm {ours}, {peer}"
 
 
-def make_window(c, vocabulary, projector, mixture, shares, batch, draws, twins, mean, seed):
-    """A step's draws of samples, as the stage draws them."""
-    rng, stream = np.random.default_rng(seed), draw(make_rows(), mixture, shares, batch, batch, seed, twins)
+def make_window(c, vocabulary, projector, stage, draws, mean, seed):
+    """So many draws of samples, as the stage draws them."""
+    mixture, shares, batch = DRAWN[stage]
+    rng, stream = np.random.default_rng(seed), draw(make_rows(), mixture, shares, batch, batch, seed, stage == "C")
     return [[make_sample(rng, row, text, vocabulary, c.width, mean, projector and projector.slots) for row in rows]
             for rows, text in (next(stream) for _ in range(draws))]
 
@@ -336,11 +342,8 @@ def training(c, kind):
                  + 3 * attention_flops(base.config, [s["length"] for s in samples])
                  + (projector_flops(projector, samples) if projector else 0))
         return len(samples), tokens, tokens, flops
-    draws = {"A": (MIXTURES["A.1"], CORPUS_SHARES, 16, c.draws["A"], False),
-             "B": (MIXTURES_B["B"], SHARES_B["B"], 10, c.draws["B"], False),
-             "C": (MIXTURES_C["C"], SHARES_C["short"], 16, c.draws["C"], True)}[stage]
-    return SimpleNamespace(draw=partial(make_window, c, base.config.vocab_size, projector, *draws, mean), arms=arms,
-                           count=count, differ=other_losses)
+    return SimpleNamespace(draw=partial(make_window, c, base.config.vocab_size, projector, stage, c.draws[stage], mean),
+                           arms=arms, count=count, differ=other_losses)
 
 
 def mapping(c):
@@ -393,8 +396,8 @@ def decoding(c):
     other, no_tokenizer = twin(llm), SimpleNamespace(convert_tokens_to_ids=lambda _: None)
 
     def window(seed):
-        samples = [*chain(*make_window(c, len(table), projector, MIXTURES["A.1"], CORPUS_SHARES, 16,
-                                       -(-c.utterances // 16), False, 3, seed))][:c.utterances]
+        samples = [*chain(*make_window(c, len(table), projector, "A", -(-c.utterances // 16), 3, seed))]
+        samples = samples[:c.utterances]
         ends = set()
         for s in samples:
             token = s["after"][-1]
@@ -491,7 +494,8 @@ def front_end(c):
     from transformers import SeamlessM4TFeatureExtractor, WhisperFeatureExtractor
     threads, rng = torch.get_num_threads(), np.random.default_rng(0)
     torch.set_num_threads(1)
-    waves = [rng.normal(0, 0.1, round(draw_seconds(rng, "covost2") * SAMPLE_RATE)).astype(np.float32) for _ in range(40)]
+    waves = [rng.normal(0, 0.1, round(draw_seconds(rng, "covost2") * SAMPLE_RATE)).astype(np.float32)
+             for _ in range(40)]
     seconds = sum(map(len, waves)) / SAMPLE_RATE
 
     def rate(function, inputs):
@@ -654,8 +658,8 @@ def main(argv=None):
     torch.set_num_threads(o.threads)
     size, dtype = ("real", "bfloat16") if device.type == "cuda" else ("mid", "float32")
     size, dtype = o.size or size, getattr(torch, o.dtype or dtype)
-    c = SimpleNamespace(**SIZES[size], size=size, device=device, dtype=dtype, threads=o.threads, seeds=range(o.seeds), profile=o.profile,
-                        machine=machine(device, o.threads))
+    c = SimpleNamespace(**SIZES[size], size=size, device=device, dtype=dtype, threads=o.threads, seeds=range(o.seeds),
+                        profile=o.profile, machine=machine(device, o.threads))
     header = FRONT_END if o.stage == "front-end" else HEADER
     print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}", flush=True)
     failed = []

@@ -24,7 +24,6 @@ def test_every_stage_beside_its_peer(stage, peer, capsys, tmp_path):
     """The outputs are the same, or main raises; a row holds rates, shares and how many times faster."""
     if peer == "peft":
         pytest.importorskip("peft")
-    torch.manual_seed(0)
     bench.main([stage, "--size", "toy", "--seeds", "2", "--out", str(tmp_path / "rows.md")])
     found = {row[6]: dict(zip(bench.HEADER, row)) for row in rows_of(capsys.readouterr().out)}
     row = found[peer]
@@ -85,14 +84,12 @@ def test_inputs_have_the_lengths_of_the_corpora():
 
 @pytest.mark.parametrize("stage, most", [("A", 7), ("B", 14), ("C", 8)])
 def test_padding_of_the_papers_steps(stage, most):
-    """Percent of the positions that the LLM computes in the real steps of 2025 (256, 80 and 256 rows, C's with twins)."""
+    """Percent of the positions that the LLM computes in the steps of 2025: 256, 80 and 256 rows, C's with twins."""
     projector = None if stage == "B" else SimpleNamespace(slots=lambda frames: frames)
-    draws = {"A": (bench.MIXTURES["A.1"], bench.CORPUS_SHARES, 16, 16, False),
-             "B": (bench.MIXTURES_B["B"], bench.SHARES_B["B"], 10, 8, False),
-             "C": (bench.MIXTURES_C["C"], bench.SHARES_C["short"], 16, 16, True)}[stage]
-    steps = [list(chain(*bench.make_window(SimpleNamespace(width=2), 1000, projector, *draws, 3, seed)))
+    real = SimpleNamespace(**{**bench.SIZES["real"], "width": 2})
+    steps = [list(chain(*bench.make_window(real, 1000, projector, stage, real.draws[stage], 3, seed)))
              for seed in range(5)]
     used = sum(s["length"] for step in steps for s in step)
     computed = sum(len(batch) * batch[0]["length"] for step in steps
-                   for batch in micro_batches(step, bench.SIZES["real"]["micro"][stage]))
+                   for batch in micro_batches(step, real.micro[stage]))
     assert 100 * (1 - used / computed) < most

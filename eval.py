@@ -33,18 +33,20 @@ from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache, partial
 
-from data.draws import TEXT_TASK
-from data.recipe import resumable
-from data.rows import LANGUAGES, read_json, read_json_lines, read_rows, replace_file
-from extract_features import configure, pick_device, require, write_json
 from metrics import bertscore, comet, judge, mcif
 from metrics.bleu import bleu, chrf
+from metrics.error_rates import character_error_rate, word_error_rate
 from metrics.exact import contains, exact_match
-from metrics.normalize import character_error_rate, mms_normalize, word_error_rate
 from metrics.paper_tables import SYSTEMS, TABLES
 from metrics.rouge import rouge1_recall
 from metrics.speech_ifeval import plot_curve, point
 from metrics.tables import ANSWERS, CHARACTERS, NAMES, ST, TASKS, beside_paper, by_language, shown, table
+from speech_llm.constants import configure, pick_device, require
+from speech_llm.draws import TEXT_TASK
+from speech_llm.files import read_json, read_json_lines, replace_file, write_json
+from speech_llm.normalize import mms_normalize
+from speech_llm.resumable import resumable
+from speech_llm.rows import LANGUAGES, read_rows
 
 
 @dataclass(frozen=True)

@@ -14,21 +14,13 @@ writes  work/features/<encoder>-mean<k>/<corpus>/<split>/
             config.json         last: a folder with it is finished
 A killed run loses only the shard it was filling; the same command goes on from there.
 """
-import argparse
-import errno
 import glob
-import hashlib
-import json
 import math
 import os
-import platform
 import re
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +28,11 @@ import torch
 from tqdm import tqdm
 
 from data.covost2 import INTO_ENGLISH
-from data.rows import lock, read_json, read_rows, remake, replace_file
-from data.translate import load_checkpoint, loading
+from speech_llm.cache import committed, features_folder, finish_cache, write_shard
+from speech_llm.constants import configure, fingerprint, locate, pick_device, provenance, require
+from speech_llm.files import lock
+from speech_llm.llm import load_checkpoint, loading
+from speech_llm.rows import read_rows, remake
 
 
 @dataclass(frozen=True)
@@ -245,140 +240,8 @@ def average_frames(frames, k):
 
 # --- The frame cache, as later stages see it.
 
-def features_folder(work, encoder, mean, corpus, split):
-    """Where the frames of one split lie."""
-    name = os.path.basename(encoder.rstrip("/"))
-    return os.path.join(work, "features", f"{name}-mean{mean}", corpus, split)
-
-
-class Features(dict):
-    """{utterance: float16 (frames, W)}, read-only views of the files; `config` says what made them."""
-
-
-def open_features(folder, expect=None):
-    """
-    A finished cache, as Features; nothing is read before it is used. ValueError if a shard is damaged.
-    expect: what a stage counts on, such as {"encoder": name, "mean": 3}; a cache made otherwise is refused.
-    """
-    corpus, split = os.path.normpath(folder).split(os.sep)[-2:]
-    redo = f"python extract_features.py --preset PRESET --corpora {corpus} --splits {split}"
-    features = Features()
-    remove = f"remove {folder} and run: {redo}"
-    features.config = read_json(require(os.path.join(folder, "config.json"), redo), remove)
-    for index in read_indices(folder, expect or {}):
-        if not index["lengths"]:                         # all of its utterances were dropped
-            continue
-        path, total = os.path.join(folder, index["data"]), sum(index["lengths"].values())
-        try:
-            frames = np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
-            if frames.shape != (total, features.config["width"]) or frames.dtype != np.float16:
-                raise ValueError(f"{frames.dtype} of shape {frames.shape}, but its index says {total} frames")
-            if index.get("begin", begin_of(frames)) != begin_of(frames):
-                raise ValueError("it is another shard")
-        except Exception as error:                       # np.load refuses a file shorter than its header says
-            if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-                raise OSError(error.errno, f"{path} cannot be opened: {error.strerror}. A cache keeps every shard "
-                              "open: allow more files (ulimit -n 65536) and run the same command again") from None
-            raise ValueError(f"{path} is damaged: {error}; {remove}") from None
-        ends = np.cumsum(list(index["lengths"].values())).tolist()
-        for utterance, first, end in zip(index["lengths"], [0, *ends], ends):
-            features[utterance] = frames[first:end]
-    if len(features) != features.config["utterances"]:
-        raise ValueError(f"{folder} holds {len(features)} utterances, its config.json says "
-                         f"{features.config['utterances']}: a shard is gone, or there twice; {remove}")
-    return features
-
-
-def read_indices(folder, expect):
-    """The indices of the committed shards, in order; ValueError if one was not made as expected."""
-    indices = []
-    for path in sorted(glob.glob(os.path.join(glob.escape(folder), "frames-*.json"))):
-        remove = f"remove {folder} and run extract_features.py"
-        index = read_json(path, remove)
-        made, lengths = index["made"], index["lengths"]
-        if index["data"] != os.path.basename(path)[:-len("json")] + "npy" or type(made) is not dict or (
-                type(lengths) is not dict or any(type(n) is not int or n < 1 for n in lengths.values())):
-            raise ValueError(f"{path} is damaged, or the index of another shard; {remove}")
-        for key, value in expect.items():
-            if made.get(key) != value:
-                raise ValueError(f"{folder} was made with {key} {made.get(key)!r}, expected is "
-                                 f"{value!r}; set it back, or remove the folder and run extract_features.py")
-        indices.append(index)
-    return indices
-
-
-def write_json(path, value):
-    with replace_file(path) as name, open(name, "w", encoding="utf-8") as file:
-        json.dump(value, file, ensure_ascii=False, indent=1)
-
 
 # --- What every stage needs around its work.
-
-def configure(Config, presets, argv=None):
-    """
-    One stage's constants: the file, then --preset NAME, then --name value; the later wins, all are printed.
-    They are bool, int, float or str and stay so. The fields preset and run, where there are such, are given the
-    preset's name; a preset that shares another's folder names it as its run.
-    """
-    defaults = {field.name: field.default for field in fields(Config)}
-    parser = argparse.ArgumentParser(allow_abbrev=False)
-    parser.add_argument("--preset", choices=list(presets), default=next(iter(presets)))
-    for name, default in defaults.items():
-        if type(default) is bool:
-            parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction)
-        elif name != "preset":
-            parser.add_argument(f"--{name}", type=type(default), metavar=type(default).__name__)
-    typed = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
-    preset = typed["preset"] if "preset" in defaults else typed.pop("preset")
-    if presets[preset] is None:
-        raise SystemExit(f"the system of preset {preset} has no such stage; bash run_all.sh {preset} runs those it has")
-    named = {"run": preset} if "run" in defaults else {}
-    values = {**defaults, **named, **presets[preset], **typed}
-    print(f"preset {preset} (* differs from the file)")
-    for name, value in values.items():
-        if name not in defaults:
-            raise TypeError(f"preset {preset}: there is no constant called {name}")
-        wanted = type(defaults[name])
-        if wanted is float and type(value) is int:
-            value = values[name] = float(value)
-        if type(value) is not wanted:
-            raise TypeError(f"preset {preset}: {name} must be {wanted.__name__}, got {value!r}")
-        print(f"{'*' if value != defaults[name] else ' '} {name} = {value!r}")
-    return Config(**values)
-
-
-def require(path, command):
-    """`path` if it exists; else stop, and say which command makes it."""
-    if not os.path.exists(path):
-        raise SystemExit(f"{path} is missing; run: {command}")
-    return path
-
-
-def locate(work, name):
-    """A model: the folder `name` below `work` if there is one, else `name` itself, a folder or a hub name."""
-    below = os.path.join(work, name)
-    if name.startswith("models/") and not os.path.isdir(name):
-        corpus, _, part = name.removeprefix("models/").partition("-")    # data/tiny.py makes models/tiny-seamless
-        corpus += "-listeners" if part in ("whisper", "cohere", "bert") else ""
-        return require(below, remake(os.path.join(work, "rows", corpus, "train.jsonl")))
-    return below if os.path.isdir(below) else name
-
-
-def pick_device():
-    """This process's GPU, or the CPU of a machine without one."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))    # torchrun sets it
-    return torch.device("cpu")
-
-
-def provenance():
-    """The commit and the versions that ran, for the config.json of every stage."""
-    here, commit = os.path.dirname(os.path.abspath(__file__)), ""
-    with suppress(FileNotFoundError):    # no git on this machine
-        git = ["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
-    libraries = {name: version(name) for name in ("torch", "torchaudio", "transformers", "numpy")}
-    return {"commit": commit or "unknown", "python": platform.python_version(), **libraries}
 
 
 # --- One split: decode ahead, encode, commit shard by shard.
@@ -453,47 +316,6 @@ def extract(c, encoder, made, folder, rows):
                 frames, dropped, seconds = {}, [], 0.0
 
 
-def write_shard(folder, name, frames, facts):
-    """The data, then the index: what has an index is committed."""
-    lengths = {utterance: len(value) for utterance, value in frames.items()}
-    if frames:                           # none where all were dropped
-        facts = {**facts, "begin": begin_of(next(iter(frames.values())))}
-        with replace_file(os.path.join(folder, f"{name}.npy")) as path:
-            np.save(path, np.concatenate(list(frames.values())))
-    write_json(os.path.join(folder, f"{name}.json"), {"data": f"{name}.npy", "lengths": lengths, **facts})
-
-
-def begin_of(frames):
-    """By which a shard is known: 8 numbers of its first frame."""
-    return frames[0, :8].tobytes().hex()
-
-
-def committed(folder, made):
-    """What the shards hold -> ({utterance: frames}, {utterance: entry of dropped.jsonl}, hours)."""
-    lengths, dropped, seconds = {}, {}, 0.0
-    for index in read_indices(folder, made):
-        lengths |= index["lengths"]
-        dropped |= {entry["utterance"]: entry for entry in index["dropped"]}
-        seconds += index["seconds"]
-    return lengths, {name: entry for name, entry in dropped.items() if name not in lengths}, seconds / 3600
-
-
-def finish(c, made, width, folder, rows):
-    """dropped.jsonl, then config.json, once every utterance is in a shard or dropped; else False."""
-    lengths, dropped, hours = committed(folder, made)
-    if rows.keys() - lengths.keys() - dropped.keys():
-        return False
-    if not lengths:
-        raise ValueError(f"{folder}: all {len(dropped)} utterances were dropped, the first for this reason: "
-                         f"{next(iter(dropped.values()))['reason']}")
-    with replace_file(os.path.join(folder, "dropped.jsonl")) as name, open(name, "wb") as file:
-        file.writelines((json.dumps(entry, ensure_ascii=False) + "\n").encode() for entry in dropped.values())
-    write_json(os.path.join(folder, "config.json"), {
-        **made, "width": width, "utterances": len(lengths), "frames": sum(lengths.values()), "hours": hours,
-        "dropped": len(dropped), "config": asdict(c), **provenance()})
-    return True
-
-
 def splits_of(c):
     """Every (corpus, split) that is asked for."""
     for corpus in c.corpora.split(","):
@@ -502,15 +324,6 @@ def splits_of(c):
         files = glob.glob("*.jsonl", root_dir=folder)
         for split in c.splits.split(",") if c.splits else sorted(name[:-len(".jsonl")] for name in files):
             yield corpus, split
-
-
-def fingerprint(path):
-    """Tells apart weights made under one name, a file or a model folder; "" for a hub name and for several files."""
-    path = os.path.join(path, "model.safetensors") if os.path.isdir(path) else path
-    if not os.path.isfile(path):
-        return ""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def main(argv=None):
@@ -538,7 +351,7 @@ def main(argv=None):
                     raise SystemExit(f"--pad: {c.encoder} has no window to keep; only a Whisper has one")
                 extract(c, encoder, made, folder, rows)
                 # 4. config.json last; of several processes, the one that sees everything done writes it
-                whole = finish(c, made, encoder.config.hidden_size, folder, rows)
+                whole = finish_cache(c, made, encoder.config.hidden_size, folder, rows)
             if not whole:
                 print(f"{corpus}/{split}: this process is done, others are not")
                 continue

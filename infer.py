@@ -17,7 +17,6 @@ writes  <work>/<run>/predictions/<system>/<corpus>.<split>.jsonl: a row's {"id",
 """
 import glob
 import itertools
-import json
 import math
 import os
 from contextlib import suppress
@@ -29,19 +28,21 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.draws import TEXT_TASK
-from data.prompts import encode as encode_text
-from data.prompts import user_turn
-from data.recipe import add_lines
-from data.rows import ALL_LANGUAGES, TASKS, lock, read_json, read_json_lines, read_rows, remake, replace_file
 from data.translate import BEAMS, CODES, load_seamless
-from extract_features import (FRAME, SAMPLE_RATE, average_frames, configure, encode, features_folder, fill_window,
-                              fingerprint, front_end, load_encoder, load_frozen, locate, make_feature, open_features,
-                              pad_features, pick_device, read_audio, require, window_of, write_json)
+from extract_features import (FRAME, SAMPLE_RATE, average_frames, encode, fill_window, front_end, load_encoder,
+                              load_frozen, make_feature, pad_features, read_audio, window_of)
 from merge_sft import load_speech_llm
 from metrics.mcif import write_output
+from speech_llm.cache import features_folder, open_features
+from speech_llm.constants import configure, fingerprint, locate, pick_device, require
+from speech_llm.draws import TEXT_TASK
+from speech_llm.files import add_lines, lock, read_json, read_json_lines, write_json, write_json_lines
+from speech_llm.llm import decode_text, load_llm
+from speech_llm.prompts import encode_text, user_turn
+from speech_llm.rows import ALL_LANGUAGES, TASKS, read_rows, remake
+from speech_llm.run import read_config
 from train_lora import scale_lora
-from train_projector import answer, decode_text, encode_sample, load_llm, read_config
+from train_projector import answer, encode_sample
 
 
 @dataclass(frozen=True)
@@ -266,7 +267,7 @@ def predict(c, name, tokenizer, jobs, decode, test_set):
         if os.path.exists(path):                            # the others had it all
             return
         mended = read_json_lines(own, "remove it and run the same command again") if os.path.exists(own) else []
-        write_lines(own, mended)
+        write_json_lines(own, mended)
         heard = sorted((job for job in jobs if job[3] is not None), key=lambda job: -job[2])       # longest first
         batches = [heard[i:i + c.batch] for i in range(0, len(heard), c.batch)][rank::world]
         batches = [batch for batch in batches if any(job[0]["id"] not in done for job in batch)]
@@ -299,19 +300,13 @@ def join(c, name, jobs, done, test_set):
     if test_set.startswith("mcif."):                        # the file that the shared task takes
         answers = {p["id"]: p["prediction"] for p in predictions}
         write_output(path[:-len("jsonl")] + "xml", f"{c.preset}-{name}", answers)
-    write_lines(path, predictions)
+    write_json_lines(path, predictions)
     remove_partial(path)
     unheard = sum(row["id"] not in done for row, *_ in jobs)
     capped, loops = (100 * sum(p[key] for p in predictions) / max(1, len(predictions)) for key in ("capped", "loops"))
     print(f"{path}: {len(predictions)} rows, {capped:.1f} % stopped by the cap of {c.max_new_tokens} tokens, "
           f"{loops:.1f} % loop"
           + (f"; {unheard} cannot be heard: their answer is empty and counts as wrong" if unheard else ""))
-
-
-def write_lines(path, predictions):
-    """One JSON object a line, all or nothing."""
-    with replace_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in predictions)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -17,12 +17,18 @@ from functools import partial
 import torch
 
 from data.covost2 import INTO_ENGLISH
-from data.draws import choose, draw, pick_validation
-from data.rows import ALL_LANGUAGES, LANGUAGES, differences
-from extract_features import configure, locate, pick_device, require
+from speech_llm.cache import load_rows
+from speech_llm.constants import configure, locate, pick_device, require
+from speech_llm.draws import choose, draw, pick_validation
+from speech_llm.files import differences
+from speech_llm.llm import load_llm
+from speech_llm.prompts import prompts_of
+from speech_llm.rows import ALL_LANGUAGES, LANGUAGES
+from speech_llm.run import Run, finished, read_config
+from speech_llm.speechmapper import inspect_slots
+from speech_llm.training import processes, rate, validate
 from train_lora import MT26, TARGETS, add_lora, attach_lora, load_lora, lora_parameters, lora_state_dict
-from train_projector import (Run, answer_loss, encode_sample, finished, inspect_slots, load_llm, load_projector,
-                             load_rows, processes, prompts_of, rate, read_config, validate)
+from train_projector import answer_loss, encode_sample, load_projector
 
 
 @dataclass(frozen=True)

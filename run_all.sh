@@ -6,7 +6,7 @@
 # bash run_all.sh iwslt26         the 2026 system, setup 1; also iwslt26-setup2
 # bash run_all.sh tiny-listeners  multilingual listeners: Whisper, window Q-Former, a tiny Cohere LLM, four languages
 # bash run_all.sh listeners       the same at real size; also listeners-ast, listeners-ten, listeners-ten-ast;
-#                                 TTS=command speaks what Seamless does not, see python data/multispeechqa.py --help
+#                                 TTS=command speaks what Seamless does not, see python -m data.multispeechqa --help
 # bash run_all.sh tiny ablations  after that: the variants of C in Tables 10 and 11 of the 2025 paper (or: iwslt25)
 # bash run_all.sh tiny sweep      after that: Speech-IFEval, what each stage forgets and what weaker adapters give back;
 #                                 any preset; JUDGE=a chat LLM where it is not a small world
@@ -22,18 +22,18 @@ SEEDED=("${ARGS[@]}" --seed "${SEED:-0}")
 
 # rows: a recipe's --help says what to download first
 case $PRESET in
-  *-listeners)    python data/tiny_listeners.py "${SEEDED[@]}" ;;
-  tiny* | smoke*) python data/tiny.py "${SEEDED[@]}" ;;
-  digits)         python data/digits.py "${SEEDED[@]}" ;;
+  *-listeners)    python -m data.tiny_listeners "${SEEDED[@]}" ;;
+  tiny* | smoke*) python -m data.tiny "${SEEDED[@]}" ;;
+  digits)         python -m data.digits "${SEEDED[@]}" ;;
   iwslt25*) for corpus in acl6060 covost2 europarlst spokensquad; do
-              python "data/$corpus.py" --work "${WORK:-work}"
+              python -m "data.$corpus" --work "${WORK:-work}"
             done ;;
   iwslt26*) for corpus in covost2 europarlst librispeech librisqa gigast fakacl mcif; do
-              python "data/$corpus.py" --work "${WORK:-work}"
+              python -m "data.$corpus" --work "${WORK:-work}"
             done ;;
-  listeners*) python data/commonvoice.py --work "${WORK:-work}"
-              python data/multispeechqa.py --work "${WORK:-work}" ${TTS:+--tts "$TTS"}
-              python data/covost2.py --work "${WORK:-work}" --into-english ;;
+  listeners*) python -m data.commonvoice --work "${WORK:-work}"
+              python -m data.multispeechqa --work "${WORK:-work}" ${TTS:+--tts "$TTS"}
+              python -m data.covost2 --work "${WORK:-work}" --into-english ;;
 esac
 python extract_features.py "${ARGS[@]}"                                              # 0
 python train_projector.py "${SEEDED[@]}"                                             # A
@@ -88,7 +88,7 @@ if [ "${2:-}" = sweep ]; then
     iwslt*) CORPUS=speech_ifeval TESTS= LONG=(--max_new_tokens 2048)
             JUDGE=${JUDGE:-Qwen/Qwen3-30B-A3B-Instruct-2507}
             FORGET=$CORPUS.closed,$CORPUS.plain,$CORPUS.creative,$CORPUS.cot
-            python data/speech_ifeval.py --work "${WORK:-work}"
+            python -m data.speech_ifeval --work "${WORK:-work}"
             python extract_features.py "${ARGS[@]}" --corpora speech_ifeval ;;
     *)      CORPUS=${PRESET/smoke/tiny} LONG=() JUDGE=contains
             TESTS=$CORPUS.test, FORGET=$CORPUS.closed,$CORPUS.plain ;;
@@ -98,6 +98,6 @@ if [ "${2:-}" = sweep ]; then
     ${LONG[@]+"${LONG[@]}"}
   MADE=${WORK:-work}/$PRESET/predictions SCORED=()
   for FILE in "$MADE"/[ABC]*/"$CORPUS.closed.jsonl"; do SCORED+=("${FILE%/*}"); done
-  python metrics/speech_ifeval.py "${SCORED[@]}" --reference "$MADE/llm" --corpus "$CORPUS" --judge "$JUDGE"
+  python -m metrics.speech_ifeval "${SCORED[@]}" --reference "$MADE/llm" --corpus "$CORPUS" --judge "$JUDGE"
   python eval.py "${ARGS[@]}"
 fi

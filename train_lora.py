@@ -17,11 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from data.draws import choose, draw, pick_validation
-from data.rows import read_json, replace_file
-from extract_features import configure, locate, pick_device, write_json
-from train_projector import (Run, answer_loss, encode_sample, finished, load_llm, load_rows, load_weights, processes,
-                             prompts_of, rate, read_config, validate)
+from speech_llm.cache import load_rows
+from speech_llm.constants import configure, locate, pick_device
+from speech_llm.draws import choose, draw, pick_validation
+from speech_llm.files import read_json, replace_file, write_json
+from speech_llm.llm import load_llm
+from speech_llm.prompts import prompts_of
+from speech_llm.run import Run, finished, load_weights, read_config
+from speech_llm.training import processes, rate, validate
+from train_projector import answer_loss, encode_sample
+
 
 # attention and feed-forward (2025, section 3): the paper names keys, which torchtune's recipe leaves out
 TARGETS = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"

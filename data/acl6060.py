@@ -1,7 +1,7 @@
 """
 ACL 60/60: talks of ACL 2022 with German and Chinese translations; dev selects checkpoints, eval is a test set (2025).
 
-    python data/acl6060.py                          # or --raw folder, where the download lies elsewhere
+    python -m data.acl6060                          # or --raw folder, where the download lies elsewhere
 
 download into <work>/raw/acl6060 (or --raw)
     2/acl_6060/     https://aclanthology.org/attachments/2023.iwslt-1.2.dataset.zip, unpacked there; CC BY 4.0; of it
@@ -17,14 +17,12 @@ translations stay; the quality filter of the training data is not used here.
 """
 import os
 import re
-import sys
 import xml.etree.ElementTree as ElementTree
 
-if __name__ == "__main__":  # `python data/acl6060.py`: imports start at the project's folder, not at data/
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from data.recipe import finish, finished, need, parser, report, speech_rows, unreadable
+from speech_llm.files import text_lines
+from speech_llm.rows import write_rows
 
-from data.recipe import need, parser, report, speech_rows, text_lines, unreadable
-from data.rows import finish, finished, write_rows
 
 DOWNLOAD = "unpack https://aclanthology.org/attachments/2023.iwslt-1.2.dataset.zip there"
 SIZES = {"dev": 468, "eval": 416}                    # segments, of five talks each

@@ -2,8 +2,8 @@
 Common Voice: sentences read aloud by volunteers, in the 23 languages of MultiSpeechQA; 20 hours of each for training
 (multilingual listeners paper, A.6).
 
-    python data/commonvoice.py                      # or --raw folder, where the download lies elsewhere
-    python data/commonvoice.py --languages en,fr,nl,tr,de,ar,es,ru,id,pl          # the paper's ten
+    python -m data.commonvoice                      # or --raw folder, where the download lies elsewhere
+    python -m data.commonvoice --languages en,fr,nl,tr,de,ar,es,ru,id,pl          # the paper's ten
 
 download into <work>/raw/commonvoice
     cv-corpus-<version>/<locale>/   one folder a language, unpacked; https://datacollective.mozillafoundation.org, CC0.
@@ -39,16 +39,14 @@ import glob
 import math
 import os
 import random
-import sys
 from collections import Counter
 
-if __name__ == "__main__":  # `python data/commonvoice.py`: imports start at the project's folder, not at data/
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
 from data.covost2 import CLIP, FROM_ENGLISH, LOCALES, SPLITS, read_translations, read_tsv, release
-from data.recipe import need, parser, report, unreadable
-from data.rows import finish, finished, replace_file, write_rows
+from data.recipe import finish, finished, need, parser, report, unreadable
 from metrics.pairwise import LANGUAGES
+from speech_llm.files import replace_file
+from speech_llm.rows import write_rows
+
 
 DOWNLOAD = "unpack Common Voice there, from https://datacollective.mozillafoundation.org"
 HOURS = 20                                                        # of each language; Table 5

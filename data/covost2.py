@@ -1,9 +1,9 @@
 """
 CoVoST 2: English to German and to Chinese, on recordings of Common Voice 4; for the listeners also other pairs.
 
-    python data/covost2.py                          # or --raw folder, where the download lies elsewhere
-    python data/covost2.py --into-english           # 13 languages into English; or of them: --into-english ar,id,ja
-    python data/covost2.py --from-english           # English into 7 languages; or of them: --from-english ar,tr
+    python -m data.covost2                          # or --raw folder, where the download lies elsewhere
+    python -m data.covost2 --into-english           # 13 languages into English; or of them: --into-english ar,id,ja
+    python -m data.covost2 --from-english           # English into 7 languages; or of them: --from-english ar,tr
 
 download into <work>/raw/covost2
     covost_v2.en_de.tsv.tar.gz, covost_v2.en_zh-CN.tsv.tar.gz   from https://dl.fbaipublicfiles.com/covost/
@@ -30,15 +30,13 @@ are held out of that pair's train.
 import csv
 import os
 import re
-import sys
 import tarfile
 import zlib
 
-if __name__ == "__main__":  # `python data/covost2.py`: imports start at the project's folder, not at data/
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from data.recipe import finish, finished, need, parser, report, speech_rows, unreadable
+from speech_llm.files import text_lines
+from speech_llm.rows import write_rows
 
-from data.recipe import need, parser, report, speech_rows, text_lines, unreadable
-from data.rows import finish, finished, write_rows
 
 URL = "https://dl.fbaipublicfiles.com/covost/"
 COMMON_VOICE = "it belongs to Common Voice corpus 4, https://commonvoice.mozilla.org/datasets, unpacked there"

@@ -1,9 +1,9 @@
 """
 The digits world: real voices. Sequences of 3 to 6 different digits joined from the Free Spoken Digit Dataset (FSDD).
 
-    FSDD=folder/of/recordings python data/digits.py      # {digit}_{speaker}_{take}.wav, mono, 8 kHz
-    python data/digits.py                                # fetches the recordings once (git, 21 MB, CC BY-SA 4.0)
-    HOLDOUT=theo python data/digits.py                   # the speaker of the test set, never heard in training
+    FSDD=folder/of/recordings python -m data.digits      # {digit}_{speaker}_{take}.wav, mono, 8 kHz
+    python -m data.digits                                # fetches the recordings once (git, 21 MB, CC BY-SA 4.0)
+    HOLDOUT=theo python -m data.digits                   # the speaker of the test set, never heard in training
 
 reads   the recordings (https://github.com/Jakobovski/free-spoken-digit-dataset)
 writes  <work>/rows/digits/{train,dev,test}.jsonl, <work>/audio/digits/*.flac,
@@ -18,18 +18,15 @@ import os
 import random
 import shutil
 import subprocess
-import sys
-
-if __name__ == "__main__":  # `python data/digits.py`: imports start at the project's folder, not at data/
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 import numpy as np
 import soundfile
 
-from data.prompts import NOT_ANSWERABLE
-from data.recipe import finish_world, world_settings, write_recorded
-from data.rows import finished, replace_file
+from data.recipe import finish_world, finished, world_settings, write_recorded
 from data.speech_ifeval import write_world
+from speech_llm.files import replace_file
+from speech_llm.prompts import NOT_ANSWERABLE
+
 
 PRESETS = {"digits": dict(train=3000, dev=60, test=160, encoder_steps=260, llm_steps=900,
                           hesitate_from=0)}
@@ -127,7 +124,7 @@ def find_recordings(work):
             done = subprocess.run(["git", "clone", "--depth", "1", REPOSITORY, half], capture_output=True, text=True)
             if done.returncode:
                 raise SystemExit(f"could not fetch {REPOSITORY}:\n{done.stderr.strip()}\n"
-                                 "fetch it yourself and run: FSDD=folder/of/recordings python data/digits.py")
+                                 "fetch it yourself and run: FSDD=folder/of/recordings python -m data.digits")
             os.replace(half, clone)
     if not glob.glob(os.path.join(glob.escape(folder), "*_*_*.wav")):
         raise SystemExit(f"{folder} holds no recording like 7_theo_12.wav; set FSDD to the folder of recordings")

@@ -1,7 +1,7 @@
 """
 Europarl-ST v1.1: English speeches of the European Parliament, with German and Italian translations.
 
-    python data/europarlst.py                       # or --raw folder, where the download lies elsewhere
+    python -m data.europarlst                       # or --raw folder, where the download lies elsewhere
 
 download into <work>/raw/europarlst (or --raw)
     v1.1/       https://www.mllp.upv.es/europarl-st/v1.1.tar.gz, unpacked there; 20 GB, CC BY-NC 4.0; of it
@@ -22,18 +22,16 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from multiprocessing.pool import ThreadPool
-
-if __name__ == "__main__":  # `python data/europarlst.py`: imports start at the project's folder, not at data/
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from data.recipe import need, parser, report, speech_rows, text_lines
-from data.rows import finish, finished, replace_file, write_rows
+from data.recipe import finish, finished, need, parser, report, speech_rows
+from speech_llm.files import replace_file, text_lines
+from speech_llm.rows import write_rows
+
 
 DOWNLOAD = "unpack https://www.mllp.upv.es/europarl-st/v1.1.tar.gz (20 GB) there"
 TARGETS = ("de", "it")

@@ -1,8 +1,8 @@
 """
 fakACL: talks that an LLM wrote for papers that do not exist, spoken, with questions about them (2026, appendix A.2).
 
-    python data/fakacl.py                           # everything the paper has
-    python data/fakacl.py --titles 50               # fifty of the talks: a look at it, on one GPU
+    python -m data.fakacl                           # everything the paper has
+    python -m data.fakacl --titles 50               # fifty of the talks: a look at it, on one GPU
 
 reads   from the Hugging Face hub: Qwen3 (writes), SeamlessM4T (speaks, translates), CometKiwi (scores)
 writes  <work>/rows/fakacl/{train,dev}.jsonl, counts.md, dropped.txt, config.json last, <work>/audio/fakacl/, and in
@@ -19,19 +19,16 @@ import argparse
 import os
 import random
 import re
-import sys
 
-if __name__ == "__main__":  # `python data/fakacl.py`: imports start at the project's folder, not at data/
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
-from data.prompts import NOT_ANSWERABLE
 from data.quality import KIWI, good_rows
-from data.recipe import report
+from data.recipe import finish, finished, report
 from data.rewrite import generate
-from data.rows import LANGUAGES, finish, finished, write_rows
 from data.speak import speak
 from data.translate import SEAMLESS, translate_rows
 from metrics.ifeval import sentences
+from speech_llm.prompts import NOT_ANSWERABLE
+from speech_llm.rows import LANGUAGES, write_rows
+
 
 LLM = "Qwen/Qwen3-4B-Instruct-2507"
 PROMPTS = {  # 2026, appendix A.2, and the tokens of an answer: twice what was asked for (our choice)

@@ -1,8 +1,8 @@
 """
 GigaST: GigaSpeech's 10,000 hours with machine translations to German and Chinese, and ours to Italian.
 
-    python data/gigast.py                           # or --raw folder, where the download lies elsewhere
-    python data/gigast.py --hours 300               # whole recordings drawn by --seed, until there are 300 hours
+    python -m data.gigast                           # or --raw folder, where the download lies elsewhere
+    python -m data.gigast --hours 300               # whole recordings drawn by --seed, until there are 300 hours
 
 download into <work>/raw/gigast
     GigaST.de.json, GigaST.zh*.json     https://lf3-nlp-opensource.bytetos.com/obj/nlp-opensource/datasets/GigaST/
@@ -29,18 +29,16 @@ import json
 import os
 import random
 import re
-import sys
 from itertools import count, islice
-
-if __name__ == "__main__":  # `python data/gigast.py`: imports start at the project's folder, not at data/
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 from tqdm import tqdm
 
 from data.quality import KIWI, good_rows
-from data.recipe import need, parser, report, speech_rows
-from data.rows import defect, finish, finished, replace_file
+from data.recipe import finish, finished, need, parser, report, speech_rows
 from data.translate import SEAMLESS, translate_rows
+from speech_llm.files import replace_file
+from speech_llm.rows import defect
+
 
 GIGAST = "download it from https://lf3-nlp-opensource.bytetos.com/obj/nlp-opensource/datasets/GigaST/"
 GIGASPEECH = "it belongs to the raw release of GigaSpeech, see https://github.com/SpeechColab/GigaSpeech"

@@ -1,7 +1,7 @@
 """
 LibriSpeech: English audiobooks, read aloud, with their transcripts.
 
-    python data/librispeech.py                      # or --raw folder, where the download lies elsewhere
+    python -m data.librispeech                      # or --raw folder, where the download lies elsewhere
 
 download into <work>/raw/librispeech
     LibriSpeech/<part>/     https://www.openslr.org/resources/12/<part>.tar.gz, unpacked there; CC BY 4.0; packed,
@@ -18,14 +18,12 @@ as LibriSQA writes the same ones: where a sentence starts is not known (our choi
 import glob
 import os
 import re
-import sys
 from collections import Counter
 
-if __name__ == "__main__":  # `python data/librispeech.py`: imports start at the project's folder, not at data/
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from data.recipe import finish, finished, parser, report, speech_rows, unreadable
+from speech_llm.files import text_lines
+from speech_llm.rows import write_rows
 
-from data.recipe import parser, report, speech_rows, text_lines, unreadable
-from data.rows import finish, finished, write_rows
 
 URL = "https://www.openslr.org/resources/12"
 PARTS = {  # LibriSpeech's name: (ours, utterances)

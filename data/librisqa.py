@@ -2,7 +2,7 @@
 LibriSQA: questions about LibriSpeech's audiobooks, open ones (Part I) and ones with four options (Part II), made
 multilingual and unanswerable (2026, section 2.1 and appendix A.1).
 
-    python data/librisqa.py                         # or --raw folder, where the download lies elsewhere
+    python -m data.librisqa                         # or --raw folder, where the download lies elsewhere
 
 download into <work>/raw/librisqa
     LibriSQA-PartI-{train,test}.json, LibriSQA-PartII-{train,test}.json, in any folder there
@@ -26,20 +26,18 @@ import json
 import os
 import random
 import re
-import sys
 from collections import Counter
-
-if __name__ == "__main__":  # `python data/librisqa.py`: imports start at the project's folder, not at data/
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 from data.fakacl import read_list
 from data.librispeech import PARTS, URL, find_part
-from data.prompts import NOT_ANSWERABLE
 from data.quality import KIWI, good_rows
-from data.recipe import need, parser, report, resumable, speech_rows, unreadable
+from data.recipe import finish, finished, need, parser, report, speech_rows, unreadable
 from data.rewrite import generate
-from data.rows import LANGUAGES, finish, finished, write_rows
 from data.translate import SEAMLESS, translate_rows
+from speech_llm.prompts import NOT_ANSWERABLE
+from speech_llm.resumable import resumable
+from speech_llm.rows import LANGUAGES, write_rows
+
 
 SOURCE = "download it from https://huggingface.co/datasets/ZihanZhao/LibriSQA"
 LLM, MINILM = "Qwen/Qwen3-4B-Instruct-2507", "sentence-transformers/multi-qa-MiniLM-L6-cos-v1"

@@ -1,7 +1,7 @@
 """
 MCIF, talks at ACL with questions about them, and the IWSLT instruction-following tests like it: the short track.
 
-    python data/mcif.py                             # or --raw folder, where the download lies elsewhere
+    python -m data.mcif                             # or --raw folder, where the download lies elsewhere
 
 download into <work>/raw/mcif, from https://huggingface.co/datasets/FBK-MT/MCIF (CC BY 4.0; of its 7.6 GiB only these)
     short_fixedprompt/*.parquet         what is asked (pip install pyarrow), or the same as XML, as shared tasks release
@@ -26,15 +26,12 @@ recording is missing keeps its row: its answer will be empty, but it must be sub
 import glob
 import os
 import re
-import sys
 from collections import Counter, defaultdict
 
-if __name__ == "__main__":  # `python data/mcif.py`: imports start at the project's folder, not at data/
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
-from data.recipe import parser, report, unreadable
-from data.rows import LANGUAGES, finish, finished, write_rows
+from data.recipe import finish, finished, parser, report, unreadable
 from metrics.mcif import read_references, read_samples
+from speech_llm.rows import LANGUAGES, write_rows
+
 
 DOWNLOAD = "download it from https://huggingface.co/datasets/FBK-MT/MCIF"
 NOTHING = "-"                               # where a row needs a text that a test does not have

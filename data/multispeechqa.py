@@ -2,8 +2,8 @@
 MultiSpeechQA: questions to a voice assistant in 23 languages, asked by synthetic voices (multilingual listeners paper,
 section 3).
 
-    python data/multispeechqa.py --tts "python my_tts.py"       # or --raw folder, where the download lies elsewhere
-    python data/multispeechqa.py --languages en,de,it           # these only; no --tts needed
+    python -m data.multispeechqa --tts "python my_tts.py"       # or --raw folder, where the download lies elsewhere
+    python -m data.multispeechqa --languages en,de,it           # these only; no --tts needed
 
 download into <work>/raw/multispeechqa
     *.parquet       https://huggingface.co/datasets/gpt-omni/VoiceAssistant-400K, apache-2.0, 219 GB, 470,054 pairs;
@@ -37,20 +37,18 @@ import random
 import re
 import shlex
 import subprocess
-import sys
 from collections import Counter, defaultdict
 from contextlib import contextmanager
 
-if __name__ == "__main__":  # `python data/multispeechqa.py`: imports start at the project's folder, not at data/
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
 from tqdm import tqdm
 
-from data.recipe import parser, report, text_lines, unreadable
-from data.rows import defect, finish, finished, replace_file, write_rows
+from data.recipe import finish, finished, parser, report, unreadable
 from data.speak import speak
 from data.translate import CODES, SEAMLESS, translate
 from metrics.pairwise import LANGUAGES
+from speech_llm.files import replace_file, text_lines
+from speech_llm.rows import defect, write_rows
+
 
 DOWNLOAD = "download https://huggingface.co/datasets/gpt-omni/VoiceAssistant-400K there, or a part of it"
 SUBSETS = {  # name: (what its split_name contains, pairs); Table 1

@@ -2,7 +2,7 @@
 How good a translation is, without a reference: CometKiwi scores, and the filter on them (2025, section 2.1).
 
     quality([["Who works there?", "Wer arbeitet dort?"]])                                # -> [one float], up to 1
-    python data/quality.py --rows translated.jsonl --source english.jsonl --out good.jsonl
+    python -m data.quality --rows translated.jsonl --source english.jsonl --out good.jsonl
 
 reads   rows of data/translate.py and the English rows they come from; the model, from the hub or from a folder
 writes  <out>, the rows whose texts all score THRESHOLD or more; <out>.dropped.txt, the others and their scores;
@@ -11,15 +11,12 @@ writes  <out>, the rows whose texts all score THRESHOLD or more; <out>.dropped.t
 import argparse
 import functools
 import os
-import sys
 import tempfile
 
-if __name__ == "__main__":  # `python data/quality.py`: imports start at the project's folder, not at data/
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
-from data.recipe import resumable
-from data.rows import read_rows
 from data.translate import parts, write_made
+from speech_llm.resumable import resumable
+from speech_llm.rows import read_rows
+
 
 KIWI = "Unbabel/wmt22-cometkiwi-da"
 THRESHOLD = 0.85            # 2025, section 2.1: question and answer both score at least this

@@ -6,17 +6,19 @@ work over several processes, and the table of counts that ends every recipe.
     report("work", "acl6060", {"eval": rows}, {("eval", "ST/MT de"): 416}, [("eval", "acl6060/eval/7", "no audio")])
 """
 import argparse
-import fcntl
 import json
 import multiprocessing
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.pool import ThreadPool
+from pathlib import Path
 
 from tqdm import tqdm
 
-from data.rows import corpus_of, differences, finish, replace_file, write_rows, writing
+from speech_llm.files import differences, lock, read_json, replace_file
+from speech_llm.rows import corpus_of, remake, write_rows
+
 
 SLICE = 64                                  # jobs that one process does before a fresh one takes over
 READERS = 16                                # threads that look at audio files: they wait for the disk (our choice)
@@ -36,15 +38,6 @@ def need(path, what):
     if not os.path.exists(path):
         raise SystemExit(f"{path} is missing: {what}")
     return path
-
-
-def text_lines(file, path):
-    """The lines of a file opened for bytes, as text with their ends; SystemExit names the line that is not UTF-8."""
-    for number, line in enumerate(file, 1):
-        try:
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise SystemExit(f"{path} line {number} is not UTF-8 ({error}); download it again") from None
 
 
 def unreadable(paths):
@@ -72,81 +65,6 @@ def speech_rows(utterance, source, transcript, translations):
     targets = [("ASR", "en", transcript), *(("ST", language, text) for language, text in translations.items())]
     return [{"id": f"{utterance}/{task}.{language}", **base, "task": task, "language": language, "target": target}
             for task, language, target in targets]
-
-
-def resumable(path, settings, items, make, batch, desc="", size=len):
-    """
-    make([item]) -> [result], over all items in batches of like size -> results in the items' order.
-    Items and results are JSON values; equal items are made once. Every batch is appended to `path` when it is done, so
-    that a killed run loses one batch; batches are cut from all items, so that they are the same after a kill.
-    settings: what the results depend on; a file made with others is refused, and so is a second run on one file.
-    """
-    def key(item):
-        return json.dumps(item, ensure_ascii=False)
-    order = sorted({key(item): item for item in items}.values(), key=lambda item: (size(item), key(item)))
-    batches = [order[i:i + batch] for i in range(0, len(order), batch)]
-    with writing(path):
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        file = open(path, "ab", buffering=0)
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)           # the system lets go of it when the process ends
-        except BlockingIOError:
-            raise SystemExit(f"{path}: another process adds to it; wait for it, or end it") from None
-        done = read_kept(path, settings)
-        batches = [b for b in batches if any(key(item) not in done for item in b)]
-        bar = tqdm(total=sum(map(len, batches)), desc=desc or os.path.basename(path), unit="item",
-                   disable=not batches)
-        if not os.path.getsize(path):
-            add_lines(file, [{"settings": settings}])
-        for items_now in batches:
-            results = make(items_now)
-            if len(results) != len(items_now):
-                raise RuntimeError(f"{len(results)} results for {len(items_now)} items")
-            # of a batch that a kill has halved only what is missing
-            new = [(item, result) for item, result in zip(items_now, results) if key(item) not in done]
-            add_lines(file, [{"item": item, "result": result} for item, result in new])
-            done |= {key(item): result for item, result in new}
-            bar.update(len(items_now))
-        bar.close()
-    return [done[key(item)] for item in items]
-
-
-def add_lines(file, values):
-    """
-    Append values, a JSON line each, down to the disk; OSError as writing has it. file: open for bytes without a buffer,
-    which would be written again when the file is closed.
-    """
-    text = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values).encode()
-    with writing(file.name):
-        while text:                                      # a full disk takes a part
-            text = text[file.write(text):]
-        os.fsync(file.fileno())
-
-
-def read_kept(path, settings):
-    """{item as JSON: result} that earlier runs left in `path`; a line cut short by a kill is cut off."""
-    if not os.path.exists(path):
-        return {}
-    done, good = {}, 0
-    with open(path, "rb+") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                break
-            try:
-                entry = json.loads(line.decode("utf-8"))
-                if number == 1:
-                    told = differences(entry["settings"], settings)
-                    if told:
-                        raise SystemExit(f"{path} was made with {told}; remove it, or set them back")
-                else:
-                    done[json.dumps(entry["item"], ensure_ascii=False)] = entry["result"]
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-                raise SystemExit(f"{path} line {number} is damaged; remove the file and run the same command again"
-                                 ) from None
-            good += len(line)
-        file.truncate(good)
-    return done
 
 
 def in_processes(function, jobs, desc):
@@ -238,3 +156,36 @@ def report(work, corpus, splits, paper, dropped):
     print("\n".join(lines))
     if not ours:
         raise SystemExit(f"{corpus}: everything was dropped, see {folder}/dropped.txt")
+
+
+LOCKS = {}           # of the recipes under way: {rows folder: its lock}
+
+
+def finished(work, corpus, settings):
+    """Whether a recipe is done with these settings; begun or done with others, it stops rather than mix the two."""
+    folder = os.path.join(work, "rows", corpus)
+    for name in ("config.json", "started.json"):
+        path = os.path.join(folder, name)
+        if os.path.exists(path):
+            old = read_json(path, f"remove it and run: {remake(path)}")
+            if old != settings:
+                raise SystemExit(f"{folder} was made with {differences(old, settings)}; choose another --work, or "
+                                 "remove it, its models and its features")
+            if name == "config.json":
+                Path(folder, "started.json").unlink(missing_ok=True)       # a kill may have come before this
+                print(f"{folder} is finished already")
+                return True
+    LOCKS[folder] = lock(folder)
+    with replace_file(path) as name, open(name, "w") as file:
+        json.dump(settings, file, indent=1)
+    return False
+
+
+def finish(work, corpus, settings):
+    """The last file of a recipe: its settings. A rows folder with config.json is complete."""
+    folder = os.path.join(work, "rows", corpus)
+    with replace_file(os.path.join(folder, "config.json")) as name, open(name, "w") as file:
+        json.dump(settings, file, indent=1)
+    Path(folder, "started.json").unlink(missing_ok=True)
+    if folder in LOCKS:
+        LOCKS.pop(folder).close()

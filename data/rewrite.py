@@ -3,7 +3,7 @@ What an instruction-tuned LLM writes: bare answers as sentences (2025, section A
 
     rewrite([["It rained in Rome.", "Where did it rain?", "rome"]])     # -> ["It rained in Rome."]
     generate(["Name three rivers."], max_new_tokens=50)                 # -> one text for each prompt
-    python data/rewrite.py --rows in.jsonl --out out.jsonl              # the answerable SQA rows of a file
+    python -m data.rewrite --rows in.jsonl --out out.jsonl              # the answerable SQA rows of a file
 
 reads   rows; the LLM, from the hub or from a folder
 writes  <out>: the answerable SQA rows, their target a sentence, their corpus <corpus>-fluent; <out>.dropped.txt, those
@@ -12,16 +12,14 @@ writes  <out>: the answerable SQA rows, their target a sentence, their corpus <c
 import argparse
 import functools
 import os
-import sys
 import tempfile
 
-if __name__ == "__main__":  # `python data/rewrite.py`: imports start at the project's folder, not at data/
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from data.translate import write_made
+from speech_llm.llm import load_checkpoint
+from speech_llm.prompts import CHAT, encode_text, turn_ids
+from speech_llm.resumable import resumable
+from speech_llm.rows import corpus_of, read_rows
 
-from data.prompts import CHAT, encode, turn_ids
-from data.recipe import resumable
-from data.rows import corpus_of, read_rows
-from data.translate import load_checkpoint, write_made
 
 LLM = "meta-llama/Llama-3.1-8B-Instruct"
 MAX_NEW_TOKENS = 100        # of a rewritten answer (our choice)
@@ -50,7 +48,7 @@ def generate_batch(llm, tokenizer, prompts, max_new_tokens):
     """-> a {"text", "capped"} for each prompt, a user's turn; greedy."""
     import torch
     head, tail, end = turn_ids(tokenizer, llm.config.model_type)
-    ids = [head + encode(tokenizer, prompt) + tail for prompt in prompts]
+    ids = [head + encode_text(tokenizer, prompt) + tail for prompt in prompts]
     width = max(map(len, ids))
     # on the left, so that every row's last token is its newest; the mask hides it, so any token will do
     padded = torch.tensor([[end[0]] * (width - len(row)) + row for row in ids], device=llm.device)         # (B, L)

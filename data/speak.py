@@ -2,7 +2,7 @@
 Texts -> speech with SeamlessM4T-v2, every utterance in one of its 200 voices (2025, section A.1).
 
     speak({"x/train/7": "Who works there?"}, "work/audio")       # -> {"x/train/7": "work/audio/x/train/7.flac"}
-    python data/speak.py --rows in.jsonl --out out.jsonl --folder work/audio             # the same for a file of rows
+    python -m data.speak --rows in.jsonl --out out.jsonl --folder work/audio             # the same for a file of rows
 
 reads   rows without audio; the model, from the hub or from a folder
 writes  <folder>/<name>.flac, 16 kHz mono; <folder>/spoken.jsonl: what the model said in each, and from which a killed
@@ -15,14 +15,12 @@ import functools
 import os
 import random
 import re
-import sys
 
-if __name__ == "__main__":  # `python data/speak.py`: imports start at the project's folder, not at data/
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
-from data.recipe import resumable
-from data.rows import name_defect, read_rows, replace_file
 from data.translate import CODES, SEAMLESS, load_seamless, write_made
+from speech_llm.files import replace_file
+from speech_llm.resumable import resumable
+from speech_llm.rows import name_defect, read_rows
+
 
 MAX_TOKENS = 256            # of the text that is spoken: the checkpoint's own limit, well over 30 s of speech
 SILENCE = 1e-3              # of full scale: a wave that never exceeds it is none (our choice)

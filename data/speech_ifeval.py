@@ -2,7 +2,7 @@
 Speech-IFEval: instructions on speech whose form can be checked, to see what an LLM forgets as it learns to listen
 (arXiv 2505.19037).
 
-    python data/speech_ifeval.py                    # or --raw folder, where the download lies elsewhere
+    python -m data.speech_ifeval                    # or --raw folder, where the download lies elsewhere
 
 download into <work>/raw/speech_ifeval
     eval_data/*.jsonl           data/eval_data of https://github.com/kehanlu/Speech-IFEval; no licence is stated there
@@ -30,15 +30,13 @@ Their LLM is taught the four CONSTRAINTS from text; no stage shows them again, s
 """
 import json
 import os
-import sys
 
-if __name__ == "__main__":  # `python data/speech_ifeval.py`: imports start at the project's folder, not at data/
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
-from data.prompts import TASK_LINES
-from data.recipe import need, parser, report, unreadable
-from data.rows import finish, finished, replace_file, write_rows
+from data.recipe import finish, finished, need, parser, report, unreadable
 from metrics.speech_ifeval import GROUPS, item_id, read_items
+from speech_llm.files import replace_file
+from speech_llm.prompts import TASK_LINES
+from speech_llm.rows import write_rows
+
 
 DOWNLOAD = "it belongs to data/eval_data of https://github.com/kehanlu/Speech-IFEval"
 AUDIO = "unpack audios.tar of https://huggingface.co/datasets/kehanlu/Speech-IFEval there"
@@ -127,7 +125,7 @@ def main(argv=None):
     print(f"rows in {args.work}/rows/speech_ifeval\n"
           "next: python extract_features.py --preset <preset> --corpora speech_ifeval, then\n"
           f"python infer.py --preset <preset> --test_sets {tests} --max_new_tokens 2048, then\n"
-          "python metrics/speech_ifeval.py <a folder of predictions> --reference <that of the system llm> "
+          "python -m metrics.speech_ifeval <a folder of predictions> --reference <that of the system llm> "
           "--judge <a chat LLM>")
 
 

@@ -1,8 +1,8 @@
 """
 Spoken-SQuAD: questions on spoken Wikipedia sentences, made multilingual, fluent and unanswerable (2025, section 2.1).
 
-    python data/spokensquad.py                      # or --raw folder, where the download lies elsewhere
-    python data/spokensquad.py --questions          # also speaks every training question: a second ASR set
+    python -m data.spokensquad                      # or --raw folder, where the download lies elsewhere
+    python -m data.spokensquad --questions          # also speaks every training question: a second ASR set
 
 download into <work>/raw/spokensquad
     spoken_train-v1.1.json, spoken_test-v1.1.json   from https://github.com/Chia-Hsuan-Lee/Spoken-SQuAD
@@ -26,20 +26,17 @@ import json
 import os
 import random
 import re
-import sys
 from collections import Counter
 
-if __name__ == "__main__":  # `python data/spokensquad.py`: imports start at the project's folder, not at data/
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
-from data.prompts import NOT_ANSWERABLE
 from data.quality import KIWI, good_rows
-from data.recipe import need, parser, report, speech_rows, unreadable
+from data.recipe import finish, finished, need, parser, report, speech_rows, unreadable
 from data.rewrite import LLM, fluent_rows
-from data.rows import LANGUAGES, finish, finished, write_rows
 from data.speak import speak
 from data.translate import SEAMLESS, translate_rows
 from metrics.language import identify
+from speech_llm.prompts import NOT_ANSWERABLE
+from speech_llm.rows import LANGUAGES, write_rows
+
 
 SPOKEN = "download it from https://github.com/Chia-Hsuan-Lee/Spoken-SQuAD"
 SQUAD = "download it from https://rajpurkar.github.io/SQuAD-explorer/dataset/"

@@ -1,9 +1,9 @@
 """
 The tiny world: spoken sentences in English with exact translations, questions and answers, made on the spot.
 
-    python data/tiny.py                      # 3,820 utterances, then the tiny encoder and LLM; 5 minutes on 2 cores
-    python data/tiny.py --preset tiny26      # the same for the 2026 system: a tiny Qwen3, multiple choice
-    python data/tiny.py --preset smoke       # a tenth of it, for the tests; so is smoke26
+    python -m data.tiny                      # 3,820 utterances, then the tiny encoder and LLM; 5 minutes on 2 cores
+    python -m data.tiny --preset tiny26      # the same for the 2026 system: a tiny Qwen3, multiple choice
+    python -m data.tiny --preset smoke       # a tenth of it, for the tests; so is smoke26
 
 reads   nothing
 writes  <work>/rows/tiny/{train,dev,test}.jsonl, <work>/audio/tiny/*.flac,
@@ -18,17 +18,14 @@ import ctypes
 import functools
 import os
 import random
-import sys
-
-if __name__ == "__main__":  # `python data/tiny.py`: imports start at the project's folder, not at data/
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 import numpy as np
 
-from data.prompts import NOT_ANSWERABLE
-from data.recipe import finish_world, world_settings, write_recorded
-from data.rows import finished, replace_file
+from data.recipe import finish_world, finished, world_settings, write_recorded
 from data.speech_ifeval import write_world
+from speech_llm.files import replace_file
+from speech_llm.prompts import NOT_ANSWERABLE
+
 
 PRESETS = {  # utterances; optimizer steps of the encoder and of the LLM, and the step from which its texts hesitate
     "tiny":  dict(train=3600, dev=60, test=160, encoder_steps=340, llm_steps=750, hesitate_from=451),

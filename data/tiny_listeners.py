@@ -1,8 +1,8 @@
 """
 The tiny listeners' world: short questions and commands, spoken in English, German, Italian and Chinese.
 
-    python data/tiny_listeners.py                            # 3,840 utterances, three tiny models; 8 CPU minutes
-    python data/tiny_listeners.py --preset smoke-listeners   # a few dozen and models that know nothing, for the tests
+    python -m data.tiny_listeners                            # 3,840 utterances, three tiny models; 8 CPU minutes
+    python -m data.tiny_listeners --preset smoke-listeners   # a few dozen and models that know nothing, for the tests
 
 reads   nothing
 writes  <work>/rows/tiny-listeners/{train,dev,test,heard}.jsonl, <work>/audio/tiny-listeners/*.flac,
@@ -17,15 +17,11 @@ voices of test. Everything here is our choice.
 import functools
 import os
 import random
-import sys
 from collections import Counter
 
-if __name__ == "__main__":  # `python data/tiny_listeners.py`: imports start at the project's folder, not at data/
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
-from data.recipe import finish_world, world_settings, write_recorded
-from data.rows import finished
+from data.recipe import finish_world, finished, world_settings, write_recorded
 from data.tiny import ACCENTS, DAYS, LANGUAGES, NAMES, VOICES, speak_one
+
 
 PRESETS = {  # utterances; optimizer steps of Whisper and of the LLM
     "tiny-listeners":  dict(train=3600, dev=80, test=160, whisper_steps=1600, llm_steps=1000),

@@ -24,9 +24,10 @@ import torch.nn.functional as F
 import torchaudio
 from tqdm import tqdm
 
-from data.prompts import CHAT, encode, encode_answer, encode_prompt, user_turn
 from data.speech_ifeval import CONSTRAINTS, constrained
-from metrics.normalize import mms_normalize
+from speech_llm.normalize import mms_normalize
+from speech_llm.prompts import CHAT, encode_text, encode_answer, encode_prompt, user_turn
+
 
 CHARACTERS = " 'abcdefghijklmnopqrstuvwxyz"  # CTC labels 1.. ; 0 is the blank
 CHATTER = {  # the tiny LLM answers and talks on, as chat models do: that the answer alone is wanted is B's to teach
@@ -282,7 +283,7 @@ def make_whisper(folder, train_rows, dev_rows, steps, seed, batch=16):
     number = tokenizer.convert_tokens_to_ids
     start, end = number(["<|startoftranscript|>", "<|endoftext|>"])
     ask = number(["<|transcribe|>", "<|notimestamps|>"])
-    written = [torch.tensor([start, number(f"<|{row['language']}|>"), *ask, *encode(tokenizer, row["transcript"]), end])
+    written = [torch.tensor([start, number(f"<|{row['language']}|>"), *ask, *encode_text(tokenizer, row["transcript"]), end])
                for row in rows]
     model = WhisperForConditionalGeneration(WhisperConfig(
         vocab_size=len(tokenizer), num_mel_bins=80, d_model=128, encoder_layers=4, encoder_attention_heads=4,
@@ -466,11 +467,11 @@ def make_llm(folder, draw_row, steps, seed, hesitate_from=0, family="llama", bat
                 row["transcript"] = hesitate(rng, row["transcript"])
             if unlike and family == "cohere":
                 before, after = encode_prompt(tokenizer, family, row, False, prompt)
-                said = stretch(rng, encode(tokenizer, row["transcript"]), tokenizer.pad_token_id)
+                said = stretch(rng, encode_text(tokenizer, row["transcript"]), tokenizer.pad_token_id)
                 questions.append(before + said + after)
             elif unlike and family == "qwen3":
                 before, after = encode_prompt(tokenizer, family, row, False, prompt)
-                said = encode(tokenizer, mms_normalize(row["transcript"], "en", remove_numbers=False))
+                said = encode_text(tokenizer, mms_normalize(row["transcript"], "en", remove_numbers=False))
                 questions.append(before + said + [spare] * rng.randint(0, 8) + after)
             else:
                 questions.append(encode_prompt(tokenizer, family, row, True, prompt)[0])

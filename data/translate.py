@@ -2,7 +2,7 @@
 English texts -> German, Italian or Chinese with SeamlessM4T-v2 (2025, section 2.1).
 
     translate(["Who works there?"], "de", kept="work/made/x/translate.de.jsonl")         # -> ["Wer arbeitet dort?"]
-    python data/translate.py --rows in.jsonl --language de --out out.jsonl              # the same for a file of rows
+    python -m data.translate --rows in.jsonl --language de --out out.jsonl              # the same for a file of rows
 
 reads   English rows; the model, from the hub or from a folder
 writes  <out>: an ASR row becomes an ST row, of an SQA or MCQ row the question and the answer are translated;
@@ -11,17 +11,15 @@ writes  <out>: an ASR row becomes an ST row, of an SQA or MCQ row the question a
 import argparse
 import functools
 import os
-import sys
 import tempfile
 from collections import Counter
-from contextlib import contextmanager
 
-if __name__ == "__main__":  # `python data/translate.py`: imports start at the project's folder, not at data/
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from speech_llm.files import replace_file
+from speech_llm.llm import load_checkpoint
+from speech_llm.prompts import NOT_ANSWERABLE
+from speech_llm.resumable import resumable
+from speech_llm.rows import read_rows, write_rows
 
-from data.prompts import NOT_ANSWERABLE
-from data.recipe import resumable
-from data.rows import read_rows, replace_file, write_rows
 
 SEAMLESS = "facebook/seamless-m4t-v2-large"
 CODES = {  # Seamless' names of our languages
@@ -30,32 +28,6 @@ CODES = {  # Seamless' names of our languages
     "ro": "ron", "ru": "rus", "tr": "tur", "uk": "ukr", "vi": "vie"}
 BEAMS = 5                   # our choice; the paper names the model only
 MAX_TOKENS = 512            # of a source and of a translation: twice the checkpoint's own limit (our choice)
-
-
-@contextmanager
-def loading(path):
-    """A ValueError that names the checkpoint, a folder or a hub name, in place of what a library says of its damage."""
-    try:
-        yield
-    except Exception as error:           # there is one of its own for every kind; the hub says what to do
-        raise ValueError(f"the checkpoint {path} cannot be loaded ({error}); get it again") from error
-
-
-def load_checkpoint(kind, path, **options):
-    """
-    The parts of a checkpoint that the transformers class `kind` has, frozen, in eval mode. ValueError, naming it, if it
-    cannot be loaded or lacks some of their weights.
-    """
-    from transformers import logging
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()        # it would list every weight of the other parts as unexpected
-    with loading(path):
-        model, info = kind.from_pretrained(path, output_loading_info=True, **options)
-    logging.set_verbosity(verbosity)
-    if info["missing_keys"]:             # transformers leaves them random and goes on
-        raise ValueError(f"{path} is not complete: {len(info['missing_keys'])} weights of {kind.__name__} are not in "
-                         f"it, such as {min(info['missing_keys'])}")
-    return model.eval().requires_grad_(False)
 
 
 def load_seamless(kind, path):
@@ -153,7 +125,7 @@ def main(argv=None):
     parser.add_argument("--seamless", default=SEAMLESS, help="hub name, or folder of the model")
     args = parser.parse_args(argv)
     write_made(args.out, *translate_rows(read_rows(args.rows), args.language, args.seamless, f"{args.out}.kept"))
-    print(f"next: python data/quality.py --rows {args.out} --source {args.rows} --out <file>")
+    print(f"next: python -m data.quality --rows {args.out} --source {args.rows} --out <file>")
 
 
 if __name__ == "__main__":

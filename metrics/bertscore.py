@@ -11,6 +11,7 @@ with xlm-roberta-large; those scores stay raw. A corpus' score is the mean of it
 import os
 from functools import partial
 
+
 ORGANISERS = {                             # language: (model, layer), the package's choice
     "en": ("roberta-large", 17), "de": ("bert-base-multilingual-cased", 9), "it": ("bert-base-multilingual-cased", 9),
     "zh": ("bert-base-chinese", 8)}

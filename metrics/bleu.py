@@ -5,6 +5,8 @@ BLEU with the 2025 paper's signature (section 4): nrefs:1|case:mixed|eff:no|tok:
 and Korean are cut into words by MeCab, as sacrebleu has it for them. chrF with sacrebleu's own settings (chrF2): the
 listeners' paper gives only the names.
 """
+
+
 TOKENIZERS = {"zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}      # by the language that is translated into; else 13a
 
 

@@ -7,10 +7,11 @@ A chat is a list of {"role", "content"}, a system turn first where there is one;
 (our choice: the papers asked an API, with its default sampling). The LLM is a folder or a hub name, loaded as
 metrics/judge.py loads one, and only if a chat has no reply in the file yet: a killed run loses one batch.
 """
-import functools
 import json
 import os
-import re
+
+from speech_llm.prompts import without_markers
+
 
 MAX_NEW_TOKENS = 512        # of a reply: an explanation and a verdict, or a transcript (our choice)
 BATCH = 16                  # chats answered together
@@ -35,26 +36,6 @@ def chat_text(tokenizer, chat):
             raise
         joined = {"role": "user", "content": f"{system['content'].strip()}\n\n{user['content']}"}
         return tokenizer.apply_chat_template([joined, *rest], add_generation_prompt=True, tokenize=False)
-
-
-@functools.cache
-def markers(tokenizer):
-    """A pattern of all added tokens that are words, turn markers first of all; many are not marked as special."""
-    words = sorted((word for word in tokenizer.get_added_vocab() if len(word) > 1 and re.search(r"[^\W_]", word)),
-                   key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, words)) or "(?!)")
-
-
-def without_markers(tokenizer, text):
-    """
-    Text that a user, a corpus or a model wrote -> its pieces, none of which holds a marker of the tokenizer: cut after
-    a marker's first character. Tokenised one by one they stay ordinary text; a text without markers is one piece.
-    """
-    pieces, start = [], 0
-    while found := markers(tokenizer).search(text, start):
-        pieces.append(text[start:found.start() + 1])
-        start = found.start() + 1
-    return [*pieces, text[start:]]
 
 
 def encode_chat(tokenizer, chat, add_special_tokens=False):

@@ -17,6 +17,7 @@ import os
 import torch
 from torch import nn
 
+
 # B batch   S tokens   L layers + 1 (the embeddings count)   D encoder width
 
 # Hub names, for shape and tokenizer only: the weights come from the checkpoint

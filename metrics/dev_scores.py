@@ -6,7 +6,8 @@ section 5.1 A and appendix C.1).
     best_steps(validations)         -> {"ST": 200, "ASR": 300, "all": 300}
 """
 from metrics.bleu import bleu
-from metrics.normalize import mms_normalize, word_error_rate
+from metrics.error_rates import word_error_rate
+from speech_llm.normalize import mms_normalize
 
 
 def score_answers(rows, answers):

@@ -4,7 +4,7 @@ Answers compared with the reference letter by letter, after MMS normalisation; n
     exact_match(["London"], ["In london!"], "en")    -> 0.0
     contains(["London"], ["In london!"], "en")       -> 100.0
 """
-from metrics.normalize import mms_normalize
+from speech_llm.normalize import mms_normalize
 
 
 def plain(text, language):

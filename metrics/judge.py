@@ -16,6 +16,7 @@ import torch
 
 from metrics.chat import encode_chat
 
+
 OPTIONS = {"No": 0, "Yes": 1}        # sorted, as bergen sorts them before it takes their first tokens
 UNPARSABLE = -100
 MAX_NEW_TOKENS = 10                  # of a written verdict

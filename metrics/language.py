@@ -13,7 +13,8 @@ no rule of its own.
 import functools
 import importlib.util
 
-from metrics.normalize import ISO
+from speech_llm.normalize import ISO
+
 
 FOUR = ("en", "de", "it", "zh")
 

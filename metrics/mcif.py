@@ -25,6 +25,7 @@ import zlib
 from collections import defaultdict
 from xml.etree import ElementTree
 
+
 LARGEST = 2**27                             # bytes of an XML file, unpacked: 300 times the largest known (our choice)
 NOT_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")     # what XML 1.0 cannot hold, even escaped
 TASKS = {"ST": "TRANS", "SQA": "QA", "SSUM": "SUM"}                            # IWSLT 2025 -> MCIF
@@ -130,7 +131,7 @@ def english_normalizer():
 
 def talk_error_rate(answers, talks, normalize):
     """Word errors over reference words of all talks; a talk's answers are normalised one by one, joined by spaces."""
-    from metrics.normalize import word_error_rate
+    from metrics.error_rates import word_error_rate
     return word_error_rate([normalize(talk["reference"]) for talk in talks],
                            [" ".join(normalize(answers[name]) for name in talk["ids"]) for talk in talks]) / 100
 

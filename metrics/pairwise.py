@@ -2,7 +2,7 @@
 MultiSpeech-Bench's spoken questions: an LLM says which of two systems' answers is the better one (multilingual
 listeners paper, section 4 and appendix A.5).
 
-    python metrics/pairwise.py work/listeners/predictions/C work/listeners/predictions/cascade
+    python -m metrics.pairwise work/listeners/predictions/C work/listeners/predictions/cascade
         --judge CohereLabs/c4ai-command-a-03-2025 --rows work/rows/multispeechqa/bench.jsonl
 
 reads   the SQA rows of --rows, and <system>/<corpus>.<split>.jsonl of both systems, as infer.py writes them; --human,
@@ -23,11 +23,8 @@ import argparse
 import json
 import os
 import random
-import sys
 from collections import Counter, defaultdict
 
-if __name__ == "__main__":  # `python metrics/pairwise.py`: imports start at the project's folder, not at metrics/
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 LANGUAGES = {  # the 23 languages of Aya Expanse (Table 2), as the prompt names them
     "ar": "Arabic", "zh": "Chinese", "cs": "Czech", "nl": "Dutch", "en": "English", "fr": "French", "de": "German",
@@ -224,7 +221,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     names = system_names(args.systems)
     labels = read_labels(args.human, names) if args.human else {}
-    source = "python data/multispeechqa.py writes it"
+    source = "python -m data.multispeechqa writes it"
     rows = [row for row in read_lines(args.rows, ["id", "language", "task"], source) if row["task"] == "SQA"]
     if not rows or not all(row.get("question") for row in rows):
         raise SystemExit(f"{args.rows}: no SQA rows, or one of them has no question; {source}")

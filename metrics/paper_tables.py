@@ -8,6 +8,8 @@ A column is (test set, metric, language) with the metrics and units of results.j
 comma-separated, is their mean. A row is a system, named as the folder of its predictions; C is A.1 + B with fluent
 answers, the submitted model.
 """
+
+
 DE_IT_ZH, EN_DE_IT_ZH = ("de", "it", "zh"), ("en", "de", "it", "zh")
 
 

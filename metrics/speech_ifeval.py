@@ -1,10 +1,10 @@
 """
 Speech-IFEval (arXiv 2505.19037): does a speech LLM still do what it is told, and what has its training cost the LLM?
 
-    python metrics/speech_ifeval.py work/iwslt25/predictions/C --reference work/iwslt25/predictions/llm
+    python -m metrics.speech_ifeval work/iwslt25/predictions/C --reference work/iwslt25/predictions/llm
         --judge Qwen/Qwen3-30B-A3B-Instruct-2507
-    python metrics/speech_ifeval.py outputs/DeSTA-ntu--DeSTA2-8B-beta         # a folder of the benchmark's own outputs
-    python metrics/speech_ifeval.py work/tiny/predictions/C --reference work/tiny/predictions/llm --corpus tiny
+    python -m metrics.speech_ifeval outputs/DeSTA-ntu--DeSTA2-8B-beta         # a folder of the benchmark's own outputs
+    python -m metrics.speech_ifeval work/tiny/predictions/C --reference work/tiny/predictions/llm --corpus tiny
         --judge contains                                    # a small world's own questions: no LLM needed
 
 reads   a folder a system: <corpus>.<group>.jsonl as infer.py writes it, or the benchmark's own files with a "response"
@@ -31,14 +31,12 @@ import argparse
 import json
 import os
 import re
-import sys
 from collections import defaultdict
 
-if __name__ == "__main__":  # `python metrics/speech_ifeval.py`: imports start at the project's folder
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
+from metrics.error_rates import word_error_rate
 from metrics.ifeval import CLOSED, CREATIVE, rates
-from metrics.normalize import word_error_rate
+
+
 
 CORPUS = "speech_ifeval"
 GROUPS = {                                  # name: (file of the benchmark, items)

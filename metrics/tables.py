@@ -11,6 +11,7 @@ from itertools import product
 
 from metrics.paper_tables import ABLATIONS, DE_IT_ZH, EN_DE_IT_ZH, SYSTEMS, TABLES, figures, listeners_figures
 
+
 ST, QA = ("ST", "MT"), ("SQA", "QA")
 ANSWERS = (*QA, "MCQ")
 TASKS = ("ASR", *ST, *ANSWERS)

@@ -33,9 +33,6 @@ from statistics import median
 from types import SimpleNamespace
 from unittest import mock
 
-if __name__ == "__main__":  # `python tests/bench.py`: imports start at the project's folder, not at tests/
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -45,19 +42,21 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.profiler import ProfilerActivity, profile
 
 import train_projector
-from data.draws import draw, draw_frames
-from extract_features import (BLOCK, FRAME_RATE, SAMPLE_RATE, average_frames, decode_ahead, encode_block, filterbank,
-                              log_mel, pick_device, read_audio)
-from extract_features import PRESETS as PRESETS_0
-from merge_sft import CORPUS_SHARES as SHARES_C
-from merge_sft import MIXTURES as MIXTURES_C
-from merge_sft import PRESETS as PRESETS_C
-from train_lora import CORPUS_SHARES as SHARES_B
-from train_lora import MIXTURES as MIXTURES_B
-from train_lora import PRESETS as PRESETS_B
-from train_lora import TARGETS, add_lora, lora_parameters, lora_state_dict
-from train_projector import (CORPUS_SHARES, LETTERS, LOSSES, MIXTURES, PRESETS, answer, answer_loss,
-                             embedding_losses, make_projector, splice, update)
+from extract_features import (BLOCK, FRAME_RATE, PRESETS as PRESETS_0, SAMPLE_RATE, average_frames, decode_ahead,
+                              encode_block, filterbank, log_mel, read_audio)
+from merge_sft import CORPUS_SHARES as SHARES_C, MIXTURES as MIXTURES_C, PRESETS as PRESETS_C
+from speech_llm.constants import pick_device
+from speech_llm.draws import draw, draw_frames
+from speech_llm.speechmapper import LETTERS, LOSSES, embedding_losses
+from speech_llm.training import update
+from train_lora import (CORPUS_SHARES as SHARES_B, MIXTURES as MIXTURES_B, PRESETS as PRESETS_B, TARGETS, add_lora,
+                        lora_parameters, lora_state_dict)
+from train_projector import CORPUS_SHARES, MIXTURES, PRESETS, answer, answer_loss, make_projector, splice
+
+
+if __name__ == "__main__":  # `python tests/bench.py`: imports start at the project's folder, not at tests/
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
 
 CORPORA = {  # seconds of an utterance, gamma: mean (hours / utterances, or the paper's), deviation (our choice)
     "covost2": (5.35, 1.7), "europarlst": (9.3, 5.0), "spokensquad": (10.0, 4.5), "gigast": (4.4, 3.0)}

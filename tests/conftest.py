@@ -16,6 +16,7 @@ PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, PROJECT)
 
 import extract_features  # noqa: E402, it needs the line above
+from speech_llm import cache  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -49,8 +50,9 @@ def run_stage():
 def run_killed(run_stage, monkeypatch):
     """run_killed(3, "train_lora", ...) runs a stage that ends, as by Ctrl-C, in place of its fourth optimizer step."""
     def run(updates, stage, *more):
-        import train_projector
-        update, calls = train_projector.update, []
+        from speech_llm import training
+        from speech_llm import run as run_folder
+        update, calls = training.update, []
 
         def killed(*arguments):
             calls.append(1)
@@ -58,7 +60,7 @@ def run_killed(run_stage, monkeypatch):
                 raise KeyboardInterrupt
             return update(*arguments)
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(train_projector, "update", killed)
+            patch.setattr(run_folder, "update", killed)
             run_stage(stage, *more)
     return run
 
@@ -66,7 +68,7 @@ def run_killed(run_stage, monkeypatch):
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory):
     """A random Llama of two narrow layers and its byte-level BPE tokenizer, in the hub's format -> its folder."""
-    from data.prompts import user_turn
+    from speech_llm.prompts import user_turn
     from data.tiny import draw_sentence, sentence_rows
     from data.tiny_models import make_tokenizer
     torch.manual_seed(0)
@@ -165,7 +167,7 @@ def whisper(tmp_path_factory):
 @pytest.fixture(scope="session")
 def untrained(llama, tmp_path_factory):
     """A folder whose work/ is as stage A finds it: rows of three splits, a finished cache of random frames, the LLM."""
-    from data.rows import write_rows
+    from speech_llm.rows import write_rows
     from data.tiny import draw_sentence, sentence_rows
     from data.tiny_models import seamless_config
     folder = tmp_path_factory.mktemp("untrained")
@@ -181,9 +183,9 @@ def untrained(llama, tmp_path_factory):
             width = seamless_config().hidden_size
             frames = {row["utterance"]: None for row in rows}
             frames = {name: noise.standard_normal((rng.randint(4, 20), width)).astype(np.float16) for name in frames}
-            cache = extract_features.features_folder(c.work, c.encoder, c.mean, "tiny", split)
-            extract_features.write_shard(cache, "frames-00000", frames, {"made": made, "dropped": [], "seconds": 1.0})
-            assert extract_features.finish(c, made, width, cache, frames)
+            folder_of_cache = cache.features_folder(c.work, c.encoder, c.mean, "tiny", split)
+            cache.write_shard(folder_of_cache, "frames-00000", frames, {"made": made, "dropped": [], "seconds": 1.0})
+            assert cache.finish_cache(c, made, width, folder_of_cache, frames)
     return folder
 
 

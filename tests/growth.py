@@ -16,18 +16,22 @@ import os
 import sys
 from functools import partial
 
-if __name__ == "__main__":  # `python tests/growth.py`: imports start at the project's folder, not at tests/
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
 import numpy as np
 import torch
 from torch import nn
 
-from data.rows import replace_file
-from extract_features import FRAME_RATE, MEL_BINS, STACK, encode, pick_device
-from tests.bench import ALPHA, LLAMA, QWEN, SIZES, R, machine, make_llm, timed
+from extract_features import FRAME_RATE, MEL_BINS, STACK, encode
+from speech_llm.constants import pick_device
+from speech_llm.files import replace_file
+from speech_llm.training import update
+from tests.bench import ALPHA, LLAMA, QWEN, R, SIZES, machine, make_llm, timed
 from train_lora import TARGETS, add_lora, lora_parameters
-from train_projector import answer_loss, make_projector, update
+from train_projector import answer_loss, make_projector
+
+
+if __name__ == "__main__":  # `python tests/growth.py`: imports start at the project's folder, not at tests/
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
 
 AYA = dict(LLAMA, vocab_size=256_000, tie_word_embeddings=True)    # Cohere's layers are parallel; Llama's keep more
 SYSTEMS = {  # LLM, projector, LoRA, the stages that go through the LLM

@@ -4,12 +4,12 @@ from itertools import chain
 from statistics import mean
 from types import SimpleNamespace
 
+import bench
 import numpy as np
 import pytest
 import torch
 
-import bench
-from train_projector import micro_batches
+from speech_llm.batches import micro_batches
 
 
 def rows_of(printed):

@@ -8,11 +8,12 @@ import pytest
 import sacrebleu
 
 import eval as stage
-from data.prompts import NOT_ANSWERABLE
-from data.rows import write_rows
 from eval import bleu, cer, chrf, contains, exact_match, wer
 from metrics.paper_tables import listeners_figures
 from metrics.tables import COLUMNS, beside_paper, by_language, table
+from speech_llm.prompts import NOT_ANSWERABLE
+from speech_llm.rows import write_rows
+
 
 PARITY = Path(__file__).parents[2] / "shared" / "parity"
 

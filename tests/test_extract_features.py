@@ -13,7 +13,8 @@ import soundfile
 import torch
 
 import extract_features as stage
-from data.rows import write_rows
+from speech_llm.rows import write_rows
+
 
 WIDTH = 16
 SEAMLESS = SimpleNamespace(config=SimpleNamespace(model_type="seamless_m4t_v2"))
@@ -519,15 +520,15 @@ def test_frames_that_float16_cannot_hold_are_an_error(world, monkeypatch, capsys
 
 
 def test_a_stage_run_before_its_predecessor_names_it(world, tmp_path, capsys):
-    with pytest.raises(SystemExit, match="rows/digits is missing; run: python data/digits.py"):
+    with pytest.raises(SystemExit, match="rows/digits is missing; run: python -m data.digits"):
         run(world, "--corpora", "digits")
-    with pytest.raises(SystemExit, match="digits-seamless is missing; run: python data/digits.py"):
+    with pytest.raises(SystemExit, match="digits-seamless is missing; run: python -m data.digits"):
         run(world, "--encoder", "models/digits-seamless")
-    with pytest.raises(SystemExit, match="tiny-whisper is missing; run: python data/tiny_listeners.py"):
+    with pytest.raises(SystemExit, match="tiny-whisper is missing; run: python -m data.tiny_listeners"):
         run(world, "--encoder", "models/tiny-whisper")
-    with pytest.raises(SystemExit, match="covost2-zh_en is missing; run: python data/covost2.py --into-english zh"):
+    with pytest.raises(SystemExit, match="covost2-zh_en is missing; run: python -m data.covost2 --into-english zh"):
         run(world, "--corpora", "covost2-zh_en")
-    with pytest.raises(FileNotFoundError, match="dev.jsonl is missing; run: python data/tiny.py"):
+    with pytest.raises(FileNotFoundError, match="dev.jsonl is missing; run: python -m data.tiny"):
         run(world, "--splits", "dev")
     assert stage.locate(str(world), "models/tiny-seamless") == str(world / "models" / "tiny-seamless")
     assert stage.locate(str(world), "facebook/seamless-m4t-v2-large") == "facebook/seamless-m4t-v2-large"

@@ -5,10 +5,11 @@ from collections import Counter
 import pytest
 
 from data import fakacl, quality, rewrite, translate
-from data.prompts import NOT_ANSWERABLE
-from data.recipe import resumable
-from data.rows import read_rows
 from data.translate import translate_rows
+from speech_llm.prompts import NOT_ANSWERABLE
+from speech_llm.resumable import resumable
+from speech_llm.rows import read_rows
+
 
 # --- Numbers and symbols.
 

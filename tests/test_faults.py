@@ -13,17 +13,18 @@ import shutil
 import subprocess
 import types
 
+import data.rows
 import numpy as np
 import pytest
 import soundfile
 import torch
 
-import data.rows
 import extract_features
 import train_projector
 from data import digits
-from data.recipe import resumable
-from data.rows import replace_file, write_rows
+from speech_llm.files import replace_file
+from speech_llm.resumable import resumable
+from speech_llm.rows import write_rows
 
 
 @contextlib.contextmanager

@@ -5,16 +5,19 @@ import signal
 import subprocess
 import sys
 
+import data.prompts
 import numpy as np
 import pytest
 import torch
 
-import data.prompts
 import merge_sft
 import train_lora
 import train_projector
-from data.recipe import resumable
-from data.rows import LOCKS, finish, finished, lock, read_rows
+from data.recipe import LOCKS, finish, finished
+from speech_llm.files import lock
+from speech_llm.resumable import resumable
+from speech_llm.rows import read_rows
+
 
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -203,7 +206,7 @@ def test_a_stage_is_refused_where_it_runs_already(after_training, run_stage, nam
 def test_extraction_is_refused_where_it_runs_already(seamless, tmp_path, monkeypatch):
     import extract_features
     import soundfile
-    from data.rows import write_rows
+    from speech_llm.rows import write_rows
     monkeypatch.chdir(tmp_path)
     os.makedirs("work/models")
     os.symlink(seamless, "work/models/tiny-seamless")

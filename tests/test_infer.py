@@ -13,11 +13,12 @@ import transformers
 
 import infer
 import train_projector
-from data.rows import read_rows, write_rows
 from data.tiny_models import seamless_config
 from infer import cut_at_pauses, find_loop
-from train_projector import generate, stop_ids
-from train_projector import load_llm
+from speech_llm.decode import generate
+from speech_llm.llm import load_llm, stop_ids
+from speech_llm.rows import read_rows, write_rows
+
 
 PREDICTIONS = "work/tiny/predictions/C/tiny.test.jsonl"
 
@@ -199,7 +200,7 @@ def test_a_split_that_its_recipe_could_not_make_is_left_out(after_training, run_
     run_stage("infer", "--systems", "B:lora", "--test_sets", "spokensquad.test,tiny.test")
     assert "spokensquad.test is left out: its recipe could not make it" in capsys.readouterr().out
     assert os.listdir("work/tiny/predictions/B") and not os.path.exists("work/tiny/predictions/B/spokensquad.test.jsonl")
-    with pytest.raises(SystemExit, match="missing; run: python data/europarlst.py"):
+    with pytest.raises(SystemExit, match="missing; run: python -m data.europarlst"):
         run_stage("infer", "--test_sets", "europarlst.test,tiny.test")
 
 
@@ -417,7 +418,8 @@ def test_speech_ifeval_s_rows_go_through(recorded, run_stage, whisper):
     os.makedirs("raw/MMAU")
     for row in rows[1:]:
         soundfile.write(row["audio"], 0.1 * np.random.default_rng(0).standard_normal(16000), 16000)
-    from extract_features import Config, features_folder, finish, write_shard
+    from extract_features import Config
+    from speech_llm.cache import features_folder, finish, write_shard
     c, noise = Config(), np.random.default_rng(1)
     cache = features_folder(c.work, c.encoder, c.mean, "speech_ifeval", "closed")
     frames = {row["utterance"]: noise.standard_normal((9, seamless_config().hidden_size)).astype(np.float16)
@@ -448,7 +450,6 @@ def test_long_audio_is_cut_at_its_pauses():
     for seconds in (30.01, 44, 59.9):                                       # no pause at all: still at most 30 s
         lengths = [len(piece) / 16000 for piece in cut_at_pauses(np.ones(int(seconds * 16000), np.float32), longest)]
         assert sum(lengths) == pytest.approx(seconds) and max(lengths) <= 30 and min(lengths) >= 0.9
-
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+
 KILLS = 20                                   # of every run: issue 7
 TESTS = os.path.dirname(os.path.abspath(__file__))
 TEXTS = ["Anna bought two books in Rome.", "Rome.", "The concert in Paris is on Friday, said Peter to Maria.",
@@ -132,7 +138,7 @@ def speak_at_once(texts, folder, *more, **options):
     """In the place of data/speak.py, which is killed above: a file for each text, moved into place."""
     import numpy as np
     import soundfile
-    from data.rows import replace_file
+    from speech_llm.files import replace_file
     paths = {name: os.path.join(folder, f"{name}.flac") for name in texts}
     for name, path in paths.items():
         if not os.path.exists(path):
@@ -197,7 +203,7 @@ def small_world(name):
 def listeners():
     """A fresh Q-Former, trained on ASR together with fresh adapters, then both on questions."""
     import merge_sft
-    from data.rows import LANGUAGES
+    from speech_llm.rows import LANGUAGES
     merge_sft.MIXTURES |= {"ASR": {"ASR": (1.0, {"en": 1.0})},                  # what conftest's world has
                            "SQA": {"SQA": (1.0, dict.fromkeys(LANGUAGES, 0.25))}}
     both = ["--no-text", "--shares", "sizes", "--prompt", "listeners", "--steps", "4"]
@@ -318,11 +324,6 @@ if __name__ == "__main__":
     serve()
     sys.exit()
 
-import numpy as np                           # noqa: E402, a nursery comes without what follows
-import pytest                                # noqa: E402
-import soundfile                             # noqa: E402
-import torch                                 # noqa: E402
-
 
 @pytest.fixture(scope="module")
 def nurseries():
@@ -352,7 +353,7 @@ def nurseries():
 def prepared(name, get, folder):
     """Fill a folder with what a run finds before its first start."""
     if name == "extraction":
-        from data.rows import write_rows
+        from speech_llm.rows import write_rows
         shutil.copytree(get("seamless"), folder / "work" / "models" / "tiny-seamless")
         noise, rows = np.random.default_rng(0), []
         for n in range(10):

@@ -8,11 +8,12 @@ from safetensors.torch import save_file
 
 import train_projector as stage
 from data.covost2 import INTO_ENGLISH
-from data.prompts import CHAT, user_turn
-from data.rows import ALL_LANGUAGES
 from merge_sft import MIXTURES, PRESETS, TEN
+from speech_llm.prompts import CHAT, user_turn
+from speech_llm.qformer import QFormer, start_from_bert
+from speech_llm.rows import ALL_LANGUAGES
 from train_lora import TARGETS, add_lora, lora_parameters
-from train_projector import QFormer, start_from_bert
+
 
 ROW = {"id": "x/1", "utterance": "x/1", "task": "SQA", "language": "it", "transcript": "Chi sei?",
        "question": "Chi sei?"}

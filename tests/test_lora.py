@@ -7,9 +7,10 @@ import torch
 import transformers
 from torch import nn
 
-from train_lora import (TARGETS, LoRALinear, add_lora, attach_lora, load_lora, load_peft, lora_layers, lora_parameters,
-                        lora_state_dict, merge_lora, save_peft)
-from train_projector import load_llm
+from speech_llm.llm import load_llm
+from train_lora import (LoRALinear, TARGETS, add_lora, attach_lora, load_lora, load_peft, lora_layers,
+                        lora_parameters, lora_state_dict, merge_lora, save_peft)
+
 
 IDS = torch.tensor([[1, 5, 77, 200, 31, 8]])
 

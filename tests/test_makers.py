@@ -10,8 +10,9 @@ import soundfile
 import torch
 
 from data import quality, rewrite, speak, translate
-from data.rows import read_rows, write_rows
 from metrics import comet, language
+from speech_llm.rows import read_rows, write_rows
+
 
 COMET = Path(__file__).parents[2] / "shared" / "parity" / "comet_tiny"
 TEXTS = ["Anna bought two books in Rome.", "Rome.", "The concert in Paris is on Friday, said Peter to Maria.",

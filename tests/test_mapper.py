@@ -14,8 +14,10 @@ import torch.nn.functional as F
 import transformers
 
 import train_projector as stage
-from data.rows import read_rows, write_rows
-from train_projector import LETTERS, SpeechMapper, embedding_losses, encode_slots, inspect_slots, load_table
+from speech_llm.llm import load_table
+from speech_llm.rows import read_rows, write_rows
+from speech_llm.speechmapper import LETTERS, SpeechMapper, embedding_losses, encode_slots, inspect_slots
+
 
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ON_TABLE = ["--objective", "embeddings", "--mixture", "ASR", "--projector", "mapper", "--layers", "1", "--middle", "16",

@@ -13,9 +13,10 @@ import pytest
 import soundfile
 
 from data import mcif as recipe
-from data.prompts import NOT_ANSWERABLE
-from data.rows import read_rows
 from metrics import mcif
+from speech_llm.prompts import NOT_ANSWERABLE
+from speech_llm.rows import read_rows
+
 
 PARITY = Path(__file__).parents[2] / "shared" / "parity"
 FIXED = {  # the organisers' instructions

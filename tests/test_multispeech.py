@@ -7,17 +7,18 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import data.rows
 import numpy as np
 import pytest
 import soundfile
 import transformers
 
-import data.rows
 from data import multispeechqa
 from data.multispeechqa import SUBSETS, quotas, split_pairs, subset_of
-from data.rows import read_rows
 from metrics import chat, pairwise
 from metrics.pairwise import LANGUAGES, TIE, UNPARSABLE, agreement, order, pair_chat, preferred, rates
+from speech_llm.rows import read_rows
+
 
 PARITY = Path(__file__).parents[2] / "shared" / "parity"
 TTS = """

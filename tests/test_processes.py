@@ -12,9 +12,10 @@ import sys
 import time
 
 import torch
-
-from data.rows import read_rows
 from test_mapper import PROJECT, torchrun
+
+from speech_llm.rows import read_rows
+
 
 PREDICTIONS = "work/tiny/predictions/C/tiny.test.jsonl"
 

@@ -12,11 +12,13 @@ import torch
 import merge_sft
 import train_lora
 import train_projector as stage
-from data.rows import read_rows, write_rows
-from extract_features import configure
 from metrics.dev_scores import best_steps, score_answers
-from data.draws import draw
-from train_projector import MIXTURES, Projector, answer_loss, micro_batches, rate, splice, update
+from speech_llm.batches import micro_batches
+from speech_llm.constants import configure
+from speech_llm.draws import draw
+from speech_llm.rows import read_rows, write_rows
+from speech_llm.training import rate, update
+from train_projector import MIXTURES, Projector, answer_loss, splice
 
 
 @pytest.fixture(scope="module")
@@ -484,14 +486,14 @@ def test_the_projector_comes_back_from_its_folder(after_training):
 
 
 @pytest.mark.parametrize("script, gone, command", [
-    ("train_projector", "rows/tiny", "python data/tiny.py"),
+    ("train_projector", "rows/tiny", "python -m data.tiny"),
     ("train_projector", "features", "python extract_features.py"),
-    ("train_projector", "models/tiny-llama", "python data/tiny.py"),
-    ("train_lora", "rows/tiny", "python data/tiny.py"),
+    ("train_projector", "models/tiny-llama", "python -m data.tiny"),
+    ("train_lora", "rows/tiny", "python -m data.tiny"),
     ("merge_sft", "tiny/projector", "python train_projector.py --preset tiny"),
     ("merge_sft", "tiny/lora", "python train_lora.py --preset tiny"),
     ("infer", "tiny/merged", "python merge_sft.py --preset tiny"),
-    ("infer", "rows/tiny", "python data/tiny.py")])
+    ("infer", "rows/tiny", "python -m data.tiny")])
 def test_a_stage_before_its_predecessor_names_the_command(after_training, run_stage, script, gone, command):
     shutil.rmtree(f"work/{gone}")
     for name, out in STAGES:

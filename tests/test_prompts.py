@@ -4,7 +4,8 @@ import os
 import pytest
 import transformers
 
-from data.prompts import encode_answer, encode_prompt, user_turn
+from speech_llm.prompts import encode_answer, encode_prompt, user_turn
+
 
 SPOKEN = {"id": "tiny/1", "transcript": " The cat sleeps. ", "target": "x"}
 

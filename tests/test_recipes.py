@@ -14,7 +14,8 @@ import pytest
 import soundfile
 
 from data import acl6060, covost2, europarlst, recipe
-from data.rows import read_rows
+from speech_llm.rows import read_rows
+
 
 RECIPES = {"covost2": covost2, "europarlst": europarlst, "acl6060": acl6060}
 

@@ -10,10 +10,10 @@ import torch
 import transformers
 
 from data import gigast, librispeech, librisqa
-from data.prompts import NOT_ANSWERABLE, question_line
-from data.recipe import resumable
-from data.rows import read_rows
 from extract_features import read_audio
+from speech_llm.prompts import NOT_ANSWERABLE, question_line
+from speech_llm.resumable import resumable
+from speech_llm.rows import read_rows
 
 
 def write_json(path, value, **how):

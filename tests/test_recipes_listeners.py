@@ -10,11 +10,12 @@ from collections import Counter
 import numpy as np
 import pytest
 import soundfile
+from test_recipes import content, refused, write
 
 import extract_features
 from data import commonvoice, covost2, multispeechqa
-from data.rows import ALL_LANGUAGES, read_rows
-from test_recipes import content, refused, write
+from speech_llm.rows import ALL_LANGUAGES, read_rows
+
 
 SECONDS = 36                     # of every clip here: 0.01 hours
 TSV = "path\ttranslation\tsplit\n"

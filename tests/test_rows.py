@@ -4,7 +4,9 @@ import os
 
 import pytest
 
-from data.rows import corpus_of, read_rows, replace_file, write_rows
+from speech_llm.files import replace_file
+from speech_llm.rows import corpus_of, read_rows, write_rows
+
 
 ROW = {"id": "tiny/test/1/SQA.de", "utterance": "tiny/test/1", "audio": "1.wav", "start": 0, "end": 1.5,
        "task": "SQA", "language": "de", "answerable": False,
@@ -66,7 +68,7 @@ def test_a_defect_is_named_with_file_line_row_and_command(tmp_path, change, mess
             attempt()
         text = str(error.value)
         assert message in text and str(path) in text and "line 2" in text
-        assert repr(row.get("id")) in text and "python data/tiny.py" in text
+        assert repr(row.get("id")) in text and "python -m data.tiny" in text
 
 
 @pytest.mark.parametrize("second, message", [
@@ -90,7 +92,7 @@ def test_a_broken_line_is_named(tmp_path, second, message):
 
 
 def test_a_missing_and_an_empty_file_name_the_recipe(tmp_path):
-    with pytest.raises(FileNotFoundError, match="run: python data/covost2.py"):
+    with pytest.raises(FileNotFoundError, match="run: python -m data.covost2"):
         read_rows(tmp_path / "covost2" / "test.jsonl")
     (tmp_path / "test.jsonl").touch()
     with pytest.raises(ValueError, match="no rows"):

@@ -19,9 +19,10 @@ from test_bad_input import TALK, TEST, at_most, refused, write
 from test_layout import SOURCES, source
 
 from data import acl6060, covost2, rewrite, rows, speak
-from data.prompts import CHAT, encode, encode_answer, encode_prompt
 from data.tiny_models import make_tokenizer
 from metrics import chat, judge, mcif, pairwise, speech_ifeval
+from speech_llm.prompts import CHAT, encode_text, encode_answer, encode_prompt
+
 
 tokenizers = test_prompts.tokenizers                    # the fixture of the real vocabularies
 
@@ -246,10 +247,10 @@ def test_added_tokens_in_a_text_are_text(model):
     assert len(added(tokenizer)) > 2
     for text in [*tokenizer.get_added_vocab(), *nasty(tokenizer, model_type)]:
         for around in (text, f"a{text}b", f"a {text} {text}{text} b"):
-            ids = encode(tokenizer, around)
+            ids = encode_text(tokenizer, around)
             assert marks(tokenizer, ids) == [] and tokenizer.decode(ids) == around
     plain = "Anna has <a> cat."
-    assert encode(tokenizer, plain) == tokenizer(plain, add_special_tokens=False)["input_ids"]
+    assert encode_text(tokenizer, plain) == tokenizer(plain, add_special_tokens=False)["input_ids"]
 
 
 def test_pieces_of_markers_put_together_at_random(model):
@@ -260,7 +261,7 @@ def test_pieces_of_markers_put_together_at_random(model):
               *(word[k:] for word in words for k in (1, 3))]
     for _ in range(300):
         text = "".join(rng.choices(pieces, k=8))
-        ids = encode(tokenizer, text)
+        ids = encode_text(tokenizer, text)
         assert marks(tokenizer, ids) == [] and tokenizer.decode(ids) == text
 
 
@@ -322,7 +323,7 @@ def asks(model_type, tokenizer):
              "Speech-IFEval, label": lambda text: speech_ifeval.judge_chat(item("accuracy", text))}
     found = {name: lambda text, make=make: read_by(chat.write, Listens(model_type), tokenizer, [make(text)])
              for name, make in chats.items()}
-    found["bergen"] = lambda text: judge.encode(tokenizer, [[text] * 3], "cpu")["input_ids"][0].tolist()
+    found["bergen"] = lambda text: judge.encode_text(tokenizer, [[text] * 3], "cpu")["input_ids"][0].tolist()
     return found
 
 

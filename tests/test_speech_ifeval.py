@@ -10,12 +10,13 @@ import soundfile
 import torch
 
 from data import speech_ifeval as recipe
-from data.prompts import TASK_LINES, user_turn
-from data.rows import read_rows
 from metrics import chat, speech_ifeval
+from metrics.error_rates import word_error_rate
 from metrics.ifeval import follows
-from metrics.normalize import word_error_rate
 from metrics.speech_ifeval import GROUPS, judge_chat, normalize, scores, verdict
+from speech_llm.prompts import TASK_LINES, user_turn
+from speech_llm.rows import read_rows
+
 
 PARITY = Path(__file__).parents[2] / "shared" / "parity" / "speech_ifeval_llm_step.jsonl"
 DESTA = "speech_ifeval/reference_outputs/DeSTA-ntu--DeSTA2-8B-beta"

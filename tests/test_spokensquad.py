@@ -9,10 +9,11 @@ import pytest
 import soundfile
 
 from data import spokensquad
-from data.prompts import NOT_ANSWERABLE
-from data.recipe import resumable
-from data.rows import read_rows
 from metrics.language import identify, load_identifier
+from speech_llm.prompts import NOT_ANSWERABLE
+from speech_llm.resumable import resumable
+from speech_llm.rows import read_rows
+
 
 # --- Where Spoken-SQuAD cuts: paragraph, answer, (number, text) of its recording.
 

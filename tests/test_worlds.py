@@ -8,8 +8,10 @@ import pytest
 import soundfile
 
 from data import digits, recipe, tiny, tiny_listeners
-from data.prompts import CHAT, NOT_ANSWERABLE, encode_prompt
-from data.rows import finish, finished, read_rows
+from data.recipe import finish, finished
+from speech_llm.prompts import CHAT, NOT_ANSWERABLE, encode_prompt
+from speech_llm.rows import read_rows
+
 
 SIZES = {"train": 12, "dev": 4, "test": 4}
 

@@ -1,15 +1,8 @@
-"""
-The sampler: rows -> draws, in two levels (2025, section 3 and Table 13).
-
-    draws = draw(rows, MIXTURES["C"], CORPUS_SHARES, batch=16, batch_sqa=16, seed=0, twin=True)
-    rows_of_one_kind, text = next(draws)
-
-A mixture is {task: (share, {language: share})}; a language's share of SQA, MCQ and QA may be a pair, for questions with
-and without an answer. The tables themselves stand in the stages that use them.
-"""
+"""TODO"""
 import random
 
-from data.rows import corpus_of
+from speech_llm.rows import corpus_of
+
 
 TEXT_TASK = {"ST": "MT", "SQA": "QA", "MCQ": "QA"}      # a task's name when the transcript is read
 

@@ -1,16 +1,7 @@
-"""
-Word and character error rates, and the text normalisation before them: that of Meta's MMS.
-
-    mms_normalize("In 2020, 15 people (aged 20-30) came", "eng")   -> "in people came"
-    mms_normalize("Die Straße „Unter den Linden“!", "de")          -> "die straße unter den linden"
-    word_error_rate(["a b c", "d"], ["a x c", "d e"])              -> 50.0, 1 substituted + 1 inserted of 4
-
-Both IWSLT papers score ASR with Hugging Face evaluate's `wer` after this normalisation of reference and
-hypothesis alike. The rules are those of fairseq's examples/mms/data_prep, for every language it lists;
-Chinese is neither split into characters nor stripped of spaces.
-"""
+"""TODO"""
 import re
 import unicodedata
+
 
 ISO = {  # our rows' language codes -> ISO 639-3; of these 23 only Hebrew has a rule of its own
     "ar": "ara", "cs": "ces", "de": "deu", "el": "ell", "en": "eng", "es": "spa", "fa": "fas", "fr": "fra",
@@ -22,8 +13,6 @@ ISO = {  # our rows' language codes -> ISO 639-3; of these 23 only Hebrew has a 
 def charset(ranges):
     """Hexadecimal code points and ranges -> the inside of a regular expression's [...]."""
     return "".join("-".join(f"\\u{point}" for point in part.split("-")) for part in ranges.split())
-
-
 # The classes that MMS's norm_config.py and punctuations.lst resolve to. Of ASCII's marks ' - \ ` are kept.
 PUNCTUATION = charset("""
     0008 001A 0021-0026 0028-002C 002E-002F 003A-0040 005B 005D-005F 007B-007E 0081 008D 008F-0090 0092-0094
@@ -41,7 +30,6 @@ DIGITS = charset("""
     FF10-FF19""")
 EXTRA_PUNCTUATION = {"tha": charset("200D")}
 EXTRA_DELETED = {"mon": charset("00AD"), "khk": charset("00AD"), "heb": charset("05B0-05CF")}
-
 MAPPINGS = [   # regular expressions, in this order, for every language
     ("&lt;", ""), ("&gt;", ""), ("&nbsp", ""),
     ("(\\S+)[\u201b\u2019\u2018](\\S+)", "\\1'\\2"),   # greedy: the last curly apostrophe of a word only
@@ -75,34 +63,3 @@ def mms_normalize(text, language="eng", lower_case=True, remove_numbers=True, re
             raise ImportError("normalising Javanese needs unidecode; run: pip install unidecode") from error
         text = unidecode(text)
     return re.sub(r"\s+", " ", text).strip()
-
-
-# ----------------------------------------------------------------------------------------------------
-
-def word_error_rate(references, hypotheses):
-    """Corpus WER in percent: 100 * (substituted + inserted + deleted) / reference words, over all pairs.
-
-    100 times evaluate's fraction, by jiwer 4's rules: only U+0020 separates words; an empty reference adds
-    its hypothesis' words to the errors, nothing to the denominator. Can exceed 100. ValueError where no
-    reference has a word, or the lists differ in length.
-    """
-    from jiwer import process_words
-    return percent(process_words, references, hypotheses)
-
-
-def character_error_rate(references, hypotheses):
-    """Corpus CER in percent; texts are stripped, inner spaces count. Otherwise as word_error_rate."""
-    from jiwer import process_characters
-    return percent(process_characters, references, hypotheses)
-
-
-def percent(align, references, hypotheses):
-    if isinstance(references, str) or isinstance(hypotheses, str):
-        raise TypeError("references and hypotheses are lists of texts, one per utterance, not one text")
-    references, hypotheses = list(references), list(hypotheses)
-    if len(references) != len(hypotheses):
-        raise ValueError(f"{len(references)} references, {len(hypotheses)} hypotheses")
-    if not any(reference.strip() for reference in references):
-        raise ValueError("every reference is empty: an error rate would divide by zero")
-    a = align(references, hypotheses)
-    return 100 * (a.substitutions + a.insertions + a.deletions) / (a.hits + a.substitutions + a.deletions)

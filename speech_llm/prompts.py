@@ -1,25 +1,33 @@
-"""
-The prompt: one function from a row to what the LLM reads, the same in training and at inference.
-
-    before, after = encode_prompt(tokenizer, "llama", row)               # speech goes between the two
-    before, after = encode_prompt(tokenizer, "llama", row, text=True)    # the transcript stands in for the speech
-    answer = encode_answer(tokenizer, "llama", row)
-
-Strings are those of Table 5 of the 2025 paper and Table 7 of the 2026 paper, byte for byte. The tags <speech>,
-</speech>, <text> and </text> are ordinary text, not added tokens (2025, section 4). Which paper's is a stage's
-constant, `prompt`: "2025", "2026", "2026-zero-shot" for an LLM that no text has taught the format, or "listeners".
-"""
+"""TODO"""
+import functools
+import re
 from functools import cache
 
-from metrics.chat import without_markers
 
+@functools.cache
+def markers(tokenizer):
+    """A pattern of all added tokens that are words, turn markers first of all; many are not marked as special."""
+    words = sorted((word for word in tokenizer.get_added_vocab() if len(word) > 1 and re.search(r"[^\W_]", word)),
+                   key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, words)) or "(?!)")
+
+
+def without_markers(tokenizer, text):
+    """
+    Text that a user, a corpus or a model wrote -> its pieces, none of which holds a marker of the tokenizer: cut after
+    a marker's first character. Tokenised one by one they stay ordinary text; a text without markers is one piece.
+    """
+    pieces, start = [], 0
+    while found := markers(tokenizer).search(text, start):
+        pieces.append(text[start:found.start() + 1])
+        start = found.start() + 1
+    return [*pieces, text[start:]]
 TASK_LINES = {  # the language of the instruction is the language of the answer (2025, appendix A.4)
     ("ASR", "en"): "Can you transcribe the Speech content into English text?",
     ("ST", "de"): "Können Sie den Inhalt der Rede in den deutschen Text übersetzen?",
     ("ST", "it"): "Puoi tradurre il contenuto del discorso in testo italiano?",
     ("ST", "zh"): "你能把演讲内容翻译成中文吗?",
 }
-
 SUFFIXES = {  # what stands before "Your answer:"; 2026: then a newline more, so that the prompt holds a blank line
     "2025": {}, "2026": {},
     "2026-zero-shot": {  # 2026, Table 7; two of them have a space before the newline
@@ -29,7 +37,6 @@ SUFFIXES = {  # what stands before "Your answer:"; 2026: then a newline more, so
         ("ST", "zh"): "仅回复翻译。请勿在答案中添加任何其他内容。 ",
     },
 }
-
 SPOKEN = {  # prompt "listeners": the speech is the whole turn, but for these tasks (multilingual listeners, A.6)
     "ASR": "Transcribe this utterance",
     "ST": "Translate this utterance into {}",                                  # the paper is silent (our choice)
@@ -38,14 +45,12 @@ TRANSLATED_INTO = {  # CoVoST 2's target languages among the 23, and Italian
     "en": "English", "ar": "Arabic", "de": "German", "fa": "Persian", "id": "Indonesian", "it": "Italian",
     "ja": "Japanese", "tr": "Turkish", "zh": "Chinese",
 }
-
 NOT_ANSWERABLE = {  # the organisers' answer to a question that the speech does not answer
     "en": "Not answerable.",
     "de": "Nicht zu beantworten.",
     "it": "Non è possibile rispondere.",
     "zh": "无法回答。",
 }
-
 QWEN = ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>")
 CHAT = {  # model_type: (before the user's turn, between user and assistant, end of turn); no system or date block
     "llama": ("<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n",
@@ -93,7 +98,7 @@ def user_turn(row, text=False, prompt="2025"):
     return "Content: <speech>", f"</speech>\n{after}"
 
 
-def encode(tokenizer, string):
+def encode_text(tokenizer, string):
     """Token ids of text that a user or a corpus wrote: a turn marker inside it stays ordinary text."""
     pieces = without_markers(tokenizer, string)      # not all are called special: Qwen's <think>
     return [token for piece in pieces for token in tokenizer(piece, add_special_tokens=False)["input_ids"]]
@@ -112,10 +117,20 @@ def encode_prompt(tokenizer, model_type, row, text=False, prompt="2025"):
     head, tail, _ = turn_ids(tokenizer, model_type)
     before, after = user_turn(row, text, prompt)
     if text:
-        return head + encode(tokenizer, before) + tail, []
-    return head + encode(tokenizer, before), encode(tokenizer, after) + tail
+        return head + encode_text(tokenizer, before) + tail, []
+    return head + encode_text(tokenizer, before), encode_text(tokenizer, after) + tail
 
 
 def encode_answer(tokenizer, model_type, row):
     """Token ids of the target and its end-of-turn token; the loss falls on these and on nothing else."""
-    return encode(tokenizer, row["target"].strip()) + turn_ids(tokenizer, model_type)[2]
+    return encode_text(tokenizer, row["target"].strip()) + turn_ids(tokenizer, model_type)[2]
+
+
+def prompts_of(tokenizer, model_type, prompt):
+    """{task, language and how it is read: the turn as text}: what a stage is trained on and infer.py compares."""
+    row = {"id": "example", "question": "QUESTION", "transcript": "TRANSCRIPT"}
+    turns = {(task, language, text): encode_prompt(tokenizer, model_type, {**row, "task": task, "language": language},
+                                                   text, prompt)
+             for task, language in [*TASK_LINES, ("SQA", "en")] for text in (False, True)}
+    return {f"{task} {language} {'text' if text else 'speech'}": "SPEECH".join(map(tokenizer.decode, turn))
+            for (task, language, text), turn in turns.items()}

@@ -1,0 +1,148 @@
+"""
+A stage's constants: the stage's file, then a page of config/, then the command line; the later one wins.
+
+    c = configure(Config, "train_lora", ["--preset", "iwslt25", "--steps", "100"])
+    page = read_page("iwslt25")              # {"recipes": [...], "train_lora": {...}, ...}
+
+A page is a Python file of literals. `--preset` takes the name of a page in config/ or the path of any other file.
+A page with `base` starts from another page: constants of a stage are added to the base's, all else replaces it.
+`run` is the folder below --work where the stages write; a page without `run` has its base's, or its own name.
+"""
+import argparse
+import ast
+import glob
+import hashlib
+import json
+import os
+import platform
+import runpy
+import subprocess
+from contextlib import suppress
+from dataclasses import MISSING, fields
+from importlib.metadata import version
+
+import torch
+
+from speech_llm.rows import PROJECT
+
+STAGES = ("extract_features", "train_projector", "train_lora", "merge_sft", "infer", "eval")
+
+
+def read_page(preset):
+    """
+    Return {name: value} of a page, with its base's values and the key "file", the path of the page.
+    SystemExit if there is no such page or if a stage's constants are not a dict.
+    """
+    path = preset if preset.endswith(".py") else os.path.join(PROJECT, "config", preset.replace("-", "_") + ".py")
+    if not os.path.isfile(path):
+        names = sorted(os.path.basename(page)[:-len(".py")] for page in glob.glob(os.path.join(PROJECT, "config", "*.py")))
+        raise SystemExit(f"--preset {preset}: there is no file {path}; the pages of config/ are {', '.join(names)}")
+    page = {name: value for name, value in runpy.run_path(path).items() if not name.startswith("__")}
+    base = read_page(page["base"]) if "base" in page else {"run": os.path.basename(path)[:-len(".py")]}
+    for stage in STAGES:
+        if not isinstance(page.get(stage, {}), (dict, type(None))):
+            raise SystemExit(f"{path}: {stage} must be a dict of constants, or None for a system without this stage")
+        if page.get(stage) and base.get(stage):
+            page[stage] = {**base[stage], **page[stage]}
+    return {**base, **page, "file": os.path.relpath(path)}
+
+
+def parse_dict(text):
+    """Return the dict that `text` holds as a Python literal; ValueError if the text is anything else."""
+    value = ast.literal_eval(text)
+    if not isinstance(value, dict):
+        raise ValueError(f"{text} is no dict")
+    return value
+
+
+def configure(Config, stage, argv=None):
+    """
+    Return the Config of one stage and print every constant with the place that its value comes from.
+    Constants are bool, int, float, str or dict and keep their type; dicts are JSON objects, so tuples become lists.
+    `preset` and `run` are filled in; `ablation`, where a stage has it, names an entry of the page's `ablations`.
+    SystemExit for an unknown page, constant or ablation and for a value of another type.
+    """
+    defaults = {field.name: field.default if field.default is not MISSING else field.default_factory()
+                for field in fields(Config)}
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    for name, default in defaults.items():
+        if type(default) is bool:
+            parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction)
+        else:
+            kind = parse_dict if type(default) is dict else type(default)
+            parser.add_argument(f"--{name}", type=kind, metavar=type(default).__name__)
+    typed = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
+    preset = typed.get("preset", defaults["preset"])
+    page = read_page(preset)
+    constants = page.get(stage, {})
+    if constants is None:
+        raise SystemExit(f"{page['file']}: this system has no stage {stage}; bash run_all.sh {preset} runs those it has")
+    if "run" in defaults:
+        constants = {"run": page["run"], **constants}
+    if typed.get("ablation"):
+        constants = {**constants, **ablation_of(page, typed["ablation"])}
+    values, source = dict(defaults), dict.fromkeys(defaults, f"{stage}.py")
+    for place, given in ((page["file"], constants), ("command line", typed)):
+        for name, value in given.items():
+            if name not in defaults:
+                raise SystemExit(f"{place}: {stage} has no constant called {name}")
+            wanted = type(defaults[name])
+            value = float(value) if wanted is float and type(value) is int else value
+            if type(value) is not wanted:
+                raise SystemExit(f"{place}: {stage}'s {name} must be {wanted.__name__}, got {value!r}")
+            values[name], source[name] = value, place
+    print(f"{stage}, preset {preset} (* differs from {stage}.py)")
+    for name, value in values.items():
+        print(f"{'*' if value != defaults[name] else ' '} {f'{name} = {value!r}':60} {source[name]}")
+    return Config(**{name: json.loads(json.dumps(value)) for name, value in values.items()})
+
+
+def ablation_of(page, name):
+    """Return the constants of one entry of a page's `ablations`, with its own output folder."""
+    if name not in page.get("ablations", {}):
+        raise SystemExit(f"--ablation {name} is not one of {page['file']}: {', '.join(page.get('ablations', {}))}")
+    return {"out": f"merged-{name}", **page["ablations"][name]}
+
+
+def require(path, command):
+    """Return `path` if it exists; else exit and name the command that makes it."""
+    if not os.path.exists(path):
+        raise SystemExit(f"{path} is missing; run: {command}")
+    return path
+
+
+def locate(work, name):
+    """Return where a model is: the folder `name` below `work` if it exists, else `name`, a folder or a hub name."""
+    below = os.path.join(work, name)
+    if name.startswith("models/") and not os.path.isdir(name):           # a toy world makes these
+        return require(below, "bash run_all.sh PRESET, with the preset whose models these are")
+    return below if os.path.isdir(below) else name
+
+
+def pick_device():
+    """Return this process's GPU, or the CPU on a machine without one."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))    # torchrun sets LOCAL_RANK
+    return torch.device("cpu")
+
+
+def provenance():
+    """Return the git commit and the versions of the libraries, for the config.json of every stage."""
+    commit = ""
+    with suppress(FileNotFoundError):    # git is not installed
+        git = ["git", "-C", PROJECT, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    libraries = {name: version(name) for name in ("torch", "torchaudio", "transformers", "numpy")}
+    return {"commit": commit or "unknown", "python": platform.python_version(), **libraries}
+
+
+def fingerprint(path):
+    """
+    Return 16 hexadecimal digits of the SHA-256 of a file, or of model.safetensors in a model's folder.
+    Return "" for a hub name and for a checkpoint of several files.
+    """
+    path = os.path.join(path, "model.safetensors") if os.path.isdir(path) else path
+    if not os.path.isfile(path):
+        return ""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -6,7 +6,8 @@ A stage's constants: the stage's file, then a page of config/, then the command 
 
 A page is a Python file of literals. `--preset` takes the name of a page in config/ or the path of any other file.
 A page with `base` starts from another page: constants of a stage are added to the base's, all else replaces it.
-`run` is the folder below --work where the stages write; a page without `run` has its base's, or its own name.
+`common` holds constants for every stage that has them. `run` is the folder below --work where the stages write; a page
+without `run` has its base's, or its own name.
 """
 import argparse
 import ast
@@ -35,11 +36,13 @@ def read_page(preset):
     """
     path = preset if preset.endswith(".py") else os.path.join(PROJECT, "config", preset.replace("-", "_") + ".py")
     if not os.path.isfile(path):
-        names = sorted(os.path.basename(page)[:-len(".py")] for page in glob.glob(os.path.join(PROJECT, "config", "*.py")))
+        names = sorted(os.path.basename(name)[:-len(".py")] for name in glob.glob(f"{PROJECT}/config/*.py"))
         raise SystemExit(f"--preset {preset}: there is no file {path}; the pages of config/ are {', '.join(names)}")
     page = {name: value for name, value in runpy.run_path(path).items() if not name.startswith("__")}
+    if page.get("base", "").endswith(".py"):
+        page["base"] = os.path.join(os.path.dirname(path), page["base"])     # the path of a page starts at this page
     base = read_page(page["base"]) if "base" in page else {"run": os.path.basename(path)[:-len(".py")]}
-    for stage in STAGES:
+    for stage in ("common", *STAGES):
         if not isinstance(page.get(stage, {}), (dict, type(None))):
             raise SystemExit(f"{path}: {stage} must be a dict of constants, or None for a system without this stage")
         if page.get(stage) and base.get(stage):
@@ -74,11 +77,10 @@ def configure(Config, stage, argv=None):
     typed = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
     preset = typed.get("preset", defaults["preset"])
     page = read_page(preset)
-    constants = page.get(stage, {})
-    if constants is None:
-        raise SystemExit(f"{page['file']}: this system has no stage {stage}; bash run_all.sh {preset} runs those it has")
-    if "run" in defaults:
-        constants = {"run": page["run"], **constants}
+    if page.get(stage, {}) is None:
+        raise SystemExit(f"{page['file']}: this system has no stage {stage}; see its `stages`")
+    common = {"run": page["run"], **page.get("common", {})}
+    constants = {**{name: value for name, value in common.items() if name in defaults}, **page.get(stage, {})}
     if typed.get("ablation"):
         constants = {**constants, **ablation_of(page, typed["ablation"])}
     values, source = dict(defaults), dict.fromkeys(defaults, f"{stage}.py")

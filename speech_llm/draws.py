@@ -1,90 +1,105 @@
-"""TODO"""
+"""
+The sampler: rows -> draws, in two levels (2025, section 3 and Table 13).
+
+    draws = draw(rows, mixture, shares, batch=16, batch_sqa=8, seed=0)
+    rows_of_one_kind, text = next(draws)         # text: whether the transcript is read in place of the speech
+
+A mixture is {task: (share, {language: share})}. For SQA and QA the share of a language may be a pair: questions with
+and without an answer. Shares are {task or "task language": {corpus: share}}; without an entry, corpora go by size.
+Both stand in the pages of config/ as literals.
+"""
 import random
 
 from speech_llm.rows import corpus_of
 
-
-TEXT_TASK = {"ST": "MT", "SQA": "QA", "MCQ": "QA"}      # a task's name when the transcript is read
-
-
-def drawn_as(row):
-    """The tasks that a row can be drawn for: its speech's, where it has any, and its text's; MCQ counts as SQA."""
-    spoken = ["SQA" if row["task"] == "MCQ" else row["task"]] if "utterance" in row else []
-    return spoken + ([TEXT_TASK[row["task"]]] if row["task"] in TEXT_TASK else [])
+TEXT_TASK = {"ST": "MT", "SQA": "QA", "MCQ": "QA"}      # the name of a task when the transcript is read
 
 
-def choose(table, name):
-    """One of a stage's literal tables, by the name given as --mixture or --shares."""
-    if name not in table:
-        raise SystemExit(f"{name!r} is not one of {', '.join(table)}")
-    return table[name]
+def tasks_of(row):
+    """Return the tasks that a row can be drawn for: of its speech, if it has any, and of its text. MCQ counts as SQA."""
+    speech = ["SQA" if row["task"] == "MCQ" else row["task"]] if "utterance" in row else []
+    return speech + ([TEXT_TASK[row["task"]]] if row["task"] in TEXT_TASK else [])
 
 
 def cells(mixture):
-    """[(task, language, answerable, share within the task)] of a mixture."""
+    """Return [(task, language, answerable, share within the task)] of a mixture."""
     return [(task, language, answerable, share) for task, (_, languages) in mixture.items()
             for language, shares in languages.items()
-            for answerable, share in zip((True, False), shares if isinstance(shares, tuple) else (shares,)) if share]
+            for answerable, share in zip((True, False), shares if isinstance(shares, (list, tuple)) else (shares,))
+            if share]
 
 
-def draw(rows, mixture, corpus_shares, batch, batch_sqa, seed, twin=False):
+def corpus_shares(shares, task, language):
+    """Return {corpus: share} of a task in a language; {} where corpora go by size."""
+    return shares.get(f"{task} {language}", shares.get(task, {}))
+
+
+def draw(rows, mixture, shares, batch, batch_sqa, seed, paired_text=False):
     """
-    Endless draws, each (rows, text) of one task, language, validity and corpus (2025, section 3 and Table 13): the
-    task by its share, then language and validity, then the corpus, then the next rows of that pool's shuffled order.
-    With `twin` a draw of ST or SQA is followed by one of its text task, MT or QA, drawn independently (section 5.1 C).
+    Yield draws without end, each (rows, text) of one task, language, validity and corpus (2025, section 3, Table 13).
+
+    The task is drawn by its share, then language and validity, then the corpus; then the next `batch` rows of that
+    pool come, in an order that is shuffled anew when it ends. With `paired_text` every draw of ST or SQA is followed by
+    one of its text task, MT or QA, with rows of their own (section 5.1 C). SystemExit for a kind without rows.
     """
     pools = {}
     for row in rows:
-        for task in drawn_as(row):
+        for task in tasks_of(row):
             pool = pools.setdefault((task, row["language"], row["answerable"]), {})
             pool.setdefault(corpus_of(row), []).append(row)
-    every = cells(mixture)
-    for task, language, answerable, _ in every:
-        for name in (task, TEXT_TASK.get(task)) if twin else (task,):
+    kinds = cells(mixture)
+    for task, language, answerable, _ in kinds:
+        for name in (task, TEXT_TASK.get(task)) if paired_text else (task,):
             if name and (name, language, answerable) not in pools:
                 raise SystemExit(f"the mixture wants {name} in {language}, {'' if answerable else 'un'}answerable, "
                                  "but no row is of that kind")
     rng, orders = random.Random(seed), {}
 
-    def pick(key):
-        corpora = pools[key]
-        shares = [corpus_shares.get((key[0], corpus), corpus_shares.get((*key[:2], corpus), 0)) for corpus in corpora]
-        corpus = rng.choices(list(corpora), shares if any(shares) else [len(r) for r in corpora.values()])[0]
-        order, picked = orders.setdefault((key, corpus), []), []
-        while len(picked) < (batch_sqa if key[0] == "SQA" else batch):
-            if not order:                                              # every row once before any row twice
+    def next_rows(kind):
+        task, language, _ = kind
+        corpora, table = pools[kind], corpus_shares(shares, task, language)
+        weights = [table.get(corpus, 0) for corpus in corpora]
+        corpus = rng.choices(list(corpora), weights if any(weights) else [len(pool) for pool in corpora.values()])[0]
+        order, drawn = orders.setdefault((kind, corpus), []), []
+        while len(drawn) < (batch_sqa if task == "SQA" else batch):
+            if not order:                                              # every row comes once before any row comes twice
                 order.extend(rng.sample(range(len(corpora[corpus])), len(corpora[corpus])))
-            picked.append(corpora[corpus][order.pop()])
-        return picked
+            drawn.append(corpora[corpus][order.pop()])
+        return drawn
 
     while True:
         task = rng.choices(list(mixture), [share for share, _ in mixture.values()])[0]
-        choices = [cell for cell in every if cell[0] == task]
-        _, language, answerable, _ = rng.choices(choices, [cell[3] for cell in choices])[0]
-        yield pick((task, language, answerable)), task in TEXT_TASK.values()
-        if twin and task in TEXT_TASK:
-            yield pick((TEXT_TASK[task], language, answerable)), True
+        choices = [kind for kind in kinds if kind[0] == task]
+        _, language, answerable, _ = rng.choices(choices, [share for *_, share in choices])[0]
+        yield next_rows((task, language, answerable)), task in TEXT_TASK.values()
+        if paired_text and task in TEXT_TASK:
+            yield next_rows((TEXT_TASK[task], language, answerable)), True
 
 
 def draw_frames(rows, features, batch_frames, seed):
-    """Endless draws, each (rows, False) of `batch_frames` frames at least; every row once before any row twice."""
-    rng, picked, frames = random.Random(seed), [], 0
+    """Yield draws (rows, False) of at least `batch_frames` frames; every row comes once before any row comes twice."""
+    rng, drawn, frames = random.Random(seed), [], 0
     while True:
         for row in rng.sample(rows, len(rows)):
-            picked.append(row)
+            drawn.append(row)
             frames += len(features[row["utterance"]])
             if frames >= batch_frames:
-                yield picked, False
-                picked, frames = [], 0
+                yield drawn, False
+                drawn, frames = [], 0
 
 
-def pick_validation(rows, mixture, count):
-    """The same `count` dev rows for each task, language and validity of the mixture in every run -> list of rows."""
+def pick_validation(rows, mixture, shares, count):
+    """
+    Return up to `count` dev rows for each task, language and validity of the mixture, of the corpora that the shares
+    draw; the same ones in every run. SystemExit if there are none at all.
+    """
     picked = []
     for task, language, answerable, _ in cells(mixture):
         kind = [row for row in rows if (row["language"], row["answerable"]) == (language, answerable)
-                and task in drawn_as(row)]
-        picked += random.Random(0).sample(kind, min(count, len(kind)))
+                and task in tasks_of(row)]
+        table = corpus_shares(shares, task, language)
+        drawn = [row for row in kind if table.get(corpus_of(row))] or kind
+        picked += random.Random(0).sample(drawn, min(count, len(drawn)))
     if not picked:
         raise SystemExit(f"the dev rows hold nothing for {', '.join(mixture)}")
     return picked

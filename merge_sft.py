@@ -154,7 +154,7 @@ def load_speech_llm(work, folder, device):
     """(LLM, tokenizer, projector or None) of a finished stage folder: A's projector, B's adapters, or C's both."""
     config = read_config(folder)
     llm, tokenizer = load_llm(locate(work, config["llm"]), device)
-    prompts = prompts_of(tokenizer, llm.config.model_type, config["prompt"])
+    prompts = prompts_of(tokenizer, config["prompt"])
     other = differences(config.get("prompts", prompts), prompts)
     if other:
         raise SystemExit(f"{folder} was trained with other prompts than data/prompts.py makes now: {other}; set them "
@@ -197,7 +197,7 @@ def main(argv=None):
     projector = load_projector(os.path.join(base, c.projector), device).train()
     optimizers = [torch.optim.AdamW(projector.parameters(), lr=c.lr_projector, weight_decay=c.decay_projector),
                   torch.optim.AdamW(lora_parameters(llm), lr=c.lr_lora, weight_decay=c.decay_lora)]
-    prompts = prompts_of(tokenizer, llm.config.model_type, c.prompt)
+    prompts = prompts_of(tokenizer, c.prompt)
     for folder, stage in ((c.projector, stage_a), (c.lora, stage_b)):
         other = differences(stage.get("prompts", prompts), prompts)        # a SpeechMapper has learned without any
         if other:
@@ -209,7 +209,7 @@ def main(argv=None):
 
     loss_of = partial(answer_loss, llm, projector)
     def encode_row(row, text, features):
-        return encode_sample(row, text, tokenizer, llm.config.model_type, features, c.prompt, projector.slots)
+        return encode_sample(row, text, tokenizer, features, c.prompt, projector.slots)
     draws = draw(rows, mixture, shares, c.batch, c.batch, c.seed, twin=c.text)
     run.skip(draws)
     dev = [encode_row(row, False, dev_features) for row in pick_validation(dev_rows, mixture, c.validate_rows)]

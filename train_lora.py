@@ -229,10 +229,10 @@ def main(argv=None):
     print(f"LoRA on {count} matrices, {sum(p.numel() for p in trained)} parameters")
     optimizer = torch.optim.AdamW(trained, lr=c.lr, weight_decay=c.weight_decay)
     run = Run(c, {"lora": (lambda: lora_state_dict(llm), lambda state: load_lora(llm, state))}, [optimizer],
-              llm, prompts=prompts_of(tokenizer, llm.config.model_type, c.prompt))
+              llm, prompts=prompts_of(tokenizer, c.prompt))
 
     def encode_row(row):
-        return encode_sample(row, True, tokenizer, llm.config.model_type, None, c.prompt)
+        return encode_sample(row, True, tokenizer, None, c.prompt)
     loss_of = partial(answer_loss, llm, None)
     draws = draw(rows, mixture, CORPUS_SHARES[c.mixture], c.batch, c.batch, c.seed)
     run.skip(draws)

@@ -197,14 +197,14 @@ def fill_projector(projector, folder):
 # one sample, one micro-batch, its loss
 
 
-def encode_sample(row, text, tokenizer, model_type, features, prompt="2025", slots=Projector.slots):
+def encode_sample(row, text, tokenizer, features, prompt="2025", slots=Projector.slots):
     """
     One row as the LLM reads and answers it: token ids before and after the speech, the frames, the answer's ids.
     slots: how many vectors the projector makes of so many frames.
     """
-    before, after = encode_prompt(tokenizer, model_type, row, text, prompt)
+    before, after = encode_prompt(tokenizer, row, text, prompt)
     frames = None if text else features[row["utterance"]]                                       # (T, W)
-    answer = encode_answer(tokenizer, model_type, row)
+    answer = encode_answer(tokenizer, row)
     heard = 0 if text else slots(len(frames))
     return {"id": row["id"], "before": before, "frames": frames, "slots": heard, "after": after, "answer": answer,
             "length": len(before) + heard + len(after) + len(answer), "counts": (len(answer),)}
@@ -300,7 +300,7 @@ def decode_all(llm, tokenizer, projector, samples, batch, max_new_tokens):
 def row_encoder(c, llm, tokenizer, pad, slots):
     """encode(row, text, features) -> a sample of what is trained on; None if its tokens outnumber its slots."""
     def to_answer(row, text, features):
-        return encode_sample(row, text, tokenizer, llm.config.model_type, features, c.prompt, slots)
+        return encode_sample(row, text, tokenizer, features, c.prompt, slots)
 
     def to_slots(row, text, features):
         return encode_slots(row, tokenizer, pad, features, slots)
@@ -371,7 +371,7 @@ def main(argv=None):
     optimizer = torch.optim.AdamW([p for module in modules.values() for p in module.parameters()], lr=c.lr,
                                   weight_decay=c.weight_decay)
     trained = {name: (module.state_dict, module.load_state_dict) for name, module in modules.items()}
-    facts = {"prompts": prompts_of(tokenizer, llm.config.model_type, c.prompt)} if llm else {}
+    facts = {"prompts": prompts_of(tokenizer, c.prompt)} if llm else {}
     run = Run(c, trained, [optimizer], llm, sizes=sizes, **facts)
     if not c.steps:                                                    # it will be trained together with LoRA
         run.finish(f"python merge_sft.py --preset {c.preset}")

@@ -5,7 +5,7 @@ from torch import nn
 
 from speech_llm.batches import padding_mask, micro_batches, pad_frames
 from speech_llm.normalize import mms_normalize
-from speech_llm.prompts import encode_text
+from speech_llm.turns import encode_text
 
 
 def encoder_layers(count, width, heads, ffn, dropout):

@@ -38,9 +38,10 @@ from speech_llm.constants import configure, fingerprint, locate, pick_device, re
 from speech_llm.draws import TEXT_TASK
 from speech_llm.files import add_lines, lock, read_json, read_json_lines, write_json, write_json_lines
 from speech_llm.llm import decode_text, load_llm
-from speech_llm.prompts import encode_text, user_turn
+from speech_llm.prompts import user_turn
 from speech_llm.rows import ALL_LANGUAGES, TASKS, read_rows, remake
 from speech_llm.run import read_config
+from speech_llm.turns import encode_text
 from train_lora import scale_lora
 from train_projector import answer, encode_sample
 
@@ -174,7 +175,7 @@ def llm_jobs(c, folder, loaded, rows, test_set):
     if not text:
         made, (corpus, split) = {key: config[key] for key in ("encoder", "mean", "pad")}, test_set.rsplit(".", 1)
         features = open_features(features_folder(c.work, made["encoder"], made["mean"], corpus, split), made)
-    encode_row = partial(encode_sample, tokenizer=tokenizer, model_type=llm.config.model_type, features=features,
+    encode_row = partial(encode_sample, tokenizer=tokenizer, features=features,
                          prompt=config["prompt"], slots=projector and projector.slots)
     for row in rows:
         if text and row["task"] not in TEXT_TASK or not text and "utterance" not in row:
@@ -246,7 +247,7 @@ def cascade_jobs(c, loaded, rows):
             elif text is not None:
                 spoken = {"question": text} if row.get("question") == row["transcript"] else {}
                 samples.append(encode_sample({**row, "transcript": text, **spoken}, True, tokenizer,
-                                             llm.config.model_type, None, c.prompt))
+                                             None, c.prompt))
         if samples:
             generated |= zip([sample["id"] for sample in samples],
                              answer(llm, tokenizer, None, samples, c.max_new_tokens))
@@ -348,7 +349,7 @@ def answer_file(c, device):
     for piece in pieces:
         frames = encode(encoder, [make_feature(encoder.config, piece)], config["pad"])[0]
         frames = average_frames(frames, config["mean"])
-        sample = encode_sample(row, False, tokenizer, llm.config.model_type, {c.audio: frames}, config["prompt"],
+        sample = encode_sample(row, False, tokenizer, {c.audio: frames}, config["prompt"],
                                projector.slots)
         texts.append(decode_text(tokenizer, answer(llm, tokenizer, projector, [sample], c.max_new_tokens)[0]))
     if question and len(pieces) > 1:

@@ -26,7 +26,8 @@ from tqdm import tqdm
 
 from data.speech_ifeval import CONSTRAINTS, constrained
 from speech_llm.normalize import mms_normalize
-from speech_llm.prompts import CHAT, encode_text, encode_answer, encode_prompt, user_turn
+from speech_llm.prompts import encode_answer, encode_prompt, user_turn
+from speech_llm.turns import CHAT, encode_text
 
 
 CHARACTERS = " 'abcdefghijklmnopqrstuvwxyz"  # CTC labels 1.. ; 0 is the blank
@@ -466,16 +467,16 @@ def make_llm(folder, draw_row, steps, seed, hesitate_from=0, family="llama", bat
             if unlike and family == "llama":
                 row["transcript"] = hesitate(rng, row["transcript"])
             if unlike and family == "cohere":
-                before, after = encode_prompt(tokenizer, family, row, False, prompt)
+                before, after = encode_prompt(tokenizer, row, False, prompt)
                 said = stretch(rng, encode_text(tokenizer, row["transcript"]), tokenizer.pad_token_id)
                 questions.append(before + said + after)
             elif unlike and family == "qwen3":
-                before, after = encode_prompt(tokenizer, family, row, False, prompt)
+                before, after = encode_prompt(tokenizer, row, False, prompt)
                 said = encode_text(tokenizer, mms_normalize(row["transcript"], "en", remove_numbers=False))
                 questions.append(before + said + [spare] * rng.randint(0, 8) + after)
             else:
-                questions.append(encode_prompt(tokenizer, family, row, True, prompt)[0])
-        answers = [encode_answer(tokenizer, family, row) for row in rows]
+                questions.append(encode_prompt(tokenizer, row, True, prompt)[0])
+        answers = [encode_answer(tokenizer, row) for row in rows]
         width = max(len(p) + len(a) for p, a in zip(questions, answers))
         tokens = torch.zeros(batch, width, dtype=torch.long)
         labels = torch.full((batch, width), -100)

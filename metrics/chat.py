@@ -10,7 +10,7 @@ metrics/judge.py loads one, and only if a chat has no reply in the file yet: a k
 import json
 import os
 
-from speech_llm.prompts import without_markers
+from speech_llm.turns import without_markers
 
 
 MAX_NEW_TOKENS = 512        # of a reply: an explanation and a verdict, or a transcript (our choice)

@@ -4,7 +4,7 @@ from contextlib import contextmanager
 import torch
 
 from speech_llm.files import read_json
-from speech_llm.prompts import CHAT
+from speech_llm.turns import end_id
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def stop_ids(llm, tokenizer):
     """Every id that ends a turn: the chat format's own and those of the checkpoint's generation config."""
     ends = llm.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]
-    return {*ends, tokenizer.convert_tokens_to_ids(CHAT[llm.config.model_type][2])} - {None}
+    return {*ends, end_id(tokenizer)} - {None}
 
 
 def decode_text(tokenizer, ids):

@@ -1,27 +1,7 @@
 """TODO"""
-import functools
-import re
-from functools import cache
+from speech_llm.turns import encode, turn_of
 
 
-@functools.cache
-def markers(tokenizer):
-    """A pattern of all added tokens that are words, turn markers first of all; many are not marked as special."""
-    words = sorted((word for word in tokenizer.get_added_vocab() if len(word) > 1 and re.search(r"[^\W_]", word)),
-                   key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, words)) or "(?!)")
-
-
-def without_markers(tokenizer, text):
-    """
-    Text that a user, a corpus or a model wrote -> its pieces, none of which holds a marker of the tokenizer: cut after
-    a marker's first character. Tokenised one by one they stay ordinary text; a text without markers is one piece.
-    """
-    pieces, start = [], 0
-    while found := markers(tokenizer).search(text, start):
-        pieces.append(text[start:found.start() + 1])
-        start = found.start() + 1
-    return [*pieces, text[start:]]
 TASK_LINES = {  # the language of the instruction is the language of the answer (2025, appendix A.4)
     ("ASR", "en"): "Can you transcribe the Speech content into English text?",
     ("ST", "de"): "Können Sie den Inhalt der Rede in den deutschen Text übersetzen?",
@@ -50,14 +30,6 @@ NOT_ANSWERABLE = {  # the organisers' answer to a question that the speech does 
     "de": "Nicht zu beantworten.",
     "it": "Non è possibile rispondere.",
     "zh": "无法回答。",
-}
-QWEN = ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>")
-CHAT = {  # model_type: (before the user's turn, between user and assistant, end of turn); no system or date block
-    "llama": ("<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n",
-              "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>"),
-    "qwen2": QWEN, "qwen3": QWEN,
-    "cohere": ("<BOS_TOKEN><|START_OF_TURN_TOKEN|><|USER_TOKEN|>",
-               "<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>", "<|END_OF_TURN_TOKEN|>"),
 }
 
 
@@ -98,39 +70,29 @@ def user_turn(row, text=False, prompt="2025"):
     return "Content: <speech>", f"</speech>\n{after}"
 
 
-def encode_text(tokenizer, string):
-    """Token ids of text that a user or a corpus wrote: a turn marker inside it stays ordinary text."""
-    pieces = without_markers(tokenizer, string)      # not all are called special: Qwen's <think>
-    return [token for piece in pieces for token in tokenizer(piece, add_special_tokens=False)["input_ids"]]
-
-
-@cache
-def turn_ids(tokenizer, model_type):
-    """Token ids of what stands before the user's turn, after it, and after the answer; ValueError for other LLMs."""
-    if model_type not in CHAT:
-        raise ValueError(f"no chat format for {model_type!r}; there is one for {list(CHAT)}")
-    return [tokenizer(marker, add_special_tokens=False)["input_ids"] for marker in CHAT[model_type]]
-
-
-def encode_prompt(tokenizer, model_type, row, text=False, prompt="2025"):
-    """Token ids (before, after) of the speech; the three pieces are tokenised apart (2025, section 4)."""
-    head, tail, _ = turn_ids(tokenizer, model_type)
-    before, after = user_turn(row, text, prompt)
+def encode_prompt(tokenizer, row, text=False, prompt="2025"):
+    """Return the token ids (before, after) of the speech; the pieces are tokenised apart (2025, section 4)."""
+    turn, (before, after) = turn_of(tokenizer), user_turn(row, text, prompt)
     if text:
-        return head + encode_text(tokenizer, before) + tail, []
-    return head + encode_text(tokenizer, before), encode_text(tokenizer, after) + tail
+        return encode(tokenizer, turn.head, before, turn.tail), []
+    return encode(tokenizer, turn.head, before, ""), encode(tokenizer, "", after, turn.tail)
 
 
-def encode_answer(tokenizer, model_type, row):
-    """Token ids of the target and its end-of-turn token; the loss falls on these and on nothing else."""
-    return encode_text(tokenizer, row["target"].strip()) + turn_ids(tokenizer, model_type)[2]
+def encode_answer(tokenizer, row):
+    """
+    Return the token ids of the target and its end-of-turn token; the loss falls on these and on nothing else. They are
+    the ids that the target has after the assistant's header, where a word may have no space before it.
+    """
+    turn, answer = turn_of(tokenizer), row["target"].strip()
+    header = encode(tokenizer, turn.tail, "", "")
+    ids = encode(tokenizer, turn.tail + turn.lead, answer, turn.end)
+    return ids[len(header):] if ids[:len(header)] == header else encode(tokenizer, turn.lead, answer, turn.end)
 
 
-def prompts_of(tokenizer, model_type, prompt):
-    """{task, language and how it is read: the turn as text}: what a stage is trained on and infer.py compares."""
+def prompts_of(tokenizer, prompt):
+    """Return {task, language and how it is read: the prompt as text}: what a stage is trained on and infer.py compares."""
     row = {"id": "example", "question": "QUESTION", "transcript": "TRANSCRIPT"}
-    turns = {(task, language, text): encode_prompt(tokenizer, model_type, {**row, "task": task, "language": language},
-                                                   text, prompt)
-             for task, language in [*TASK_LINES, ("SQA", "en")] for text in (False, True)}
-    return {f"{task} {language} {'text' if text else 'speech'}": "SPEECH".join(map(tokenizer.decode, turn))
-            for (task, language, text), turn in turns.items()}
+    prompts = {(task, language, text): encode_prompt(tokenizer, {**row, "task": task, "language": language}, text, prompt)
+               for task, language in [*TASK_LINES, ("SQA", "en")] for text in (False, True)}
+    return {f"{task} {language} {'text' if text else 'speech'}": "SPEECH".join(map(tokenizer.decode, pieces))
+            for (task, language, text), pieces in prompts.items()}

@@ -12,7 +12,7 @@ from torch import nn
 
 from speech_llm.batches import micro_batches, padding_mask
 from speech_llm.normalize import mms_normalize
-from speech_llm.prompts import encode_text
+from speech_llm.turns import encode_text
 
 LETTERS = " 'abcdefghijklmnopqrstuvwxyz0123456789"       # CTC labels from 1 on; 0 is the blank (our choice)
 CHUNK = 512                                              # slots that are scored against all V rows of the table at once

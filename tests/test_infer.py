@@ -15,6 +15,7 @@ import infer
 import train_projector
 from data.tiny_models import seamless_config
 from infer import cut_at_pauses, find_loop
+from speech_llm import batches, decode
 from speech_llm.decode import generate
 from speech_llm.llm import load_llm, stop_ids
 from speech_llm.rows import read_rows, write_rows
@@ -66,8 +67,8 @@ def test_a_batch_is_each_alone_and_is_decoding_without_a_cache(llm, prompts):
 def test_prompts_read_in_groups_are_answered_alike(llm, prompts, monkeypatch, positions, groups):
     """Forty prompts of 1 to 25 vectors, one after the other, in groups of like length, and all at once."""
     made, free = prompts
-    monkeypatch.setattr(train_projector, "PREFILL", positions)
-    monkeypatch.setattr(train_projector, "PADDING", 10 ** 6)
+    monkeypatch.setattr(decode, "PREFILL", positions)
+    monkeypatch.setattr(batches, "PADDING", 10 ** 6)
     read = []
     hook = llm[0].model.register_forward_pre_hook(lambda module, args, given: read.append(given.get("inputs_embeds")),
                                                   with_kwargs=True)
@@ -99,7 +100,7 @@ def test_the_cap_is_respected(llm, prompts):
 
 def test_finished_rows_leave_the_batch(llm, prompts, monkeypatch):
     """The rows that the model is run on fall from all to the few that never stop."""
-    monkeypatch.setattr(train_projector, "PADDING", 10 ** 6)               # all prompts are read at once
+    monkeypatch.setattr(batches, "PADDING", 10 ** 6)               # all prompts are read at once
     made, free = prompts
     stops = {free[0][2], free[1][5]}
     sizes = []

@@ -62,9 +62,9 @@ def test_a_surprise_instruction_is_one_line():
 def test_ids_of_qwen_in_2026(tokenizers):
     """No BOS, no think block; the blank line is one token: "?" and two newlines together (architecture 4.3)."""
     row = {**SPOKEN, "task": "ASR", "language": "en"}
-    before, after = encode_prompt(tokenizers["qwen3"], "qwen3", row, prompt="2026")
+    before, after = encode_prompt(tokenizers["qwen3"], row, prompt="2026")
     assert before == [151644, 872, 198, 2762, 25, 366, 88225, 29]
-    one_newline = encode_prompt(tokenizers["qwen3"], "qwen3", row)[1]
+    one_newline = encode_prompt(tokenizers["qwen3"], row)[1]
     assert after[-8:] == [7771, 4226, 25, 151645, 198, 151644, 77091, 198] == one_newline[-8:]
     assert len(after) == len(one_newline) and [a for a, b in zip(after, one_newline) if a != b] == [1939]
 
@@ -90,7 +90,7 @@ def test_a_model_without_a_chat_format_is_an_error(llama):
 
 def test_ids_of_llama(tokenizers):
     row = {**SPOKEN, "task": "ASR", "language": "en"}
-    before, after = encode_prompt(tokenizers["llama"], "llama", row)
+    before, after = encode_prompt(tokenizers["llama"], row)
     # <|begin_of_text|> <|start_header_id|> user <|end_header_id|> \n\n, then Content : _< speech >
     assert before == [128000, 128006, 882, 128007, 271, 2831, 25, 366, 89325, 29]
     assert after[:3] == [524, 89325, 397]                                     # </ speech >\n
@@ -101,7 +101,7 @@ def test_ids_of_llama(tokenizers):
 
 def test_ids_of_qwen(tokenizers):
     row = {**SPOKEN, "task": "ASR", "language": "en"}
-    before, after = encode_prompt(tokenizers["qwen3"], "qwen3", row)
+    before, after = encode_prompt(tokenizers["qwen3"], row)
     # <|im_start|> user \n, then Content : _< speech >; the pieces fall as Llama's do, with other numbers
     assert before == [151644, 872, 198, 2762, 25, 366, 88225, 29]
     assert after[:3] == [522, 88225, 397]                                     # </ speech >\n
@@ -111,16 +111,16 @@ def test_ids_of_qwen(tokenizers):
 
 def test_a_text_turn_is_tokenised_whole(tokenizers):
     row = {**SPOKEN, "task": "ST", "language": "de"}
-    ids, nothing = encode_prompt(tokenizers["llama"], "llama", row, text=True)
+    ids, nothing = encode_prompt(tokenizers["llama"], row, text=True)
     assert nothing == [] and 16761 in ids                                     # ">The" of "<text>The" is one token
-    for model, tokenizer in tokenizers.items():
-        ids, _ = encode_prompt(tokenizer, model, row, text=True)
+    for tokenizer in tokenizers.values():
+        ids, _ = encode_prompt(tokenizer, row, text=True)
         assert "".join(user_turn(row, text=True)) in tokenizer.decode(ids)
 
 
 @pytest.mark.parametrize("model, end", [("llama", 128009), ("qwen3", 151645)])
 def test_an_answer_is_stripped_and_ends_its_turn(tokenizers, model, end):
-    ids = encode_answer(tokenizers[model], model, {"target": "  The cat.\n"})
+    ids = encode_answer(tokenizers[model], {"target": "  The cat.\n"})
     assert ids[-1] == end and end not in ids[:-1]
     assert tokenizers[model].decode(ids[:-1]) == "The cat."
 
@@ -131,7 +131,7 @@ def test_a_turn_marker_that_a_user_wrote_stays_text(tokenizers, model, marker, e
            "target": f"It is {marker}."}
     tokenizer = tokenizers[model]
     for text in (False, True):
-        ids = sum(encode_prompt(tokenizer, model, row, text), [])
+        ids = sum(encode_prompt(tokenizer, row, text), [])
         assert ids.count(end) == 1                                            # the user's turn ends once
         assert f"Is {marker} a word?" in tokenizer.decode(ids)
-    assert encode_answer(tokenizer, model, row).count(end) == 1
+    assert encode_answer(tokenizer, row).count(end) == 1

@@ -41,7 +41,7 @@ from metrics.paper_tables import SYSTEMS, TABLES
 from metrics.rouge import rouge1_recall
 from metrics.speech_ifeval import plot_curve, point
 from metrics.tables import ANSWERS, CHARACTERS, NAMES, ST, TASKS, beside_paper, by_language, shown, table
-from speech_llm.constants import configure, pick_device, require
+from speech_llm.constants import configure, pick_device, read_page, require
 from speech_llm.draws import TEXT_TASK
 from speech_llm.files import read_json, read_json_lines, replace_file, write_json
 from speech_llm.normalize import mms_normalize
@@ -50,49 +50,23 @@ from speech_llm.rows import LANGUAGES, read_rows
 
 
 @dataclass(frozen=True)
-class Config:                               # edit here, or pass --name value
-    preset: str = "tiny"                    # filled in by configure
-    work: str = "work"
-    run: str = "tiny"                       # filled in by configure; presets of one system share a folder of work
+class Config:                               # the 2025 paper's values; a page of config/ or --name value changes them
+    preset: str = "tiny"                    # a page of config/, or the path of a page
+    work: str = "work"                      # everything that is written lies below this folder
+    run: str = ""                           # the system's folder below work; the page names it
     predictions: str = "predictions"        # folder of <work>/<run>, infer.py's --out
-    systems: str = "llm,B,A.1,A.2,C"        # the rows of the table, folders of predictions
-    test_sets: str = "tiny.test"
-    metrics: str = "WER,CER,BLEU,EM,CONTAINS,ROUGE-1,capped,loops"
+    systems: str = "llm,B,seamless,seamless-text,A.1,C"             # folders of predictions; "name:folder" is its name
+    test_sets: str = "acl6060.dev,acl6060.eval,covost2.test,europarlst.test,spokensquad.test"     # <corpus>.<split>
+    metrics: str = "WER,CER,BLEU,EM,CONTAINS,ROUGE-1,capped,loops,COMET,judge,BERTScore,BERTScore-xlmr,language"
+    table_rows: str = "systems"             # a table a test set with a row a system, or "languages": a table a metric
+    tables: str = ""                        # the papers' tables to print with ours beside them, such as "Table 2,Table 7"
     comet: str = "models/wmt22-comet-da"    # a folder below work, any other folder, or a file of weights
-    judges: str = ""                        # comma-separated LLMs: folders, below work or not, or hub names
-    judge_mode: str = "probability"         # of Yes against No; or text: what the judge writes
+    judges: str = ("utter-project/EuroLLM-9B-Instruct,google/gemma-3-12b-it,google/gemma-3-27b-it,"
+                   "meta-llama/Llama-3.1-70B-Instruct")             # section 4; folders, below work or not, or hub names
+    judge_mode: str = "probability"         # of Yes against No; or text: what the judge writes (our choice)
     references: str = "raw/mcif"            # MCIF's, a folder below work or any other
 
-PRESETS = {                                 # only what differs from the lines above
-    "tiny":    {},
-    "smoke":   {},
-    "digits":  dict(test_sets="digits.test"),
-    "iwslt25": dict(systems="llm,B,seamless,seamless-text,A.1,C",
-                    test_sets="acl6060.dev,acl6060.eval,covost2.test,europarlst.test,spokensquad.test",
-                    metrics=Config.metrics + ",COMET,judge,BERTScore,BERTScore-xlmr,language"),
-}
-for name, systems in {"iwslt25-a2": "A.2,C-A.2", "iwslt25-short": "C-short", "iwslt25-a2-short": "C-A.2-short"}.items():
-    PRESETS[name] = dict(PRESETS["iwslt25"], run="iwslt25", systems=systems)
-PRESETS["tiny26"] = PRESETS["smoke26"] = dict(systems="llm,B,A,C", test_sets="tiny26.test")
-PRESETS["iwslt26"] = dict(
-    PRESETS["iwslt25"], systems="llm,B,seamless,seamless-text,A,C",
-    test_sets="librispeech.test,librispeech.test-other,covost2.test,europarlst.test,librisqa.test,mcif.test")
-PRESETS["iwslt26-setup2"] = dict(PRESETS["iwslt26"], run="iwslt26", systems="C-setup2")
-PRESETS["tiny-listeners"] = PRESETS["smoke-listeners"] = dict(
-    systems="llm,cascade,C", test_sets="tiny-listeners.test,tiny-listeners.heard",
-    metrics="WER,CER,BLEU,chrF,EM,CONTAINS,capped,loops")
-PRESETS["listeners"] = dict(
-    systems="llm,cascade,C", metrics="WER,CER,BLEU,chrF,capped,loops",          # answers: metrics/pairwise.py
-    test_sets="multispeechqa.bench,commonvoice.test," + ",".join(
-        f"covost2-{source}_en.test" for source in ("ar", "id", "ja", "tr", "zh")))               # Table 3
-for name in ("ast", "ten", "ten-ast", "align", "ten-align"):
-    PRESETS[f"listeners-{name}"] = dict(PRESETS["listeners"], run="listeners", systems=f"C-{name}")
-for name in ("tiny-listeners", "smoke-listeners"):
-    PRESETS[f"{name}-align"] = dict(PRESETS[name], run=name, systems="C-align")
-
 BASELINE_TASKS = {"seamless": ("ASR", "ST"), "seamless-text": ("ST",)}     # the rows they answer; others: all they can
-JUDGES = ("utter-project/EuroLLM-9B-Instruct,google/gemma-3-12b-it,google/gemma-3-27b-it,"
-          "meta-llama/Llama-3.1-70B-Instruct")                             # 2025, section 4
 BATCH = 32                                  # answers that a model scores together
 
 
@@ -289,8 +263,9 @@ def read_outputs(c, notes):
     {(system, test set): (rows, predictions)}. Systems of the preset's own list may lack predictions, which is noted;
     the paper's other systems are added where they have some: presets share a folder and its tables.
     """
-    folder, systems = os.path.join(c.work, c.run, c.predictions), c.systems.split(",")
-    usual = c.systems == {"systems": Config.systems, **PRESETS[c.preset]}["systems"]
+    folder = os.path.join(c.work, c.run, c.predictions)
+    systems = [system.partition(":")[0] for system in c.systems.split(",")]
+    usual = c.systems == {"systems": Config.systems, **read_page(c.preset).get("common", {})}["systems"]
     others = [s for s in (*NAMES, *SYSTEMS) if usual and s not in systems and os.path.isdir(os.path.join(folder, s))]
     others += sorted(set(glob.glob("*@*", root_dir=folder)) - {*systems}) if usual else []     # at a scale of LoRA
     rows_of, outputs = {}, {}
@@ -359,7 +334,7 @@ def plot_scales(folder, results, systems, notes):
 
 
 def main(argv=None):
-    c = configure(Config, PRESETS, argv)
+    c = configure(Config, "eval", argv)
     folder, metrics, notes = os.path.join(c.work, c.run), c.metrics.split(","), []
     if not {*metrics} <= {*METRICS} or c.judge_mode not in ("probability", "text"):
         raise SystemExit(f"--metrics are some of {','.join(METRICS)}; --judge_mode is probability or text")
@@ -377,15 +352,14 @@ def main(argv=None):
         except (ImportError, FileNotFoundError) as error:
             notes.append(f"{metric} is left out: {error}")
     if "judge" in metrics and not c.judges:
-        notes.append(f"judge is left out: no LLM is named; run: python eval.py --preset {c.preset} --judges {JUDGES}")
+        notes.append(f"judge is left out: no LLM is named; run: python eval.py --preset {c.preset} --judges <LLM>,<LLM>")
 
     # 2. the tables, from the results alone
     systems = list(dict.fromkeys(system for system, _ in [*outputs, *official]))
     made = {test_set for _, test_set in [*outputs, *official]}
     scored = [test_set for test_set in c.test_sets.split(",") if test_set in made]
-    tables = by_language(results, systems) if "listeners" in c.preset else [table(results, s, systems) for s in scored]
-    if c.preset.startswith("iwslt25"):                      # of another paper's systems these tables say nothing
-        tables += filter(None, (beside_paper(results, name) for name in TABLES))
+    tables = by_language(results, systems) if c.table_rows == "languages" else [table(results, s, systems) for s in scored]
+    tables += filter(None, (beside_paper(results, name) for name in c.tables.split(",") if name in TABLES))
     scales = plot_scales(folder, results, systems, notes)
     judges = sorted({r["metric"].removeprefix("judge:") for r in results if r["metric"].startswith("judge:")})
     notes = [f"judge: the mean over {', '.join(judges)}"] * bool(judges) + list(dict.fromkeys(notes))

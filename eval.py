@@ -59,10 +59,10 @@ class Config:                               # the 2025 paper's values; a page of
     test_sets: str = "acl6060.dev,acl6060.eval,covost2.test,europarlst.test,spokensquad.test"     # <corpus>.<split>
     metrics: str = "WER,CER,BLEU,EM,CONTAINS,ROUGE-1,capped,loops,COMET,judge,BERTScore,BERTScore-xlmr,language"
     table_rows: str = "systems"             # a table a test set with a row a system, or "languages": a table a metric
-    tables: str = ""                        # the papers' tables to print with ours beside them, such as "Table 2,Table 7"
+    tables: str = ""                        # the papers' tables to print with ours beside them: "Table 2,Table 7"
     comet: str = "models/wmt22-comet-da"    # a folder below work, any other folder, or a file of weights
     judges: str = ("utter-project/EuroLLM-9B-Instruct,google/gemma-3-12b-it,google/gemma-3-27b-it,"
-                   "meta-llama/Llama-3.1-70B-Instruct")             # section 4; folders, below work or not, or hub names
+                   "meta-llama/Llama-3.1-70B-Instruct")             # section 4; folders or hub names
     judge_mode: str = "probability"         # of Yes against No; or text: what the judge writes (our choice)
     references: str = "raw/mcif"            # MCIF's, a folder below work or any other
 
@@ -352,13 +352,14 @@ def main(argv=None):
         except (ImportError, FileNotFoundError) as error:
             notes.append(f"{metric} is left out: {error}")
     if "judge" in metrics and not c.judges:
-        notes.append(f"judge is left out: no LLM is named; run: python eval.py --preset {c.preset} --judges <LLM>,<LLM>")
+        notes.append(f"judge is left out: no LLM is named; run: python eval.py --preset {c.preset} --judges LLM,LLM")
 
     # 2. the tables, from the results alone
     systems = list(dict.fromkeys(system for system, _ in [*outputs, *official]))
     made = {test_set for _, test_set in [*outputs, *official]}
     scored = [test_set for test_set in c.test_sets.split(",") if test_set in made]
-    tables = by_language(results, systems) if c.table_rows == "languages" else [table(results, s, systems) for s in scored]
+    tables = (by_language(results, systems) if c.table_rows == "languages"
+              else [table(results, test_set, systems) for test_set in scored])
     tables += filter(None, (beside_paper(results, name) for name in c.tables.split(",") if name in TABLES))
     scales = plot_scales(folder, results, systems, notes)
     judges = sorted({r["metric"].removeprefix("judge:") for r in results if r["metric"].startswith("judge:")})

@@ -69,11 +69,12 @@ PAUSE = SAMPLE_RATE // 5                    # samples: a cut falls in the quiete
 # ---------------------------------------------------------------------------------------------------------------------
 # Systems: each returns (jobs, decode) for a test set, see speech_llm/predictions.py
 def llm_jobs(c, stage, loaded, rows, test_set):
-    """Our own systems: the projector's speech, or the transcript where the stage has no projector (ASR is no task then)."""
+    """Our own systems: the projector's speech, or the transcript if the stage has no projector (then ASR is no task)."""
     llm, tokenizer, projector = loaded
     prompt, features, text, jobs = stage.config["prompt"] if stage else c.prompt, {}, projector is None, []
     if not text:
-        origin, (corpus, split) = {key: stage.config[key] for key in ("encoder", "mean", "pad")}, test_set.rsplit(".", 1)
+        origin = {key: stage.config[key] for key in ("encoder", "mean", "pad")}
+        corpus, split = test_set.rsplit(".", 1)
         features = open_features(features_folder(c.work, origin["encoder"], origin["mean"], corpus, split), origin)
     for row in rows:
         if text and row["task"] in TEXT_TASK:
@@ -119,7 +120,7 @@ def seamless_jobs(c, loaded, rows, text):
 
 @torch.no_grad()
 def transcribe(whisper, tokenizer, rows):
-    """Return {utterance: Whisper's transcript}, greedy, in the language that Whisper detects; without unreadable audio."""
+    """Return {utterance: Whisper's transcript}, greedy, in the language that Whisper detects; no unreadable audio."""
     features = {row["utterance"]: front_end(whisper.config, row, math.inf)[0] for row in rows}
     features = {utterance: feature for utterance, feature in features.items() if feature is not None}
     if not features:
@@ -233,7 +234,7 @@ def run_system(c, system, stage, scales, test_sets, device):
         rows = read_rows(os.path.join(c.work, "rows", *test_set.rsplit(".", 1)) + ".jsonl")
         hears = name == "cascade" or name == "seamless" or stage and "projector" in stage.config["trained"]
         if not hears and (test_set.startswith("mcif.") or not any(row["task"] in TEXT_TASK for row in rows)):
-            print(f"{name} is left out on {test_set}: it reads text, and there is none to read or nothing to do with it")
+            print(f"{name} is left out on {test_set}: it reads text, and has no text or no task there")
             continue
         origin = {"llm": c.seamless if name.startswith("seamless") else c.llm, "max_new_tokens": c.max_new_tokens,
                   "stage": fingerprint(os.path.join(stage.folder, "weights.pt")) if stage else "",

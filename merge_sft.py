@@ -24,9 +24,10 @@ from speech_llm.files import differences
 from speech_llm.llm import load_llm
 from speech_llm.prompts import prompts_of
 from speech_llm.run import Run
-from speech_llm.stage import Stage, already_finished, open_stage
+from speech_llm.stage import already_finished, open_stage
 from speech_llm.training import learning_rate, processes, set_rate, validate
-from train_lora import TARGETS, add_lora, attach_lora, load_lora, lora_parameters, lora_state_dict, merge_lora, save_peft
+from train_lora import (TARGETS, add_lora, attach_lora, load_lora, lora_parameters, lora_state_dict, merge_lora,
+                        save_peft)
 from train_projector import AnswerObjective, load_projector
 
 
@@ -55,7 +56,7 @@ class Config:                               # the 2025 paper's values; a page of
         "SQA": {"spokensquad-fluent": 1.0}, "QA": {"spokensquad-fluent": 1.0}})
     text: bool = True                       # every draw of ST or SQA is followed by a paired text draw; section 5.1
     batch: int = 16                         # rows in a draw; section 5.1
-    accumulate: int = 16                    # draws in one optimizer step, over all processes, text draws too; section 5.1
+    accumulate: int = 16                    # draws in one step, over all processes, text draws too; section 5.1
     steps: int = 1000                       # optimizer steps; section 5.1
     lr_projector: float = 1e-5              # section 5.1
     lr_lora: float = 3e-4                   # section 5.1
@@ -77,8 +78,8 @@ def load_speech_llm(work, stage, device):
     prompts = prompts_of(tokenizer, stage.config["prompt"])
     different = differences(stage.config.get("prompts", prompts), prompts)
     if different:
-        raise SystemExit(f"{stage.folder} was trained with other prompts than speech_llm/prompts.py makes: {different}; "
-                         "set them back, or train it again")
+        raise SystemExit(f"{stage.folder} was trained with other prompts than speech_llm/prompts.py makes: {different}"
+                         "; set them back, or train it again")
     projector = load_projector(stage, device).eval() if "projector" in stage.config["trained"] else None
     if "lora" in stage.config["trained"]:
         attach_lora(llm, stage)
@@ -96,11 +97,12 @@ def export_llm(work, stage, folder):
 def open_starting_points(c):
     """Return the stages (A, B) that training starts from; B is None for fresh adapters. Exit if their LLMs differ."""
     base = os.path.join(c.work, c.run)
-    stage_a = open_stage(os.path.join(base, c.projector), f"bash run_all.sh {c.preset}, which makes {c.projector} first")
-    stage_b = None if c.lora == "random" else open_stage(
-        os.path.join(base, c.lora), f"bash run_all.sh {c.preset}, which makes {c.lora} first")
+    command = f"bash run_all.sh {c.preset}, which makes the stages in order"
+    stage_a = open_stage(os.path.join(base, c.projector), command)
+    stage_b = None if c.lora == "random" else open_stage(os.path.join(base, c.lora), command)
     if stage_b and stage_a.config["llm"] != stage_b.config["llm"]:
-        raise SystemExit(f"{stage_a.folder} was trained on {stage_a.config['llm']}, {c.lora} on {stage_b.config['llm']}")
+        raise SystemExit(f"{stage_a.folder} was trained on {stage_a.config['llm']}, "
+                         f"{stage_b.folder} on {stage_b.config['llm']}")
     return stage_a, stage_b
 
 

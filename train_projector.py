@@ -24,7 +24,8 @@ from speech_llm.cache import load_rows
 from speech_llm.constants import configure, locate, pick_device
 from speech_llm.decode import generate
 from speech_llm.draws import draw, draw_frames, pick_validation
-from speech_llm.llm import decode_text, embed, load_llm, load_table, load_tokenizer, logits_of, stop_ids
+from speech_llm.llm import (decode_text, embedding_scale, load_llm, load_table, load_tokenizer, logits_at,
+                            stop_ids)
 from speech_llm.prompts import encode_answer, encode_prompt, prompts_of
 from speech_llm.qformer import QFormer, start_from_bert
 from speech_llm.rows import corpus_of
@@ -75,7 +76,7 @@ class Config:                               # the 2025 paper's values; a page of
     clip: float = 0.0                       # largest gradient norm; 0: none
     micro_tokens: int = 8192                # padded positions in one forward pass: memory, not a hyper-parameter
     validate_every: int = 250               # steps between validations, which are also the checkpoints (our choice)
-    validate_rows: int = 100                # dev rows for each task and language, for the loss and SQA's score (our choice)
+    validate_rows: int = 100                # dev rows for each task and language: the loss, SQA's score (our choice)
     decode: str = "acl6060"                 # the corpus whose dev split is decoded whole at every validation: ASR, ST
     decode_batch: int = 64                  # rows decoded together
     max_new_tokens: int = 150               # of these answers (our choice)
@@ -136,7 +137,7 @@ def load_projector(stage, device):
     try:
         projector = make_projector(**stage.config["sizes"])
     except (TypeError, ValueError, RuntimeError, AssertionError, KeyError, ZeroDivisionError) as error:
-        raise SystemExit(f"{stage.folder}/config.json: no projector has these sizes ({error}); train it again") from None
+        raise SystemExit(f"{stage.folder}/config.json: no projector has such sizes ({error}); train it again") from None
     fill_projector(projector, stage)
     return projector.to(device)
 
@@ -172,12 +173,13 @@ def positions(sample):
 
 def splice(llm, projector, batch):
     """Return a list of (L, D): [before | speech | after | answer] of each sample as embeddings (2025, section 4)."""
-    device = llm.get_input_embeddings().weight.device
+    table = llm.get_input_embeddings()
+    device = table.weight.device
     ids = [torch.tensor(s["before"] + s["after"] + s["answer"]) for s in batch.samples]
-    embedded = embed(llm, torch.cat(ids).to(device, non_blocking=True)).split([len(i) for i in ids])
+    embedded = table(torch.cat(ids).to(device, non_blocking=True)).split([len(i) for i in ids])
     if batch.frames is not None:
         speech = projector(batch.frames.to(device, non_blocking=True), batch.lengths.to(device, non_blocking=True))
-        speech = iter(speech.to(embedded[0].dtype))                                                  # (B, slots, D)
+        speech = iter((speech * embedding_scale(llm)).to(table.weight.dtype))                        # (B, slots, D)
     sequences = []
     for sample, tokens in zip(batch.samples, embedded):
         if sample["frames"] is not None:
@@ -199,10 +201,9 @@ def answer_loss(llm, projector, batch):
     row, column = torch.tensor(places).to(device, non_blocking=True).unbind(1)
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         inputs = nn.utils.rnn.pad_sequence(splice(llm, projector, batch), batch_first=True)          # (B, L, D)
-        hidden = llm.model(inputs_embeds=inputs, use_cache=False).last_hidden_state                  # (B, L, D)
-        logits = logits_of(llm, hidden[row, column])                                                 # (N, V)
+        logits = logits_at(llm, row, column, inputs_embeds=inputs, use_cache=False)                  # (N, V)
     target = torch.tensor([token for s in batch.samples for token in s["answer"]]).to(device, non_blocking=True)
-    return F.cross_entropy(logits.float(), target, reduction="sum")[None]                            # (1,)
+    return F.cross_entropy(logits, target, reduction="sum")[None]                                    # (1,)
 
 
 class AnswerObjective:
@@ -284,7 +285,7 @@ class MixedObjective(AnswerObjective):
 # ---------------------------------------------------------------------------------------------------------------------
 # answers
 def answer(llm, tokenizer, projector, samples, max_new_tokens):
-    """Return a list of new token ids for each sample of encode_sample. The sample's own answer is not shown to the LLM."""
+    """Return a list of new token ids for each sample of encode_sample. The LLM does not see the sample's own answer."""
     device = next(llm.parameters()).device
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         prompts = splice(llm, projector, Batch.of([{**s, "answer": []} for s in samples]))
@@ -304,7 +305,7 @@ def decode_all(llm, tokenizer, projector, samples, batch, max_new_tokens):
 
 
 def rows_to_decode(c, dev_rows, picked):
-    """Return the dev rows that each validation decodes: ASR and ST of one whole corpus, and the SQA rows of the loss."""
+    """Return the dev rows that a validation decodes: ASR and ST of one whole corpus, and the SQA rows of the loss."""
     rows = [row for row in dev_rows if corpus_of(row) == c.decode and "utterance" in row
             and row["task"] in ("ASR", "ST") and row["task"] in c.mixture]
     rows += [row for row in picked if row["task"] == "SQA"]

@@ -7,7 +7,7 @@ train_projector = dict(
              "ST": (0.35, {"de": 0.3, "it": 0.3, "zh": 0.4}),    # the text; Table 13: it 0.4, zh 0.3 (our choice)
              # (valid, invalid). Table 13 has zh in place of it; text, Table 12 and appendix C.1 have it (our choice)
              "SQA": (0.25, {"en": (0.2, 0.2), "de": (0.15, 0.15), "it": (0.15, 0.15)})},
-    shares={"ASR": {"covost2": 0.8, "europarlst": 0.2},                      # Table 12 ticks Spoken-SQuAD, too (our choice)
+    shares={"ASR": {"covost2": 0.8, "europarlst": 0.2},          # Table 12 ticks Spoken-SQuAD, too (our choice)
             "SQA": {"spokensquad": 1.0}},                                    # the short answers; Table 12
     steps=16_882)                            # 4 epochs of 1,080,479 speech rows: A.1's and 57,344 questions twice,
                                              # with and without an answer (our choice)

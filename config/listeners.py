@@ -2,7 +2,8 @@
 Multilingual listeners, ALL, 23 languages: Whisper + window Q-Former + Aya with LoRA (OpenReview cL3M1VwZyn).
 Sections and tables are the paper's. SQA has no text beside the speech: the question is what is spoken.
 
-Disk: 461 MB of frames an hour (50 Hz x 1,280 x 2 bytes), about 1 TB in all. Memory: A100-80GB. The paper gives no times.
+Disk: 461 MB of frames an hour (50 Hz x 1,280 x 2 bytes), about 1 TB in all. Memory: A100-80GB. The paper gives no
+times.
 """
 recipes = ["commonvoice", "multispeechqa", "covost2 --into-english"]
 stages = ["extract_features", "train_projector", "merge_sft --preset listeners_align", "merge_sft", "infer", "eval"]
@@ -26,7 +27,7 @@ merge_sft = dict(                            # stage 2: questions, 3 epochs of 9
     random_r=64, random_alpha=64, random_targets="q_proj,v_proj",
     mixture={"SQA": (1.0, IN_23)}, accumulate=16, steps=24_258,              # batches of 256
     lr_projector=1e-5, lr_lora=1e-5, warmup_projector=400, warmup=400,
-    decay_projector=0.05, decay_lora=0.05,                                   # SALMONN's default (our choice)
+    cosine=True, decay_projector=0.05, decay_lora=0.05,                      # SALMONN's defaults (our choice)
     micro_tokens=6144, validate_every=500, validate_rows=20)                 # (our choice)
 infer = dict(max_new_tokens=300)             # (our choice)
 eval = dict(metrics="WER,CER,BLEU,chrF,capped,loops", table_rows="languages", tables="Table 3")

@@ -20,8 +20,8 @@ train_lora = dict(
     mixture={"MT": (0.6, {"de": 0.4, "it": 0.3, "zh": 0.3}),
              "QA": (0.4, {"en": (0.16, 0.04), "de": (0.24, 0.06), "it": (0.24, 0.06), "zh": (0.16, 0.04)})})
 merge_sft = dict(
-    prompt="2026", shares={}, batch=16, accumulate=2, steps=200, lr_projector=5e-4, lr_lora=1e-3, warmup=20, cosine=True,
-    micro_tokens=4096, validate_every=100, validate_rows=16,
+    prompt="2026", shares={}, batch=16, accumulate=2, steps=200, lr_projector=5e-4, lr_lora=1e-3, warmup=20,
+    cosine=True, micro_tokens=4096, validate_every=100, validate_rows=16,
     mixture={"ASR": (0.3, {"en": 1.0}), "ST": (0.4, {"de": 0.4, "it": 0.4, "zh": 0.2}),
              "SQA": (0.3, {"en": (0.2, 0.05), "de": (0.2, 0.05), "it": (0.2, 0.05), "zh": (0.2, 0.05)})})
 infer = dict(prompt="2026-zero-shot", max_new_tokens=40)

@@ -5,7 +5,8 @@ LoRA on q and v; spoken questions in four languages. Everything here is our choi
 run = "tiny-listeners"
 world = dict(recipe="tiny_listeners", corpus="tiny-listeners", train=3600, dev=80, test=160, whisper_steps=1600,
              llm_steps=1000)
-stages = ["extract_features", "train_projector", "merge_sft --preset tiny_listeners_align", "merge_sft", "infer", "eval"]
+stages = ["extract_features", "train_projector", "merge_sft --preset tiny_listeners_align", "merge_sft", "infer",
+          "eval"]
 IN_4 = {"en": 0.25, "de": 0.25, "it": 0.25, "zh": 0.25}
 common = dict(corpora="tiny-listeners", encoder="models/tiny-whisper", mean=1, llm="models/tiny-cohere",
               prompt="listeners", systems="llm,cascade,C:merged", test_sets="tiny-listeners.test,tiny-listeners.heard")

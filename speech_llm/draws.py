@@ -16,7 +16,7 @@ TEXT_TASK = {"ST": "MT", "SQA": "QA", "MCQ": "QA"}      # the name of a task whe
 
 
 def tasks_of(row):
-    """Return the tasks that a row can be drawn for: of its speech, if it has any, and of its text. MCQ counts as SQA."""
+    """Return the tasks that a row can be drawn for: of its speech, if any, and of its text. MCQ counts as SQA."""
     speech = ["SQA" if row["task"] == "MCQ" else row["task"]] if "utterance" in row else []
     return speech + ([TEXT_TASK[row["task"]]] if row["task"] in TEXT_TASK else [])
 

@@ -3,13 +3,13 @@ All commands of a system, in order: what `bash run_all.sh` runs.
 
     python -m speech_llm.pipeline tiny                     # rows, features, training, answers, scores
     python -m speech_llm.pipeline tiny ablations           # after it: the variants of C
-    python -m speech_llm.pipeline tiny sweep               # after it: Speech-IFEval, and C's adapters at several strengths
+    python -m speech_llm.pipeline tiny sweep               # after it: Speech-IFEval; C's adapters at several strengths
     python -m speech_llm.pipeline iwslt25 --dry            # print the commands, run nothing
 
-The lists come from the system's page in config/: `world` or `recipes`, `stages`, `ablations`, `sweep`. Entries of `stages`
-in one tuple need nothing of each other; without a GPU they run side by side and share the cores.
-The environment variable NPROC runs every stage in so many processes, one GPU each; TTS is the speech synthesis command of
-data/multispeechqa.py; JUDGE replaces the page's judge of the sweep.
+The lists come from the system's page in config/: `world` or `recipes`, `stages`, `ablations`, `sweep`. Entries of
+`stages` in one tuple need nothing of each other; without a GPU they run side by side and share the cores.
+Environment variables: NPROC is the number of processes of every stage, one GPU each; TTS is the speech synthesis
+command of data/multispeechqa.py; JUDGE replaces the page's judge of the sweep.
 """
 import argparse
 import os
@@ -56,10 +56,11 @@ def run_commands(page, preset, work, seed):
 def ablation_commands(page, preset, work, seed):
     """Return the commands of the page's `ablations`: train each variant of C, decode all, score."""
     names = list(page["ablations"])
-    systems = ",".join(f"C-{name}:merged-{name}" for name in names)
+    decoding = ["--systems", ",".join(f"C-{name}:merged-{name}" for name in names),
+                "--test_sets", page["ablation_test_sets"]]
     trainings = [[stage_command("merge_sft", preset, work, seed, "--ablation", name)] for name in names]
     return [*trainings,
-            [stage_command("infer", preset, work, seed, "--systems", systems, "--test_sets", page["ablation_test_sets"])],
+            [stage_command("infer", preset, work, seed, *decoding)],
             [stage_command("eval", preset, work, seed)]]
 
 
@@ -80,9 +81,10 @@ def sweep_commands(page, preset, work, seed):
     folder = os.path.join(work, page["run"], "predictions")
     return [[command] for command in [
         *rows, *features,
-        stage_command("infer", preset, work, seed, "--systems", sweep["systems"], "--test_sets", sweep["constraint_sets"], *cap),
-        stage_command("infer", preset, work, seed, "--systems", scaled, "--lora_scale", sweep["scales"], "--test_sets", tests,
-                      *cap),
+        stage_command("infer", preset, work, seed, "--systems", sweep["systems"],
+                      "--test_sets", sweep["constraint_sets"], *cap),
+        stage_command("infer", preset, work, seed, "--systems", scaled, "--lora_scale", sweep["scales"],
+                      "--test_sets", tests, *cap),
         ["-m", "metrics.speech_ifeval", *(os.path.join(folder, name) for name in names),
          "--reference", os.path.join(folder, sweep["reference"]), "--corpus", sweep["corpus"],
          "--judge", os.environ.get("JUDGE") or sweep["judge"]],

@@ -90,7 +90,7 @@ def encode_answer(tokenizer, row):
 
 
 def prompts_of(tokenizer, prompt):
-    """Return {task, language and how it is read: the prompt as text}: what a stage is trained on and infer.py compares."""
+    """Return {"task language mode": the prompt as text}, on which a stage is trained and which infer.py compares."""
     row = {"id": "example", "question": "QUESTION", "transcript": "TRANSCRIPT"}
     prompts = {(task, language, text): encode_prompt(tokenizer, {**row, "task": task, "language": language}, text, prompt)
                for task, language in [*TASK_LINES, ("SQA", "en")] for text in (False, True)}

@@ -22,7 +22,7 @@ class QFormer(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.query = nn.Parameter(torch.randn(1, middle) * 0.02)
         self.query_norm, self.dropout = nn.LayerNorm(middle, 1e-12), nn.Dropout(dropout)
-        # BERT's layer is torch's decoder layer: post-norm, GELU. Its cross-attention reads vectors of the encoder's width
+        # BERT's layer is torch's decoder layer: post-norm, GELU; its cross-attention reads the encoder's width
         self.layers = nn.ModuleList(nn.TransformerDecoderLayer(middle, heads, ffn, dropout, F.gelu, 1e-12, True)
                                     for _ in range(layers))
         for layer in self.layers:

@@ -97,7 +97,7 @@ class Run:
 
     def optimizer_step(self, objective, samples, batches, clip=0.0):
         """
-        Make one optimizer_step (speech_llm/training.py) -> (losses, gradient norm), or None where no process has a sample.
+        Make one optimizer_step (speech_llm/training.py) -> (losses, gradient norm); None if no process has a sample.
         SystemExit with the list of the step's rows if it is not finite; SystemExit if a frozen tensor has a gradient.
         """
         try:
@@ -123,7 +123,7 @@ class Run:
             values |= {"skipped": 1}
         else:
             losses, norm = result
-            values |= {"loss": total_loss(losses, objective.losses), "norm": norm}
+            values = {"loss": total_loss(losses, objective.losses), "norm": norm, **values}
             if len(losses) > 1:
                 values |= dict(zip(objective.losses, losses))
         if dropped:
@@ -158,7 +158,7 @@ class Run:
                        + "".join(f", {name} {figure:.3g}" for name, figure in figures.items()))
 
     def finish(self, next_command, step=None, **facts):
-        """Write weights.pt, of the last step or of `step`; then config.json, which makes the folder a finished stage."""
+        """Write weights.pt, of the last step or of `step`; then config.json: the folder is a finished stage."""
         self.bar.close()
         dropped = sum(line.get("dropped", 0) for line in self.log_lines()) if self.rank == 0 else 0
         if dropped:
@@ -204,8 +204,8 @@ class Run:
         untrained = [name for section in tensors.values() for name, tensor in section.items()
                      if tensor.data_ptr() not in reached or name.endswith("lora_B") and not tensor.any()]
         if untrained and reached:
-            raise SystemExit(f"{self.folder}: {len(untrained)} tensors are not trained after {self.step} steps, such as "
-                             f"{untrained[0]}: the loss is not made from what is saved, or the rate is 0")
+            raise SystemExit(f"{self.folder}: {len(untrained)} tensors are not trained after {self.step} steps, such "
+                             f"as {untrained[0]}: the loss is not made from what is saved, or the rate is 0")
 
     def save(self, name, value):
         """Write a file of tensors in the folder."""

@@ -171,7 +171,7 @@ class TableObjective:
 
 class SlotTargets:
     """
-    targets(row, slots) -> a token id for each slot: the transcript's tokens, then pads; None for more tokens than slots.
+    targets(row, slots) -> a token id for each slot, the transcript's tokens and then pads; None for too many tokens.
     `normalize`: the tokens are those of the MMS-normalised transcript, as in the original SpeechMapper.
     """
 

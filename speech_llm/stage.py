@@ -26,8 +26,8 @@ class Stage:
 
 def open_stage(folder, command="bash run_all.sh, which makes the stages in order"):
     """
-    Return the Stage in `folder`. SystemExit, naming `command`, if the stage is not finished; SystemExit, naming the file,
-    if its weights are damaged or are not the tensors that its config.json promises.
+    Return the Stage in `folder`. SystemExit, naming `command`, if the stage is not finished; SystemExit, naming the
+    file, if its weights are damaged or are not the tensors that its config.json promises.
     """
     redo = f"remove {folder} and train it again"
     config = read_json(require(os.path.join(folder, "config.json"), command), redo)
@@ -35,7 +35,7 @@ def open_stage(folder, command="bash run_all.sh, which makes the stages in order
     weights = load_tensors(path, redo)
     for section in config["trained"]:
         tensors = weights.get(section) if isinstance(weights, dict) else None
-        if not tensors or not isinstance(tensors, dict) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
+        if not isinstance(tensors, dict) or {type(tensor) for tensor in tensors.values()} != {torch.Tensor}:
             raise SystemExit(f"{path} holds no {section}; {redo}")
     return Stage(folder, config, weights)
 

@@ -5,7 +5,7 @@ An objective answers what the training loops need to know. train_projector.py's 
 speech_llm/speechmapper.py's TableObjective on the LLM's embedding table. An objective has
 
     losses                            {name: weight} of the K losses
-    encode(row, text, features)       a sample, a dict with "id" and "frames", or None for a row that cannot be trained on
+    encode(row, text)                 a sample, a dict with "id" and "frames"; None for a row that cannot be used
     batches(samples)                  micro-batches (speech_llm/batches.py)
     counts(samples)                   (K,) float32: how many terms each loss has over the samples
     loss(batch)                       (K,): the sum of each loss over a micro-batch
@@ -59,7 +59,7 @@ def optimizer_step(optimizers, objective, samples, batches, clip=0.0):
     norm = nn.utils.get_total_norm(gradients)
     if clip:
         nn.utils.clip_grads_with_norm_(parameters, clip, norm)
-    *losses, norm = torch.cat([sums / counts, norm.to(sums)[None]]).tolist()     # the one host synchronisation of the step
+    *losses, norm = torch.cat([sums / counts, norm.to(sums)[None]]).tolist()   # the step's one host synchronisation
     if not math.isfinite(sum(losses) + norm):
         raise FloatingPointError(f"losses {losses}, gradient norm {norm}", [s["id"] for s in samples])
     for optimizer in optimizers:

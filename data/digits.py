@@ -1,17 +1,17 @@
 """
-The digits world: real voices. Sequences of 3 to 6 different digits joined from the Free Spoken Digit Dataset (FSDD).
+Make the digits world: real voices that say 3 to 6 different digits, from the Free Spoken Digit Dataset (FSDD).
 
     FSDD=folder/of/recordings python -m data.digits      # {digit}_{speaker}_{take}.wav, mono, 8 kHz
     python -m data.digits                                # fetches the recordings once (git, 21 MB, CC BY-SA 4.0)
     HOLDOUT=theo python -m data.digits                   # the speaker of the test set, never heard in training
 
-reads   the recordings (https://github.com/Jakobovski/free-spoken-digit-dataset)
+reads   `world` in the preset's page, the recordings (https://github.com/Jakobovski/free-spoken-digit-dataset)
 writes  <work>/rows/digits/{train,dev,test}.jsonl, <work>/audio/digits/*.flac,
         <work>/models/{digits-seamless,digits-llama} (data/tiny_models.py), <work>/rows/digits/config.json last
 
-ASR writes the digits as words, ST gives the German, Italian and Chinese words, SQA asks for one of the digits or for
-how many there are; a question about anything else is unanswerable. No digit occurs twice in a sequence: copying what
-comes after the second "nine" is more than the tiny LLM learns. Everything here is our choice.
+ASR writes the digits as English words, ST as German, Italian or Chinese words. SQA asks for one of the digits or for
+their number; a question about anything else is unanswerable. No digit occurs twice in a sequence, because the tiny LLM
+does not learn to copy what comes after the second "nine". The whole world is our choice.
 """
 import glob
 import os
@@ -26,15 +26,12 @@ from data.recipe import finish_world, finished, world_settings, write_recorded
 from data.speech_ifeval import write_world
 from speech_llm.files import replace_file
 from speech_llm.prompts import NOT_ANSWERABLE
+from speech_llm.rows import LANGUAGES
 
-
-PRESETS = {"digits": dict(train=3000, dev=60, test=160, encoder_steps=260, llm_steps=900,
-                          hesitate_from=0)}
 REPOSITORY = "https://github.com/Jakobovski/free-spoken-digit-dataset"
 RATE = 8000  # Hz, of the recordings
-TAKES = {"train": range(10, 50), "dev": range(5, 10), "test": range(50)}  # dev hears known speakers in unheard takes
+TAKES = {"train": range(10, 50), "dev": range(5, 10), "test": range(50)}  # dev: the speakers of train, other takes
 
-LANGUAGES = ("en", "de", "it", "zh")
 DIGITS = {
     "en": "zero one two three four five six seven eight nine".split(),
     "de": "null eins zwei drei vier fünf sechs sieben acht neun".split(),
@@ -60,12 +57,12 @@ OTHER = {
 
 
 def spoken(digits, language):
-    """Digits as words of a language."""
+    """Return digits as the words of a language."""
     return ("" if language == "zh" else " ").join(DIGITS[language][d] for d in digits)
 
 
 def draw_question(rng, digits, language, answerable):
-    """(question, answer): one of the digits, their number, or, without an answer, anything else."""
+    """Return (question, answer): for one of the digits or their number; unanswerable: for anything else."""
     if not answerable:
         return rng.choice(OTHER[language]), NOT_ANSWERABLE[language]
     place = rng.randrange(-1, len(digits))
@@ -75,7 +72,10 @@ def draw_question(rng, digits, language, answerable):
 
 
 def sequence_rows(rng, digits, utterance, audio):
-    """The twelve rows of one utterance: ASR, ST to three languages, an answerable and an unanswerable SQA in four."""
+    """
+    Yield the twelve rows of one utterance: ASR, ST into three languages, and in each of four languages one SQA with an
+    answer and one without.
+    """
     base = {"utterance": utterance, "audio": audio, "transcript": spoken(digits, "en")}
     for language in LANGUAGES:
         task = "ASR" if language == "en" else "ST"
@@ -89,13 +89,16 @@ def sequence_rows(rng, digits, utterance, audio):
 
 
 def change_speed(wave, factor):
-    """Play a wave faster or slower: pitch and formants move with it, another voice for the training set."""
+    """Return a wave played faster or slower; pitch and formants change with the speed, as if another voice spoke."""
     places = np.arange(0, len(wave) - 1, factor)
     return np.interp(places, np.arange(len(wave)), wave).astype(np.float32)
 
 
 def join_one(job):
-    """Join one utterance's recordings with pauses and light noise and write it, still at 8 kHz."""
+    """
+    Join one utterance's recordings with pauses and light noise and write them as FLAC at 8 kHz.
+    job: (path, recordings, speed, seed). ValueError for a recording that is not mono at 8 kHz.
+    """
     path, files, speed, seed = job
     rng = np.random.default_rng(seed)
     parts = []
@@ -113,27 +116,31 @@ def join_one(job):
 
 
 def find_recordings(work):
-    """The folder of recordings: $FSDD, or a clone that is made on the first run."""
+    """Return the folder of recordings: $FSDD, or a clone that the first run makes. SystemExit if there are none."""
     folder = os.environ.get("FSDD", "")
     if not folder:
         clone = os.path.join(work, "downloads", "fsdd")
         folder = os.path.join(clone, "recordings")
         if not os.path.isdir(folder):
-            half = clone + ".part"                       # git leaves what a kill has cut short
-            shutil.rmtree(half, ignore_errors=True)
-            done = subprocess.run(["git", "clone", "--depth", "1", REPOSITORY, half], capture_output=True, text=True)
-            if done.returncode:
-                raise SystemExit(f"could not fetch {REPOSITORY}:\n{done.stderr.strip()}\n"
+            unfinished = clone + ".part"                 # a killed git leaves a part of the repository
+            shutil.rmtree(unfinished, ignore_errors=True)
+            command = ["git", "clone", "--depth", "1", REPOSITORY, unfinished]
+            git = subprocess.run(command, capture_output=True, text=True)
+            if git.returncode:
+                raise SystemExit(f"could not fetch {REPOSITORY}:\n{git.stderr.strip()}\n"
                                  "fetch it yourself and run: FSDD=folder/of/recordings python -m data.digits")
-            os.replace(half, clone)
+            os.replace(unfinished, clone)
     if not glob.glob(os.path.join(glob.escape(folder), "*_*_*.wav")):
         raise SystemExit(f"{folder} holds no recording like 7_theo_12.wav; set FSDD to the folder of recordings")
     return folder
 
 
 def make_world(work, folder, holdout, sizes, seed):
-    """Rows and audio of the three splits -> {split: rows}; the test speaker speaks in no other split."""
-    takes = {}
+    """
+    Write rows and audio of the three splits and return {split: rows}. Only `holdout` speaks in test, and nowhere else;
+    an empty `holdout` means the last speaker by name. SystemExit for an unknown speaker.
+    """
+    takes = {}          # {speaker: {(digit, take): path}}
     for path in sorted(glob.glob(os.path.join(glob.escape(folder), "*_*_*.wav"))):
         digit, speaker, take = os.path.basename(path)[:-4].split("_")
         takes.setdefault(speaker, {}).setdefault((int(digit), int(take)), path)
@@ -147,8 +154,8 @@ def make_world(work, folder, holdout, sizes, seed):
         speakers, rows = [holdout] if split == "test" else sorted(takes.keys() - {holdout}), []
         for n in range(sizes[split]):
             digits = rng.sample(range(10), rng.randint(3, 6))
-            own = takes[rng.choice(speakers)]
-            files = [own[d, rng.choice([t for t in TAKES[split] if (d, t) in own])] for d in digits]
+            recordings = takes[rng.choice(speakers)]
+            files = [recordings[d, rng.choice([t for t in TAKES[split] if (d, t) in recordings])] for d in digits]
             speed = rng.uniform(0.8, 1.25) if split == "train" else 1.0
             audio = os.path.join(work, "audio", "digits", f"{split}-{n:05d}.flac")
             jobs.append((audio, files, speed, rng.getrandbits(32)))
@@ -160,19 +167,19 @@ def make_world(work, folder, holdout, sizes, seed):
 
 
 def draw_rows(rng):
-    """The rows of a fresh sequence, for the LLM to learn from."""
+    """Return the rows of a random sequence: text for the tiny LLM."""
     digits = rng.sample(range(10), rng.randint(3, 6))
     return list(sequence_rows(rng, digits, "digits/text", "none"))
 
 
 def main(argv=None):
-    work, settings = world_settings(__doc__, PRESETS, argv)
+    work, settings = world_settings(__doc__, "digits", argv)
     settings["holdout"] = os.environ.get("HOLDOUT", "")
     if finished(work, "digits", settings):
         return
     splits = make_world(work, find_recordings(work), settings["holdout"], settings, settings["seed"])
     from data.tiny_models import make_models                 # torch and transformers: not needed above
-    make_models(os.path.join(work, "models", "digits"), splits, draw_rows, settings, settings["seed"])
+    make_models(os.path.join(work, "models", "digits"), splits, draw_rows, settings)
     finish_world(work, "digits", settings, splits)
 
 

@@ -95,13 +95,21 @@ def run_slice(function, jobs):
 
 # --- The worlds: small corpora with models of their own.
 
-def world_settings(doc, presets, argv):
-    """(work, settings) from the command line of a world: --preset, the first if not given, --work and --seed."""
+def world_settings(doc, recipe, argv):
+    """
+    Return (work, settings) from the command line of a toy's recipe: --work, --preset (default: `recipe`) and --seed.
+    settings: preset, seed and `world` of the preset's page. SystemExit if another recipe makes the page's world.
+    """
+    from speech_llm.constants import read_page       # imports torch, which the processes of in_processes do without
     command = parser(doc)
-    command.add_argument("--preset", choices=list(presets), default=next(iter(presets)))
+    command.add_argument("--preset", default=recipe, help="a page of config/, or the path of another page")
     command.add_argument("--seed", type=int, default=0)
     args = command.parse_args(argv)
-    return args.work, {"preset": args.preset, "seed": args.seed, **presets[args.preset]}
+    world = read_page(args.preset).get("world", {})
+    if world.get("recipe") != recipe:
+        raise SystemExit(f"--preset {args.preset}: the page's world is not made by data.{recipe}; "
+                         f"run: bash run_all.sh {args.preset}")
+    return args.work, {"preset": args.preset, "seed": args.seed, **world}
 
 
 def write_recorded(work, corpus, splits, record, jobs, desc):

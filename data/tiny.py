@@ -1,18 +1,17 @@
 """
-The tiny world: spoken sentences in English with exact translations, questions and answers, made on the spot.
+Make the tiny world: spoken English sentences with exact translations, questions and answers, and two tiny models.
 
-    python -m data.tiny                      # 3,820 utterances, then the tiny encoder and LLM; 5 minutes on 2 cores
-    python -m data.tiny --preset tiny26      # the same for the 2026 system: a tiny Qwen3, multiple choice
-    python -m data.tiny --preset smoke       # a tenth of it, for the tests; so is smoke26
+    python -m data.tiny                      # 3,820 utterances, a tiny Seamless encoder and a tiny Llama
+    python -m data.tiny --preset tiny26      # the world of the 2026 system: a tiny Qwen3, multiple choice
 
-reads   nothing
-writes  <work>/rows/tiny/{train,dev,test}.jsonl, <work>/audio/tiny/*.flac,
-        <work>/models/{tiny-seamless,tiny-llama} (data/tiny_models.py), <work>/rows/tiny/config.json last
-        (tiny26: the same under its own name, with tiny26-qwen3)
+reads   `world` in the preset's page of config/
+writes  <work>/rows/<corpus>/{train,dev,test}.jsonl, <work>/audio/<corpus>/*.flac,
+        <work>/models/{<corpus>-seamless,<corpus>-<family>} (data/tiny_models.py), <work>/rows/<corpus>/config.json last
 
-Ten sentence frames over closed lists (names, cities, days, numbers, things, jobs, events); German, Italian and Chinese
-are exact because every list carries its four forms. Test sentences never occur in training; test voices neither.
-espeak-ng (PyPI: espeakng-loader) speaks, through ctypes. Everything here is our choice: no paper has a tiny world.
+Ten sentence frames are filled from closed lists (names, cities, days, numbers, things, jobs, events). The German,
+Italian and Chinese translations are exact because every list gives each word in four languages. No test sentence and no
+test voice occurs in the training split. espeak-ng (PyPI: espeakng-loader) speaks, through ctypes. The whole world is
+our choice: no paper has one.
 """
 import ctypes
 import functools
@@ -25,14 +24,7 @@ from data.recipe import finish_world, finished, world_settings, write_recorded
 from data.speech_ifeval import write_world
 from speech_llm.files import replace_file
 from speech_llm.prompts import NOT_ANSWERABLE
-
-
-PRESETS = {  # utterances; optimizer steps of the encoder and of the LLM, and the step from which its texts hesitate
-    "tiny":  dict(train=3600, dev=60, test=160, encoder_steps=340, llm_steps=750, hesitate_from=451),
-    "smoke": dict(train=240, dev=16, test=16, encoder_steps=6, llm_steps=20, hesitate_from=13),
-}
-PRESETS["tiny26"] = dict(PRESETS["tiny"], llm_steps=1000, hesitate_from=0)
-PRESETS["smoke26"] = PRESETS["smoke"]
+from speech_llm.rows import LANGUAGES
 
 # ---------------------------------------------------------------------------------------------------------------------
 # words: English, German, Italian, Chinese
@@ -152,11 +144,10 @@ FRAMES = {
          "{name} e {other} hanno una casa a {city}.", "{name}和{other}在{city}有一座房子。"),
         {"city": ("Where is the house?", "Wo ist das Haus?", "Dove è la casa?", "房子在哪里?")}),
 }
-LANGUAGES = ("en", "de", "it", "zh")
 
 
 def draw_sentence(rng):
-    """One random sentence -> {"frame", "text": (en, de, it, zh), "slots": {slot: (en, de, it, zh)}}."""
+    """Return a random sentence: {"frame", "text": (en, de, it, zh), "slots": {slot: (en, de, it, zh)}}."""
     frame = rng.choice(list(FRAMES))
     name, other = rng.sample(list(NAMES), 2)
     city, goal = rng.sample(CITIES, 2)
@@ -174,7 +165,10 @@ def draw_sentence(rng):
 
 
 def draw_question(rng, sentence, language, answerable):
-    """(question, answer) on a sentence; an unanswerable question is one of another frame (2025, section 2.1)."""
+    """
+    Return (question, answer) on a sentence.
+    An unanswerable question is a question on another frame (2025, section 2.1).
+    """
     i = LANGUAGES.index(language)
     frame = sentence["frame"] if answerable else rng.choice([f for f in FRAMES if f != sentence["frame"]])
     questions = FRAMES[frame][1]
@@ -186,7 +180,10 @@ def draw_question(rng, sentence, language, answerable):
 
 
 def draw_choice(rng, sentence, language):
-    """(question with four options on its line, "B Rome") on a sentence (2026, section 2.1 and Table 7)."""
+    """
+    Return (question, answer) of a multiple-choice question on a sentence (2026, section 2.1 and Table 7).
+    The question ends with four different options on the same line; an answer reads "B Rome".
+    """
     i = LANGUAGES.index(language)
     questions = FRAMES[sentence["frame"]][1]
     slot, measure = rng.choice(list(questions)), sentence["slots"]["measure"][i]
@@ -203,8 +200,8 @@ def draw_choice(rng, sentence, language):
 
 def sentence_rows(rng, sentence, utterance, audio, choices=False):
     """
-    The twelve rows of one utterance: ASR, ST to three languages, an answerable and an unanswerable SQA in four; with
-    `choices` also multiple choice in four languages.
+    Yield the twelve rows of one utterance: ASR, ST into three languages, and in each of four languages one SQA with an
+    answer and one without; with `choices`, sixteen rows: also one multiple-choice question in each language.
     """
     base = {"utterance": utterance, "audio": audio, "transcript": sentence["text"][0]}
     yield {"id": f"{utterance}/ASR.en", **base, "task": "ASR", "language": "en", "answerable": True,
@@ -228,7 +225,8 @@ def sentence_rows(rng, sentence, utterance, audio, choices=False):
 # voices: espeak-ng's voice files change formants and pitch, the accents change the phonemes
 ACCENTS = ("en-us", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan")
 RATES = (170, 235)  # words a minute
-# Timbres; those of dev and test are never heard in training. None has breath: its noise differs from run to run
+# The voices of dev and test never speak in train. espeak's voices with breath are left out: their noise differs from
+# run to run
 VOICES = {
     "train": ("m1", "m2", "m4", "m5", "m6", "m7", "f1", "Alex", "Andrea", "Annie", "Denis", "Diogo", "Gene", "Henrique",
               "Hugo", "Jacky", "Lee", "Marco", "Michael", "Mike", "Nguyen", "RicishayMax", "adam", "anika",
@@ -238,17 +236,20 @@ VOICES = {
     "dev": ("m8", "paul", "zac"),
     "test": ("m3", "f4", "Andy", "Mario", "david", "rob"),
 }
-ESPEAK_RATE = 22050
+ESPEAK_RATE = 22050  # Hz
 
 
 def load_espeak():
-    """espeak-ng through ctypes -> speak(text, voice, words a minute, pitch 0-99) -> float32 wave at 22,050 Hz."""
+    """
+    Return speak(text, voice, words a minute, pitch from 0 to 99), which returns a float32 wave at 22,050 Hz.
+    RuntimeError if espeak-ng does not start. The library is called through ctypes.
+    """
     import espeakng_loader
     lib = ctypes.CDLL(espeakng_loader.get_library_path())
     synchronous, utf8, rate_parameter, pitch_parameter = 2, 1, 1, 3
-    got = lib.espeak_Initialize(synchronous, 0, espeakng_loader.get_data_path().encode(), 0)
-    if got != ESPEAK_RATE:
-        raise RuntimeError(f"espeak-ng did not start (espeak_Initialize returned {got}, expected {ESPEAK_RATE})")
+    sample_rate = lib.espeak_Initialize(synchronous, 0, espeakng_loader.get_data_path().encode(), 0)
+    if sample_rate != ESPEAK_RATE:
+        raise RuntimeError(f"espeak-ng did not start: espeak_Initialize returned {sample_rate}, not {ESPEAK_RATE}")
     chunks = []
 
     @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
@@ -272,21 +273,24 @@ def load_espeak():
 
 
 def resample(wave, old, new):
-    """Band-limited resampling of a whole utterance through its spectrum, numpy only."""
+    """Return a wave at another sample rate, band-limited: the spectrum of the whole wave is cut or padded."""
     count = round(len(wave) * new / old)
     spectrum = np.fft.rfft(wave)[:count // 2 + 1]
     return (np.fft.irfft(spectrum, count) * (count / len(wave))).astype(np.float32)
 
 
 def speak_one(job):
-    """Speak one utterance with its own random accent, speed, pitch and noise, and write it as 16 kHz FLAC."""
+    """
+    Write one utterance as FLAC at 16 kHz; accent, speed, pitch and noise are drawn from the job's seed.
+    job: (path, text, voice, seed, accents, (lowest, highest words a minute)).
+    """
     import soundfile
     global SPEAK
     if "SPEAK" not in globals():
         SPEAK = load_espeak()  # once in every worker process
-    path, text, timbre, seed, accents, rates = job
+    path, text, voice, seed, accents, rates = job
     rng, noise = random.Random(seed), np.random.default_rng(seed)
-    wave = SPEAK(text, f"{rng.choice(accents)}+{timbre}", rng.randint(*rates), rng.randint(30, 70))
+    wave = SPEAK(text, f"{rng.choice(accents)}+{voice}", rng.randint(*rates), rng.randint(30, 70))
     wave = resample(wave, ESPEAK_RATE, 16000)
     wave *= 0.5 / max(np.abs(wave).max(), 1e-4)
     snr = rng.uniform(15, 40)  # dB
@@ -295,43 +299,47 @@ def speak_one(job):
         soundfile.write(temporary, wave, 16000, format="FLAC", subtype="PCM_16")
 
 
-def make_world(work, sizes, seed, corpus="tiny"):
-    """Rows and audio of the three splits -> {split: rows}; sentences are distinct over all splits."""
-    rng, seen, splits, jobs = random.Random(seed), set(), {}, []
+def make_world(work, world, seed):
+    """
+    Write rows and audio of the three splits and return {split: rows}. No sentence occurs twice.
+    world: {"corpus", "choices", and the number of utterances of "train", "dev" and "test"}.
+    """
+    rng, sentences, splits, jobs, corpus = random.Random(seed), set(), {}, [], world["corpus"]
     for split in ("test", "dev", "train"):
-        rows = []
-        for n in range(sizes[split]):
-            sentence = draw_sentence(rng)
-            while sentence["text"][0] in seen:
-                sentence = draw_sentence(rng)
-            seen.add(sentence["text"][0])
+        splits[split] = []
+        for n in range(world[split]):
+            sentence = draw_fresh(rng, sentences)
+            sentences.add(sentence["text"][0])
             audio = os.path.join(work, "audio", corpus, f"{split}-{n:05d}.flac")
             jobs.append((audio, sentence["text"][0], rng.choice(VOICES[split]), rng.getrandbits(32), ACCENTS, RATES))
-            rows += sentence_rows(rng, sentence, f"{corpus}/{split}-{n:05d}", audio, corpus == "tiny26")
-        splits[split] = rows
+            splits[split] += sentence_rows(rng, sentence, f"{corpus}/{split}-{n:05d}", audio, world["choices"])
     write_recorded(work, corpus, splits, speak_one, jobs, "speak")
     write_world(work, corpus, splits["test"])
     return splits
 
 
+def draw_fresh(rng, excluded):
+    """Return a random sentence whose English text is not in `excluded`."""
+    while (sentence := draw_sentence(rng))["text"][0] in excluded:
+        pass
+    return sentence
+
+
 def draw_rows(held_out, choices, rng):
-    """The rows of a fresh sentence, one that dev and test do not hold, for the LLM to learn from."""
-    sentence = draw_sentence(rng)
-    while sentence["text"][0] in held_out:
-        sentence = draw_sentence(rng)
-    return list(sentence_rows(rng, sentence, "tiny/text", "none", choices))
+    """Return the rows of a random sentence that is not in `held_out`: text for the tiny LLM."""
+    return list(sentence_rows(rng, draw_fresh(rng, held_out), "tiny/text", "none", choices))
 
 
 def main(argv=None):
-    work, settings = world_settings(__doc__, PRESETS, argv)
-    corpus, family = ("tiny26", "qwen3") if settings["preset"].endswith("26") else ("tiny", "llama")
+    work, settings = world_settings(__doc__, "tiny", argv)
+    corpus, seed = settings["corpus"], settings["seed"]
     if finished(work, corpus, settings):
         return
-    splits = make_world(work, settings, settings["seed"], corpus)
+    splits = make_world(work, settings, seed)
     held_out = {row["transcript"] for split in ("dev", "test") for row in splits[split]}
     from data.tiny_models import make_models                 # torch and transformers: not needed above
     make_models(os.path.join(work, "models", corpus), splits,
-                functools.partial(draw_rows, held_out, corpus == "tiny26"), settings, settings["seed"], family)
+                functools.partial(draw_rows, held_out, settings["choices"]), settings)
     finish_world(work, corpus, settings, splits)
 
 

@@ -1,18 +1,17 @@
 """
-The tiny listeners' world: short questions and commands, spoken in English, German, Italian and Chinese.
+Make the tiny listeners' world: short questions and commands, spoken in English, German, Italian and Chinese.
 
     python -m data.tiny_listeners                            # 3,840 utterances, three tiny models; 8 CPU minutes
-    python -m data.tiny_listeners --preset smoke-listeners   # a few dozen and models that know nothing, for the tests
 
-reads   nothing
+reads   `world` in the preset's page of config/
 writes  <work>/rows/tiny-listeners/{train,dev,test,heard}.jsonl, <work>/audio/tiny-listeners/*.flac,
         <work>/models/{tiny-whisper,tiny-cohere,tiny-bert} (data/tiny_models.py),
         <work>/rows/tiny-listeners/config.json last
 
-The speech is the question (listeners, section 6): SQA has the transcript for its question, and the answer is nowhere in
-the speech. A fact of dev or test ("after", "Monday") is spoken in no language of the training set, its words are, and
-the tiny LLM knows all facts from text. Test voices are never heard in training; `heard` is the facts of train in the
-voices of test. Everything here is our choice.
+The speech is the question (listeners, section 6): the question of an SQA row is its transcript, and the speech does not
+hold the answer. The tiny LLM learns the answers to all questions from text. A fact of dev or test, such as ("after",
+"Monday"), is not spoken in train in any language, but its words are. The voices of test do not speak in train. `heard`
+has the facts of train in the voices of test. The whole world is our choice.
 """
 import functools
 import os
@@ -20,13 +19,9 @@ import random
 from collections import Counter
 
 from data.recipe import finish_world, finished, world_settings, write_recorded
-from data.tiny import ACCENTS, DAYS, LANGUAGES, NAMES, VOICES, speak_one
+from data.tiny import ACCENTS, DAYS, NAMES, VOICES, speak_one
+from speech_llm.rows import LANGUAGES
 
-
-PRESETS = {  # utterances; optimizer steps of Whisper and of the LLM
-    "tiny-listeners":  dict(train=3600, dev=80, test=160, whisper_steps=1600, llm_steps=1000),
-    "smoke-listeners": dict(train=48, dev=16, test=16, whisper_steps=2, llm_steps=2),
-}
 CORPUS = "tiny-listeners"
 SPEAKERS = {"en": ACCENTS, "de": ("de",), "it": ("it",), "zh": ("cmn",)}         # espeak-ng's voices
 RATES = (140, 190)                               # words a minute: about one word in a window of the Q-Former (1/3 s)
@@ -68,9 +63,9 @@ COUNTRIES = [  # the country, Italian "of" it, its capital, its language
 ]
 GREETINGS = [("good morning", "guten Morgen", "buongiorno", "早上好"), ("hello", "hallo", "ciao", "你好"),
              ("thank you", "danke", "grazie", "谢谢")]
-GREETED = ("Peter", "Maria", "David", "Sofia", "Thomas", "Julia")        # no "a Anna", which would have to be "ad Anna"
+GREETED = ("Peter", "Maria", "David", "Sofia", "Thomas", "Julia")        # not Anna: in Italian "a" would become "ad"
 
-# kind: what is asked, and the answer; short, so that most of what is said matters
+# kind: the question and the answer in en, de, it, zh; short, so that most words of a question matter
 KINDS = {
     "after": (("The day after {a}?", "Der Tag nach {a}?", "Il giorno dopo {a}?", "{a}的后一天?"), ("{b}",) * 4),
     "before": (("The day before {a}?", "Der Tag vor {a}?", "Il giorno prima di {a}?", "{a}的前一天?"), ("{b}",) * 4),
@@ -87,11 +82,11 @@ KINDS = {
 
 
 def all_facts():
-    """Everything that can be asked: {(kind, English words): {slot: (en, de, it, zh)}}."""
-    found = {}
+    """Return all facts that a question can ask for: {(kind, English words): {slot: (en, de, it, zh)}}."""
+    facts = {}
 
     def add(kind, **slots):
-        found[kind, *(slots[name][0] for name in ("a", "b") if f"{{{name}}}" in KINDS[kind][0][0])] = slots
+        facts[kind, *(slots[name][0] for name in ("a", "b") if f"{{{name}}}" in KINDS[kind][0][0])] = slots
     for i, day in enumerate(DAYS):
         add("after", a=day, b=DAYS[(i + 1) % 7])
         add("before", a=day, b=DAYS[i - 1])
@@ -113,14 +108,14 @@ def all_facts():
         for name in GREETED:
             add("greet", a=greeting, b=(name, name, name, NAMES[name][1]),
                 A=tuple(word[0].upper() + word[1:] for word in greeting))
-    return found
+    return facts
 
 
 FACTS = all_facts()
 
 
 def ask(fact, language):
-    """(question, answer) on a fact, an item of FACTS, in a language."""
+    """Return (question, answer) on a fact, a key of FACTS, in a language."""
     i = LANGUAGES.index(language)
     slots = {name: words[i] for name, words in FACTS[fact].items()}
     question, answer = (form[i].format(**slots) for form in KINDS[fact[0]])
@@ -128,12 +123,12 @@ def ask(fact, language):
 
 
 def languages_of(fact):
-    """The languages a fact is asked in: not in German what the German word for something is."""
+    """Return the languages a fact is asked in; the German word for something is not asked for in German."""
     return [la for la, tongue in zip(LANGUAGES, TONGUES) if fact[0] != "word" or tongue[0] != fact[2]]
 
 
 def question_rows(fact, language, utterance, audio):
-    """The rows of one utterance: ASR, SQA, and ST into English of what is not English. Without `audio` text alone."""
+    """Yield the rows of one utterance: ASR, SQA and, unless the language is English, ST into English."""
     question, answer = ask(fact, language)
     base = {"utterance": utterance, "audio": audio, "transcript": question}
     yield {"id": f"{utterance}/ASR.{language}", **base, "task": "ASR", "language": language, "target": question}
@@ -146,49 +141,50 @@ def question_rows(fact, language, utterance, audio):
 
 def split_facts(rng):
     """
-    {split: facts}: an eighth of every kind for test, a sixteenth for dev, at least one each. What they speak of, such
-    as Monday, is still spoken of in train, in every language.
+    Return {split: facts}: an eighth of every kind for test, a sixteenth for dev, at least one fact each. Every word of
+    a fact, such as Monday, occurs in a fact of train, in every language.
     """
-    def said(fact):
+    def words(fact):
         return [(word, language) for word in fact[1:] for language in languages_of(fact)]
-    splits, left = {"train": [], "dev": [], "test": []}, Counter(pair for fact in FACTS for pair in said(fact))
+    splits = {"train": [], "dev": [], "test": []}
+    uses_in_train = Counter(pair for fact in FACTS for pair in words(fact))
     for kind in KINDS:
-        own = [fact for fact in FACTS if fact[0] == kind]
-        wanted = {"test": max(1, len(own) // 8), "dev": max(1, len(own) // 16)}
-        for fact in rng.sample(own, len(own)):
-            spared = all(left[pair] > 1 for pair in said(fact))
-            split = next((split for split, count in wanted.items() if count and spared), "train")
+        facts = [fact for fact in FACTS if fact[0] == kind]
+        missing = {"test": max(1, len(facts) // 8), "dev": max(1, len(facts) // 16)}
+        for fact in rng.sample(facts, len(facts)):
+            spare = all(uses_in_train[pair] > 1 for pair in words(fact))
+            split = next((split for split, count in missing.items() if count and spare), "train")
             if split != "train":
-                wanted[split] -= 1
-                left.subtract(said(fact))
+                missing[split] -= 1
+                uses_in_train.subtract(words(fact))
             splits[split].append(fact)
     return splits
 
 
 def draw_fact(rng, facts):
-    """A kind by the root of how many facts of it there are, then one of them."""
+    """Return a random fact: first a kind, by the square root of its number of facts, then one of the kind's facts."""
     kinds = {}
     for fact in facts:
         kinds.setdefault(fact[0], []).append(fact)
-    kind = rng.choices(list(kinds), [len(own) ** 0.5 for own in kinds.values()])[0]
+    kind = rng.choices(list(kinds), [len(group) ** 0.5 for group in kinds.values()])[0]
     return rng.choice(kinds[kind])
 
 
-def make_world(work, sizes, seed):
+def make_world(work, world, seed):
     """
-    Rows and audio of the four splits -> {split: rows}, the languages in turn. No fact is in two of train, dev and test,
-    and none is spoken twice in a language before all are; `heard` has the facts of train in the voices of test.
+    Write rows and audio of the four splits, the languages in turn, and return {split: rows}. In a language every fact
+    of a split is spoken once before any fact is spoken twice. world: the number of utterances of train, dev and test.
     """
     rng, splits, jobs = random.Random(seed), {}, []
     facts = split_facts(rng)
     facts["heard"], voices = facts["train"], {**VOICES, "heard": VOICES["test"]}
     for split in ("test", "dev", "train", "heard"):
         rows = []
-        own = {la: [fact for fact in facts[split] if la in languages_of(fact)] for la in LANGUAGES}
-        fresh = {la: list(some) for la, some in own.items()}
-        for n in range(sizes["test" if split == "heard" else split]):
+        asked = {la: [fact for fact in facts[split] if la in languages_of(fact)] for la in LANGUAGES}
+        fresh = {la: list(group) for la, group in asked.items()}
+        for n in range(world["test" if split == "heard" else split]):
             language = LANGUAGES[n % len(LANGUAGES)]
-            fact = draw_fact(rng, fresh[language] or own[language])
+            fact = draw_fact(rng, fresh[language] or asked[language])
             if fact in fresh[language]:
                 fresh[language].remove(fact)
             utterance = f"{CORPUS}/{split}-{n:05d}"
@@ -202,7 +198,7 @@ def make_world(work, sizes, seed):
 
 
 def draw_row(rng):
-    """One text for the LLM to learn from: to answer, to repeat, to translate into English."""
+    """Return a random row to answer, repeat or translate into English: text for the tiny LLM."""
     task = rng.choices(("SQA", "ASR", "ST"), (0.6, 0.2, 0.2))[0]
     fact = draw_fact(rng, FACTS)
     language = rng.choice([la for la in languages_of(fact) if la != "en" or task != "ST"])
@@ -210,7 +206,7 @@ def draw_row(rng):
 
 
 def main(argv=None):
-    work, settings = world_settings(__doc__, PRESETS, argv)
+    work, settings = world_settings(__doc__, "tiny_listeners", argv)
     if finished(work, CORPUS, settings):
         return
     splits, seed = make_world(work, settings, settings["seed"]), settings["seed"]

@@ -39,7 +39,7 @@ from speech_llm.draws import TEXT_TASK
 from speech_llm.files import add_lines, lock, read_json, read_json_lines, write_json, write_json_lines
 from speech_llm.llm import decode_text, load_llm
 from speech_llm.prompts import encode_text, user_turn
-from speech_llm.rows import ALL_LANGUAGES, TASKS, read_rows, remake
+from speech_llm.rows import ALL_LANGUAGES, TASKS, read_rows, remake, rows_file
 from speech_llm.run import read_config
 from train_lora import scale_lora
 from train_projector import answer, encode_sample
@@ -390,7 +390,7 @@ def run_system(c, system, folder, scales, test_sets, device):
         if decoded(c, name, folder, scale, test_set):
             continue
         corpus, split = test_set.rsplit(".", 1)
-        rows = read_rows(os.path.join(c.work, "rows", corpus, f"{split}.jsonl"))
+        rows = read_rows(rows_file(c.work, corpus, split))
         loaded = loaded or load_system(c, name, folder, device)
         if name.startswith("seamless"):
             jobs, decode = seamless_jobs(c, loaded, rows, name == "seamless-text")

@@ -31,7 +31,7 @@ from speech_llm.cache import committed, features_folder, finish_cache, write_sha
 from speech_llm.constants import configure, fingerprint, locate, pick_device, provenance, require
 from speech_llm.files import lock
 from speech_llm.llm import load_checkpoint, loading
-from speech_llm.rows import read_rows, remake
+from speech_llm.rows import read_rows, remake, rows_file
 
 
 @dataclass(frozen=True)
@@ -311,7 +311,7 @@ def main(argv=None):
             "pad": c.pad, "sample_rate": SAMPLE_RATE, "max_seconds": c.max_seconds}
     for corpus, split in splits_of(c):
         # 2. the utterances of the split: several rows may share one, a text-only row has none
-        rows = read_rows(os.path.join(c.work, "rows", corpus, f"{split}.jsonl"))
+        rows = read_rows(rows_file(c.work, corpus, split))
         rows = {row["utterance"]: row for row in rows if "utterance" in row}
         if not rows:
             print(f"{corpus}/{split}: text only")

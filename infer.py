@@ -33,7 +33,7 @@ from speech_llm.files import read_json_lines
 from speech_llm.llm import decode_text, load_llm
 from speech_llm.predictions import already_predicted, predict
 from speech_llm.prompts import user_turn
-from speech_llm.rows import ALL_LANGUAGES, TASKS, read_rows, remake
+from speech_llm.rows import ALL_LANGUAGES, TASKS, read_rows, remake, rows_file
 from speech_llm.stage import open_stage
 from speech_llm.turns import encode_text
 from train_lora import scale_lora
@@ -231,7 +231,7 @@ def run_system(c, system, stage, scales, test_sets, device):
     for scale, test_set in itertools.product(scales, test_sets):
         name = system if scale == 1 else f"{system}@{scale:g}"
         path = os.path.join(c.work, c.run, c.out, name, f"{test_set}.jsonl")
-        rows = read_rows(os.path.join(c.work, "rows", *test_set.rsplit(".", 1)) + ".jsonl")
+        rows = read_rows(rows_file(c.work, *test_set.rsplit(".", 1)))
         hears = name == "cascade" or name == "seamless" or stage and "projector" in stage.config["trained"]
         if not hears and (test_set.startswith("mcif.") or not any(row["task"] in TEXT_TASK for row in rows)):
             print(f"{name} is left out on {test_set}: it reads text, and has no text or no task there")

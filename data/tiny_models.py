@@ -470,7 +470,7 @@ def encode_like_speech(tokenizer, family, row, prompt, rng):
     """
     if family == "llama":
         text = " ".join(piece for word in row["transcript"].split() for piece in ["uh"] * rng.randint(0, 4) + [word])
-        return encode_prompt(tokenizer, family, {**row, "transcript": text}, True, prompt)[0]
+        return encode_prompt(tokenizer, {**row, "transcript": text}, True, prompt)[0]
     before, after = encode_prompt(tokenizer, row, False, prompt)
     if family == "cohere":
         spare = tokenizer.pad_token_id

@@ -10,13 +10,16 @@ import numpy as np
 
 from speech_llm.constants import provenance, require
 from speech_llm.files import read_json, replace_file, write_json
-from speech_llm.rows import read_rows
+from speech_llm.rows import read_rows, remake, rows_file
 
 
 def features_folder(work, encoder, mean, corpus, split):
-    """Where the frames of one split lie."""
+    """
+    Return where the frames of one split lie.
+    Speech-IFEval asks its plain questions on the recordings of the closed ones: both splits share one cache.
+    """
     name = os.path.basename(encoder.rstrip("/"))
-    return os.path.join(work, "features", f"{name}-mean{mean}", corpus, split)
+    return os.path.join(work, "features", f"{name}-mean{mean}", corpus, "closed" if split == "plain" else split)
 
 
 class Features(dict):
@@ -118,23 +121,33 @@ def finish_cache(c, made, width, folder, rows):
 
 def load_rows(c, split, made=None):
     """
-    (rows, {utterance: frames (T, W)}) of one split over all corpora that have it. `made` holds the encoder and the mean
-    of the frames; speech rows without frames are left out and counted. Without `made` no frames are opened.
+    Return (rows, {utterance: frames (T, W)}) of one split over all corpora that have it, and print the rows per corpus.
+    `made` holds the encoder and the mean of the frames; speech rows without frames are left out and counted. Without
+    `made` no frames are opened. SystemExit for a corpus that is not finished, and if two corpora share an utterance.
     """
-    rows, found, missing = [], [], 0
+    rows, caches, missing, counts = [], {}, 0, {}
     for corpus in c.corpora.split(","):
-        path = os.path.join(c.work, "rows", corpus, f"{split}.jsonl")
+        path = rows_file(c.work, corpus, split)
         if not os.path.exists(path):
-            require(os.path.dirname(path), f"python -m data.{corpus}")
             continue                                                   # an evaluation corpus has no train.jsonl
-        own = read_rows(path)
-        if made and any("utterance" in row for row in own):
-            found.append(open_features(features_folder(c.work, made["encoder"], made["mean"], corpus, split), made))
-            heard = [row for row in own if "utterance" not in row or row["utterance"] in found[-1]]
-            missing, own = missing + len(own) - len(heard), heard
-        rows += own
-    if not rows or made and not found:
+        corpus_rows = read_rows(path)
+        if made and any("utterance" in row for row in corpus_rows):
+            folder = features_folder(c.work, made["encoder"], made["mean"], corpus, split)
+            features = open_features(folder, made)
+            for other, names in caches.items():
+                if shared := sorted(features.keys() & names.keys()):
+                    raise SystemExit(f"the corpora {other} and {corpus} share {len(shared)} utterances, such as "
+                                     f"{shared[0]!r}; one would get the frames of the other. Let the utterances in "
+                                     f"{path} begin with {corpus}/, remove {folder} and extract it again")
+            caches[corpus] = features
+            with_frames = [row for row in corpus_rows if "utterance" not in row or row["utterance"] in features]
+            missing, corpus_rows = missing + len(corpus_rows) - len(with_frames), with_frames
+        counts[corpus] = len(corpus_rows)
+        rows += corpus_rows
+    if not rows or made and not caches:
         wanted = "speech in the " if rows else ""
-        raise SystemExit(f"no {wanted}{split} rows of {c.corpora}; run: python -m data.{c.corpora.split(',')[0]}")
-    print(f"{split}: {len(rows)} rows" + (f", {missing} without frames left out" if missing else ""))
-    return rows, ChainMap(*found)
+        raise SystemExit(f"no {wanted}{split} rows of {c.corpora}; run: "
+                         f"{remake(rows_file(c.work, c.corpora.split(',')[0], split))}")
+    print(f"{split}: {len(rows)} rows (" + ", ".join(f"{corpus} {count}" for corpus, count in counts.items()) + ")"
+          + (f", {missing} without frames left out" if missing else ""))
+    return rows, ChainMap(*caches.values())

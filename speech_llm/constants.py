@@ -22,8 +22,6 @@ from contextlib import suppress
 from dataclasses import MISSING, fields
 from importlib.metadata import version
 
-import torch
-
 from speech_llm.rows import PROJECT
 
 STAGES = ("extract_features", "train_projector", "train_lora", "merge_sft", "infer", "eval")
@@ -123,6 +121,7 @@ def locate(work, name):
 
 def pick_device():
     """Return this process's GPU, or the CPU on a machine without one."""
+    import torch                         # recipes read pages without it
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))    # torchrun sets LOCAL_RANK
     return torch.device("cpu")

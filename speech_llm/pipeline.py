@@ -18,9 +18,7 @@ import subprocess
 import sys
 import time
 
-import torch
-
-from speech_llm.constants import STAGES, read_page
+from speech_llm.constants import STAGES, pick_device, read_page
 
 SEEDED = ("train_projector", "train_lora", "merge_sft")
 
@@ -96,7 +94,7 @@ def run_side_by_side(commands):
     Run commands at the same time, or one after the other where there is a GPU, and print each. SystemExit with the exit
     code of the first one that fails; the others are ended.
     """
-    together = 1 if torch.cuda.is_available() else min(len(commands), os.cpu_count())
+    together = min(len(commands), os.cpu_count()) if len(commands) > 1 and pick_device().type == "cpu" else 1
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, os.cpu_count() // together))} if together > 1 else None
     for first in range(0, len(commands), together):
         running = []

@@ -4,7 +4,7 @@ that is never heard in training (HOLDOUT=theo). Tiny models are made on the spot
 """
 base = "tiny"
 run = "digits"
-world = dict(recipe="digits", corpus="digits", llm="llama", train=3000, dev=60, test=160, encoder_steps=260,
+world = dict(recipe="digits", corpus="digits", family="llama", train=3000, dev=60, test=160, encoder_steps=260,
              llm_steps=900, hesitate_from=0)
 stages = ["extract_features", "train_projector", "train_projector --preset digits_a2", "train_lora", "merge_sft",
           "infer", "eval"]

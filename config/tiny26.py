@@ -2,7 +2,7 @@
 The toy world of the 2026 recipe: SpeechMapper on the table of a tiny Qwen3, then B and C; multiple choice, too.
 Everything here is our choice.
 """
-world = dict(recipe="tiny", corpus="tiny26", llm="qwen3", choices=True, train=3600, dev=60, test=160,
+world = dict(recipe="tiny", corpus="tiny26", family="qwen3", choices=True, train=3600, dev=60, test=160,
              encoder_steps=340, llm_steps=1000, hesitate_from=0)
 stages = ["extract_features", "train_projector", "train_lora", "merge_sft", "infer", "eval"]
 common = dict(corpora="tiny26", encoder="models/tiny26-seamless", mean=2, llm="models/tiny26-qwen3",

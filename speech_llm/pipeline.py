@@ -30,7 +30,8 @@ def stage_command(entry, preset, work, seed, *more):
     launcher = (["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
                 if processes > 1 and stage != "eval" else [])
     seeded = ["--seed", str(seed)] if stage in SEEDED else []
-    return [*launcher, f"{stage}.py", "--preset", preset, "--work", work, *seeded, *words, *more]
+    page = [] if "--preset" in words else ["--preset", preset]
+    return [*launcher, f"{stage}.py", *page, *words, "--work", work, *seeded, *more]
 
 
 def row_commands(page, preset, work, seed):

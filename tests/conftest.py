@@ -17,6 +17,7 @@ sys.path.insert(0, PROJECT)
 
 import extract_features  # noqa: E402, it needs the line above
 from speech_llm import cache  # noqa: E402
+from speech_llm.constants import configure  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -50,17 +51,16 @@ def run_stage():
 def run_killed(run_stage, monkeypatch):
     """run_killed(3, "train_lora", ...) runs a stage that ends, as by Ctrl-C, in place of its fourth optimizer step."""
     def run(updates, stage, *more):
-        from speech_llm import training
         from speech_llm import run as run_folder
-        update, calls = training.update, []
+        optimizer_step, calls = run_folder.optimizer_step, []
 
         def killed(*arguments):
             calls.append(1)
             if len(calls) > updates:
                 raise KeyboardInterrupt
-            return update(*arguments)
+            return optimizer_step(*arguments)
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(run_folder, "update", killed)
+            patch.setattr(run_folder, "optimizer_step", killed)
             run_stage(stage, *more)
     return run
 
@@ -174,7 +174,7 @@ def untrained(llama, tmp_path_factory):
     shutil.copytree(llama, folder / "work" / "models" / "tiny-llama")
     rng, noise = random.Random(1), np.random.default_rng(1)
     with contextlib.chdir(folder):
-        c = extract_features.Config()
+        c = configure(extract_features.Config, "extract_features", [])
         made = {"encoder": c.encoder, "mean": c.mean, "pad": False}
         for split, count in (("train", 24), ("dev", 3), ("test", 4)):
             rows = [row for n in range(count)
@@ -196,7 +196,7 @@ def finished_stages(untrained, run_stage, tmp_path_factory):
     shutil.copytree(untrained, folder)
     with contextlib.chdir(folder):
         run_stage("train_projector")
-        run_stage("train_projector", "--mixture", "A.2", "--out", "projector-A.2")
+        run_stage("train_projector", "--preset", "tiny_a2")
         run_stage("train_lora")
         run_stage("merge_sft")
     return folder

@@ -370,8 +370,7 @@ def main(argv=None):
     if llm:
         draws = draw(rows, c.mixture, c.shares, c.batch, c.batch_sqa, c.seed)
     else:
-        speech = [row for row in rows if row["task"] == "ASR" and row.get("utterance") in features]
-        draws = draw_frames(speech, features, c.batch_frames, c.seed)
+        draws = draw_frames(rows, features, c.batch_frames, c.seed)
     picked = pick_validation(dev_rows, c.mixture, c.shares, c.validate_rows)
     dev = [sample for sample in (objective.encode(row, False) for row in picked) if sample]
     if not dev:

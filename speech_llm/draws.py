@@ -1,7 +1,7 @@
 """
 The sampler: rows -> draws, in two levels (2025, section 3 and Table 13).
 
-    draws = draw(rows, mixture, shares, batch=16, batch_sqa=8, seed=0)
+    draws = draw(rows, mixture, shares, batch=16, batch_sqa=8, seed=0)       # rows: Rows of speech_llm/index.py
     rows_of_one_kind, text = next(draws)         # text: whether the transcript is read in place of the speech
 
 A mixture is {task: (share, {language: share})}. For SQA and QA the share of a language may be a pair: questions with
@@ -10,15 +10,15 @@ Both stand in the pages of config/ as literals.
 """
 import random
 
-from speech_llm.rows import corpus_of
+import numpy as np
 
 TEXT_TASK = {"ST": "MT", "SQA": "QA", "MCQ": "QA"}      # the name of a task when the transcript is read
 
 
-def tasks_of(row):
-    """Return the tasks that a row can be drawn for: of its speech, if any, and of its text. MCQ counts as SQA."""
-    speech = ["SQA" if row["task"] == "MCQ" else row["task"]] if "utterance" in row else []
-    return speech + ([TEXT_TASK[row["task"]]] if row["task"] in TEXT_TASK else [])
+def tasks_of(kind):
+    """Return the tasks that rows of a Kind can be drawn for: of their speech and of their text. MCQ counts as SQA."""
+    speech = ["SQA" if kind.task == "MCQ" else kind.task] if kind.speech else []
+    return speech + ([TEXT_TASK[kind.task]] if kind.task in TEXT_TASK else [])
 
 
 def cells(mixture):
@@ -42,30 +42,23 @@ def draw(rows, mixture, shares, batch, batch_sqa, seed, paired_text=False):
     pool come, in an order that is shuffled anew when it ends. With `paired_text` every draw of ST or SQA is followed by
     one of its text task, MT or QA, with rows of their own (section 5.1 C). SystemExit for a kind without rows.
     """
-    pools = {}
-    for row in rows:
-        for task in tasks_of(row):
-            pool = pools.setdefault((task, row["language"], row["answerable"]), {})
-            pool.setdefault(corpus_of(row), []).append(row)
+    pools = pools_of(rows)
     kinds = cells(mixture)
     for task, language, answerable, _ in kinds:
         for name in (task, TEXT_TASK.get(task)) if paired_text else (task,):
             if name and (name, language, answerable) not in pools:
                 raise SystemExit(f"the mixture wants {name} in {language}, {'' if answerable else 'un'}answerable, "
                                  "but no row is of that kind")
-    rng, orders = random.Random(seed), {}
+    rng, shuffle, orders = random.Random(seed), np.random.default_rng(seed), {}
 
     def next_rows(kind):
         task, language, _ = kind
         corpora, table = pools[kind], corpus_shares(shares, task, language)
         weights = [table.get(corpus, 0) for corpus in corpora]
         corpus = rng.choices(list(corpora), weights if any(weights) else [len(pool) for pool in corpora.values()])[0]
-        order, drawn = orders.setdefault((kind, corpus), []), []
-        while len(drawn) < (batch_sqa if task == "SQA" else batch):
-            if not order:                                              # every row comes once before any row comes twice
-                order.extend(rng.sample(range(len(corpora[corpus])), len(corpora[corpus])))
-            drawn.append(corpora[corpus][order.pop()])
-        return drawn
+        if (kind, corpus) not in orders:
+            orders[kind, corpus] = endless(corpora[corpus], shuffle)
+        return [rows[next(orders[kind, corpus])] for _ in range(batch_sqa if task == "SQA" else batch)]
 
     while True:
         task = rng.choices(list(mixture), [share for share, _ in mixture.values()])[0]
@@ -76,16 +69,32 @@ def draw(rows, mixture, shares, batch, batch_sqa, seed, paired_text=False):
             yield next_rows((TEXT_TASK[task], language, answerable)), True
 
 
-def draw_frames(rows, features, batch_frames, seed):
-    """Yield draws (rows, False) of at least `batch_frames` frames; every row comes once before any row comes twice."""
-    rng, drawn, frames = random.Random(seed), [], 0
+def pools_of(rows):
+    """Return {(task, language, answerable): {corpus: numbers of its rows}} of every task that rows can be drawn for."""
+    pools = {}
+    for kind, numbers in rows.of_kind.items():
+        for task in tasks_of(kind):
+            pool = pools.setdefault((task, kind.language, kind.answerable), {})
+            pool[kind.corpus] = np.concatenate([pool.get(kind.corpus, numbers[:0]), numbers])
+    return pools
+
+
+def endless(numbers, shuffle):
+    """Yield numbers without end, shuffled anew at every end: each comes once before any comes twice."""
     while True:
-        for row in rng.sample(rows, len(rows)):
-            drawn.append(row)
-            frames += len(features[row["utterance"]])
-            if frames >= batch_frames:
-                yield drawn, False
-                drawn, frames = [], 0
+        yield from shuffle.permutation(numbers)
+
+
+def draw_frames(rows, features, batch_frames, seed):
+    """Yield draws (ASR rows, False) of at least `batch_frames` frames; each row comes once before any comes twice."""
+    numbers = [numbers for kind, numbers in rows.of_kind.items() if kind.task == "ASR" and kind.speech]
+    drawn, frames = [], 0
+    for number in endless(np.concatenate(numbers), np.random.default_rng(seed)):
+        drawn.append(rows[number])
+        frames += len(features[drawn[-1]["utterance"]])
+        if frames >= batch_frames:
+            yield drawn, False
+            drawn, frames = [], 0
 
 
 def pick_validation(rows, mixture, shares, count):
@@ -93,13 +102,12 @@ def pick_validation(rows, mixture, shares, count):
     Return up to `count` dev rows for each task, language and validity of the mixture, of the corpora that the shares
     draw; the same ones in every run. SystemExit if there are none at all.
     """
-    picked = []
+    picked, pools = [], pools_of(rows)
     for task, language, answerable, _ in cells(mixture):
-        kind = [row for row in rows if (row["language"], row["answerable"]) == (language, answerable)
-                and task in tasks_of(row)]
-        table = corpus_shares(shares, task, language)
-        drawn = [row for row in kind if table.get(corpus_of(row))] or kind
-        picked += random.Random(0).sample(drawn, min(count, len(drawn)))
+        corpora, table = pools.get((task, language, answerable), {}), corpus_shares(shares, task, language)
+        drawn = [corpora[corpus] for corpus in corpora if table.get(corpus)] or list(corpora.values())
+        numbers = np.concatenate([np.empty(0, np.uint32), *drawn])
+        picked += [rows[number] for number in np.random.default_rng(0).permutation(numbers)[:count]]
     if not picked:
         raise SystemExit(f"the dev rows hold nothing for {', '.join(mixture)}")
     return picked

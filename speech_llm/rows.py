@@ -34,17 +34,21 @@ def read_rows(path):
     """Return all rows of one file, checked, their texts as NFC. ValueError names file, line, row and next command."""
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path} is missing; run: {remake(path)}")
-    rows = []
     with open(path, "rb") as file:       # bytes, so that broken UTF-8 is the defect of one line
-        for number, line in enumerate(file, 1):
-            try:
-                rows.append(json.loads(line.decode("utf-8")))
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path} line {number}: not JSON ({error}); run: {remake(path)}") from None
+        rows = [parse_row(line, path, number) for number, line in enumerate(file, 1)]
     if not rows:
         raise ValueError(f"{path} has no rows; run: {remake(path)}")
     check(rows, path)
-    return [{"answerable": True, **composed(row)} for row in rows]
+    return rows
+
+
+def parse_row(line, path, number):
+    """Return the row of a line of a file, with `answerable`, its texts as NFC. ValueError if the line is not JSON."""
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} line {number}: not JSON ({error}); run: {remake(path)}") from None
+    return {"answerable": True, **composed(row)} if isinstance(row, dict) else row
 
 
 def write_rows(path, rows):
@@ -56,7 +60,8 @@ def write_rows(path, rows):
 
 def composed(row):
     """Return a row with its texts in Unicode's composed form (NFC): the same letters are then the same tokens."""
-    return {key: unicodedata.normalize("NFC", value) if key in TEXTS else value for key, value in row.items()}
+    return {key: unicodedata.normalize("NFC", value) if key in TEXTS and isinstance(value, str) else value
+            for key, value in row.items()}
 
 
 def rows_file(work, corpus, split):
@@ -92,8 +97,13 @@ def check(rows, path):
                 wrong = f"utterance {row['utterance']!r} has another audio, start or end in an earlier row"
             ids.add(row["id"])
         if wrong:
-            name = row.get("id") if isinstance(row, dict) else None
-            raise ValueError(f"{path} line {number}, row {name!r}: {wrong}; run: {remake(path)}")
+            refuse_row(path, number, row, wrong)
+
+
+def refuse_row(path, number, row, wrong):
+    """Raise a ValueError that names the file, the line, the row and the command that writes the rows anew."""
+    name = row.get("id") if isinstance(row, dict) else None
+    raise ValueError(f"{path} line {number}, row {name!r}: {wrong}; run: {remake(path)}")
 
 
 def defect(row):

@@ -31,7 +31,7 @@ THOUGHTS = {  # how a thought begins: how it ends
 # --- Prompts.
 
 def chat_text(tokenizer, chat):
-    """Return a chat as the LLM's template writes it. A template without a system turn gets it before the user's words."""
+    """Return a chat as the LLM's template writes it. Without a system turn in it, its words precede the user's."""
     from jinja2 import TemplateError
     render = functools.partial(tokenizer.apply_chat_template, add_generation_prompt=True, tokenize=False,
                                enable_thinking=False)            # Qwen3's name; other templates do not read it
@@ -146,7 +146,7 @@ def write_replies(llm, tokenizer, chats):
 
 def replies(path, judge, chats):
     """
-    Return the reply of the LLM `judge` to each chat, from the file `path` or written now; equal chats are answered once.
+    Return the reply of the LLM `judge` to each chat, from the file `path` or a new one; equal chats are answered once.
     Print how many replies were cut at MAX_NEW_TOKENS. SystemExit if the file is damaged or another LLM's.
     """
     @functools.cache

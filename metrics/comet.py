@@ -72,7 +72,8 @@ class Comet(nn.Module):
 
     def tokens(self, texts):
         """Return lists of token ids, 510 at most with <s> and </s>: COMET takes two off the encoder's 512."""
-        return self.tokenizer([nfc(text) for text in texts], truncation=True, max_length=self.positions - 2)["input_ids"]
+        texts = [nfc(text) for text in texts]
+        return self.tokenizer(texts, truncation=True, max_length=self.positions - 2)["input_ids"]
 
     def sentence(self, texts):
         """Return the mean over each text's tokens, <s> and </s> included: (B, D)."""

@@ -46,7 +46,7 @@ BEST = {  # name: what is largest at that step
 
 
 def best_steps(validations):
-    """Return {"ST": step, "ASR": step, "SQA": step, "all": step} of log.jsonl's lines with scores; of equals the first."""
+    """Return {"ST": step, "ASR": step, "SQA": step, "all": step} of lines of log.jsonl; of equals the first."""
     needs = {"ST": "BLEU", "ASR": "WER", "SQA": "SQA"}
     return {name: max(validations, key=best)["step"] for name, best in BEST.items()
             if needs.get(name, "step") in validations[0]}

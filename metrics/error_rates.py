@@ -18,8 +18,8 @@ def wer(references, predictions, language):
 def cer(references, predictions, language):
     """
     Return the corpus CER in percent after MMS normalisation; None if no reference has a character.
-    A space counts as a character. In Chinese and Japanese spaces do not count and numbers stay: whether a number is a
-    word of its own depends there on a space that is nobody's error (our choice).
+    A space counts as a character. In Chinese and Japanese spaces do not count and numbers stay, because there a space
+    beside a number is a matter of style (our choice).
     """
     pairs = comparable(references, predictions, language, character_pair)
     return character_error_rate(*zip(*pairs)) if pairs else None
@@ -62,7 +62,7 @@ def character_error_rate(references, predictions):
 
 
 def error_rate(align, references, predictions):
-    """Return errors over the units of the references in percent; `align` is jiwer's alignment by words or characters."""
+    """Return errors over the units of the references in percent; `align` is jiwer's, by words or by characters."""
     if isinstance(references, str) or isinstance(predictions, str):
         raise TypeError("references and predictions are lists of texts, one per utterance, not one text")
     references, predictions = list(references), list(predictions)

@@ -43,7 +43,7 @@ def messages(question, golden, answer, has_system):
 
 
 def encode(tokenizer, items, device):
-    """Return {"input_ids", "attention_mask", "position_ids"}, (B, L), of items [question, golden, answer]; left-padded."""
+    """Return {"input_ids", "attention_mask", "position_ids"}, (B, L), of items [question, golden, answer]."""
     has_system = "system" in tokenizer.chat_template
     # special tokens are added as in bergen, so that a template that writes <bos> itself gets a second one
     rows = [encode_chat(tokenizer, messages(*item, has_system), add_special_tokens=True) for item in items]

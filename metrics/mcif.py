@@ -8,7 +8,7 @@ MCIF and the IWSLT instruction-following tasks: the XML that is submitted, and t
 ASR-WER         a talk's answers, each normalised as Whisper does, joined by spaces, against the whole transcript of the
                 talk; over all talks. It needs whisper-normalizer==0.1.0: the organisers' 0.0.10 fetches its spelling
                 table from the network whenever it is used, 0.1.0 contains it and has the same rules, newer ones differ
-TRANS-COMET     a talk's answers, cut into one piece for each sentence of the reference (metrics/resegment.py), then COMET
+TRANS-COMET     COMET of a talk's answers, cut into a piece for each sentence of the reference (metrics/resegment.py)
 QA-BERTScore    F1, rescaled; SUM-BERTScore the same
 QE-accuracy, QE-format-accuracy
                 the 2026 surprise task, a choice among options. The organisers' scorer is not public; this one is our
@@ -71,7 +71,7 @@ def read_samples(path):
 
 
 def samples_of(path, track, language):
-    """Return {id: sample element} of one task of a file. SystemExit if the file lacks it names the tasks that it has."""
+    """Return {id: sample element} of one task of a file. SystemExit with the tasks of the file if it has another."""
     tasks = read_samples(path)
     if (track, language) not in tasks:
         raise SystemExit(f"{path} has no task {track} {language}, only {sorted(map(str, tasks))}")
@@ -137,7 +137,7 @@ def english_normalizer():
 
 
 def talk_error_rate(answers, talks, normalize):
-    """Return word errors over reference words of all talks, a fraction; each answer is normalised before it is joined."""
+    """Return word errors over reference words of all talks; each answer is normalised before the talk is joined."""
     return word_error_rate([normalize(talk["reference"]) for talk in talks],
                            [" ".join(normalize(answers[name]) for name in talk["ids"]) for talk in talks]) / 100
 
@@ -167,7 +167,7 @@ def option_accuracy(answers, references):
 
 def official_scores(output, reference, language, track="short", load_comet=None, load_bertscore=None):
     """
-    Return ({metric: fraction}, {metric: why it is left out}) of one language of an output file against a reference file.
+    Return ({metric: fraction}, {metric: why it is left out}) of one language of an output against a reference file.
 
     load_comet() returns a function from [source, translation, reference] items to scores, load_bertscore() one from
     [prediction, reference] pairs; both raise ImportError or OSError if a package or weights are missing. SystemExit if
@@ -183,7 +183,7 @@ def official_scores(output, reference, language, track="short", load_comet=None,
 
     def mean(load, items):
         if not load:
-            raise ImportError("no model is given")
+            raise ImportError("no model was given to score it")
         values = load()(items)
         return sum(values) / len(values)
 

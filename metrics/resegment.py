@@ -5,8 +5,9 @@ Cut one long hypothesis into pieces, one for each reference sentence, with the l
     resegment("你好。再见", ["你好。", "再见。"], characters=True)              -> ["你好。", "再见"]
 
 A system translates a talk in other units than the reference's sentences, but COMET needs pairs of sentences. IWSLT and
-MCIF cut the translation with RWTH's mwerSegmenter (Matusov et al. 2005; case-sensitive, one reference). This is the same
-dynamic programme with the same choice among equal costs. ASCII whitespace separates words, a no-break space does not.
+MCIF cut the translation with RWTH's mwerSegmenter (Matusov et al. 2005; case-sensitive, one reference). This module has
+the same dynamic programme with the same choice among equal costs. ASCII whitespace separates words, a no-break space
+does not.
 With `characters`, for Chinese, every character is a word and the pieces have no spaces, not even inside Latin titles,
 as in MCIF's scoring.
 

@@ -4,10 +4,10 @@ ROUGE-1 recall: how many of the reference's words the prediction has (2025, foot
     rouge1_recall(["the the cat"], ["the cat"], "en")     -> 66.7, two of three words
     rouge1_recall(["无法回答。"], ["不能回答。"], "zh")        -> 50.0, two of four characters
 
-The paper names neither library nor tokeniser. For texts in Latin letters ours is that of Google's rouge_score without
-stemming, to the last digit: lower case, runs of a-z and 0-9, so that an umlaut or an accent cuts a word in two. Google's
-rule leaves nothing of Chinese, for which the paper reports 79.0 all the same. In other scripts a word is therefore a run
-of letters, digits and marks; in scripts without spaces, such as Chinese and Thai, every character is one (our choice).
+The paper names neither library nor tokeniser. Texts in Latin letters are cut as Google's rouge_score cuts them without
+stemming: into runs of a-z and 0-9 in lower case, so that an umlaut or an accent cuts a word in two. This rule leaves
+nothing of Chinese, for which the paper reports 79.0 all the same. In other scripts a word is therefore a run of
+letters, digits and marks; in scripts without spaces, such as Chinese and Thai, every character is a word (our choice).
 """
 import re
 import unicodedata

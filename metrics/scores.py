@@ -34,5 +34,6 @@ def score_texts(name, references, predictions, language):
     The percent is None if no reference is left. ImportError if the score needs a package that is missing.
     """
     score, simplify = TEXT_SCORES[name]
-    left_out = [n for n, reference in enumerate(references) if simplify and not simplify(nfc(reference), "", language)[0]]
+    left_out = [n for n, reference in enumerate(references)
+                if simplify and not simplify(nfc(reference), "", language)[0]]
     return score(references, predictions, language), left_out

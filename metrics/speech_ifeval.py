@@ -24,8 +24,8 @@ tasks               closed-ended questions with and without the constraint: WER 
 unparsable          percent of replies without a verdict, which count neither way (the published script stops at one)
 
 The paper's judge is gpt-4o-2024-11-20; here any local chat LLM can judge, and its figures are not the paper's. The
-system turns of the judge are the published ones, byte for byte. The judge "contains" is no LLM: an answer is right if it
-contains the label, a transcript is the whole response, and reasoning is not judged (our choice, for the toy worlds).
+system turns of the judge are the published ones, byte for byte. The judge "contains" is no LLM: an answer is right if
+the label stands in it, a transcript is the whole response, and reasoning is not judged (our choice for the toys).
 Published for DeSTA2: 83.71, 91.75 and 91.50, whose mean is 88.99, although the paper prints 89.23 as its IFrate.
 """
 import argparse
@@ -136,7 +136,7 @@ def judged(groups, judge, path):
 # --- Scores.
 
 def percent_yes(items):
-    """Return (percent of the verdicts that are YES, None without any; percent of replies without one) of judged items."""
+    """Return (percent of the verdicts that are YES, None without any; percent of replies without a verdict)."""
     verdicts = [verdict(item["eval_response"]) for item in items]
     clear = [yes for yes in verdicts if yes is not None]
     return 100 * sum(clear) / len(clear) if clear else None, 100 * (1 - len(clear) / len(verdicts))

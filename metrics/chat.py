@@ -86,17 +86,22 @@ def reply_text(tokenizer, ids):
     """Return the text of the token ids of a reply, without its thought and without special tokens."""
     ids = list(ids)
     for opening, closing in THOUGHTS.items():      # markers that are special tokens would not be in the text
-        if end := last_end(ids, tokenizer.encode(closing, add_special_tokens=False)):
+        if end := end_of(tokenizer, closing, ids):
             ids = ids[end:]
-        elif last_end(ids, tokenizer.encode(opening, add_special_tokens=False)):
+        elif end_of(tokenizer, opening, ids):
             return ""
     return after_thought(tokenizer.decode(ids, skip_special_tokens=True))
 
 
-def last_end(ids, part):
-    """Return the position behind the last occurrence of `part` in a list of token ids; 0 if there is none."""
-    ends = range(len(ids), len(part) - 1, -1) if part else ()
-    return next((end for end in ends if ids[end - len(part):end] == part), 0)
+def end_of(tokenizer, marker, ids):
+    """
+    Return the position behind the last occurrence of a marker in a list of token ids; 0 if there is none.
+    A marker that is no added token is text like any other, which may be tokenised in several ways: 0 for it, too.
+    """
+    part, added = tokenizer.encode(marker, add_special_tokens=False), tokenizer.get_added_vocab().values()
+    if not part or not {part[0], part[-1]} <= {*added}:
+        return 0
+    return next((end for end in range(len(ids), len(part) - 1, -1) if ids[end - len(part):end] == part), 0)
 
 
 def load_chat(name, device):

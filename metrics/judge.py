@@ -36,7 +36,7 @@ USER_ALONE = ("You are an evaluation tool. Just answer by Yes, No. Here is a que
 
 def messages(question, golden, answer, has_system):
     """Return the chat that asks for one verdict."""
-    texts = {"question": nfc(question), "golden": nfc(golden), "answer": nfc(answer)}
+    texts = {"question": question, "golden": golden, "answer": answer}
     if has_system:
         return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": USER.format(**texts)}]
     return [{"role": "user", "content": USER_ALONE.format(**texts)}]
@@ -46,7 +46,7 @@ def encode(tokenizer, items, device):
     """Return {"input_ids", "attention_mask", "position_ids"}, (B, L), of items [question, golden, answer]."""
     has_system = "system" in tokenizer.chat_template
     # special tokens are added as in bergen, so that a template that writes <bos> itself gets a second one
-    rows = [encode_chat(tokenizer, messages(*item, has_system), add_special_tokens=True) for item in items]
+    rows = [encode_chat(tokenizer, messages(*map(nfc, item), has_system), add_special_tokens=True) for item in items]
     ids, mask = pad_left(rows, tokenizer.pad_token_id, device)
     return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
 

@@ -108,8 +108,8 @@ def rates(verdicts, systems, groups=GROUPS):
     for name, languages in {"mean": tuple(table), **groups}.items():
         lines = [table[language] for language in languages if language in table]
         if lines:
-            means[name] = {key: sum(line[key] for line in lines) / (1 if key == "n" else len(lines))
-                           for key in [*kinds, "n"]}
+            means[name] = {kind: sum(line[kind] for line in lines) / len(lines) for kind in kinds}
+            means[name]["n"] = sum(line["n"] for line in lines)
     return {**table, **means}
 
 

@@ -37,10 +37,13 @@ from metrics import bertscore, comet, judge, mcif
 from metrics.bleu import bleu, chrf
 from metrics.error_rates import character_error_rate, word_error_rate
 from metrics.exact import contains, exact_match
-from metrics.paper_tables import SYSTEMS, TABLES
+from metrics.paper_tables import beside_systems as beside_paper
+from metrics.papers import SYSTEMS, TABLES
 from metrics.rouge import rouge1_recall
 from metrics.speech_ifeval import plot_curve, point
-from metrics.tables import ANSWERS, CHARACTERS, NAMES, ST, TASKS, beside_paper, by_language, shown, table
+from metrics.tables import ANSWERS, CHARACTERS, NAMES, ST, TASKS, shown
+from metrics.tables import language_tables as by_language
+from metrics.tables import system_table as table
 from speech_llm.constants import configure, pick_device, read_page, require
 from speech_llm.draws import TEXT_TASK
 from speech_llm.files import read_json, read_json_lines, replace_file, write_json

@@ -43,8 +43,8 @@ from collections import Counter
 
 from data.covost2 import CLIP, FROM_ENGLISH, LOCALES, SPLITS, read_translations, read_tsv, release
 from data.recipe import finish, finished, need, parser, report, unreadable
-from metrics.pairwise import LANGUAGES
 from speech_llm.files import replace_file
+from speech_llm.rows import ALL_LANGUAGES as LANGUAGES
 from speech_llm.rows import write_rows
 
 

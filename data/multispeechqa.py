@@ -45,8 +45,8 @@ from tqdm import tqdm
 from data.recipe import finish, finished, parser, report, unreadable
 from data.speak import speak
 from data.translate import CODES, SEAMLESS, translate
-from metrics.pairwise import LANGUAGES
 from speech_llm.files import replace_file, text_lines
+from speech_llm.rows import ALL_LANGUAGES as LANGUAGES
 from speech_llm.rows import defect, write_rows
 
 

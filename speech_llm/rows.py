@@ -20,8 +20,12 @@ from speech_llm.files import write_json_lines
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TASKS = ("ASR", "ST", "SQA", "MCQ")      # in text mode ST is MT and SQA is QA: a row without its speech
 LANGUAGES = ("en", "de", "it", "zh")     # of the IWSLT tasks: of target and question; the speech is English
-ALL_LANGUAGES = (*LANGUAGES, "ar", "cs", "el", "es", "fa", "fr", "he", "hi", "id", "ja", "ko", "nl", "pl", "pt", "ro",
-                 "ru", "tr", "uk", "vi")          # of any row: those of Aya Expanse, MultiSpeechQA's too
+ALL_LANGUAGES = {  # of any row: the 23 of Aya Expanse and MultiSpeechQA, as the listeners' Table 2 names them
+    "en": "English", "de": "German", "it": "Italian", "zh": "Chinese", "ar": "Arabic", "cs": "Czech", "el": "Greek",
+    "es": "Spanish", "fa": "Farsi", "fr": "French", "he": "Hebrew", "hi": "Hindi", "id": "Indonesian",
+    "ja": "Japanese", "ko": "Korean", "nl": "Dutch", "pl": "Polish", "pt": "Portuguese", "ro": "Romanian",
+    "ru": "Russian", "tr": "Turkish", "uk": "Ukrainian", "vi": "Vietnamese",
+}
 TEXTS = ("transcript", "question", "target")
 REQUIRED = ("id", "task", "language", "transcript", "target")
 OPTIONAL = ("utterance", "audio", "start", "end", "answerable", "question")

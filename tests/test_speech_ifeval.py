@@ -126,7 +126,8 @@ def test_the_published_forgetting_rates(rate, reference, published):
 
 @pytest.mark.parametrize("reply, expected", [
     ("It reasons.\nResult: yes", True), ("RESULT:\nNO. Result: YES", False), ("Result:  YES", None), ("YES", None),
-    ("Result:YES", None), ("Result: maybe", None)])
+    ("Result:YES", None), ("Result: maybe", None), ("<think>Result: no?</think>Result: yes", True),
+    ("<think>Result: no", None)])
 def test_verdicts_by_hand(reply, expected):
     assert verdict(reply) is expected
 
@@ -308,8 +309,8 @@ def test_infer_runs_its_files_and_they_are_scored(after_training, run_stage, mon
     assert json.loads(Path("work/untrained/C.json").read_text())["unparsable"] == 100          # it knows no verdicts
     assert len(lines("work/untrained/C.replies.jsonl")) > 1
 
-    monkeypatch.setattr(chat, "load_chat", lambda name: (None, None))
-    monkeypatch.setattr(chat, "write", reply)
+    monkeypatch.setattr(chat, "load_chat", lambda name, device: (None, None))
+    monkeypatch.setattr(chat, "write_replies", reply)
     arguments = [folders[0], "--reference", folders[1], "--judge", "a judge"]
     speech_ifeval.main(arguments)
     printed = capsys.readouterr().out
@@ -342,11 +343,11 @@ def test_what_the_scores_refuse(tmp_path):
         (tmp_path / name).mkdir(parents=True)
     with pytest.raises(SystemExit, match="two systems have one name"):
         speech_ifeval.main([str(tmp_path / "a/C"), str(tmp_path / "b/C"), "--out", str(tmp_path / "out")])
-    (tmp_path / "a/C/creative_writing.jsonl").write_text("[]\n")
-    with pytest.raises(SystemExit, match="creative_writing.jsonl line 1 has no 'instruction'"):
+    (tmp_path / "a/C/creative_writing.jsonl").write_text("{}\n")
+    with pytest.raises(SystemExit, match="creative_writing.jsonl line 1 has no 'instruction'; its name"):
         speech_ifeval.main([str(tmp_path / "a/C"), "--out", str(tmp_path / "out")])
     (tmp_path / "a/C/creative_writing.jsonl").write_text("{")
-    with pytest.raises(SystemExit, match="creative_writing.jsonl line 1 is no item"):
+    with pytest.raises(SystemExit, match="creative_writing.jsonl line 1 is damaged"):
         speech_ifeval.main([str(tmp_path / "a/C"), "--out", str(tmp_path / "out")])
     told = item("x", metric="cot", reply="Result: YES")
     (tmp_path / "b/C/reports").mkdir()

@@ -69,7 +69,7 @@ PAUSE = SAMPLE_RATE // 5                    # samples: a cut falls in the quiete
 # ---------------------------------------------------------------------------------------------------------------------
 # Systems: each returns (jobs, decode) for a test set, see speech_llm/predictions.py
 def llm_jobs(c, stage, loaded, rows, test_set):
-    """Our own systems: the projector's speech, or the transcript if the stage has no projector (then ASR is no task)."""
+    """Our systems: speech through the projector, or the transcript if the stage has none (then ASR is no task)."""
     llm, tokenizer, projector = loaded
     prompt, features, text, jobs = stage.config["prompt"] if stage else c.prompt, {}, projector is None, []
     if not text:

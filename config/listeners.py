@@ -30,4 +30,4 @@ merge_sft = dict(                            # stage 2: questions, 3 epochs of 9
     cosine=True, decay_projector=0.05, decay_lora=0.05,                      # SALMONN's defaults (our choice)
     micro_tokens=6144, validate_every=500, validate_rows=20)                 # (our choice)
 infer = dict(max_new_tokens=300)             # (our choice)
-eval = dict(metrics="WER,CER,BLEU,chrF,capped,loops", table_rows="languages", tables="Table 3")
+eval = dict(metrics="WER,CER,BLEU,chrF,capped,loops", table_rows="languages", tables="listeners Table 3")

@@ -41,12 +41,13 @@ from metrics.paper_tables import SYSTEMS, TABLES
 from metrics.rouge import rouge1_recall
 from metrics.speech_ifeval import plot_curve, point
 from metrics.tables import ANSWERS, CHARACTERS, NAMES, ST, TASKS, beside_paper, by_language, shown, table
-from speech_llm.constants import configure, pick_device, read_page, require
+from speech_llm.constants import command, configure, pick_device, read_page, require
 from speech_llm.draws import TEXT_TASK
 from speech_llm.files import read_json, read_json_lines, replace_file, write_json
 from speech_llm.normalize import mms_normalize
+from speech_llm.predictions import tasks_answered
 from speech_llm.resumable import resumable
-from speech_llm.rows import LANGUAGES, read_rows
+from speech_llm.rows import LANGUAGES, not_made, read_rows
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,6 @@ class Config:                               # the 2025 paper's values; a page of
     judge_mode: str = "probability"         # of Yes against No; or text: what the judge writes (our choice)
     references: str = "raw/mcif"            # MCIF's, a folder below work or any other
 
-BASELINE_TASKS = {"seamless": ("ASR", "ST"), "seamless-text": ("ST",)}     # the rows they answer; others: all they can
 BATCH = 32                                  # answers that a model scores together
 
 
@@ -227,11 +227,30 @@ def official_results(c, outputs, notes):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # predictions
-def read_predictions(path, rows, system, preset):
-    """{id: prediction} of one system on one test set; every id must be one of the rows', once."""
-    redo = f"remove it and run: python infer.py --preset {preset}"
+def system_names(c):
+    """Return (names of --systems, {name: folder of its stage} of these and of the page's, whether they are the page's)."""
+    page = {"systems": Config.systems, **read_page(c.preset).get("common", {})}["systems"]
+    folders = dict(entry.split(":") for entry in f"{page},{c.systems}".split(",") if ":" in entry)
+    return [entry.partition(":")[0] for entry in c.systems.split(",")], folders, c.systems == page
+
+
+def reads_text(c, system, folders):
+    """Return whether a system reads transcripts: the LLM, SeamlessM4T's text model, a stage without a projector."""
+    folder = folders.get(system.partition("@")[0])
+    path = os.path.join(c.work, c.run, folder or "", "config.json")
+    if not folder or not os.path.exists(path):
+        return system in ("llm", "seamless-text")
+    return "projector" not in read_json(path, f"remove {os.path.dirname(path)} and train it again")["trained"]
+
+
+def read_predictions(path, rows, system, command):
+    """
+    Return {id: prediction} of one system on one test set; `command` makes the predictions.
+    SystemExit if a line is no prediction, if its id is not a row's or there twice, and if a row has none.
+    """
+    redo = f"remove it and run: {command}"
     known, predictions = {row["id"]: row["task"] for row in rows}, {}
-    with open(require(path, f"python infer.py --preset {preset}"), "rb") as file:
+    with open(require(path, command), "rb") as file:
         for number, line in enumerate(file, 1):
             try:
                 prediction = json.loads(line)
@@ -246,45 +265,60 @@ def read_predictions(path, rows, system, preset):
                 raise SystemExit(f"{path} line {number}: id {name!r} is {known[name]}, its prediction of {task!r}, or "
                                  f"its marks are not true or false; {redo}")
             predictions[name] = prediction
-    text = {p["task"] in TEXT_TASK.values() for p in predictions.values()}     # a text system reads all rows but ASR
+    text = {p["task"] in TEXT_TASK.values() for p in predictions.values()}
     if len(text) > 1:
         raise SystemExit(f"{path} mixes predictions from speech and from text; {redo}")
     text = True in text
-    wanted = {row["id"] for row in rows if row["task"] in BASELINE_TASKS.get(system, TASKS)
-              and (row["task"] != "ASR" if text else "utterance" in row)}
+    tasks = tasks_answered(system, text, os.path.basename(path))
+    wanted = {row["id"] for row in rows if row["task"] in tasks and (text or "utterance" in row)}
     if wanted - predictions.keys():
         raise SystemExit(f"{path}: {len(wanted - predictions.keys())} rows have no prediction, "
                          f"first {min(wanted - predictions.keys())}; {redo}")
     return predictions
 
 
+def read_test_sets(c, folder, notes):
+    """Return {test set: rows}; [] where neither rows nor predictions exist. A set that no recipe could make is noted."""
+    rows_of = {}
+    for test_set in c.test_sets.split(","):
+        path = os.path.join(c.work, "rows", *test_set.rsplit(".", 1)) + ".jsonl"
+        if not_made(c.work, test_set):
+            notes.append(f"{test_set} is left out: its recipe could not make it, see {os.path.dirname(path)}/counts.md")
+        elif os.path.exists(path) or glob.glob(os.path.join(glob.escape(folder), "*", f"{test_set}.jsonl")):
+            rows_of[test_set] = read_rows(path)
+        else:
+            rows_of[test_set] = []
+    return rows_of
+
+
 def read_outputs(c, notes):
     """
-    {(system, test set): (rows, predictions)}. Systems of the preset's own list may lack predictions, which is noted;
-    the paper's other systems are added where they have some: presets share a folder and its tables.
+    Return {(system, test set): (rows, predictions)}. Test sets without a task of the system are left out.
+    Systems of the page may lack predictions, which is noted; a system that --systems names may not. The papers' other
+    systems are added if they have predictions, because pages share a folder and its tables.
     """
-    folder = os.path.join(c.work, c.run, c.predictions)
-    systems = [system.partition(":")[0] for system in c.systems.split(",")]
-    usual = c.systems == {"systems": Config.systems, **read_page(c.preset).get("common", {})}["systems"]
+    folder, decode = os.path.join(c.work, c.run, c.predictions), command("infer", c)
+    systems, folders, usual = system_names(c)
     others = [s for s in (*NAMES, *SYSTEMS) if usual and s not in systems and os.path.isdir(os.path.join(folder, s))]
     others += sorted(set(glob.glob("*@*", root_dir=folder)) - {*systems}) if usual else []     # at a scale of LoRA
-    rows_of, outputs = {}, {}
+    rows_of, outputs = read_test_sets(c, folder, notes), {}
     for system in systems + others:
-        absent = []
-        for test_set in c.test_sets.split(","):
+        absent, idle, text = [], [], reads_text(c, system, folders)
+        for test_set, rows in rows_of.items():
             path = os.path.join(folder, system, f"{test_set}.jsonl")
-            if usual and not os.path.exists(path):
+            if rows and not {row["task"] for row in rows} & {*tasks_answered(system, text, test_set)}:
+                idle.append(test_set)
+            elif usual and not os.path.exists(path):
                 absent.append(test_set)
-                continue
-            if test_set not in rows_of:
-                rows_of[test_set] = read_rows(os.path.join(c.work, "rows", *test_set.rsplit(".", 1)) + ".jsonl")
-            outputs[system, test_set] = (rows_of[test_set],
-                                         read_predictions(path, rows_of[test_set], system, c.preset))
+            else:
+                outputs[system, test_set] = rows, read_predictions(path, rows, system, decode)
         if absent:
             notes.append(f"{system} is left out on {', '.join(absent)}: no predictions"
-                         + (f"; run: python infer.py --preset {c.preset}" if system in systems else ""))
+                         + (f"; run: {decode}" if system in systems else ""))
+        if idle:
+            notes.append(f"{system} is left out on {', '.join(idle)}: it has no task there")
     if not outputs:
-        raise SystemExit(f"{folder} has no predictions; run: python infer.py --preset {c.preset}")
+        raise SystemExit(f"{folder} has no predictions; run: {decode}")
     return outputs
 
 
@@ -352,7 +386,7 @@ def main(argv=None):
         except (ImportError, FileNotFoundError) as error:
             notes.append(f"{metric} is left out: {error}")
     if "judge" in metrics and not c.judges:
-        notes.append(f"judge is left out: no LLM is named; run: python eval.py --preset {c.preset} --judges LLM,LLM")
+        notes.append(f"judge is left out: no LLM is named; run: {command('eval', c)} --judges {Config.judges}")
 
     # 2. the tables, from the results alone
     systems = list(dict.fromkeys(system for system, _ in [*outputs, *official]))

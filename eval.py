@@ -28,11 +28,12 @@ from metrics.papers import ANSWERS, ST, SYSTEMS
 from metrics.scores import TEXT_SCORES, score_texts
 from metrics.speech_ifeval import plot_curve, point
 from metrics.tables import NAMES, TASKS, language_tables, shown, system_table
-from speech_llm.constants import configure, pick_device, read_page, require
+from speech_llm.constants import command, configure, pick_device, read_page, require
 from speech_llm.draws import TEXT_TASK
 from speech_llm.files import read_json, read_json_lines, replace_file, write_json
+from speech_llm.predictions import tasks_answered
 from speech_llm.resumable import resumable
-from speech_llm.rows import LANGUAGES, read_rows, rows_file
+from speech_llm.rows import LANGUAGES, not_made, read_rows
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,6 @@ SCORED = {  # metric: (tasks, which rows by `answerable`; None: all rows)
     "judge": (ANSWERS, [True]), "BERTScore": (ANSWERS, [True, False]), "BERTScore-xlmr": (ANSWERS, [True, False]),
     "language": (TASKS, [None]), "capped": (TASKS, [None]), "loops": (TASKS, [None]),
 }
-BASELINE_TASKS = {"seamless": ("ASR", "ST"), "seamless-text": ("ST",)}     # the tasks of these systems; others: all
 BATCH = 32                                  # answers that a model scores together
 
 
@@ -82,46 +82,72 @@ def read_predictions(path, rows, system, again):
     text = {p["task"] in TEXT_TASK.values() for p in predictions.values()}
     if len(text) > 1:
         raise SystemExit(f"{path} mixes predictions from speech and from text; {redo}")
-    answered = {row["id"] for row in rows if row["task"] in BASELINE_TASKS.get(system, TASKS)
-                and (row["task"] in TEXT_TASK if True in text else "utterance" in row)}
+    answered_tasks = tasks_answered(system, True in text, os.path.basename(path))
+    answered = {row["id"] for row in rows if row["task"] in answered_tasks and (True in text or "utterance" in row)}
     if answered - predictions.keys():
         raise SystemExit(f"{path}: {len(answered - predictions.keys())} rows have no prediction, "
                          f"first {min(answered - predictions.keys())}; {redo}")
     return predictions
 
 
-def reads_text(c, system, folder):
-    """Return whether a system reads the transcript in place of the speech, so that infer.py skips sets without text."""
-    path = os.path.join(c.work, c.run, folder, "config.json") if folder else ""
-    return system in ("llm", "seamless-text") or os.path.isfile(path) and (
-        "projector" not in read_json(path, f"remove {os.path.dirname(path)} and train it again")["trained"])
+def system_names(c):
+    """Return (names of --systems, {name: folder of its stage} of these and the page's, whether they are the page's)."""
+    page = {"systems": Config.systems, **read_page(c.preset).get("common", {})}["systems"]
+    folders = dict(entry.split(":") for entry in f"{page},{c.systems}".split(",") if ":" in entry)
+    return [entry.partition(":")[0] for entry in c.systems.split(",")], folders, c.systems == page
+
+
+def reads_text(c, system, folders):
+    """Return whether a system reads transcripts: the LLM, SeamlessM4T's text model, a stage without a projector."""
+    folder = folders.get(system.partition("@")[0])
+    path = os.path.join(c.work, c.run, folder or "", "config.json")
+    if not folder or not os.path.exists(path):
+        return system in ("llm", "seamless-text")
+    return "projector" not in read_json(path, f"remove {os.path.dirname(path)} and train it again")["trained"]
+
+
+def read_test_sets(c, folder, notes):
+    """Return {test set: rows}; [] where neither rows nor predictions exist. A set that no recipe could make is noted."""
+    rows_of = {}
+    for test_set in c.test_sets.split(","):
+        path = os.path.join(c.work, "rows", *test_set.rsplit(".", 1)) + ".jsonl"
+        if not_made(c.work, test_set):
+            notes.append(f"{test_set} is left out: its recipe could not make it, see {os.path.dirname(path)}/counts.md")
+        elif os.path.exists(path) or glob.glob(os.path.join(glob.escape(folder), "*", f"{test_set}.jsonl")):
+            rows_of[test_set] = read_rows(path)
+        else:
+            rows_of[test_set] = []
+    return rows_of
 
 
 def read_outputs(c, notes):
     """
-    Return {(system, test set): (rows, predictions)}. Systems that the page names may lack predictions, which is noted.
-    To them come the papers' other systems that have predictions here: variants of a system share a folder.
+    Return {(system, test set): (rows, predictions)}. Test sets without a task of the system are left out.
+    Systems of the page may lack predictions, which is noted; a system that --systems names may not. The papers' other
+    systems are added if they have predictions, because pages share a folder and its tables.
     """
-    folder, again = os.path.join(c.work, c.run, c.predictions), f"python infer.py --preset {c.preset} --work {c.work}"
-    folders = dict(entry.partition(":")[::2] for entry in c.systems.split(","))
-    by_page = c.systems == {"systems": Config.systems, **read_page(c.preset).get("common", {})}["systems"]
-    others = [system for system in (*NAMES, *SYSTEMS) if system not in folders] if by_page else []
-    others += sorted({*glob.glob("*@*", root_dir=folder)} - {*folders}) if by_page else []     # adapters at a scale
-    rows_of = {test_set: read_rows(rows_file(c.work, *test_set.rsplit(".", 1))) for test_set in c.test_sets.split(",")
-               if not by_page or glob.glob(os.path.join(glob.escape(folder), "*", f"{test_set}.jsonl"))}
-    outputs = {}
-    for system in [*folders, *others]:
-        absent = []
-        for test_set in c.test_sets.split(","):
+    folder, decode = os.path.join(c.work, c.run, c.predictions), command("infer", c)
+    systems, folders, by_page = system_names(c)
+    others = [s for s in (*NAMES, *SYSTEMS) if by_page and s not in systems and os.path.isdir(os.path.join(folder, s))]
+    others += sorted({*glob.glob("*@*", root_dir=folder)} - {*systems}) if by_page else []     # adapters at a scale
+    rows_of, outputs = read_test_sets(c, folder, notes), {}
+    for system in systems + others:
+        absent, idle, text = [], [], reads_text(c, system, folders)
+        for test_set, rows in rows_of.items():
             path = os.path.join(folder, system, f"{test_set}.jsonl")
-            if not by_page or os.path.exists(path):
-                outputs[system, test_set] = rows_of[test_set], read_predictions(path, rows_of[test_set], system, again)
-            elif test_set not in rows_of or not reads_text(c, system, folders.get(system)):
+            if rows and not {row["task"] for row in rows} & {*tasks_answered(system, text, test_set)}:
+                idle.append(test_set)
+            elif by_page and not os.path.exists(path):
                 absent.append(test_set)
-        if absent and system in folders:
-            notes.append(f"{system} is left out on {', '.join(absent)}: no predictions; run: {again}")
+            else:
+                outputs[system, test_set] = rows, read_predictions(path, rows, system, decode)
+        if absent:
+            notes.append(f"{system} is left out on {', '.join(absent)}: no predictions"
+                         + (f"; run: {decode}" if system in systems else ""))
+        if idle:
+            notes.append(f"{system} is left out on {', '.join(idle)}: it has no task there")
     if not outputs:
-        raise SystemExit(f"{folder} has no predictions; run: {again}")
+        raise SystemExit(f"{folder} has no predictions; run: {decode}")
     return outputs
 
 
@@ -273,7 +299,7 @@ def all_results(c, metrics, outputs, notes):
             notes.append(f"{name} does not fit on this GPU; run the same command on a machine with two GPUs, after "
                          "pip install accelerate")
     if "judge" in metrics and not c.judges:
-        notes.append(f"judge is left out: no LLM is named; run: python eval.py --preset {c.preset} --judges LLM,LLM")
+        notes.append(f"judge is left out: no LLM is named; run: {command('eval', c)} --judges {Config.judges}")
     return results
 
 

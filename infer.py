@@ -27,13 +27,13 @@ from extract_features import (FRAME, SAMPLE_RATE, average_frames, encode, fill_w
 from merge_sft import load_speech_llm
 from metrics.mcif import write_output
 from speech_llm.cache import features_folder, open_features
-from speech_llm.constants import configure, fingerprint, locate, pick_device, require
+from speech_llm.constants import command, configure, fingerprint, locate, pick_device, require
 from speech_llm.draws import TEXT_TASK
 from speech_llm.files import read_json_lines
 from speech_llm.llm import decode_text, load_llm
-from speech_llm.predictions import already_predicted, predict
+from speech_llm.predictions import already_predicted, predict, tasks_answered
 from speech_llm.prompts import user_turn
-from speech_llm.rows import ALL_LANGUAGES, TASKS, read_rows, remake, rows_file
+from speech_llm.rows import ALL_LANGUAGES, TASKS, not_made, read_rows, remake, rows_file, run_all
 from speech_llm.stage import open_stage
 from speech_llm.turns import encode_text
 from train_lora import scale_lora
@@ -169,7 +169,8 @@ def answer_file(c, device):
     """Transcribe, translate or answer about one audio file with the preset's last system; print the answer."""
     if c.task not in TASKS or c.language not in ALL_LANGUAGES:
         raise SystemExit(f"--task is one of {', '.join(TASKS)} and --language one of {', '.join(ALL_LANGUAGES)}")
-    stage = open_stage(os.path.join(c.work, c.run, c.systems.split(",")[-1].partition(":")[2]))
+    stage = open_stage(os.path.join(c.work, c.run, c.systems.split(",")[-1].partition(":")[2]),
+                       f"{run_all(c.preset, c.work)}, which trains it")
     config, question = stage.config, c.task in ("SQA", "MCQ")
     if question and not c.question and config["prompt"] != "listeners":      # the listeners' question may be spoken
         raise SystemExit(f"--task {c.task} needs --question")
@@ -232,9 +233,9 @@ def run_system(c, system, stage, scales, test_sets, device):
         name = system if scale == 1 else f"{system}@{scale:g}"
         path = os.path.join(c.work, c.run, c.out, name, f"{test_set}.jsonl")
         rows = read_rows(rows_file(c.work, *test_set.rsplit(".", 1)))
-        hears = name == "cascade" or name == "seamless" or stage and "projector" in stage.config["trained"]
-        if not hears and (test_set.startswith("mcif.") or not any(row["task"] in TEXT_TASK for row in rows)):
-            print(f"{name} is left out on {test_set}: it reads text, and has no text or no task there")
+        text = "projector" not in stage.config["trained"] if stage else name in ("llm", "seamless-text")
+        if not {row["task"] for row in rows} & {*tasks_answered(system, text, test_set)}:
+            print(f"{name} is left out on {test_set}: it has no task there")
             continue
         origin = {"llm": c.seamless if name.startswith("seamless") else c.llm, "max_new_tokens": c.max_new_tokens,
                   "stage": fingerprint(os.path.join(stage.folder, "weights.pt")) if stage else "",
@@ -262,10 +263,9 @@ def existing_test_sets(c):
         if "." not in test_set:
             raise SystemExit(f"--test_sets {test_set}: write <corpus>.<split>, such as tiny.test")
         corpus, split = test_set.rsplit(".", 1)
-        folder = os.path.join(c.work, "rows", corpus)
-        path = os.path.join(folder, f"{split}.jsonl")
-        if os.path.exists(os.path.join(folder, "config.json")) and not os.path.exists(path):
-            print(f"{test_set} is left out: its recipe could not make it, see {folder}/counts.md")
+        path = os.path.join(c.work, "rows", corpus, f"{split}.jsonl")
+        if not_made(c.work, test_set):
+            print(f"{test_set} is left out: its recipe could not make it, see {os.path.dirname(path)}/counts.md")
         else:
             names.append(test_set)
             require(path, remake(path))
@@ -285,10 +285,10 @@ def main(argv=None):
             raise SystemExit(f"--systems {name}: write {name}:<folder of {c.work}/{c.run}>; only llm, cascade, "
                              "seamless and seamless-text have none")
         stage = folder and open_stage(os.path.join(c.work, c.run, folder),
-                                      f"bash run_all.sh {c.preset}, which makes {folder} first")
+                                      f"{run_all(c.preset, c.work)}, which makes {folder} first")
         scales = strengths(c) if stage and "lora" in stage.config["trained"] else [1.0]
         run_system(c, name, stage, scales, test_sets, device)
-    print(f"predictions in {c.work}/{c.run}/{c.out}\nnext: python eval.py --preset {c.preset}")
+    print(f"predictions in {c.work}/{c.run}/{c.out}\nnext: {command('eval', c)}")
 
 
 if __name__ == "__main__":

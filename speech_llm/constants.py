@@ -17,12 +17,13 @@ import json
 import os
 import platform
 import runpy
+import shlex
 import subprocess
 from contextlib import suppress
 from dataclasses import MISSING, fields
 from importlib.metadata import version
 
-from speech_llm.rows import PROJECT
+from speech_llm.rows import PROJECT, work_option
 
 STAGES = ("extract_features", "train_projector", "train_lora", "merge_sft", "infer", "eval")
 
@@ -102,6 +103,11 @@ def ablation_of(page, name):
     if name not in page.get("ablations", {}):
         raise SystemExit(f"--ablation {name} is not one of {page['file']}: {', '.join(page.get('ablations', {}))}")
     return {"out": f"merged-{name}", **page["ablations"][name]}
+
+
+def command(stage, c):
+    """Return the command of another stage of the same system, for a message."""
+    return f"python {stage}.py --preset {shlex.quote(c.preset)}{work_option(c.work)}"
 
 
 def require(path, command):

@@ -17,11 +17,25 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from speech_llm.draws import TEXT_TASK
 from speech_llm.files import add_lines, lock, read_json, read_json_lines, write_json, write_json_lines
 from speech_llm.llm import decode_text
+from speech_llm.rows import TASKS
 
 COPIES, LONGEST, SHORTEST = 4, 32, 16       # a loop: 4 copies of at most 32 tokens, 16 or more in all (our choice)
 AGAIN = "remove it and run the same command again"
+
+
+def tasks_answered(system, text, test_set):
+    """
+    Return the tasks of the rows that a system answers on a test set; `text`: it reads transcripts in place of speech.
+    Text has no ASR, MCIF has no transcripts, and SeamlessM4T-v2 answers no questions.
+    """
+    if text and test_set.startswith("mcif."):
+        return ()
+    if system in ("seamless", "seamless-text"):
+        return ("ST",) if text else ("ASR", "ST")
+    return tuple(TEXT_TASK) if text else TASKS
 
 
 def find_loop(ids):

@@ -83,6 +83,14 @@ def rows_file(work, corpus, split):
     return path
 
 
+def not_made(work, test_set):
+    """Return whether the recipe of <corpus>.<split> is finished and could not make this split."""
+    corpus, split = test_set.rsplit(".", 1)
+    folder = os.path.join(work, "rows", corpus)
+    return os.path.exists(os.path.join(folder, "config.json")) and not os.path.exists(
+        os.path.join(folder, f"{split}.jsonl"))
+
+
 def corpus_of(row):
     """Return the corpus that a row belongs to: the first component of its id."""
     return row["id"].split("/")[0]
@@ -172,11 +180,15 @@ def work_option(work):
     return "" if os.path.normpath(work) == "work" else f" --work {shlex.quote(os.path.normpath(work))}"
 
 
+def run_all(preset, work):
+    """Return the command that runs a whole system below `work`."""
+    work = os.path.normpath(work)
+    return ("" if work == "work" else f"WORK={shlex.quote(work)} ") + f"bash run_all.sh {shlex.quote(preset)}"
+
+
 def remake(path):
     """Return the command that writes the rows at `path`, <work>/rows/<corpus>/<split>.jsonl, anew."""
     folder, corpus = os.path.split(os.path.dirname(path) or os.getcwd())
     work = os.path.dirname(folder) or "." if os.path.basename(folder) == "rows" else "work"
     recipe = recipe_of(corpus)
-    if recipe:
-        return f"python -m {recipe}{work_option(work)}"
-    return ("" if os.path.normpath(work) == "work" else f"WORK={shlex.quote(work)} ") + f"bash run_all.sh {corpus}"
+    return f"python -m {recipe}{work_option(work)}" if recipe else run_all(corpus, work)

@@ -46,7 +46,7 @@ def read_page(preset):
             raise SystemExit(f"{path}: {stage} must be a dict of constants, or None for a system without this stage")
         if page.get(stage) and base.get(stage):
             page[stage] = {**base[stage], **page[stage]}
-    return {**base, **page, "file": os.path.relpath(path)}
+    return {**base, **page, "file": min(os.path.relpath(path), path, key=len)}
 
 
 def parse_dict(text):

@@ -13,7 +13,7 @@ from speech_llm.constants import require
 from speech_llm.files import differences, read_json
 
 # constants that do not change the weights: how a stage was called, where it lies, what fits into memory
-FREE = ("preset", "work", "micro_tokens", "decode_batch")
+FREE = ("preset", "work", "micro_tokens", "decode_batch", "export")
 
 
 @dataclass(frozen=True)

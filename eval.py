@@ -107,7 +107,7 @@ def reads_text(c, system, folders):
 
 
 def read_test_sets(c, folder, notes):
-    """Return {test set: rows}; [] where neither rows nor predictions exist. A set that no recipe could make is noted."""
+    """Return {test set: rows}; [] without rows and predictions. A test set that no recipe could make is noted."""
     rows_of = {}
     for test_set in c.test_sets.split(","):
         path = os.path.join(c.work, "rows", *test_set.rsplit(".", 1)) + ".jsonl"
@@ -184,7 +184,7 @@ def score(system, test_set, rows, predictions, metric, notes):
                 notes.append(f"{metric} is left out: {error}")
                 continue
             if left_out:
-                notes.append(f"{metric} on {test_set}: {len(left_out)} {task} rows in {language} are not scored, because "
+                notes.append(f"{metric} on {test_set}: {len(left_out)} {task} rows in {language} are not scored: "
                              f"nothing is left of their references: {', '.join(group[n]['id'] for n in left_out[:3])}"
                              + (" ..." if len(left_out) > 3 else ""))
             if value is None:
@@ -316,7 +316,8 @@ def plot_losses(folder):
         if not lines:                                       # the stage has just begun
             continue
         stage = os.path.basename(os.path.dirname(log))
-        curves = {"loss": dict(linewidth=0.8, label="training"), "validation_loss": dict(marker="o", label="validation")}
+        curves = {"loss": dict(linewidth=0.8, label="training"),
+                  "validation_loss": dict(marker="o", label="validation")}
         if any("listening" in line for line in lines):
             curves["listening"] = dict(marker=".", linestyle="--", label="listening")
         figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")

@@ -5,7 +5,8 @@ each language for training (multilingual listeners paper, A.6).
     python -m data.commonvoice                      # or --raw folder, where the download is elsewhere
     python -m data.commonvoice --languages en,fr,nl,tr,de,ar,es,ru,id,pl          # the paper's ten
 
-download into <work>/raw/commonvoice (or --raw); data/README.md says more, and how to make a supplement
+download into <work>/raw/commonvoice (or --raw), from https://datacollective.mozillafoundation.org; data/README.md says
+        more, and how to make a supplement
     cv-corpus-<version>/<locale>/   of each language, unpacked: clips/*.mp3, train.tsv, dev.tsv, test.tsv and, if
         train.tsv has less than 20 hours, validated.tsv. <locale> is our name of the language, but zh-CN for zh. Both
         folders may be left out: <locale>/ alone, or only the files if just one language is there

@@ -132,7 +132,7 @@ def candidates(place, raw, folder, language, dev_and_test, offered, seed, droppe
         sentences, speakers = ({entry[part] for entry in dev_and_test} for part in (0, 1))
         clips = {clip: (sentence, speaker) for clip, (sentence, speaker) in clips.items()
                  if clip not in offered and sentence not in sentences and speaker not in speakers}
-    offered |= clips.keys()
+    offered.update(clips)
     return in_order(clips, folder, f"{seed} {language} {place}")
 
 

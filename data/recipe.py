@@ -120,6 +120,12 @@ def unreadable(paths):
     return {path: reason for path, reason in zip(paths, reasons) if reason}
 
 
+def duration(path):
+    """Return the seconds of audio in a file that `unreadable` lets pass."""
+    import soundfile
+    return soundfile.info(path).duration
+
+
 def speech_rows(utterance, source, transcript, translations):
     """
     Return the ASR row of one English utterance and its ST rows.

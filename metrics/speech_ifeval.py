@@ -268,6 +268,12 @@ def read_items(path, *needed):
     return items
 
 
+def questions_folder(raw):
+    """Return the folder that holds eval_data/: `raw`, or data/ of a clone that is `raw` or lies in it."""
+    places = [raw, os.path.join(raw, "data"), os.path.join(raw, "Speech-IFEval", "data")]
+    return next((place for place in places if os.path.isdir(os.path.join(place, "eval_data"))), raw)
+
+
 def item_id(corpus, group, item, number):
     """Return the row id of the `number`-th item of a group, from 0; chain-of-thought items have no ids."""
     return f"{corpus}/{group}/{item.get('id', number)}"
@@ -383,7 +389,8 @@ def main(argv=None):
     args = parse_arguments(argv)
     run = os.path.dirname(os.path.dirname(os.path.abspath(args.systems[0])))       # <work>/<run>
     out = args.out or os.path.join(os.path.relpath(run), "speech_ifeval")
-    data = args.data or os.path.join(os.path.dirname(run), "raw", args.corpus, "eval_data")
+    raw = os.path.join(os.path.dirname(run), "raw", args.corpus)
+    data = args.data or os.path.join(questions_folder(raw), "eval_data")
     folders = list(dict.fromkeys(filter(None, [*args.systems, args.reference])))
     names = [os.path.basename(os.path.normpath(folder)) for folder in folders]
     if len({*names}) < len(names):

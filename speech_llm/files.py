@@ -40,6 +40,12 @@ class JsonObject(dict):
     def __missing__(self, key):
         raise SystemExit(f"{self.where} has no {key!r}; {self.redo}")
 
+    def text(self, key):
+        """Return the text under `key`. SystemExit, as for a missing key, if the value is not a text."""
+        if not isinstance(self[key], str):
+            raise SystemExit(f"{self.where}: {key!r} is not a text; {self.redo}")
+        return self[key]
+
 
 def read_json(path, redo):
     """Return the JsonObject in a file. `redo` says in the error message what to do about a damaged file."""

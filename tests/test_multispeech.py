@@ -1,5 +1,4 @@
 """MultiSpeechQA and MultiSpeech-Bench: the recipe with fast makers."""
-import inspect
 import json
 import os
 import random
@@ -7,18 +6,19 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import data.rows
 import numpy as np
 import pytest
 import soundfile
+import torch
 import transformers
 
-from data import multispeechqa
+from data import multispeechqa, speak
 from data.multispeechqa import SUBSETS, quotas, split_pairs, subset_of
 from speech_llm.rows import ALL_LANGUAGES as LANGUAGES
 from speech_llm.rows import read_rows
 
 
+PARITY = Path(__file__).parents[2] / "shared" / "parity"
 TTS = """
 import json, sys
 import numpy as np, soundfile
@@ -35,15 +35,14 @@ for line in open(sys.argv[-1], encoding="utf-8"):
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    """A folder with 100 pairs, makers that answer at once, a TTS command; and every language known to the rows."""
+    """A folder with 100 pairs, makers that answer at once, a TTS command."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(data.rows, "LANGUAGES", tuple(LANGUAGES))
-    monkeypatch.setattr(multispeechqa, "CODES", dict.fromkeys(LANGUAGES, "code"))
     monkeypatch.setattr(multispeechqa, "BLOCK", 10)
+    os.mkdir("seamless")
     spoken = []
 
-    def translate(texts, language, model, kept):
-        assert kept == f"work/made/multispeechqa/translate.{language}.jsonl"
+    def translate(texts, language, model, path):
+        assert path == f"work/made/multispeechqa/translate.{language}.jsonl"
         return ["" if "untranslatable" in text else f"{language}: {text}" for text in texts]
 
     def speak(texts, folder, model, seed, language, voices):
@@ -77,7 +76,8 @@ def pairs_of(*names):
             for n, name in enumerate(names, 1)]
 
 
-ARGUMENTS = ["--dev", "8", "--test", "4", "--rlhf", "10", "--tts", f"{sys.executable} tts.py"]
+MODEL = ["--seamless", "seamless", "--incomplete"]
+ARGUMENTS = [*MODEL, "--dev", "8", "--test", "4", "--rlhf", "10", "--tts", f"{sys.executable} tts.py"]
 
 
 # --- Splits.
@@ -104,7 +104,7 @@ def test_no_question_is_on_both_sides():
     pairs = pairs_of(*(f"identity {n % 10}" for n in range(40)))
     dropped = []
     splits = split_pairs(pairs, {"dev": 3, "test": 2}, 5, 0, dropped)
-    questions = {split: {pair["question"] for pair in some} for split, some in splits.items()}
+    questions = {split: {pair["question"] for pair in members} for split, members in splits.items()}
     assert [len(splits[split]) for split in ("dev", "test", "train")] == [3, 2, 20]
     assert not questions["dev"] & questions["test"] and not questions["train"] & (questions["dev"] | questions["test"])
     assert len(dropped) == 15 and {why for _, _, why in dropped} == {"a question of dev or test"}
@@ -119,6 +119,17 @@ def test_other_subsets_go_by_their_size():
     splits = split_pairs(pairs, {"dev": 4, "test": 4}, 2, 0, [])
     assert Counter(pair["subset"] for pair in splits["test"]) == {"a": 3, "rlhf": 1}
     assert Counter(pair["subset"] for pair in splits["train"]) == {"a": 24, "rlhf": 2}
+
+
+@pytest.mark.parametrize("subsets, told, train", [(("rlhf", "harmless"), "not in Table 1: harmless; ", 3 + 7),
+                                                  (("rlhf",), "", 3), (("pairs",), "", 5)])
+def test_a_subset_that_table_1_does_not_have_is_told(subsets, told, train, capsys):
+    """If RLHF had another name, all of its 379,621 pairs would be in train, and the screen must say so."""
+    pairs = [{"name": f"{subset}-{n}", "subset": subset, "question": f"{subset} {n}"} for subset in subsets
+             for n in range(9)]
+    assert len(split_pairs(pairs, {"dev": 2, "test": 2}, 3, 0, [])["train"]) == train
+    out = capsys.readouterr().out
+    assert out.startswith(told) and bool(out) == bool(told)
 
 
 # --- The recipe.
@@ -145,7 +156,7 @@ def test_the_same_pairs_in_every_language(world, capsys):
     assert bench == {row["id"]: row["utterance"] for row in splits["test"]}
     printed = capsys.readouterr().out
     assert "| dev: SQA/QA he | 8 | 2000 | -1992 |" in printed and "10 rlhf" in printed
-    multispeechqa.main(["--languages", "en,de,he", *ARGUMENTS])
+    multispeechqa.main(["--languages", "en,de", *ARGUMENTS])                # more languages than asked for will do
     assert "is finished already" in capsys.readouterr().out
 
 
@@ -171,7 +182,7 @@ def test_recordings_of_the_download_are_taken(world):
     Path("b.wav").write_text("no sound")
     write_pairs([{"question": f"q{n}", "answer": "x", "audio": audio}
                  for n, audio in enumerate(["a.wav", "b.wav", None])])
-    multispeechqa.main(["--languages", "en", "--dev", "0", "--test", "3"])
+    multispeechqa.main(["--languages", "en", "--dev", "0", "--test", "3", *MODEL])
     audio = {row["question"]: row["audio"] for row in read_rows("work/rows/multispeechqa/test.jsonl")}
     assert audio == {"q0": "a.wav", "q2": "work/audio/multispeechqa/en/test/pairs-3.flac"}
     assert "cannot be decoded" in Path("work/rows/multispeechqa/dropped.txt").read_text()
@@ -193,32 +204,24 @@ def test_a_killed_tts_command_goes_on(world):
 
 
 @pytest.mark.parametrize("more, message", [
-    (["--languages", "de,xx"], "--languages xx: it is none of ar, zh"),
-    (["--languages", "he"], "--languages he: it is not spoken by Seamless; pass --tts"),
-    (["--languages", "ja", "--tts_languages", "ja"], "--languages ja: it is not spoken by Seamless"),
+    (["--languages", "de,xx"], "--languages xx: known are en, de,"),
+    (["--languages", "ja", "--tts_languages", "ja"], "--tts_languages ja: which command speaks them. Pass --tts"),
     (["--languages", "de"], "dev needs 1978 pairs of rlhf"),
-    (["--languages", "de", "--raw", "nowhere"], "no questions in .*nowhere; download")])
+    (["--languages", "el", "--tts", "no_such_program x"], "no_such_program is missing: --tts no_such_program x cannot be"),
+    (["--languages", "de", "--raw", "nowhere"], "questions in .*nowhere is missing: download")])
 def test_refused_before_any_work(world, more, message):
     with pytest.raises(SystemExit, match=message):
-        multispeechqa.main(more)
-    assert not world
+        multispeechqa.main([*more, *MODEL])
+    assert not world and not os.path.exists("work/rows")
 
 
-def test_a_language_that_the_project_does_not_know_yet(world, monkeypatch):
-    monkeypatch.setattr(multispeechqa, "CODES", {"en": "eng"})
-    with pytest.raises(SystemExit, match="--languages de: it has no name for Seamless in data/translate.py's CODES"):
-        multispeechqa.main(["--languages", "de"])
-    monkeypatch.setattr(multispeechqa, "defect", lambda row: "unknown language")
-    with pytest.raises(SystemExit, match="--languages de: it has no row: unknown language"):
-        multispeechqa.main(["--languages", "de"])
-
-
-@pytest.mark.parametrize("line", ["{", "[]", '{"question": "a"}', '{"question": 1, "answer": 2}', '{"question": null}'])
+@pytest.mark.parametrize("line", ["{", "[]", '{"question": "a"}', '{"question": 1, "answer": 2}', '{"question": null}',
+                                  '{"question": "a", "answer": "b", "audio": 3}'])
 def test_a_damaged_line_is_named(world, line):
     with open("work/raw/multispeechqa/a.jsonl", "a") as file:
         file.write(line + "\n")
-    with pytest.raises(SystemExit, match="a.jsonl line 101 has no question and answer"):
-        multispeechqa.main(["--languages", "de"])
+    with pytest.raises(SystemExit, match="a.jsonl line 101.* a line is a JSON object with question and answer"):
+        multispeechqa.main(["--languages", "de", *MODEL])
 
 
 def test_the_hub_s_parquet(world):
@@ -233,7 +236,7 @@ def test_the_hub_s_parquet(world):
                              "# 1"])) for n in range(6)]
     os.remove("work/raw/multispeechqa/a.jsonl")
     parquet.write_table(pa.Table.from_pylist(rows), "work/raw/multispeechqa/0.parquet", row_group_size=3)
-    multispeechqa.main(["--languages", "en,fr", "--dev", "0", "--test", "6"])
+    multispeechqa.main(["--languages", "en,fr", "--dev", "0", "--test", "6", *MODEL])
     test = read_rows("work/rows/multispeechqa/test.jsonl")
     assert len(test) == 5 + 6 and soundfile.read(next(row["audio"] for row in test))[1] == 8000
     assert "identity-3\tcannot be decoded" in Path("work/rows/multispeechqa/dropped.txt").read_text()
@@ -241,15 +244,13 @@ def test_the_hub_s_parquet(world):
     for damaged in (b"PAR1", whole[:4] + bytes(len(whole) // 2) + whole[4 + len(whole) // 2:]):
         Path("work/raw/multispeechqa/1.parquet").write_bytes(damaged)
         with pytest.raises(SystemExit, match="1.parquet is damaged"):
-            multispeechqa.main(["--work", "again", "--raw", "work/raw/multispeechqa", "--languages", "en"])
+            multispeechqa.main(["--work", "again", "--raw", "work/raw/multispeechqa", "--languages", "en", *MODEL])
 
 
 def test_with_the_real_makers(world, seamless, monkeypatch):
     """The random Seamless translates and speaks German; dev and test have one of its five voices, train the others."""
-    from data import speak, translate
+    from data import translate
     from data.tiny import draw_sentence
-    if "language" not in inspect.signature(speak.speak).parameters:
-        pytest.skip("data/speak.py speaks English alone")
     for module in (speak, translate):
         monkeypatch.setattr(module, "MAX_TOKENS", 16)
     monkeypatch.setattr(multispeechqa, "speak", speak.speak)
@@ -266,3 +267,38 @@ def test_with_the_real_makers(world, seamless, monkeypatch):
         assert spoken and {line["result"]["speaker"] for line in spoken} <= voices
         heard = {line["item"][0] for line in spoken if line["result"]["heard"]}
         assert {row["utterance"].split("/")[-1] for row in rows[split]} == heard
+
+
+@pytest.fixture
+def mms(tmp_path, monkeypatch):
+    """A tiny random VITS with a tokenizer of Greek letters, in place of the hub's MMS-TTS."""
+    letters = "_ αβγδεζ"
+    (tmp_path / "vocab.json").write_text(json.dumps({letter: number for number, letter in enumerate(letters)}))
+    tokenizer = transformers.VitsTokenizer(str(tmp_path / "vocab.json"), pad_token="_", unk_token="_", language="ell",
+                                           phonemize=False, is_uroman=False)
+    config = transformers.VitsConfig(
+        vocab_size=len(letters), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, ffn_dim=8, flow_size=8,
+        spectrogram_bins=9, upsample_initial_channel=16, upsample_rates=[4, 2], upsample_kernel_sizes=[8, 4],
+        prior_encoder_num_flows=1, prior_encoder_num_wavenet_layers=1, posterior_encoder_num_wavenet_layers=1,
+        duration_predictor_flow_bins=4, resblock_kernel_sizes=[3], resblock_dilation_sizes=[[1, 3]])
+    torch.manual_seed(0)
+    for part in (transformers.VitsModel(config), tokenizer):
+        part.save_pretrained(tmp_path / "mms")
+    monkeypatch.setitem(speak.MMS, "el", str(tmp_path / "mms"))
+    return str(tmp_path / "mms")
+
+
+def test_mms_speaks_greek_when_no_command_is_named(world, mms, monkeypatch):
+    """The same texts give the same speech, whatever else is spoken; a text of other letters is dropped."""
+    monkeypatch.setattr(multispeechqa, "translate", lambda texts, *more: [
+        "Latin" if n == 0 else "αβγ " * (n % 3 + 1) for n, _ in enumerate(texts)])
+    write_pairs([{"question": f"q{n}", "answer": "x"} for n in range(4)])
+    multispeechqa.main(["--languages", "el", *MODEL, "--dev", "0", "--test", "4"])
+    rows = read_rows("work/rows/multispeechqa/test.jsonl")
+    assert len(rows) == 3 and not world
+    assert "pairs-1\tcould not be spoken" in Path("work/rows/multispeechqa/dropped.txt").read_text()
+    wave, rate = soundfile.read(rows[0]["audio"])
+    assert rate == 16000 and len(wave) > 100 and 0 < np.abs(wave).max() <= 1
+    name = rows[0]["utterance"].rpartition("/")[2]
+    again = speak.speak_mms({name: rows[0]["transcript"]}, "again", "el")[name]
+    assert np.array_equal(soundfile.read(again)[0], wave)

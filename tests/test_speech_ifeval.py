@@ -13,7 +13,8 @@ from data import speech_ifeval as recipe
 from metrics import chat, speech_ifeval
 from metrics.error_rates import word_error_rate
 from metrics.ifeval import follows
-from metrics.speech_ifeval import GROUPS, judge_chat, normalize, scores, verdict
+from metrics.speech_ifeval import GROUPS, judge_chat, normalize, questions_folder, scores, verdict
+from speech_llm.cache import features_folder
 from speech_llm.prompts import TASK_LINES, user_turn
 from speech_llm.rows import read_rows
 
@@ -256,7 +257,7 @@ def test_the_rows_and_what_is_refused(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="audios is missing: unpack audios.tar"):
         recipe.main([])
     benchmark(raw)
-    recipe.main([])
+    recipe.main(["--incomplete"])
     printed = capsys.readouterr().out
     assert "gone.wav: no such file" in printed and "1 recordings cannot be read" in printed
     assert "| closed: SQA/QA en | 5 | 933 | -928 |" in printed
@@ -279,10 +280,24 @@ def test_the_rows_and_what_is_refused(tmp_path, monkeypatch, capsys):
 def test_the_real_files_have_the_published_numbers(real, tmp_path, capsys):
     (tmp_path / "audios").mkdir()
     os.symlink(f"{real}/speech_ifeval/eval_data", tmp_path / "eval_data")
-    recipe.main(["--work", str(tmp_path / "work"), "--raw", str(tmp_path)])
-    assert capsys.readouterr().out.count("| +0 |") == 4
+    arguments = ["--work", str(tmp_path / "work"), "--raw", str(tmp_path)]
+    with pytest.raises(SystemExit, match="recordings: 933 of 933 cannot be read"):
+        recipe.main(arguments)
+    recipe.main([*arguments, "--incomplete"])
+    assert capsys.readouterr().out.count("| +0 |") == 2 * 4
     rows = [row for group in GROUPS for row in read_rows(str(tmp_path / f"work/rows/speech_ifeval/{group}.jsonl"))]
     assert len(rows) == 2466 and len({row["utterance"] for row in rows}) == 933
+
+
+@pytest.mark.parametrize("place", [".", "data", "Speech-IFEval/data"])
+def test_the_questions_lie_in_the_download_or_in_a_clone(tmp_path, place):
+    (tmp_path / place / "eval_data").mkdir(parents=True)
+    assert os.path.normpath(questions_folder(str(tmp_path))) == os.path.normpath(tmp_path / place)
+
+
+def test_closed_and_plain_questions_share_their_frames():
+    folders = {split: features_folder("work", "e", 3, "speech_ifeval", split) for split in GROUPS}
+    assert folders["closed"] == folders["plain"] and len({*folders.values()}) == 3
 
 
 def test_infer_runs_its_files_and_they_are_scored(after_training, run_stage, monkeypatch, capsys):
@@ -292,7 +307,7 @@ def test_infer_runs_its_files_and_they_are_scored(after_training, run_stage, mon
     torch.manual_seed(0)
     SeamlessM4Tv2Model(seamless_config()).save_pretrained("work/models/tiny-seamless")
     made = benchmark(Path("work/raw/speech_ifeval"))
-    recipe.main([])
+    recipe.main(["--incomplete"])
     import extract_features
     extract_features.main(["--corpora", "speech_ifeval"])
     tests = ",".join(f"speech_ifeval.{group}" for group in GROUPS)

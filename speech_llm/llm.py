@@ -17,7 +17,7 @@ import torch
 from speech_llm.turns import end_id, turn_of
 
 
-LAYERS = {"full_attention", "sliding_attention"}                    # kinds of layers whose decoding is tested in batches
+LAYERS = {"full_attention", "sliding_attention"}             # kinds of layers that read a row of a batch as if alone
 THOUGHT = re.compile(r"<think>.*?(</think>|\Z)", re.S)
 
 
@@ -98,7 +98,8 @@ def text_part(config):
         rope = {"rope_type": "default", "rope_theta": text.pop("rope_parameters")["rope_theta"]}
         return Qwen2Config(**{**text, "model_type": "qwen2"}, rope_parameters=rope), {r"^thinker\.": ""}
     if config.get_text_config() is not config:  # Gemma 3, which also sees
-        return config.get_text_config(), {r"^(model\.)?language_model\.(model\.)?": "model."}
+        return config.get_text_config(), {r"^(model\.)?language_model\.(model\.)?(?!lm_head)": "model.",
+                                          r"^language_model\.lm_head": "lm_head"}
     return config, {}
 
 
@@ -108,15 +109,21 @@ def ropes(config):
     return [settings] if "rope_type" in settings else [rope for rope in settings.values() if isinstance(rope, dict)]
 
 
-def require_decodable(llm, path):
-    """Raise ValueError if a row of a batch would be read otherwise than alone, whatever its length."""
+@torch.no_grad()
+def require_readable(llm, path):
+    """Raise ValueError if speech cannot stand beside text in the LLM, or a row of a batch is not read as if alone."""
     kinds = {*(getattr(llm.config, "layer_types", None) or [])} - LAYERS
-    if llm._is_stateful or kinds:
+    if kinds or getattr(llm, "_is_stateful", False):
         raise ValueError(f"{path}: layers of the kind {', '.join(sorted(kinds)) or llm.config.model_type} cannot be "
                          "decoded in batches here; choose an LLM of full or sliding attention")
     if any("dynamic" in rope.get("rope_type", "") for rope in ropes(llm.config)):
-        raise ValueError(f"{path}: under dynamic RoPE scaling a row's answer depends on the rows beside it; set another "
-                         "rope_type in its config.json")
+        raise ValueError(f"{path}: under dynamic RoPE scaling a row's answer depends on the rows beside it; set "
+                         "another rope_type in its config.json")
+    ids = torch.arange(4, 8, device=llm.device)[None]
+    vectors = llm.get_input_embeddings()(ids)
+    if not torch.allclose(llm(input_ids=ids).logits, llm(inputs_embeds=vectors).logits, rtol=1e-2, atol=1e-2):
+        raise ValueError(f"{path}: {type(llm).__name__} reads more of a token than its embedding, and speech has no "
+                         "tokens; choose another LLM")
 
 
 def load_llm(path, device):
@@ -131,7 +138,7 @@ def load_llm(path, device):
         config._attn_implementation = "eager"
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     llm = load_checkpoint(AutoModelForCausalLM, path, config=config, key_mapping=names, dtype=dtype).to(device)
-    require_decodable(llm, path)
+    require_readable(llm, path)
     tokenizer = load_tokenizer(path)
     turn_of(tokenizer)
     return llm, tokenizer
@@ -168,7 +175,7 @@ def load_table(path, device):
 # --- Embeddings, logits, answers.
 
 def embedding_scale(llm):
-    """Return what the LLM multiplies its embedding table by: sqrt(D) in Gemma, 1 in most. Speech needs it as text does."""
+    """Return what the LLM multiplies its embedding table by (sqrt(D) in Gemma, else 1); speech is multiplied, too."""
     return float(getattr(llm.get_input_embeddings(), "embed_scale", 1.0))
 
 
@@ -195,4 +202,5 @@ def stop_ids(llm, tokenizer):
 
 def decode_text(tokenizer, ids):
     """Return the text of token ids without special tokens and thoughts; a thought without an end is cut to the end."""
-    return THOUGHT.sub("", tokenizer.decode(ids, skip_special_tokens=True)).strip()
+    text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return THOUGHT.sub("", text).strip()

@@ -1,6 +1,7 @@
-"""Words that look like the marks of a turn stay words, wherever a language model reads them."""
+"""The turns of any chat LLM; and words that look like the marks of a turn stay words, wherever an LLM reads them."""
 import functools
 import json
+import os
 import random
 from types import SimpleNamespace
 
@@ -12,12 +13,143 @@ import transformers
 from data import rewrite
 from data.tiny_models import make_tokenizer
 from metrics import chat, judge, pairwise, speech_ifeval
-from speech_llm.prompts import encode_answer, encode_prompt
-from speech_llm.turns import encode_text, turn_of
+from speech_llm.prompts import encode_answer, encode_prompt, user_turn
+from speech_llm.turns import CHAT, Turn, encode_text, end_id, turn_of
 
 
 tokenizers = test_prompts.tokenizers                    # the fixture of the real vocabularies
+ROW = {"id": "tiny/1", "task": "SQA", "language": "en", "transcript": "Anna has a cat.", "question": "Who has a cat?",
+       "target": "Anna"}
 
+
+# --- Turns, from chat templates as they are published (in short).
+
+CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+TEMPLATES = {  # template, its tokens, the turn
+    "ChatML": (CHATML + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}", [], Turn(*CHAT["qwen3"])),
+    "SmolLM2, with its system text": (
+        "<|im_start|>system\nYou are SmolLM<|im_end|>\n" + CHATML
+        + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}", [],
+        Turn("<|im_start|>system\nYou are SmolLM<|im_end|>\n<|im_start|>user\n", *CHAT["qwen3"][1:])),
+    "SmolLM3, which writes the day and can think": (
+        "<|im_start|>system\nToday is {{ strftime_now('%d %B %Y') }}<|im_end|>\n" + CHATML
+        + "{% if add_generation_prompt %}<|im_start|>assistant\n"
+          "{% if not enable_thinking %}<think>\n\n</think>\n{% endif %}{% endif %}", ["<think>", "</think>"],
+        Turn("<|im_start|>system\nToday is 26 July 2024<|im_end|>\n<|im_start|>user\n",
+             "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n", "<|im_end|>")),
+    "R1, which always opens a thought": (
+        "{% for m in messages %}{% if m.role == 'user' %}<|User|>{{ m.content }}"
+        "{% else %}<|Assistant|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|Assistant|><think>\n{% endif %}",
+        ["<|User|>", "<|Assistant|>", "<|end|>", "<think>", "</think>"],
+        Turn("<|User|>", "<|Assistant|><think>\n\n</think>\n\n", "<|end|>")),
+    "Gemma": (
+        "<bos>{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
+        "{{ m.content | trim }}<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}",
+        ["<bos>", "<start_of_turn>", "<end_of_turn>"],
+        Turn("<bos><start_of_turn>user\n", "<end_of_turn>\n<start_of_turn>model\n", "<end_of_turn>")),
+    "Phi-3": (
+        "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}",
+        ["<|user|>", "<|assistant|>", "<|end|>"], Turn("<|user|>\n", "<|end|>\n<|assistant|>\n", "<|end|>")),
+    "Mistral, with a space before the answer": (
+        "<s>{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+        "{% else %} {{ m.content }}</s>{% endif %}{% endfor %}", ["<s>", "</s>", "[INST]", "[/INST]"],
+        Turn("<s>[INST] ", " [/INST]", "</s>", " ")),
+    "Vicuna, without markers": (
+        "A chat between a user and an assistant. {% for m in messages %}{% if m.role == 'user' %}USER: {{ m.content }} "
+        "{% else %}ASSISTANT: {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}ASSISTANT:{% endif %}", [],
+        Turn("A chat between a user and an assistant. USER: ", " ASSISTANT:", "<|im_end|>", " ")),
+}
+
+
+def make_chat(template, tokens=(), words=" "):
+    """A tokenizer with a template: byte-level, or one that marks a text's first word with a space as Llama-2's does."""
+    tokenizer = make_tokenizer(["Anna has a cat. Who has a cat? USER: ASSISTANT:"] * 9, 400, "qwen3")
+    if words == "▁":
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+        bpe = Tokenizer(models.BPE())
+        bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+        bpe.train_from_iterator(["Anna has a cat. Who has a cat? USER: ASSISTANT: []/\n"] * 9, trainers.BpeTrainer(
+            special_tokens=["<|im_start|>", "<|im_end|>"], initial_alphabet=[chr(n) for n in range(32, 127)] + ["\n"]))
+        tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>")
+    tokenizer.add_tokens([*tokens], special_tokens=True)
+    tokenizer.chat_template, tokenizer.name_or_path = template, "hub/chat"
+    return tokenizer
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_turn_of_a_template(name, capsys):
+    template, tokens, turn = TEMPLATES[name]
+    tokenizer = make_chat(template, tokens)
+    assert turn_of(tokenizer) == turn_of(tokenizer) == turn
+    assert tokenizer.convert_ids_to_tokens(end_id(tokenizer)) == turn.end
+    told = capsys.readouterr().err
+    assert told.count("hub/chat") == ("system" in turn.head or "A chat between" in turn.head)            # once
+    assert not told or repr(turn.head) in told
+
+
+@pytest.mark.parametrize("words", [" ", "▁"])
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_ids_of_a_prompt_and_its_answer_are_the_template_s(name, words):
+    """What the LLM was tuned on: the whole chat tokenised at once, to the end of the answer."""
+    template, tokens, turn = TEMPLATES[name]
+    tokenizer = make_chat(template, tokens, words)
+    user = user_turn(ROW, text=True)[0]
+    ids = encode_prompt(tokenizer, ROW, text=True)[0] + encode_answer(tokenizer, ROW)
+    assert ids == tokenizer(turn.head + user + turn.tail + turn.lead + "Anna" + turn.end,
+                            add_special_tokens=False)["input_ids"]
+    if "think" not in turn.tail:
+        chats = [{"role": "user", "content": user}, {"role": "assistant", "content": "Anna"}]
+        assert ids == tokenizer.apply_chat_template(chats)["input_ids"][:len(ids)]
+
+
+@pytest.mark.parametrize("template, says", [
+    (None, "the tokenizer of hub/chat has no chat template; choose an LLM that was tuned to follow instructions"),
+    ("{{ raise_exception('only with tools') }}", "the chat template of hub/chat cannot be used: only with tools"),
+    ("{{ messages[0].content | upper }}{{ messages[0].content }}", "does not write the user's words or the answer once"),
+    ("{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}", "does not end an answer")])
+def test_a_tokenizer_without_a_usable_template_is_refused_by_name(template, says):
+    from tokenizers import Tokenizer, models
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
+    tokenizer.chat_template, tokenizer.name_or_path = template, "hub/chat"
+    with pytest.raises(ValueError, match=says):
+        turn_of(tokenizer)
+
+
+@pytest.mark.parametrize("family", CHAT)
+def test_a_tokenizer_without_a_template_but_with_published_markers_has_the_published_turn(family):
+    tokenizer = make_tokenizer(["Anna"], 300, family)
+    expected = turn_of(make_tokenizer(["Anna"], 300, family))                                # its template says the same
+    tokenizer.chat_template = None
+    assert turn_of(tokenizer) == expected == Turn(*CHAT[family])
+
+
+@pytest.mark.parametrize("name, tokens", [("cohere", "cohere"), ("qwen3_instruct_2507", "qwen3"), ("llama3_1", "llama")])
+def test_the_published_templates_give_the_published_turns(real, name, tokens):
+    """Llama-3.1's without its system block of dates (2025)."""
+    tokenizer = make_tokenizer(["Anna"], 300, tokens)
+    with open(os.path.join(real, "tokenizers", "chat_templates", f"{name}.jinja"), encoding="utf-8") as file:
+        tokenizer.chat_template = file.read()
+    assert turn_of(tokenizer) == Turn(*CHAT[tokens])
+
+
+def test_ids_of_smollm2(small_models, capsys):
+    """model_type "llama", with Qwen's markers and a system text of its own."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(os.path.join(small_models, "smollm2-135m-instruct"))
+    before, after = encode_prompt(tokenizer, ROW)
+    assert tokenizer.decode(before) == ("<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by "
+                                        "Hugging Face<|im_end|>\n<|im_start|>user\nContent: <speech>")
+    assert before[:5] == [1, 9690, 198, 2683, 359] and before[-8:] == [1, 4093, 198, 17878, 42, 2067, 37525, 46]
+    assert after[:4] == [9617, 37525, 46, 198] and after[-6:] == [2, 198, 1, 520, 9531, 198]
+    assert encode_answer(tokenizer, {**ROW, "target": "The cat."}) == [504, 2644, 30, 2]
+    whole = tokenizer.apply_chat_template([{"role": "user", "content": user_turn(ROW, text=True)[0]}],
+                                          add_generation_prompt=True)["input_ids"]
+    assert encode_prompt(tokenizer, ROW, text=True)[0] == whole
+
+
+# --- Words that look like the marks of a turn.
 
 @pytest.fixture(scope="module")
 def cohere():

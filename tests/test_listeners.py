@@ -1,7 +1,10 @@
-"""The multilingual listeners: window Q-Former, prompts, LoRA on q and v."""
+"""The multilingual listeners: window Q-Former, Cohere's prompt, LoRA on q and v; the text part of Qwen2.5-Omni."""
+import os
+
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 
 import train_projector as stage
 from data.covost2 import INTO_ENGLISH
@@ -9,7 +12,8 @@ from merge_sft import MIXTURES, PRESETS, TEN
 from speech_llm.prompts import user_turn
 from speech_llm.qformer import QFormer, start_from_bert
 from speech_llm.rows import ALL_LANGUAGES
-from train_lora import add_lora, lora_parameters
+from speech_llm.turns import CHAT
+from train_lora import TARGETS, add_lora, lora_parameters
 
 
 ROW = {"id": "x/1", "utterance": "x/1", "task": "SQA", "language": "it", "transcript": "Chi sei?",
@@ -123,6 +127,17 @@ def test_the_question_is_what_is_spoken():
         user_turn({**ROW, "task": "ST", "language": "ko"}, prompt="listeners")
 
 
+def test_cohere_s_turns_are_those_of_its_chat_template(real):
+    """The published template, without its default system turn."""
+    import jinja2
+    with open(os.path.join(real, "tokenizers", "chat_templates", "cohere.jinja"), encoding="utf-8") as file:
+        template = jinja2.Environment().from_string(file.read())
+    wanted = template.render(messages=[{"role": "user", "content": "Chi sei?"}], add_generation_prompt=True,
+                             bos_token="<BOS_TOKEN>")
+    begin, between, _ = CHAT["cohere"]
+    assert begin + user_turn(ROW, True, "listeners")[0] + between == wanted
+
+
 # --- LoRA and mixtures.
 
 def test_lora_on_aya_has_27262976_parameters():
@@ -145,3 +160,33 @@ def test_the_listeners_mixtures():
     assert PRESETS["listeners-ten-ast"]["corpora"] == f"multispeechqa,{corpora}"
     for name, batch in (("listeners-align", 128), ("listeners", 256)):                       # Table 5
         assert stage.Config().batch * PRESETS[name]["accumulate"] == batch
+
+
+# --- An existing speech LLM's text part.
+
+def test_qwen25_omni_is_loaded_as_the_qwen2_that_it_holds(tmp_path, monkeypatch):
+    """Same logits as its thinker's; its own audio tower, vision tower and talker are not read."""
+    config = transformers.Qwen2_5OmniConfig()
+    text, audio, vision = (getattr(config.thinker_config, f"{name}_config") for name in ("text", "audio", "vision"))
+    for part, sizes in ((text, dict(vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                                    num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=False,
+                                    layer_types=["full_attention"] * 2, max_window_layers=2,
+                                    rope_parameters={"rope_type": "default", "mrope_section": [2, 3, 3],
+                                                     "rope_theta": 1e6})),
+                        (audio, dict(d_model=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=16,
+                                     output_dim=32)),
+                        (vision, dict(depth=1, hidden_size=16, intermediate_size=16, num_heads=2, out_hidden_size=32))):
+        for name, value in sizes.items():
+            setattr(part, name, value)
+    torch.manual_seed(0)
+    thinker = transformers.Qwen2_5OmniThinkerForConditionalGeneration(config.thinker_config).eval()
+    save_file({f"thinker.{name}": tensor.clone() for name, tensor in thinker.state_dict().items()},
+              tmp_path / "model.safetensors", metadata={"format": "pt"})
+    config.save_pretrained(tmp_path)
+    monkeypatch.setattr(stage, "load_tokenizer", lambda path: None)
+    llm, _ = stage.load_llm(str(tmp_path), torch.device("cpu"))
+    ids = torch.randint(0, 60, (2, 9))
+    with torch.no_grad():
+        assert torch.allclose(llm(input_ids=ids).logits, thinker(input_ids=ids).logits, atol=1e-6)
+    assert llm.config.model_type == "qwen2"
+    assert add_lora(llm, TARGETS, 32, 32) == 2 * 7

@@ -8,6 +8,7 @@ import transformers
 from safetensors.torch import save_file
 
 from data.tiny_models import make_tokenizer
+from speech_llm.batches import Batch
 from speech_llm.decode import generate
 from speech_llm.llm import decode_text, load_llm, loading, stop_ids
 from speech_llm.prompts import encode_prompt
@@ -62,7 +63,7 @@ def llm(request, llama, tmp_path_factory):
 def sample(before, speech, after, answer):
     """What the LLM reads of a row whose frames are token ids."""
     return {"before": before, "frames": [[token] for token in speech], "slots": len(speech), "after": after,
-            "answer": answer, "length": len(before + speech + after + answer)}
+            "answer": answer}
 
 
 class Lookup(torch.nn.Module):
@@ -88,8 +89,8 @@ def test_the_loss_is_transformers_own(llm):
         labels = [-100] * (len(ids) - len(s["answer"])) + s["answer"]
         mean = llm(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss
         losses.append(mean * len(s["answer"]))
-        assert torch.allclose(answer_loss(llm, Lookup(llm), [s])[0], losses[-1], rtol=1e-4)
-    assert torch.allclose(answer_loss(llm, Lookup(llm), SAMPLES)[0], sum(losses), rtol=1e-4)
+        assert torch.allclose(answer_loss(llm, Lookup(llm), Batch.of([s]))[0], losses[-1], rtol=1e-4)
+    assert torch.allclose(answer_loss(llm, Lookup(llm), Batch.of(SAMPLES))[0], sum(losses), rtol=1e-4)
 
 
 def test_greedy_decoding_is_transformers_own(llm):

@@ -35,7 +35,7 @@ def damaged_file(folder):
             elif name.endswith(".json"):
                 with open(path, encoding="utf-8") as file:
                     json.load(file)
-        except Exception:                       # libraries raise an error of their own for every kind of damage
+        except Exception:                       # each library raises other errors for damaged files
             return path
     return None
 
@@ -66,7 +66,7 @@ def loading(path):
     """Raise ValueError with the checkpoint's name and what to do, in place of any error that a library has of it."""
     try:
         yield
-    except Exception as error:                  # libraries raise an error of their own for every kind of damage
+    except Exception as error:                  # each library raises other errors for damaged files
         reason = shorten(f"{type(error).__name__}: {error}", 400)
         raise ValueError(f"the checkpoint {path} cannot be loaded ({reason}); {advice(path, error)}") from error
 
@@ -104,7 +104,7 @@ def text_part(config):
 
 
 def ropes(config):
-    """Return the settings of a model's rotary embeddings, one dict for each kind of layer that has its own."""
+    """Return the settings of a model's rotary embeddings, a list of one dict, or of one for each kind of layer."""
     settings = getattr(config, "rope_parameters", None) or {}
     return [settings] if "rope_type" in settings else [rope for rope in settings.values() if isinstance(rope, dict)]
 
@@ -181,8 +181,8 @@ def embedding_scale(llm):
 
 def logits_at(llm, rows, columns, **inputs):
     """
-    Return the logits, (N, V) float32, after the positions (rows[n], columns[n]) of the LLM's inputs. The LLM's own
-    forward makes them, with its scale or cap (Cohere, Gemma, Granite), from these N hidden states alone.
+    Return the logits, (N, V) float32, after the positions (rows[n], columns[n]) of the LLM's inputs. They come from
+    the LLM's forward, with its scale or cap (Cohere, Gemma, Granite); a hook leaves it these N hidden states alone.
     """
     def keep(module, arguments, output):
         output.last_hidden_state = output.last_hidden_state[rows, columns][None]                     # (1, N, D)
@@ -195,7 +195,7 @@ def logits_at(llm, rows, columns, **inputs):
 
 
 def stop_ids(llm, tokenizer):
-    """Return every id that ends a turn: the chat template's own and those of the checkpoint's generation config."""
+    """Return the set of ids that end a turn: the chat template's and those of the checkpoint's generation config."""
     ends = llm.generation_config.eos_token_id
     return {*(ends if isinstance(ends, list) else [ends]), end_id(tokenizer)} - {None}
 

@@ -6,7 +6,7 @@ The prompts of the papers: from a row to the token ids that the LLM reads, in tr
     answer = encode_answer(tokenizer, row)
 
 Prompt styles: "2025" (IWSLT 2025, section 4 and appendix A.4), "2026" and "2026-zero-shot" (IWSLT 2026, Table 7),
-"listeners" (multilingual listeners, A.6), "omni" (Qwen2.5-Omni's own).
+"listeners" (multilingual listeners, A.6), "omni" (Qwen2.5-Omni).
 """
 from speech_llm.turns import encode, turn_of
 
@@ -44,7 +44,7 @@ NOT_ANSWERABLE = {  # the organisers' answer to a question that the speech does 
 
 
 def question_line(row):
-    """Return the line after the speech: the task's own instruction, or the row's question."""
+    """Return the line after the speech: the task's instruction, or the row's question."""
     if row["task"] in ("SQA", "MCQ"):
         # one line, always: options and instructions with line breaks are joined by spaces (2026, Table 7)
         return "Question: " + " ".join(row["question"].splitlines()).strip() + "\n"

@@ -33,7 +33,7 @@ def decoded(llm):
 
 def test_a_batch_is_each_alone_and_is_decoding_without_a_cache(llm, decoded):
     prompts, answers = decoded
-    stops = {answers[0][2], answers[1][5], answers[2][0]}                   # several ends; the third row begins with one
+    stops = {answers[0][2], answers[1][5], answers[2][0]}                   # several ends; the third answer is empty
     expected = [ids[:min([ids.index(stop) for stop in stops if stop in ids], default=12)] for ids in answers]
     lengths = [len(ids) for ids in expected]
     assert 12 in lengths and 0 in lengths and len(set(lengths)) >= 4        # some go on to the cap, others stop early

@@ -82,7 +82,7 @@ SAMPLES = [sample([5, 6, 7], [8, 9, 10, 11], [12], [13, 14, 2]), sample([5], [20
 
 
 def test_the_loss_is_transformers_own(llm):
-    """Speech that says a token's own vector is read as that token; the loss falls on the answers."""
+    """A frame that becomes a token's vector is read as that token; the loss falls on the answers."""
     losses = []
     for s in SAMPLES:
         ids = s["before"] + [frame[0] for frame in s["frames"]] + s["after"] + s["answer"]
@@ -115,7 +115,7 @@ def test_greedy_decoding_is_transformers_own(llm):
     ("Mamba", {"state_size": 4}, "layers of the kind linear_attention cannot be decoded in batches"),
     ("Lfm2", {"layer_types": ["conv", "full_attention"]}, "layers of the kind conv cannot be decoded"),
     ("Llama4Text", {"head_dim": 8, "intermediate_size_mlp": 48, "num_local_experts": 2,
-                    "layer_types": ["chunked_attention", "full_attention"]}, "layers of the kind chunked_attention cannot"),
+                    "layer_types": ["chunked_attention", "full_attention"]}, "of the kind chunked_attention"),
     ("Gemma3nText", {"head_dim": 8, "vocab_size_per_layer_input": 600, "num_kv_shared_layers": 0,
                      "activation_sparsity_pattern": [0.0, 0.0]}, "reads more of a token than its embedding")])
 def test_an_llm_that_would_answer_wrongly_is_refused_by_name(llama, tmp_path, family, options, says):
@@ -193,7 +193,7 @@ def test_stop_ids_are_all_that_end_a_turn(llama):
         assert stop_ids(model, tokenizer) == expected
 
 
-# --- Qwen2.5-Omni: the text part of the thinker, and the thinker's own turn around audio.
+# --- Qwen2.5-Omni: the text part of the thinker, and its turn around audio.
 
 OMNI = """{% for m in messages %}{% if loop.first and m.role != 'system' %}<|im_start|>system
 You are a helpful assistant.<|im_end|>
@@ -236,7 +236,7 @@ def omni(tmp_path_factory):
 
 
 def test_qwen25_omni_answers_audio_as_its_thinker_does(omni):
-    """Its own turn, two seconds of audio, its own positions; the audio tower's output stands in the place of frames."""
+    """The template's turn around two seconds of audio; the audio tower's output stands in the place of frames."""
     thinker, folder = omni
     llm, tokenizer = load_llm(folder, CPU)
     assert llm.config.model_type == "qwen2"
@@ -245,11 +245,11 @@ def test_qwen25_omni_answers_audio_as_its_thinker_does(omni):
     chats = [{"role": "user", "content": [{"type": "audio"}]}]
     wanted = tokenizer.apply_chat_template(chats, chat_template=OMNI, add_generation_prompt=True)["input_ids"]
     assert before + [thinker.config.audio_token_id] + after == wanted
-    mel = torch.randn(1, 128, 200)
+    mel, seen = torch.randn(1, 128, 200), torch.ones(1, 200, dtype=torch.long)
     with torch.no_grad():
-        audio = thinker.get_audio_features(mel, torch.ones(1, 200, dtype=torch.long)).last_hidden_state                        # (50, D)
+        audio = thinker.get_audio_features(mel, seen).last_hidden_state                              # (50, D)
         ids = torch.tensor([before + [thinker.config.audio_token_id] * len(audio) + after])
-        answer = thinker.generate(input_ids=ids, input_features=mel, feature_attention_mask=torch.ones(1, 200, dtype=torch.long),
+        answer = thinker.generate(input_ids=ids, input_features=mel, feature_attention_mask=seen,
                                   do_sample=False, max_new_tokens=8, eos_token_id=2)[0, ids.shape[1]:]
         table = llm.get_input_embeddings()
         prompt = torch.cat([table(torch.tensor(before)), audio, table(torch.tensor(after))])

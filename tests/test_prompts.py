@@ -41,14 +41,14 @@ def test_2026_has_a_blank_line_before_the_suffix(task, language, after):
     assert user_turn(row, prompt="2026")[1] == "</speech>\n" + after.replace("\nYour", "\n\nYour")
 
 
-@pytest.mark.parametrize("task, language, said", [     # two of the four have a space before the newline
+@pytest.mark.parametrize("task, language, suffix", [     # two of the four have a space before the newline
     ("ASR", "en", "Do not add anything else to your answer. "),
     ("ST", "de", "Antworten Sie nur mit der Übersetzung. Fügen Sie Ihrer Antwort nichts weiter hinzu."),
     ("ST", "it", "Rispondi solo con la traduzione. Non aggiungere altro alla tua risposta."),
     ("ST", "zh", "仅回复翻译。请勿在答案中添加任何其他内容。 "), ("SQA", "en", "")])
-def test_zero_shot_suffixes_of_2026(task, language, said):
+def test_zero_shot_suffixes_of_2026(task, language, suffix):
     row = {**SPOKEN, "task": task, "language": language, "question": "Who sleeps?"}
-    assert user_turn(row, prompt="2026-zero-shot")[1].endswith(f"?\n{said}\nYour answer:")
+    assert user_turn(row, prompt="2026-zero-shot")[1].endswith(f"?\n{suffix}\nYour answer:")
     with pytest.raises(ValueError, match="prompt '2027' is not one of 2025, 2026, 2026-zero-shot"):
         user_turn(row, prompt="2027")
 

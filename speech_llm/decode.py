@@ -43,8 +43,8 @@ def read_prompts(llm, prompts):
         inputs = nn.utils.rnn.pad_sequence([prompts[n] for n in numbers], batch_first=True)          # (b, l, D)
         lengths = torch.tensor([len(prompts[n]) for n in numbers], device=inputs.device)
         caches.append(DynamicCache())        # of all positions: a window is cut by the mask, after the padding
-        logits.append(logits_at(llm, torch.arange(len(numbers), device=inputs.device), lengths - 1, inputs_embeds=inputs,
-                                past_key_values=caches[-1], use_cache=True))
+        logits.append(logits_at(llm, torch.arange(len(numbers), device=inputs.device), lengths - 1,
+                                inputs_embeds=inputs, past_key_values=caches[-1], use_cache=True))
         order += numbers
     lengths, longest, cache = [len(prompts[n]) for n in order], max(map(len, prompts)), DynamicCache()
 
@@ -59,7 +59,7 @@ def read_prompts(llm, prompts):
 
 
 def depends_on_others(config, longest):
-    """Return whether a batch of so many positions may turn its rows' keys as none of them is turned alone (LongRoPE)."""
+    """Return whether LongRoPE reads short rows otherwise beside a row of so many positions than alone."""
     return any(rope.get("rope_type") == "longrope" and longest > rope["original_max_position_embeddings"]
                for rope in ropes(config))
 

@@ -17,7 +17,7 @@ import torch
 from speech_llm.turns import end_id, turn_of
 
 
-LAYERS = {"full_attention", "sliding_attention"}                    # kinds of layers whose decoding is tested in batches
+LAYERS = {"full_attention", "sliding_attention"}             # kinds of layers that read a row of a batch as if alone
 THOUGHT = re.compile(r"<think>.*?(</think>|\Z)", re.S)
 
 
@@ -35,7 +35,7 @@ def damaged_file(folder):
             elif name.endswith(".json"):
                 with open(path, encoding="utf-8") as file:
                     json.load(file)
-        except Exception:                       # libraries raise an error of their own for every kind of damage
+        except Exception:                       # each library raises other errors for damaged files
             return path
     return None
 
@@ -66,7 +66,7 @@ def loading(path):
     """Raise ValueError with the checkpoint's name and what to do, in place of any error that a library has of it."""
     try:
         yield
-    except Exception as error:                  # libraries raise an error of their own for every kind of damage
+    except Exception as error:                  # each library raises other errors for damaged files
         reason = shorten(f"{type(error).__name__}: {error}", 400)
         raise ValueError(f"the checkpoint {path} cannot be loaded ({reason}); {advice(path, error)}") from error
 
@@ -98,25 +98,32 @@ def text_part(config):
         rope = {"rope_type": "default", "rope_theta": text.pop("rope_parameters")["rope_theta"]}
         return Qwen2Config(**{**text, "model_type": "qwen2"}, rope_parameters=rope), {r"^thinker\.": ""}
     if config.get_text_config() is not config:  # Gemma 3, which also sees
-        return config.get_text_config(), {r"^(model\.)?language_model\.(model\.)?": "model."}
+        return config.get_text_config(), {r"^(model\.)?language_model\.(model\.)?(?!lm_head)": "model.",
+                                          r"^language_model\.lm_head": "lm_head"}
     return config, {}
 
 
 def ropes(config):
-    """Return the settings of a model's rotary embeddings, one dict for each kind of layer that has its own."""
+    """Return the settings of a model's rotary embeddings, a list of one dict, or of one for each kind of layer."""
     settings = getattr(config, "rope_parameters", None) or {}
     return [settings] if "rope_type" in settings else [rope for rope in settings.values() if isinstance(rope, dict)]
 
 
-def require_decodable(llm, path):
-    """Raise ValueError if a row of a batch would be read otherwise than alone, whatever its length."""
+@torch.no_grad()
+def require_readable(llm, path):
+    """Raise ValueError if speech cannot stand beside text in the LLM, or a row of a batch is not read as if alone."""
     kinds = {*(getattr(llm.config, "layer_types", None) or [])} - LAYERS
-    if llm._is_stateful or kinds:
+    if kinds or getattr(llm, "_is_stateful", False):
         raise ValueError(f"{path}: layers of the kind {', '.join(sorted(kinds)) or llm.config.model_type} cannot be "
                          "decoded in batches here; choose an LLM of full or sliding attention")
     if any("dynamic" in rope.get("rope_type", "") for rope in ropes(llm.config)):
-        raise ValueError(f"{path}: under dynamic RoPE scaling a row's answer depends on the rows beside it; set another "
-                         "rope_type in its config.json")
+        raise ValueError(f"{path}: under dynamic RoPE scaling a row's answer depends on the rows beside it; set "
+                         "another rope_type in its config.json")
+    ids = torch.arange(4, 8, device=llm.device)[None]
+    vectors = llm.get_input_embeddings()(ids)
+    if not torch.allclose(llm(input_ids=ids).logits, llm(inputs_embeds=vectors).logits, rtol=1e-2, atol=1e-2):
+        raise ValueError(f"{path}: {type(llm).__name__} reads more of a token than its embedding, and speech has no "
+                         "tokens; choose another LLM")
 
 
 def load_llm(path, device):
@@ -131,7 +138,7 @@ def load_llm(path, device):
         config._attn_implementation = "eager"
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     llm = load_checkpoint(AutoModelForCausalLM, path, config=config, key_mapping=names, dtype=dtype).to(device)
-    require_decodable(llm, path)
+    require_readable(llm, path)
     tokenizer = load_tokenizer(path)
     turn_of(tokenizer)
     return llm, tokenizer
@@ -168,14 +175,14 @@ def load_table(path, device):
 # --- Embeddings, logits, answers.
 
 def embedding_scale(llm):
-    """Return what the LLM multiplies its embedding table by: sqrt(D) in Gemma, 1 in most. Speech needs it as text does."""
+    """Return what the LLM multiplies its embedding table by (sqrt(D) in Gemma, else 1); speech is multiplied, too."""
     return float(getattr(llm.get_input_embeddings(), "embed_scale", 1.0))
 
 
 def logits_at(llm, rows, columns, **inputs):
     """
-    Return the logits, (N, V) float32, after the positions (rows[n], columns[n]) of the LLM's inputs. The LLM's own
-    forward makes them, with its scale or cap (Cohere, Gemma, Granite), from these N hidden states alone.
+    Return the logits, (N, V) float32, after the positions (rows[n], columns[n]) of the LLM's inputs. They come from
+    the LLM's forward, with its scale or cap (Cohere, Gemma, Granite); a hook leaves it these N hidden states alone.
     """
     def keep(module, arguments, output):
         output.last_hidden_state = output.last_hidden_state[rows, columns][None]                     # (1, N, D)
@@ -188,11 +195,12 @@ def logits_at(llm, rows, columns, **inputs):
 
 
 def stop_ids(llm, tokenizer):
-    """Return every id that ends a turn: the chat template's own and those of the checkpoint's generation config."""
+    """Return the set of ids that end a turn: the chat template's and those of the checkpoint's generation config."""
     ends = llm.generation_config.eos_token_id
     return {*(ends if isinstance(ends, list) else [ends]), end_id(tokenizer)} - {None}
 
 
 def decode_text(tokenizer, ids):
     """Return the text of token ids without special tokens and thoughts; a thought without an end is cut to the end."""
-    return THOUGHT.sub("", tokenizer.decode(ids, skip_special_tokens=True)).strip()
+    text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return THOUGHT.sub("", text).strip()

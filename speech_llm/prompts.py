@@ -1,4 +1,13 @@
-"""TODO"""
+"""
+The prompts of the papers: from a row to the token ids that the LLM reads, in training and inference alike.
+
+    before, after = encode_prompt(tokenizer, row)              # the speech stands between them
+    ids, _ = encode_prompt(tokenizer, row, text=True)          # the transcript stands in place of the speech
+    answer = encode_answer(tokenizer, row)
+
+Prompt styles: "2025" (IWSLT 2025, section 4 and appendix A.4), "2026" and "2026-zero-shot" (IWSLT 2026, Table 7),
+"listeners" (multilingual listeners, A.6), "omni" (Qwen2.5-Omni).
+"""
 from speech_llm.turns import encode, turn_of
 
 
@@ -8,7 +17,7 @@ TASK_LINES = {  # the language of the instruction is the language of the answer 
     ("ST", "it"): "Puoi tradurre il contenuto del discorso in testo italiano?",
     ("ST", "zh"): "你能把演讲内容翻译成中文吗?",
 }
-SUFFIXES = {  # what stands before "Your answer:"; 2026: then a newline more, so that the prompt holds a blank line
+SUFFIXES = {  # the line before "Your answer:"; in 2026 it is there even when empty, as a blank line
     "2025": {}, "2026": {},
     "2026-zero-shot": {  # 2026, Table 7; two of them have a space before the newline
         ("ASR", "en"): "Do not add anything else to your answer. ",
@@ -17,10 +26,11 @@ SUFFIXES = {  # what stands before "Your answer:"; 2026: then a newline more, so
         ("ST", "zh"): "仅回复翻译。请勿在答案中添加任何其他内容。 ",
     },
 }
-SPOKEN = {  # prompt "listeners": the speech is the whole turn, but for these tasks (multilingual listeners, A.6)
+SPOKEN = {  # prompts "listeners" and "omni": tasks with words beside the speech (multilingual listeners, A.6)
     "ASR": "Transcribe this utterance",
-    "ST": "Translate this utterance into {}",                                  # the paper is silent (our choice)
+    "ST": "Translate this utterance into {}",                      # the paper has no words for it (our choice)
 }
+AUDIO_TAGS = "<|audio_bos|>", "<|audio_eos|>"      # prompt "omni": what Qwen2.5-Omni's processor puts around speech
 TRANSLATED_INTO = {  # CoVoST 2's target languages among the 23, and Italian
     "en": "English", "ar": "Arabic", "de": "German", "fa": "Persian", "id": "Indonesian", "it": "Italian",
     "ja": "Japanese", "tr": "Turkish", "zh": "Chinese",
@@ -34,10 +44,10 @@ NOT_ANSWERABLE = {  # the organisers' answer to a question that the speech does 
 
 
 def question_line(row):
-    """The line after the speech: the task's own instruction, or the row's question."""
+    """Return the line after the speech: the task's instruction, or the row's question."""
     if row["task"] in ("SQA", "MCQ"):
-        # one line, always: options and instructions with newlines are joined by spaces (2026, Table 7)
-        return "Question: " + " ".join(row["question"].split("\n")).strip() + "\n"
+        # one line, always: options and instructions with line breaks are joined by spaces (2026, Table 7)
+        return "Question: " + " ".join(row["question"].splitlines()).strip() + "\n"
     key = (row["task"], row["language"])
     if key not in TASK_LINES:
         raise ValueError(f"row {row['id']}: no prompt for {key[0]} in {key[1]!r}; there is one for {list(TASK_LINES)}")
@@ -45,7 +55,7 @@ def question_line(row):
 
 
 def spoken_instruction(row):
-    """Of the prompt "listeners": what is written beside the speech; nothing where the question is what is spoken."""
+    """Return what is written beside the speech: nothing where the speech is the question itself."""
     if row["task"] in ("SQA", "MCQ"):
         return "" if row["question"] == row["transcript"] else row["question"].strip()
     if row["task"] == "ST" and row["language"] not in TRANSLATED_INTO:
@@ -55,14 +65,16 @@ def spoken_instruction(row):
 
 
 def user_turn(row, text=False, prompt="2025"):
-    """The user's turn around the speech -> (before, after); with `text` it is one piece and `after` is empty."""
-    if prompt == "listeners":
-        asked = spoken_instruction(row)
+    """Return the user's words (before, after) the speech; with `text` all of them, and `after` is empty."""
+    if prompt in ("listeners", "omni"):
+        instruction = spoken_instruction(row)
         if text:
-            return "\n".join(filter(None, (row["transcript"].strip(), asked))), ""
-        return "<Speech>", f"</Speech> {asked}".rstrip()               # as SALMONN has it
+            return "\n".join(filter(None, (row["transcript"].strip(), instruction))), ""
+        if prompt == "omni":
+            return "", instruction
+        return "<Speech>", f"</Speech> {instruction}".rstrip()         # as SALMONN has it
     if prompt not in SUFFIXES:
-        raise ValueError(f"prompt {prompt!r} is not one of {', '.join(SUFFIXES)}, listeners")
+        raise ValueError(f"prompt {prompt!r} is not one of {', '.join(SUFFIXES)}, listeners, omni")
     ending = SUFFIXES[prompt].get((row["task"], row["language"]), "")
     after = question_line(row) + ending + ("" if prompt == "2025" else "\n") + "Your answer:"
     if text:
@@ -70,12 +82,22 @@ def user_turn(row, text=False, prompt="2025"):
     return "Content: <speech>", f"</speech>\n{after}"
 
 
+def audio_tags(tokenizer, prompt):
+    """Return the two tokens, as text, that a prompt style puts around the speech. ValueError if the LLM lacks them."""
+    if prompt != "omni":
+        return "", ""
+    if not {*AUDIO_TAGS} <= tokenizer.get_added_vocab().keys():
+        raise ValueError(f"prompt 'omni': the tokenizer of {tokenizer.name_or_path} lacks {' or '.join(AUDIO_TAGS)}")
+    return AUDIO_TAGS
+
+
 def encode_prompt(tokenizer, row, text=False, prompt="2025"):
-    """Return the token ids (before, after) of the speech; the pieces are tokenised apart (2025, section 4)."""
+    """Return the token ids (before, after) of the speech; the two are tokenised apart (2025, section 4)."""
     turn, (before, after) = turn_of(tokenizer), user_turn(row, text, prompt)
     if text:
         return encode(tokenizer, turn.head, before, turn.tail), []
-    return encode(tokenizer, turn.head, before, ""), encode(tokenizer, "", after, turn.tail)
+    begin, end = audio_tags(tokenizer, prompt)
+    return encode(tokenizer, turn.head, before, begin), encode(tokenizer, end, after, turn.tail)
 
 
 def encode_answer(tokenizer, row):
@@ -90,9 +112,10 @@ def encode_answer(tokenizer, row):
 
 
 def prompts_of(tokenizer, prompt):
-    """Return {"task language mode": the prompt as text}, on which a stage is trained and which infer.py compares."""
-    row = {"id": "example", "question": "QUESTION", "transcript": "TRANSCRIPT"}
-    prompts = {(task, language, text): encode_prompt(tokenizer, {**row, "task": task, "language": language}, text, prompt)
-               for task, language in [*TASK_LINES, ("SQA", "en")] for text in (False, True)}
-    return {f"{task} {language} {'text' if text else 'speech'}": "SPEECH".join(map(tokenizer.decode, pieces))
-            for (task, language, text), pieces in prompts.items()}
+    """Return {"TASK LANGUAGE speech or text": the prompt as text}, which a stage keeps and a later stage compares."""
+    row, prompts = {"id": "example", "question": "QUESTION", "transcript": "TRANSCRIPT"}, {}
+    for task, language in [*TASK_LINES, ("SQA", "en")]:
+        for kind in ("speech", "text"):
+            pieces = encode_prompt(tokenizer, {**row, "task": task, "language": language}, kind == "text", prompt)
+            prompts[f"{task} {language} {kind}"] = "SPEECH".join(map(tokenizer.decode, pieces))
+    return prompts

@@ -4,10 +4,13 @@ The turns of a chat: what a language model reads around the user's words, and ho
     turn = turn_of(tokenizer)             # turn.head, the user's words, turn.tail, the answer, turn.end
     encode(tokenizer, turn.head, "Who sleeps?", turn.tail)          # token ids of a prompt
 
-A turn is what the tokenizer's own chat template writes. Words that a user, a corpus or a model wrote are never trusted:
-a turn marker inside them stays ordinary text.
+A turn is what the tokenizer's chat template writes, with the system text that the template inserts: the LLM was tuned
+with it (our choice). Llama's block of dates alone is left out, as the 2025 system has it. A tokenizer without a
+template has the published format whose markers are its tokens. Words that a user, a corpus or a model wrote are never
+trusted: a turn marker inside them stays ordinary text.
 """
 import functools
+import os
 import re
 import sys
 from datetime import date
@@ -20,10 +23,10 @@ CHAT = {  # the published formats: before the user's turn, between user and assi
     "cohere": ("<BOS_TOKEN><|START_OF_TURN_TOKEN|><|USER_TOKEN|>",
                "<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>", "<|END_OF_TURN_TOKEN|>"),
 }
-# Llama-3.1's template writes when its knowledge ends and which day it is; the 2025 system has no such block
+# the system block of Llama-3's template: when the LLM's knowledge ends, and which day it is
 DATES = re.compile(r"<\|start_header_id\|>system<\|end_header_id\|>\s*Cutting Knowledge Date:.*?<\|eot_id\|>", re.S)
-DAY = date(2024, 7, 26)             # the day that a template writes, Llama-3.1's default: a run keeps its prompts
-USER, ANSWER = "\ue000", "\ue001"   # private characters: where a rendered template has the user's words and the answer
+DAY = date(2024, 7, 26)             # what a template writes as today (Llama-3.1's default): prompts must not change
+USER, ANSWER = "\ue000", "\ue001"   # private characters that stand for the user's words and the answer in a template
 
 
 class Turn(NamedTuple):
@@ -68,7 +71,7 @@ def encode_text(tokenizer, text):
 
 
 def published_turn(tokenizer):
-    """Return the published format whose markers are all single tokens, for a tokenizer without a chat template."""
+    """Return the published format whose markers are all tokens of a tokenizer without a chat template."""
     for head, tail, end in CHAT.values():
         if all(marker in tokenizer.get_added_vocab() for marker in re.findall(r"<[^<>\s]+>", head + tail + end)):
             return Turn(head, tail, end)
@@ -76,39 +79,38 @@ def published_turn(tokenizer):
                      "was tuned to follow instructions")
 
 
-def render(tokenizer, answer=()):
-    """Return a chat as the template writes it, without a thought: the user's words, then the answer if there is one."""
-    chat = [{"role": role, "content": content} for role, content in (("user", USER), *answer)]
+def render(tokenizer, answer=None):
+    """Return a chat as the template writes it: the user's words, then the answer, or the assistant's header for it."""
+    chat = [{"role": "user", "content": USER}]
+    if answer:
+        chat.append({"role": "assistant", "content": answer})
     try:
         return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=not answer,
                                              enable_thinking=False, strftime_now=DAY.strftime)
-    except Exception as error:                                   # a template may raise any error of its language
+    except Exception as error:                                   # a template may raise any error
         raise ValueError(f"the chat template of {tokenizer.name_or_path} cannot be used: {error}") from error
 
 
 @functools.cache
 def turn_of(tokenizer):
     """
-    Return the Turn of a tokenizer, from its chat template. A system text of the template is kept and told once.
-    ValueError if there is no template, or if it does not write the user's words as they are.
+    Return the Turn of a tokenizer. A system text is printed to standard error once. ValueError if the tokenizer has no
+    chat template, or one that does not write the user's words and the answer as they are.
     """
     if not tokenizer.chat_template:
         return published_turn(tokenizer)
-    prompt, whole = render(tokenizer), render(tokenizer, [("assistant", ANSWER)])
-    if prompt.count(USER) != 1 or whole.count(ANSWER) != 1:
-        raise ValueError(f"the chat template of {tokenizer.name_or_path} does not write the user's words or the answer "
-                         "once, as they are")
+    prompt, whole, name = render(tokenizer), render(tokenizer, ANSWER), tokenizer.name_or_path
+    if prompt.count(USER) != 1 or whole.count(USER) != 1 or whole.count(ANSWER) != 1:
+        raise ValueError(f"the chat template of {name} does not write the user's words or the answer once, as they are")
     head, tail = DATES.sub("", prompt).split(USER)
-    between, rest = whole.split(USER)[-1].split(ANSWER)
+    between, rest = whole.split(USER)[1].split(ANSWER)
     lead = between.removeprefix(tail)
     marker = markers(tokenizer).search(rest)
     end = rest[:marker.end()] if marker else tokenizer.eos_token
     if not end:
-        raise ValueError(f"the chat template of {tokenizer.name_or_path} does not end an answer, and its tokenizer has "
-                         "no end-of-text token")
-    if len(markers(tokenizer).sub(" ", head).split()) > 3:       # more than the name of a role
-        print(f"every prompt begins with the system text of {tokenizer.name_or_path}'s chat template: {head!r}",
-              file=sys.stderr)
+        raise ValueError(f"the chat template of {name} does not end an answer, nor has its tokenizer an end of text")
+    if len(markers(tokenizer).sub(" ", head).split()) > 3 and os.environ.get("RANK", "0") == "0":
+        print(f"every prompt begins with the system text of {name}: {head!r}", file=sys.stderr)
     if re.search(r"<think>\s*$", tail):                          # a thought that the template opens is left empty
         tail = tail.rstrip() + "\n\n</think>\n\n"
     return Turn(head, tail, end, "" if lead.strip() else lead)

@@ -32,6 +32,15 @@ def real():
     return folder
 
 
+@pytest.fixture(scope="session")
+def small_models():
+    """The folder of real small checkpoints beside the project; tests that need it are skipped without it."""
+    folder = os.path.join(os.path.dirname(PROJECT), "small_models")
+    if not os.path.isdir(folder):
+        pytest.skip(f"no real checkpoints at {folder}")
+    return folder
+
+
 # --- A world so small that every stage runs in a second: random models, made-up frames, nothing to learn.
 
 TINY_TRAINING = ["--steps", "6", "--validate_every", "2", "--validate_rows", "1", "--warmup", "2", "--batch", "4",

@@ -1,10 +1,11 @@
 """
 Inference: greedy decoding of test sets, or of one audio file and an instruction.
 
-    python infer.py                                                          # every system of the preset, tiny
-    python infer.py --audio talk.wav --task ASR                              # one file, with the last system (C)
+    python infer.py --preset tiny                                            # every system of the page
+    python infer.py --audio talk.wav memo.mp3 --task ASR                     # files, with the page's last system (C)
     python infer.py --audio talk.wav --task ST --language de
     python infer.py --audio talk.wav --task SQA --language en --question "Who works there?"
+    python infer.py --audio talk.wav --show picture.png                      # the nearest token of every slot
     python infer.py --systems C:merged --lora_scale 0,0.25,0.5,1             # C@0, C@0.25, C@0.5 and C
 
 reads   <work>/rows/<corpus>/<split>.jsonl, <work>/features/..., <work>/<run>/{projector,lora,merged}, the LLM. The
@@ -16,20 +17,26 @@ writes  <work>/<run>/predictions/<system>/<corpus>.<split>.jsonl, see speech_llm
 import itertools
 import math
 import os
-from dataclasses import dataclass
+import sys
+import warnings
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from tqdm import tqdm
 
 from data.translate import BEAMS, CODES, load_seamless
 from extract_features import (FRAME, SAMPLE_RATE, average_frames, encode, fill_window, front_end, load_encoder,
                               load_frozen, make_feature, pad_features, read_audio, window_of)
 from merge_sft import load_speech_llm
 from metrics.mcif import write_output
+from speech_llm.batches import Batch
 from speech_llm.cache import features_folder, open_features
 from speech_llm.constants import command, configure, fingerprint, locate, pick_device, require
 from speech_llm.draws import TEXT_TASK
-from speech_llm.files import read_json_lines
+from speech_llm.files import read_json_lines, replace_file
 from speech_llm.llm import decode_text, load_llm
 from speech_llm.predictions import already_predicted, predict, tasks_answered
 from speech_llm.prompts import user_turn
@@ -56,7 +63,8 @@ class Config:                               # the 2025 paper's values; a page of
     max_new_tokens: int = 300               # section 4; 150 for the submission
     lora_scale: str = "1"                   # strength of the adapters: 0 the base LLM, 1 as trained; 0,0.5,1 several
     trim_loops: bool = False                # keep one copy of what an answer repeats up to the cap
-    audio: str = ""                         # one file instead of the test sets
+    audio: list = field(default_factory=list)             # files instead of the test sets
+    show: str = ""                          # with --audio: a picture, the first 30 s and each slot's nearest token
     task: str = "ASR"
     language: str = "en"
     question: str = ""
@@ -64,6 +72,7 @@ class Config:                               # the 2025 paper's values; a page of
 
 MAX_SECONDS = 30                            # longer audio is cut at its pauses; Whisper's window too is 30 s
 PAUSE = SAMPLE_RATE // 5                    # samples: a cut falls in the quietest 0.2 s of what may be cut
+CHINESE_FONTS = ("Noto Sans CJK SC", "WenQuanYi Zen Hei", "SimHei", "PingFang SC", "Microsoft YaHei")   # if installed
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -153,7 +162,7 @@ def cascade_jobs(c, loaded, rows):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# one file
+# audio files
 def cut_at_pauses(wave, longest):
     """Return a wave in pieces of at most `longest` samples, cut in the quietest PAUSE of each piece's second half."""
     pieces = []
@@ -165,40 +174,101 @@ def cut_at_pauses(wave, longest):
     return [*pieces, wave]
 
 
-def answer_file(c, device):
-    """Transcribe, translate or answer about one audio file with the preset's last system; print the answer."""
+def answer_files(c, device):
+    """Transcribe, translate or answer about audio files with the preset's last system; print one answer a file."""
     if c.task not in TASKS or c.language not in ALL_LANGUAGES:
         raise SystemExit(f"--task is one of {', '.join(TASKS)} and --language one of {', '.join(ALL_LANGUAGES)}")
-    stage = open_stage(os.path.join(c.work, c.run, c.systems.split(",")[-1].partition(":")[2]),
-                       f"{run_all(c.preset, c.work)}, which trains it")
-    config, question = stage.config, c.task in ("SQA", "MCQ")
-    if question and not c.question and config["prompt"] != "listeners":      # the listeners' question may be spoken
-        raise SystemExit(f"--task {c.task} needs --question")
-    row = {"id": c.audio, "utterance": c.audio, "task": c.task, "language": c.language, "question": c.question,
-           "transcript": "", "target": ""}
-    encoder = load_encoder(locate(c.work, config["encoder"]), device)
+    with redirect_stdout(sys.stderr):        # standard output holds the answers alone, so that a shell can pipe them
+        stage = open_stage(os.path.join(c.work, c.run, c.systems.split(",")[-1].partition(":")[2]),
+                           f"{run_all(c.preset, c.work)}, which trains it")
+        if c.task in ("SQA", "MCQ") and not c.question and stage.config["prompt"] != "listeners":
+            raise SystemExit(f"--task {c.task} needs --question")      # the listeners' question may be spoken
+        try:
+            user_turn({"id": "--audio", "task": c.task, "language": c.language, "question": c.question,
+                       "transcript": ""}, prompt=stage.config["prompt"])
+        except ValueError as error:
+            raise SystemExit(str(error)) from None
+        encoder = load_encoder(locate(c.work, stage.config["encoder"]), device)
+        waves = [read_pieces(c, path, encoder) for path in c.audio]    # a file that cannot be read stops here, at once
+        loaded = load_speech_llm(c.work, stage, device)
+        scale_lora(loaded[0], strengths(c)[-1])
+    for path, pieces in zip(c.audio, waves):
+        with redirect_stdout(sys.stderr):
+            text = answer_pieces(c, stage.config, encoder, loaded, path, pieces)
+        print(text, flush=True)
+
+
+def read_pieces(c, path, encoder):
+    """Return the audio of a file in pieces that the models can read. SystemExit for a question about several pieces."""
     longest = min(MAX_SECONDS * SAMPLE_RATE, window_of(encoder.config) * FRAME or math.inf)
     try:
-        user_turn(row, prompt=config["prompt"])
-        pieces = cut_at_pauses(read_audio(c.audio), longest)
+        pieces = cut_at_pauses(read_audio(path), longest)
     except ValueError as error:
         raise SystemExit(str(error)) from None
-    if len(pieces) > 1 and question and not c.pieces:
-        raise SystemExit(f"{c.audio} is longer than {longest / SAMPLE_RATE:g} s, the most the models are trained on, "
+    if len(pieces) > 1 and c.task in ("SQA", "MCQ") and not c.pieces:
+        raise SystemExit(f"{path} is longer than {longest / SAMPLE_RATE:g} s, the most the models are trained on, "
                          "and an answer cannot be joined from pieces; cut it, or pass --pieces to answer on each piece")
-    llm, tokenizer, projector = load_speech_llm(c.work, stage, device)
-    scale_lora(llm, strengths(c)[-1])
-    texts = []
-    for piece in pieces:
-        frames = encode(encoder, [make_feature(encoder.config, piece)], config["pad"])[0]
-        frames = average_frames(frames, config["mean"])
-        sample = encode_sample(row, False, tokenizer, {c.audio: frames}, config["prompt"],
-                               projector.slots)
+    return pieces
+
+
+def answer_pieces(c, config, encoder, loaded, path, pieces):
+    """Return the answer to one file: the texts of its pieces, joined, or a line with its time for each question."""
+    llm, tokenizer, projector = loaded
+    row = {"id": path, "utterance": path, "task": c.task, "language": c.language, "question": c.question,
+           "transcript": "", "target": ""}
+    texts, question = [], c.task in ("SQA", "MCQ")
+    for number, piece in enumerate(tqdm(pieces, desc=path, unit=" piece", disable=len(pieces) == 1)):
+        feature = make_feature(encoder.config, piece)
+        frames = average_frames(encode(encoder, [feature], config["pad"])[0], config["mean"])
+        sample = encode_sample(row, False, tokenizer, {path: frames}, config["prompt"], projector.slots)
         texts.append(decode_text(tokenizer, answer(llm, tokenizer, projector, [sample], c.max_new_tokens)[0]))
+        if c.show and number == 0:
+            draw_slots(c.show, piece, *nearest_tokens(llm, tokenizer, projector, frames), texts[0])
     if question and len(pieces) > 1:
         ends = np.cumsum([len(piece) for piece in pieces]) / SAMPLE_RATE
         texts = [f"{first:.1f}-{end:.1f} s: {text}" for first, end, text in zip([0, *ends], ends, texts)]
-    print(("\n" if question else "" if c.language in ("zh", "ja") else " ").join(texts))
+    return ("\n" if question else "" if c.language in ("zh", "ja") else " ").join(texts)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# what the LLM hears
+@torch.no_grad()
+def nearest_tokens(llm, tokenizer, projector, frames):
+    """
+    Return (tokens, cosines) of frames (T, W): for each output vector of the projector the token of the LLM's table
+    that has the largest cosine with it.
+    """
+    table = llm.get_input_embeddings().weight.float()
+    batch = Batch.of([{"frames": frames}])
+    output = projector(batch.frames.to(table.device), batch.lengths.to(table.device))[0].float()     # (slots, D)
+    cosines, ids = (F.normalize(output) @ F.normalize(table).T).max(1)
+    return [tokenizer.decode([token]) for token in ids.tolist()], cosines.tolist()
+
+
+def draw_slots(path, wave, tokens, cosines, text):
+    """Draw the log mel of a wave at 16 kHz, under it the nearest token of every slot with its cosine, and the text."""
+    import matplotlib
+    matplotlib.use("Agg")                                   # no screen
+    import matplotlib.pyplot as plt
+    from matplotlib.font_manager import fontManager
+    from torchaudio.compliance.kaldi import fbank
+    installed = {font.name for font in fontManager.ttflist}
+    plt.rcParams["font.family"] = ["DejaVu Sans", *(font for font in CHINESE_FONTS if font in installed)]
+    seconds = len(wave) / SAMPLE_RATE
+    figure, (sound, slots) = plt.subplots(2, 1, sharex=True, layout="constrained",
+                                          figsize=(max(6, 0.22 * len(tokens)), 4.5))
+    mel = fbank(torch.from_numpy(wave)[None] * 2**15, num_mel_bins=80, sample_frequency=SAMPLE_RATE)     # (frames, 80)
+    sound.imshow(mel.T, origin="lower", aspect="auto", cmap="magma", extent=(0, seconds, 0, 80))
+    sound.set(ylabel="mel bin", title=text)
+    centres = (np.arange(len(tokens)) + 0.5) * seconds / len(tokens)
+    slots.bar(centres, cosines, width=0.9 * seconds / len(tokens), color="#b8cbe0")
+    for centre, token in zip(centres, tokens):
+        slots.text(centre, 0.02, token.replace("$", r"\$"), rotation=90, ha="center", va="bottom", fontsize=8)
+    slots.set(xlabel="seconds", ylabel="cosine to the nearest token", xlim=(0, seconds), ylim=(0, 1))
+    with replace_file(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # a token in a script that no installed font has
+        figure.savefig(temporary, format="png", dpi=120)
+    plt.close(figure)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -276,7 +346,7 @@ def main(argv=None):
     c = configure(Config, "infer", argv)
     device = pick_device()
     if c.audio:
-        answer_file(c, device)
+        answer_files(c, device)
         return
     test_sets = existing_test_sets(c)
     for system in c.systems.split(","):

@@ -19,6 +19,7 @@ import platform
 import runpy
 import shlex
 import subprocess
+import sys
 from contextlib import suppress
 from dataclasses import MISSING, fields
 from importlib.metadata import version
@@ -60,7 +61,8 @@ def parse_dict(text):
 def configure(Config, stage, argv=None):
     """
     Return the Config of one stage and print every constant with the place that its value comes from.
-    Constants are bool, int, float, str or dict and keep their type; dicts are JSON objects, so tuples become lists.
+    Constants are bool, int, float, str, a list of str or a dict and keep their type; dicts are JSON objects, so tuples
+    become lists. The print goes to standard error, so that standard output holds results alone.
     `preset` and `run` are filled in; `ablation`, where a stage has it, names an entry of the page's `ablations`.
     SystemExit for an unknown page, constant or ablation and for a value of another type.
     """
@@ -70,6 +72,8 @@ def configure(Config, stage, argv=None):
     for name, default in defaults.items():
         if type(default) is bool:
             parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction)
+        elif type(default) is list:
+            parser.add_argument(f"--{name}", nargs="+", metavar="str")
         else:
             kind = parse_dict if type(default) is dict else type(default)
             parser.add_argument(f"--{name}", type=kind, metavar=type(default).__name__)
@@ -92,9 +96,9 @@ def configure(Config, stage, argv=None):
             if type(value) is not wanted:
                 raise SystemExit(f"{place}: {stage}'s {name} must be {wanted.__name__}, got {value!r}")
             values[name], source[name] = value, place
-    print(f"{stage}, preset {preset} (* differs from {stage}.py)")
+    print(f"{stage}, preset {preset} (* differs from {stage}.py)", file=sys.stderr)
     for name, value in values.items():
-        print(f"{'*' if value != defaults[name] else ' '} {f'{name} = {value!r}':60} {source[name]}")
+        print(f"{'*' if value != defaults[name] else ' '} {f'{name} = {value!r}':60} {source[name]}", file=sys.stderr)
     return Config(**{name: json.loads(json.dumps(value)) for name, value in values.items()})
 
 

@@ -14,7 +14,6 @@ import transformers
 
 from data import multispeechqa, speak
 from data.multispeechqa import SUBSETS, quotas, split_pairs, subset_of
-from speech_llm.rows import ALL_LANGUAGES as LANGUAGES
 from speech_llm.rows import read_rows
 
 

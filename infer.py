@@ -256,7 +256,7 @@ def draw_slots(path, wave, tokens, cosines, text):
     plt.rcParams["font.family"] = ["DejaVu Sans", *(font for font in CHINESE_FONTS if font in installed)]
     seconds = len(wave) / SAMPLE_RATE
     figure, (sound, slots) = plt.subplots(2, 1, sharex=True, layout="constrained",
-                                          figsize=(max(6, 0.22 * len(tokens)), 4.5))
+                                          figsize=(min(24, max(6, 0.22 * len(tokens))), 4.5))
     mel = fbank(torch.from_numpy(wave)[None] * 2**15, num_mel_bins=80, sample_frequency=SAMPLE_RATE)     # (frames, 80)
     sound.imshow(mel.T, origin="lower", aspect="auto", cmap="magma", extent=(0, seconds, 0, 80))
     sound.set(ylabel="mel bin", title=text)

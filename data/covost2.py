@@ -125,7 +125,9 @@ def read_tsv(path, columns, dropped=None):
     for number, line in enumerate(tsv_bytes(path), 1):
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError:
+        except UnicodeDecodeError as error:
+            if header is None:
+                raise SystemExit(f"{path} line 1 is not UTF-8 ({error}); download it again") from None
             bad.append((number, "not UTF-8"))
             continue
         fields = text.removesuffix("\n").removesuffix("\r").replace("\r", " ").split("\t")

@@ -108,7 +108,7 @@ def load_chat(name, device):
     """
     Return (LLM, tokenizer) of a folder or a hub name, in eval mode.
     bfloat16 on a GPU (our choice), spread over all GPUs if there are several; float32 on the CPU. FileNotFoundError
-    names the download, MemoryError says that the GPU is too small, ValueError that there is no chat template.
+    names the download. ValueError if a checkpoint is damaged or has no chat template.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     several = device.type == "cuda" and torch.cuda.device_count() > 1
@@ -121,9 +121,8 @@ def load_chat(name, device):
     except OSError as error:
         raise FileNotFoundError(f"the LLM {name} is not here; accept its licence on the hub and run: hf download {name}"
                                 ) from error
-    except torch.OutOfMemoryError as error:
-        raise MemoryError(f"the LLM {name} does not fit on this GPU; run the same command on a machine with two: "
-                          "CUDA_VISIBLE_DEVICES=0,1 and pip install accelerate") from error
+    except torch.cuda.OutOfMemoryError:                  # eval.py scores with the other judges
+        raise
     except Exception as error:                           # libraries have an error of their own for each kind of damage
         raise ValueError(f"the LLM {name} cannot be loaded ({error}); get it again") from error
     if info["missing_keys"]:                             # transformers leaves them random and goes on

@@ -14,7 +14,6 @@ import random
 import shutil
 import signal
 import struct
-import tarfile
 import traceback
 
 import numpy as np
@@ -27,7 +26,7 @@ import extract_features
 import infer
 import train_lora
 import train_projector
-from data import acl6060, covost2, europarlst, gigast, librisqa, mcif, multispeechqa, recipe, rows, spokensquad
+from data import acl6060, gigast, librisqa, mcif, recipe, rows
 from data.tiny_models import seamless_config
 from eval import plot_losses, read_predictions
 from metrics import chat, comet, judge, pairwise, speech_ifeval
@@ -88,102 +87,6 @@ def change(path, **values):
 def cases(table):
     """A table of lines (name, ...) -> pytest's parameters, under the lines' names."""
     return [pytest.param(*line[1:], id=line[0]) for line in table]
-
-
-# --- TSV: CoVoST 2.
-
-TSV = "path\ttranslation\tsplit\n"
-TABLES = [
-    ("empty", "", "line 1: no column path, translation, split"),
-    ("another header", "a\tb\tc\n", "line 1: no column path"),
-    ("no column split", "path\ttranslation\na.mp3\tJa.\n", "line 1: no column split"),
-    ("commas", "path,translation,split\n", "line 1: no column"),
-    ("two fields", TSV + "a.mp3\tJa.\n", "line 2: 2 fields, expected 3"),
-    ("four fields", TSV + "a.mp3\tJa.\ttrain\tx\n", "line 2: 4 fields, expected 3"),
-    ("cut in a line", TSV + "a.mp3\tJa.\ttrain\nb.mp3\tNe", "line 3: 2 fields"),
-    ("cut in a split", TSV + "a.mp3\tJa.\ttra", "line 2: unknown split 'tra'"),
-    ("unknown split", TSV + "a.mp3\tJa.\ttrial\n", "line 2: unknown split 'trial'"),
-    ("a path up", TSV + "../a.mp3\tJa.\ttrain\n", "line 2: '../a.mp3' is no file name"),
-    ("a path from the root", TSV + "/a.mp3\tJa.\ttrain\n", "is no file name"),
-    ("a folder", TSV + "a/b.mp3\tJa.\ttrain\n", "is no file name"),
-    ("a backslash", TSV + "a\\\\b.mp3\tJa.\ttrain\n", "is no file name"),
-    ("no clip", TSV + "\tJa.\ttrain\n", "'' is no file name"),
-    ("a NUL", TSV + "a\0.mp3\tJa.\ttrain\n", "is no file name"),
-    ("an escaped line end", TSV + "a\\\nb.mp3\tJa.\ttrain\n", "is no file name"),
-    ("a look-alike of a slash", TSV + "a\u2215b.mp3\tJa.\ttrain\n", "is no file name"),
-    ("a wide slash", TSV + "..\uff0fb.mp3\tJa.\ttrain\n", "is no file name"),
-    ("not UTF-8", (TSV + "a.mp3\tJa\ttrain\nb.mp3\t").encode() + b"\xfc\ttrain\n", "line 3 is not UTF-8"),
-    ("UTF-16", (TSV + "a.mp3\tJa.\ttrain\n").encode("utf-16"), "line 1 is not UTF-8"),
-    ("a field without end", TSV + "a.mp3\t" + "x" * 200_000 + "\ttrain\n", "field larger than field limit"),
-]
-
-
-@pytest.mark.parametrize("content, says", cases(TABLES))
-def test_a_tsv(tmp_path, content, says):
-    refused(covost2.read_translations, write(tmp_path / "covost_v2.en_de.tsv", content), names="covost_v2.en_de.tsv",
-            says=says)
-
-
-def archive(content, name="covost_v2.en_de.tsv"):
-    """A .tar.gz with one member, as bytes."""
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
-        member = tarfile.TarInfo(name)
-        member.size = len(content)
-        tar.addfile(member, io.BytesIO(content))
-    return packed.getvalue()
-
-
-ARCHIVES = [
-    ("empty", b"", "is damaged"), ("no gzip", b"hello", "is damaged"), ("cut", archive(b"x" * 9)[:60], "is damaged"),
-    ("gzip of no tar", gzip.compress(b"hello" * 999), "is damaged"),
-    ("without the file", archive(b"", "x"), "holds no"),
-    ("damaged inside", archive(os.urandom(5000))[:3000] + bytes(100), "is damaged"),
-    ("a member in another folder", archive(b"path\tsplit\n", "../../covost_v2.en_de.tsv"), "no column translation"),
-]
-
-
-@pytest.mark.parametrize("content, says", cases(ARCHIVES))
-def test_a_packed_tsv(tmp_path, content, says):
-    write(tmp_path / "covost_v2.en_de.tsv.tar.gz", content)
-    refused(covost2.read_translations, str(tmp_path / "covost_v2.en_de.tsv"), names="covost_v2.en_de.tsv", says=says)
-    assert os.listdir(tmp_path) == ["covost_v2.en_de.tsv.tar.gz"]
-    assert not os.path.exists(tmp_path.parent.parent / "covost_v2.en_de.tsv")
-
-
-# --- Lists: Europarl-ST.
-
-LISTS = [
-    ("two words", {"lst": "en.1 0.0\n"}, "lst line 1: 'en.1 0.0' is not 'speech start end'"),
-    ("no number", {"lst": "en.1 0.0 x\n"}, "lst line 1"), ("two points", {"lst": "en.1 0.0 1.2.3\n"}, "lst line 1"),
-    ("below zero", {"lst": "en.1 -1 2\n"}, "lst line 1"), ("not a number", {"lst": "en.1 nan 2\n"}, "lst line 1"),
-    ("a path up", {"lst": "../en.1 0.0 1.0\n"}, "lst line 1"), ("empty line", {"lst": "\n"}, "lst line 1"),
-    ("a path from the root", {"lst": "/etc/passwd 0.0 1.0\n"}, "lst line 1"),
-    ("a NUL", {"lst": "en\0.1 0.0 1.0\n"}, "lst line 1"),
-    ("a text more", {"en": "Yes.\nNo.\n"}, "they belong together line by line"),
-    ("a translation less", {"de": ""}, "they belong together line by line"),
-    ("not UTF-8", {"de": b"J\xe4.\n"}, "segments.de line 1 is not UTF-8"),
-]
-
-
-@pytest.mark.parametrize("content, says", cases(LISTS))
-def test_a_list_of_segments(tmp_path, content, says):
-    for kind, text in {"lst": "en.1 0.0 1.0\n", "en": "Yes.\n", "de": "Ja.\n", **content}.items():
-        write(tmp_path / f"segments.{kind}", text)
-    refused(europarlst.read_segments, str(tmp_path), "de", names=tmp_path, says=says)
-
-
-SEGMENTS = [("ends before it starts", (2.0, 1.0, "Yes.", "Ja.")), ("ends after its audio", (0.0, 1e9, "Yes.", "Ja.")),
-            ("ends after its audio", (0.0, float("inf"), "Yes.", "Ja.")), ("empty text", (0.0, 1.0, "", "Ja.")),
-            ("empty text", (0.0, 1.0, "Yes.", ""))]
-
-
-@pytest.mark.parametrize("why, segment", SEGMENTS)
-def test_a_segment_is_dropped(why, segment):
-    found = {split: {"de": [], "it": []} for split in europarlst.SPLITS}
-    found["test"]["de"] = [("en.1", *segment), ("en.1", 0.0, 0.5, "Yes.", "Ja.")]
-    splits, dropped = europarlst.join(found, {"en.1": ("en.1.flac", 3.0)})
-    assert len(splits["test"]) == 2 and [reason.split(":")[0] for _, _, reason in dropped] == [why]
 
 
 # --- JSON: GigaST and GigaSpeech.
@@ -250,35 +153,7 @@ def test_a_segment_of_gigaspeech_is_dropped(tmp_path, why, values):
     assert dropped[-1][1] == "gigast/POD1_S1" and dropped[-1][2].startswith(why)
 
 
-# --- JSON: Spoken-SQuAD and LibriSQA.
-
-QA = {"id": "q1", "question": "Who?", "answers": [{"text": "Anna", "answer_start": 0}]}
-
-
-def squad(context="Anna has a cat.", **values):
-    asked = {key: value for key, value in {**QA, **values}.items() if value is not ...}
-    return {"data": [{"paragraphs": [{"context": context, "qas": [asked]}]}]}
-
-
-SQUAD = [
-    ("empty", b"", "is damaged"), ("cut", json.dumps(squad())[:70], "is damaged"),
-    ("not UTF-8", b'{"a": "\xff"}', "damaged"),
-    ("deep", DEEP, "is damaged"), ("a list", b"[]", "is not in SQuAD 1.1's format"),
-    ("no data", {}, "KeyError: 'data'"),
-    ("null", {"data": None}, "not in SQuAD"), ("a number", {"data": [7]}, "not in SQuAD"),
-    ("no question", squad(question=...), "KeyError: 'question'"), ("a number as question", squad(question=7), "not in"),
-    ("a number as id", squad(id=7), "not in SQuAD"), ("no context", squad(context=None), "not in SQuAD"),
-    ("a list as context", squad(context=["x"]), "not in SQuAD"), ("answers null", squad(answers=None), "not in SQuAD"),
-    ("a number as answer", squad(answers=[{"text": 7, "answer_start": 0}]), "not in SQuAD"),
-    ("a word as place", squad(answers=[{"text": "x", "answer_start": "here"}]), "is damaged"),
-    ("no place", squad(answers=[{"text": "x"}]), "KeyError: 'answer_start'"),
-]
-
-
-@pytest.mark.parametrize("content, says", cases(SQUAD))
-def test_a_file_of_squad(tmp_path, content, says):
-    refused(spokensquad.read_squad, write(tmp_path / "x.json", content), "download it again", names="x.json", says=says)
-
+# --- JSON: LibriSQA.
 
 LIBRISQA = [("empty", b""), ("cut", b'[{"text": "'), ("an object", b"{}"), ("numbers", b"[1, 2]"), ("null", b"null"),
             ("not UTF-8", b'["\xff"]'), ("deep", DEEP)]
@@ -308,26 +183,7 @@ def test_an_item_of_librisqa_is_dropped(tmp_path, values):
     assert [name for _, name, _ in dropped] == ["LibriSQA-PartI-train.json item 1"]
 
 
-# --- JSON lines: MultiSpeechQA, Speech-IFEval, predictions and labels of the pairwise judge.
-
-GOOD = {"question": "Who?", "answer": "Anna"}
-PAIRS = [("no JSON", b"{"), ("a list", b"[]"), ("null", b"null"), ("no answer", {"question": "a"}), ("deep", DEEP),
-         ("numbers", {"question": 1, "answer": 2}), ("null question", {"question": None, "answer": "a"}),
-         ("a number as subset", {**GOOD, "split_name": 7}), ("a list as audio", {**GOOD, "audio": ["a.wav"]}),
-         ("a blank line", b""), ("a NUL", b"\0")]
-
-
-@pytest.mark.parametrize("content", cases(PAIRS))
-def test_a_line_of_multispeechqa(tmp_path, content):
-    line = content if isinstance(content, bytes) else json.dumps(content).encode()
-    write(tmp_path / "a.jsonl", json.dumps(GOOD).encode() + b"\n" + line + b"\n")
-    refused(multispeechqa.read_pairs, str(tmp_path), [], names="a.jsonl line 2", says="no question and answer")
-
-
-def test_a_line_of_multispeechqa_that_is_not_utf8(tmp_path):
-    write(tmp_path / "a.jsonl", json.dumps(GOOD).encode() + b"\n\xff\n")
-    refused(multispeechqa.read_pairs, str(tmp_path), [], names="a.jsonl", says="line 2 is not UTF-8")
-
+# --- JSON lines: Speech-IFEval, predictions and labels of the pairwise judge.
 
 IFEVAL = {"instruction": "Say yes.", "metric": "cot", "audio_filepath": "a.wav"}
 IFEVALS = [("empty", b"", "is empty"), ("no JSON", b"{\n", "line 1 is no item"),
@@ -368,27 +224,9 @@ def test_labels_of_people(tmp_path, content):
     refused(pairwise.read_labels, write(tmp_path / "labels.jsonl", content), ["C", "D"], names="labels.jsonl")
 
 
-# --- XML: ACL 60/60 and MCIF.
+# --- XML: MCIF.
 
 TALK = '<mteval><srcset><doc docid="1">{}</doc></srcset></mteval>'
-ACL = [
-    ("empty", b"", "is damaged"), ("text", "hello", "is damaged"), ("cut", TALK[:40], "is damaged"),
-    ("not UTF-8", TALK.format("\xe4").encode("latin-1"), "line 1 is not UTF-8"),
-    ("UTF-16", TALK.encode("utf-16"), "is not UTF-8"), ("no id", TALK.format("<seg>A</seg>"), "segment id ''"),
-    ("a word as id", TALK.format('<seg id="one">A</seg>'), "segment id 'one'"),
-    ("a path as id", TALK.format('<seg id="../1">A</seg>'), "segment id '../1'"),
-    ("a wide digit as id", TALK.format('<seg id="\uff11">A</seg>'), "is no number"),
-    ("twice", TALK.format('<seg id="1">A</seg><seg id="1">B</seg>'), "there twice"),
-    ("a NUL", TALK.format('<seg id="1">\0</seg>'), "is damaged"),
-    ("tags that cross", TALK.format('<seg id="1">A</doc></seg>'), "is damaged"),
-]
-
-
-@pytest.mark.parametrize("content, says", cases(ACL))
-def test_an_xml_of_acl6060(tmp_path, content, says):
-    refused(acl6060.read_segments, write(tmp_path / "x.xml", content), names="x.xml", says=says)
-
-
 TEST = '<testset><task track="short" text_lang="de">{}</task></testset>'
 MCIF = [
     ("empty", b"", "is no test set"), ("text", "hello", "is no test set"), ("cut", TEST[:30], "is no test set"),

@@ -215,7 +215,8 @@ def test_refused_before_any_work(world, more, message):
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"question": "a"}', '{"question": 1, "answer": 2}', '{"question": null}',
-                                  '{"question": "a", "answer": "b", "audio": 3}'])
+                                  '{"question": "a", "answer": "b", "audio": 3}', "", "\0", "null", "[" * 100_000,
+                                  '{"question": "a", "answer": "b", "split_name": ["c"]}'])
 def test_a_damaged_line_is_named(world, line):
     with open("work/raw/multispeechqa/a.jsonl", "a") as file:
         file.write(line + "\n")

@@ -333,7 +333,7 @@ def existing_test_sets(c):
         if "." not in test_set:
             raise SystemExit(f"--test_sets {test_set}: write <corpus>.<split>, such as tiny.test")
         corpus, split = test_set.rsplit(".", 1)
-        path = os.path.join(c.work, "rows", corpus, f"{split}.jsonl")
+        path = rows_file(c.work, corpus, split)
         if not_made(c.work, test_set):
             print(f"{test_set} is left out: its recipe could not make it, see {os.path.dirname(path)}/counts.md")
         else:

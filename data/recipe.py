@@ -16,6 +16,7 @@ import argparse
 import importlib.util
 import multiprocessing
 import os
+import shlex
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.pool import ThreadPool

@@ -12,8 +12,8 @@ writes  <out>: the rows whose texts all score THRESHOLD or more. <out>.dropped.t
 import functools
 import os
 
-from data import needs
-from data.translate import maker_parser, parts, write_made
+from data.recipe import missing_models, refuse_missing
+from data.translate import maker_parser, parts, translate_rows, write_made
 from speech_llm.constants import pick_device
 from speech_llm.resumable import resumable, silence_others
 from speech_llm.rows import read_rows
@@ -27,7 +27,7 @@ def fetch(model):
     """Return the folder of a model: `model` itself, or the download of a hub name. SystemExit says what is missing."""
     if os.path.exists(model):
         return model
-    needs.require(needs.models(model))
+    refuse_missing("scores of translations", missing_models(model))
     from huggingface_hub import snapshot_download
     return snapshot_download(model)
 
@@ -73,6 +73,17 @@ def good_rows(rows, english, model, path):
             bad.setdefault(row["id"], []).append(f"{part} {value:.3f}")
     dropped = [(name, f"below {THRESHOLD}: {', '.join(values)}") for name, values in bad.items()]
     return [row for row in rows if row["id"] not in bad], dropped
+
+
+def good_translations(english, language, folder, seamless, kiwi, part=""):
+    """
+    Return (the English rows in `language`, as far as they are translated well, [(id, reason)] of the others). The
+    models' results are in `folder`: translate.<language><part>.jsonl and quality.<language><part>.jsonl.
+    """
+    paths = [os.path.join(folder, f"{maker}.{language}{part}.jsonl") for maker in ("translate", "quality")]
+    translated, empty = translate_rows(english, language, seamless, paths[0])
+    good, bad = good_rows(translated, english, kiwi, paths[1])
+    return good, empty + bad
 
 
 def main(argv=None):

@@ -16,7 +16,7 @@ import argparse
 import importlib.util
 import multiprocessing
 import os
-import shlex
+import shutil
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.pool import ThreadPool
@@ -94,6 +94,19 @@ def missing_models(*names):
             missing.append((name, f"the hub cannot be reached ({error}); run: hf download {name}, or name a folder "
                                   "that holds it"))
     return missing
+
+
+def missing_disk(folder, gigabytes, use, mend):
+    """
+    Return the disk and how to mend it if the disk of `folder` has less than so many gigabytes free; the folder need not
+    exist. use: what is written there, in words; mend: what the user can do about it.
+    """
+    folder = os.path.realpath(folder)
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    free = shutil.disk_usage(folder).free / 1e9
+    what = f"disk: {use} takes {gigabytes:,.1f} GB, {folder} has {free:,.1f} GB free; this"
+    return [] if free >= gigabytes else [(what, mend)]
 
 
 def refuse_missing(corpus, missing):
@@ -213,7 +226,7 @@ def report(work, corpus, splits, paper, dropped, incomplete=False):
     """
     Print the counts of a corpus beside the paper's and write them to counts.md, and the dropped rows to dropped.txt.
     splits: {split: rows}; paper: {(split, kind): count}, where a part of the corpus goes by its name, such as
-    ("train", "spokensquad-fluent SQA/QA en"); dropped: [(split, id, reason)].
+    ("train", "spokensquad-fluent SQA/QA en"); dropped: (split, id, reason) of each, read once.
     SystemExit without any row, and with less than ENOUGH of a count of the paper unless `incomplete`.
     """
     ours = Counter()
@@ -226,15 +239,15 @@ def report(work, corpus, splits, paper, dropped, incomplete=False):
         count, known = ours[split, name], paper.get((split, name))
         beside = "| |" if known is None else f"{known} | {count - known:+} |"
         lines.append(f"| {split}: {name} | {count} | {beside}")
-    lines += ["", f"dropped: {len(dropped)}" + (", listed in dropped.txt" if dropped else "")]
-    for (split, reason), count in Counter((split, reason.split(":")[0]) for split, _, reason in dropped).most_common():
-        lines.append(f"  {count} in {split}: {reason}")
-    dropped = [[" ".join(part.split()) for part in entry] for entry in dropped]      # one line each
-    folder = os.path.join(work, "rows", corpus)
-    for name, text in (("counts.md", "\n".join(lines) + "\n"),
-                       ("dropped.txt", "".join("\t".join(entry) + "\n" for entry in dropped))):
-        with replace_file(os.path.join(folder, name)) as temporary, open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
+    folder, reasons = os.path.join(work, "rows", corpus), Counter()
+    with replace_file(os.path.join(folder, "dropped.txt")) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        for split, row_id, reason in dropped:
+            reasons[split, reason.split(":")[0]] += 1
+            file.write("\t".join(" ".join(part.split()) for part in (split, row_id, reason)) + "\n")
+    lines += ["", f"dropped: {reasons.total()}" + (", listed in dropped.txt" if reasons else "")]
+    lines += [f"  {count} in {split}: {reason}" for (split, reason), count in reasons.most_common()]
+    with replace_file(os.path.join(folder, "counts.md")) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write("\n".join(lines) + "\n")
     print("\n".join(lines))
     if not ours:
         raise SystemExit(f"{corpus}: everything was dropped, see {folder}/dropped.txt")

@@ -1,5 +1,5 @@
 """
-Write texts with an instruction-tuned LLM: answers as whole sentences (2025, section A.2), or a recipe's own prompts.
+Write texts with an instruction-tuned LLM: answers as whole sentences (2025, section A.2), or a recipe's prompts.
 
     python -m data.rewrite --rows in.jsonl --out out.jsonl            # the answerable SQA rows of a file
     torchrun --nproc_per_node=4 -m data.rewrite ...                   # the same on four GPUs

@@ -1,7 +1,9 @@
-"""The makers of data/ (translate, quality, speak, rewrite) and the identifier of languages, on random models."""
+"""speech_llm/resumable.py, the makers of data/ (translate, quality, speak, rewrite) on random models, and languages."""
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +13,12 @@ import torch
 
 from data import quality, rewrite, speak, translate
 from metrics import comet, language
-from speech_llm.rows import read_rows, write_rows
+from speech_llm.llm import load_llm
+from speech_llm.resumable import resumable
+from speech_llm.rows import PROJECT, read_rows, write_rows
 
 
-COMET = Path(__file__).parents[2] / "shared" / "parity" / "comet_tiny"
+COMET = Path(PROJECT).parent / "shared" / "parity" / "comet_tiny"
 TEXTS = ["Anna bought two books in Rome.", "Rome.", "The concert in Paris is on Friday, said Peter to Maria.",
          "We need eight bottles by Sunday.", "Who works there?", "Rome.", "The train from Oslo to Milan leaves."]
 
@@ -49,24 +53,73 @@ ROWS = [{"id": "x/1/ASR.en", "task": "ASR", "language": "en", "transcript": TEXT
          "answerable": False, "target": "Not answerable."}]
 
 
-# --- All four: a batch is as its parts, a kill loses one batch.
+# --- The loop.
 
-MAKERS = {  # name: (run(folder, batch), the function that makes a batch, the function that loads the model)
-    "translate": (lambda get, folder, batch: translate.translate(TEXTS, "it", get("seamless"), f"{folder}/kept", batch),
-                  (translate, "translate_batch"), (translate, "load_seamless")),
+def test_a_killed_run_continues(tmp_path):
+    """Batches of two, shorter items first; the kill comes in the second batch and cuts the last line in two."""
+    path, items, batches = tmp_path / "results.jsonl", ["ccc", "a", "bb", "a", "dddd"], []
+
+    def upper(batch):
+        batches.append(batch)
+        if batches == [["a", "bb"], ["ccc", "dddd"]]:
+            raise KeyboardInterrupt
+        return [item.upper() for item in batch]
+    with pytest.raises(KeyboardInterrupt):
+        resumable(str(path), {"model": "m"}, items, upper, 2)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5])                                        # the line of "bb" has no end
+    assert resumable(str(path), {"model": "m"}, items, upper, 2) == ["CCC", "A", "BB", "A", "DDDD"]
+    assert batches[2:] == [["a", "bb"], ["ccc", "dddd"]] and path.read_bytes().startswith(whole)
+    assert resumable(str(path), {"model": "m"}, items, None, 2) == ["CCC", "A", "BB", "A", "DDDD"]      # from the file
+    with pytest.raises(SystemExit, match="was made with model 'm' .now 'n'.; remove it, or set them back"):
+        resumable(str(path), {"model": "n"}, items, None, 2)
+
+
+PROCESS = """
+import sys, time
+from speech_llm import resumable
+resumable.WAIT = 0.01
+made = []
+def upper(batch):
+    time.sleep(0.05)
+    made.extend(batch)
+    return [item.upper() for item in batch]
+results = resumable.resumable(sys.argv[1], {}, sys.argv[2].split(), upper, 2)
+print(*made, "/", *results)
+"""
+
+
+def test_processes_share_the_work_and_join_the_results(tmp_path):
+    """Three processes, then one that has two items more: nothing is made twice, and all return everything."""
+    path, items = tmp_path / "results.jsonl", "a b c d e f g h i j k l"
+
+    def start(rank, world, items):
+        return subprocess.Popen([sys.executable, "-c", PROCESS, str(path), items], stdout=subprocess.PIPE, text=True,
+                                cwd=PROJECT, env={**os.environ, "RANK": str(rank), "WORLD_SIZE": str(world)})
+    outputs = [process.communicate()[0] for process in [start(rank, 3, items) for rank in range(3)]]
+    assert outputs == ["a b g h / A B C D E F G H I J K L\n", "c d i j / A B C D E F G H I J K L\n",
+                       "e f k l / A B C D E F G H I J K L\n"]
+    assert sorted(os.listdir(tmp_path)) == ["results.jsonl", "results.jsonl.1", "results.jsonl.2"]
+    assert start(0, 1, items + " y z").communicate()[0] == "y z / A B C D E F G H I J K L Y Z\n"
+
+
+# --- All four makers: a batch is as its parts; a run that has every result loads no model.
+
+MAKERS = {  # name: (run(fixture, folder, batch), where the function that loads the model is)
+    "translate": (lambda get, folder, batch: translate.translate(TEXTS, "it", get("seamless"), f"{folder}/x", batch),
+                  (translate, "load_seamless")),
     "quality": (lambda get, folder, batch: quality.quality(get("kiwi")[0], str(COMET / "kiwi_softmax.pt"),
-                                                           f"{folder}/kept", batch),
-                (comet, "score"), (comet, "load_comet")),
+                                                           f"{folder}/x", batch), (comet, "load_comet")),
     "speak": (lambda get, folder, batch: waves(speak.speak(NAMED, str(folder), get("seamless"), batch=batch)),
-              (speak, "rewrite_batch"), (speak, "load_seamless")),
-    "rewrite": (lambda get, folder, batch: rewrite.generate(TEXTS, get("llama"), f"{folder}/kept", batch, 6),
-                (rewrite, "generate_batch"), (rewrite, "load_llm")),
+              (speak, "load_seamless")),
+    "rewrite": (lambda get, folder, batch: rewrite.generate(TEXTS, get("llama"), f"{folder}/x", batch, 6),
+                (rewrite, "load_llm")),
 }
 
 
 @pytest.mark.parametrize("maker", MAKERS)
-def test_batch_equals_single(maker, request, tmp_path):
-    run = MAKERS[maker][0]
+def test_batch_equals_single(maker, request, tmp_path, monkeypatch):
+    run, (module, load) = MAKERS[maker]
     together, alone = (run(request.getfixturevalue, tmp_path / str(batch), batch) for batch in (4, 1))
     if maker == "quality":
         assert together == pytest.approx(alone, abs=1e-6)
@@ -75,38 +128,15 @@ def test_batch_equals_single(maker, request, tmp_path):
         assert together == alone
         lengths = {len(one) for one in (together.values() if maker == "speak" else together) if one}
         assert len(lengths) > 3                          # so a batch was padded
-
-
-@pytest.mark.parametrize("maker", MAKERS)
-def test_killed_run_goes_on(maker, request, tmp_path, monkeypatch):
-    run, (module, function), (loads, load) = MAKERS[maker]
-    whole = run(request.getfixturevalue, tmp_path / "whole", 2)
-    real, sizes = getattr(module, function), []
-
-    def counted(*arguments):
-        if len(sizes) == deadline:
-            raise KeyboardInterrupt
-        made = real(*arguments)
-        sizes.append(len(made))
-        return made
-    monkeypatch.setattr(module, function, counted)
-    deadline = 1
-    with pytest.raises(KeyboardInterrupt):
-        run(request.getfixturevalue, tmp_path / "killed", 2)
-    deadline = None
-    assert run(request.getfixturevalue, tmp_path / "killed", 2) == whole
-    distinct = len({json.dumps(pair) for pair in request.getfixturevalue("kiwi")[0]}) if maker == "quality" else (
-        len(NAMED) if maker == "speak" else len(set(TEXTS)))
-    assert sizes[0] == 2 and sum(sizes) == distinct      # nothing twice, equal texts once
-    monkeypatch.setattr(loads, load, None)               # nothing is left: the model is not loaded
-    assert run(request.getfixturevalue, tmp_path / "killed", 2) == whole
+    monkeypatch.setattr(module, load, None)
+    assert run(request.getfixturevalue, tmp_path / "1", 1) == alone
 
 
 # --- translate
 
-def test_translations_depend_on_the_language_and_are_counted(seamless, capsys):
+def test_translations_depend_on_the_language_and_are_counted(seamless, tmp_path, capsys):
     from transformers import AutoTokenizer
-    german, italian = (translate.translate(TEXTS, code, seamless) for code in ("de", "it"))
+    german, italian = (translate.translate(TEXTS, code, seamless, str(tmp_path / code)) for code in ("de", "it"))
     assert german != italian and german[1] == german[5]  # "Rome." twice
     sources = sum(len(ids) > 16 for ids in AutoTokenizer.from_pretrained(seamless)(TEXTS)["input_ids"])
     assert 0 < sources < 7

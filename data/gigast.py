@@ -60,14 +60,14 @@ PAPER = {("train", "ASR en"): 7_645_641, ("train", "MT de"): 7_645_641, ("train"
 MT_ONLY = {name: count for name, count in PAPER.items() if name != ("train", "ASR en")}     # without audio/
 
 
-def missing(work, raw="", hours=0, seamless=SEAMLESS, kiwi=KIWI):
-    """Return [(what is missing, how to mend it)]; empty if the recipe can run. hours: 0 for all."""
+def missing(work, raw="", hours=HOURS, seamless=SEAMLESS, kiwi=KIWI):
+    """Return [(what is missing, how to mend it)]; empty if the recipe can run. hours: of speech that is encoded."""
     raw = download(work, raw, "gigast")
     absent = missing_files([os.path.join(raw, "GigaSpeech.json")], GIGASPEECH)
     absent += [(os.path.join(raw, f"GigaST.{language}.json"), GIGAST) for language in ("de", "zh")
                if not gigast_files(raw, language)]
     if os.path.isdir(os.path.join(raw, "audio")):
-        absent += missing_disk(os.path.join(work, "features"), (hours or HOURS) * FRAMES, "GigaST's frames at mean 2",
+        absent += missing_disk(os.path.join(work, "features"), hours * FRAMES, f"{hours:,.0f} hours' frames at mean 2",
                                "free some, let this folder be a link to a larger disk, or name fewer --hours")
     return absent + missing_models(seamless, kiwi, ENCODERS["unified"])
 
@@ -326,7 +326,8 @@ def main(argv=None):
     settings = {name: getattr(args, name) for name in ("hours", "seed", "seamless", "kiwi")}
     if finished(work, "gigast", settings):
         return
-    refuse_missing("gigast", missing(work, raw, args.hours, args.seamless, args.kiwi))
+    hours = args.hours or (0 if args.incomplete else HOURS)      # those of an incomplete download are not known
+    refuse_missing("gigast", missing(work, raw, hours, args.seamless, args.kiwi))
     begin(work, "gigast", settings)
     path = os.path.join(work, "rows", "gigast", "train.jsonl")
     texts, dropped = read_translations(raw), Dropped(os.path.dirname(path))

@@ -105,7 +105,7 @@ def missing_disk(folder, gigabytes, use, mend):
     while not os.path.isdir(folder):
         folder = os.path.dirname(folder)
     free = shutil.disk_usage(folder).free / 1e9
-    what = f"disk: {use} takes {gigabytes:,.1f} GB, {folder} has {free:,.1f} GB free; this"
+    what = f"disk ({use} takes {gigabytes:,.1f} GB, {folder} has {free:,.1f} GB free)"
     return [] if free >= gigabytes else [(what, mend)]
 
 

@@ -36,8 +36,10 @@ def load_seamless(kind, path):
     import torch
     device = pick_device()
     model = load_checkpoint(kind, path, dtype=torch.float16 if device.type == "cuda" else torch.float32).to(device)
-    model.generation_config.max_length = None        # transformers warns if max_new_tokens is given beside it
-    return model, load_tokenizer(path)
+    tokenizer = load_tokenizer(path)
+    # the lengths that transformers would warn of: we pass max_new_tokens, and the model takes so many positions
+    model.generation_config.max_length, tokenizer.model_max_length = None, model.config.max_position_embeddings
+    return model, tokenizer
 
 
 def translate_batch(model, tokenizer, texts, language):

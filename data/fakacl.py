@@ -156,7 +156,8 @@ def load_spacy():
     """Return spaCy's English model, which finds sentences. SystemExit without spaCy or the model."""
     try:
         import spacy
-        return spacy.load(SPACY)
+        # the parser finds the sentences
+        return spacy.load(SPACY, exclude=["ner", "tagger", "lemmatizer", "attribute_ruler"])
     except (ImportError, OSError) as error:
         raise SystemExit(f"splitting scripts into sentences needs spaCy and its model {SPACY} ({error}); run: pip "
                          f"install spacy && python -m spacy download {SPACY}") from None

@@ -1,4 +1,4 @@
-"""speech_llm/resumable.py, the makers of data/ (translate, quality, speak, rewrite) on random models, and languages."""
+"""The makers of data/ (translate, quality, speak, rewrite) on random models, over processes too; languages."""
 import json
 import os
 import shutil
@@ -14,7 +14,6 @@ import torch
 from data import quality, rewrite, speak, translate
 from metrics import comet, language
 from speech_llm.llm import load_llm
-from speech_llm.resumable import resumable
 from speech_llm.rows import PROJECT, read_rows, write_rows
 
 
@@ -53,27 +52,7 @@ ROWS = [{"id": "x/1/ASR.en", "task": "ASR", "language": "en", "transcript": TEXT
          "answerable": False, "target": "Not answerable."}]
 
 
-# --- The loop.
-
-def test_a_killed_run_continues(tmp_path):
-    """Batches of two, shorter items first; the kill comes in the second batch and cuts the last line in two."""
-    path, items, batches = tmp_path / "results.jsonl", ["ccc", "a", "bb", "a", "dddd"], []
-
-    def upper(batch):
-        batches.append(batch)
-        if batches == [["a", "bb"], ["ccc", "dddd"]]:
-            raise KeyboardInterrupt
-        return [item.upper() for item in batch]
-    with pytest.raises(KeyboardInterrupt):
-        resumable(str(path), {"model": "m"}, items, upper, 2)
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-5])                                        # the line of "bb" has no end
-    assert resumable(str(path), {"model": "m"}, items, upper, 2) == ["CCC", "A", "BB", "A", "DDDD"]
-    assert batches[2:] == [["a", "bb"], ["ccc", "dddd"]] and path.read_bytes().startswith(whole)
-    assert resumable(str(path), {"model": "m"}, items, None, 2) == ["CCC", "A", "BB", "A", "DDDD"]      # from the file
-    with pytest.raises(SystemExit, match="was made with model 'm' .now 'n'.; remove it, or set them back"):
-        resumable(str(path), {"model": "n"}, items, None, 2)
-
+# --- Several processes.
 
 PROCESS = """
 import sys, time

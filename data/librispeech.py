@@ -30,8 +30,8 @@ from collections import Counter
 
 from tqdm import tqdm
 
-from data.recipe import (begin, download, finish, finished, missing_disk, parser, refuse_missing, report, speech_rows,
-                         unreadable)
+from data.recipe import (begin, download, duration, finish, finished, missing_disk, parser, refuse_missing, report,
+                         speech_rows, unreadable)
 from speech_llm.files import text_lines
 from speech_llm.rows import write_rows
 
@@ -146,7 +146,6 @@ def read_part(folder):
 
 def draw_hours(paths, hours, seed):
     """Return the set of as many readable recordings, drawn at random, as last so many hours; 0 stands for all."""
-    import soundfile
     if not hours:
         return set(paths)
     order, drawn, seconds = sorted(set(paths)), set(), 0.0
@@ -155,7 +154,7 @@ def draw_hours(paths, hours, seed):
         if seconds >= 3600 * hours:
             break
         drawn.add(path)
-        seconds += soundfile.info(path).duration
+        seconds += duration(path)
     return drawn
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from data.translate import CODES, SEAMLESS, load_seamless, maker_parser, write_made
 from speech_llm.constants import pick_device
 from speech_llm.files import replace_file
-from speech_llm.llm import load_checkpoint, load_tokenizer
+from speech_llm.llm import load_checkpoint, loading
 from speech_llm.resumable import resumable, silence_others
 from speech_llm.rows import name_defect, read_rows
 
@@ -131,9 +131,10 @@ def speak(texts, folder, model=SEAMLESS, seed=0, batch=16, language="en", voices
 def load_mms(path):
     """Return (model, tokenizer) of an MMS-TTS checkpoint. SystemExit if it needs romanised text or has another rate."""
     import torch
-    from transformers import VitsModel
+    from transformers import AutoTokenizer, VitsModel
     model = load_checkpoint(VitsModel, path, dtype=torch.float32).to(pick_device())
-    tokenizer = load_tokenizer(path)
+    with loading(path):
+        tokenizer = AutoTokenizer.from_pretrained(path)
     if tokenizer.is_uroman or model.config.sampling_rate != 16_000:
         raise SystemExit(f"{path} reads Latin letters only or does not speak at 16 kHz; name another model in MMS")
     return model, tokenizer

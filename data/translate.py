@@ -16,7 +16,7 @@ from collections import Counter
 
 from speech_llm.constants import pick_device
 from speech_llm.files import replace_file
-from speech_llm.llm import load_checkpoint, load_tokenizer
+from speech_llm.llm import load_checkpoint, loading
 from speech_llm.prompts import NOT_ANSWERABLE
 from speech_llm.resumable import is_first, resumable, silence_others
 from speech_llm.rows import read_rows, write_rows
@@ -34,9 +34,11 @@ MAX_TOKENS = 512            # of a source and of a translation: twice the checkp
 def load_seamless(kind, path):
     """Return (model, tokenizer) of SeamlessM4T-v2: float16 on a GPU, as Meta runs it, float32 on the CPU."""
     import torch
+    from transformers import AutoTokenizer
     device = pick_device()
     model = load_checkpoint(kind, path, dtype=torch.float16 if device.type == "cuda" else torch.float32).to(device)
-    tokenizer = load_tokenizer(path)
+    with loading(path):
+        tokenizer = AutoTokenizer.from_pretrained(path)
     # the lengths that transformers would warn of: we pass max_new_tokens, and the model takes so many positions
     model.generation_config.max_length, tokenizer.model_max_length = None, model.config.max_position_embeddings
     return model, tokenizer

@@ -1,9 +1,7 @@
-"""The makers of data/ (translate, quality, speak, rewrite) on random models, over processes too; languages."""
+"""The makers of data/ (translate, quality, speak, rewrite) on random models, and the identifier of languages."""
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -50,36 +48,6 @@ ROWS = [{"id": "x/1/ASR.en", "task": "ASR", "language": "en", "transcript": TEXT
          "target": "Rome."},
         {"id": "x/2/SQA.en", "task": "SQA", "language": "en", "transcript": TEXTS[2], "question": "Rome.",
          "answerable": False, "target": "Not answerable."}]
-
-
-# --- Several processes.
-
-PROCESS = """
-import sys, time
-from speech_llm import resumable
-resumable.WAIT = 0.01
-made = []
-def upper(batch):
-    time.sleep(0.05)
-    made.extend(batch)
-    return [item.upper() for item in batch]
-results = resumable.resumable(sys.argv[1], {}, sys.argv[2].split(), upper, 2)
-print(*made, "/", *results)
-"""
-
-
-def test_processes_share_the_work_and_join_the_results(tmp_path):
-    """Three processes, then one that has two items more: nothing is made twice, and all return everything."""
-    path, items = tmp_path / "results.jsonl", "a b c d e f g h i j k l"
-
-    def start(rank, world, items):
-        return subprocess.Popen([sys.executable, "-c", PROCESS, str(path), items], stdout=subprocess.PIPE, text=True,
-                                cwd=PROJECT, env={**os.environ, "RANK": str(rank), "WORLD_SIZE": str(world)})
-    outputs = [process.communicate()[0] for process in [start(rank, 3, items) for rank in range(3)]]
-    assert outputs == ["a b g h / A B C D E F G H I J K L\n", "c d i j / A B C D E F G H I J K L\n",
-                       "e f k l / A B C D E F G H I J K L\n"]
-    assert sorted(os.listdir(tmp_path)) == ["results.jsonl", "results.jsonl.1", "results.jsonl.2"]
-    assert start(0, 1, items + " y z").communicate()[0] == "y z / A B C D E F G H I J K L Y Z\n"
 
 
 # --- All four makers: a batch is as its parts; a run that has every result loads no model.

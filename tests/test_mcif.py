@@ -113,10 +113,15 @@ def raw(tmp_path, monkeypatch):
     return folder
 
 
+def run_recipe(*more):
+    """Run the recipe and return the rows."""
+    recipe.main(["--incomplete", *more])
+    return read_rows("work/rows/mcif/test.jsonl")
+
+
 def test_rows_one_by_one(raw, capsys):
-    recipe.main([])
+    rows = {row.pop("id"): row for row in run_recipe()}
     told = capsys.readouterr().out
-    rows = {row.pop("id"): row for row in read_rows("work/rows/mcif/test.jsonl")}
     folder = "work/raw/mcif/MCIF_DATA/SHORT_AUDIOS"
 
     def row(recording, task, language, target="-", **more):
@@ -130,15 +135,14 @@ def test_rows_one_by_one(raw, capsys):
         "mcif/short/de/5": row("b", "MCQ", "de", question="Welche ist besser?\nA: Ja.\nB: Nein.")}
     assert "ST de: 2 instructions in 1 wordings" in told and "1 recordings cannot be read; their rows stay" in told
     assert "| test: SQA/QA de | 1 | 195 | -194 |" in told and "| test: SQA/QA en | 1 | 220 | -219 |" in told
-    recipe.main([])
+    run_recipe()
     assert "finished already" in capsys.readouterr().out
 
 
 def test_the_long_track_is_left_out_and_counted(raw, capsys):
     definition(raw / "MCIF0.2.IF.long.en.src.fixedprompts.xml", [("en", "7", "talk.wav", "Summarize it.")], "long")
-    recipe.main([])
+    assert len(run_recipe()) == len(SAMPLES)
     assert "1 in test: the long track" in capsys.readouterr().out
-    assert len(read_rows("work/rows/mcif/test.jsonl")) == len(SAMPLES)
 
 
 def test_mixed_wordings_must_ask_the_same(raw, capsys):
@@ -147,12 +151,11 @@ def test_mixed_wordings_must_ask_the_same(raw, capsys):
                                                .replace(FIXED["de"][0], OTHER["de"][0]))
                                               for language, name, recording, text in samples])
     other([s for s in SAMPLES if s[0] == "de"])
-    recipe.main([])
+    assert len(run_recipe()) == len(SAMPLES)
     assert "ST de: 4 instructions in 2 wordings" in capsys.readouterr().out
-    assert len(read_rows("work/rows/mcif/test.jsonl")) == len(SAMPLES)
     other([("de", "3", "b.wav", FIXED["de"][0])])
     with pytest.raises(SystemExit, match=r"de.xml: sample 3 in de is \('b.wav', 'ST', None\), in an earlier file"):
-        recipe.main(["--work", "elsewhere", "--raw", str(raw)])
+        run_recipe("--work", "elsewhere", "--raw", str(raw))
 
 
 def test_a_parquet_file_of_the_hub(raw):
@@ -169,43 +172,38 @@ def test_a_parquet_file_of_the_hub(raw):
         line[f"prompt_{language}"] = text
     for track in ("short", "long"):
         parquet.write_table(pyarrow.Table.from_pylist(list(table.values())), raw / f"{track}_fixedprompt" / "x.parquet")
-    recipe.main([])
-    rows = read_rows("work/rows/mcif/test.jsonl")
+    rows = run_recipe()
     assert Counter((row["language"], row["task"]) for row in rows) == Counter(
         {("en", "SQA"): 1, ("en", "ASR"): 1, ("de", "SQA"): 1, ("de", "ST"): 2, ("de", "MCQ"): 1})
     assert rows[0]["id"] == "mcif/short/en/0" and rows[0]["question"] == "Who speaks?"
     (raw / "short_fixedprompt" / "x.parquet").write_bytes(b"PAR1")
     with pytest.raises(SystemExit, match="x.parquet is damaged"):
-        recipe.main(["--work", "elsewhere", "--raw", str(raw)])
+        run_recipe("--work", "elsewhere", "--raw", str(raw))
 
 
-BOMB = '<!DOCTYPE testset [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;">]>'
+def test_what_is_missing(raw, monkeypatch):
+    (raw / "short_fixedprompt").mkdir()
+    (raw / "short_fixedprompt" / "x.parquet").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="the package pyarrow is missing: pip install pyarrow"):
+        run_recipe()
+    with pytest.raises(SystemExit, match="a definition of a short track, .* is missing: download .*datasets/FBK-MT/MCIF"):
+        run_recipe("--work", "elsewhere")
 
 
-@pytest.mark.parametrize("content, told", [
-    ("<testset><task", "x.xml is no test set"),
-    (BOMB + "<testset>&b;</testset>", "declares a document type"),
-    ("<testset>\udcff</testset>", "x.xml is no test set"),
-    ('<testset><task track="short" text_lang="de"><sample id="9"/><sample id="9"/></task></testset>', "there twice"),
-    ('<testset><task track="short" text_lang="de"><sample id="9">Ja.</sample></task></testset>', "no test definition"),
-    ('<testset><task track="short" text_lang="fr"><sample id="9"><audio_path>a.wav</audio_path><instruction>Oui'
-     "</instruction></sample></task></testset>", "'fr'"),
-    ('<testset><task track="short" text_lang="de"><sample id="../9"><audio_path>a.wav</audio_path><instruction>Ja'
-     "</instruction></sample></task></testset>", "'../9'"),
-])
-def test_damaged_and_hostile_definitions(raw, content, told):
-    (raw / "x.xml").write_bytes(content.encode("utf-8", "surrogateescape"))
-    with pytest.raises(SystemExit, match=told):
-        recipe.main([])
+def test_a_language_that_no_row_may_have(raw):
+    definition(raw / "x.xml", [("fr", "9", "a.wav", "Oui")])
+    with pytest.raises(SystemExit, match="sample '9' in 'fr' has no audio_path or no instruction, or an id or language"):
+        run_recipe()
 
 
 def test_a_recording_cannot_point_outside(raw):
     definition(raw / "x.xml", [("it", "9", "../../../etc/passwd", FIXED["it"][0]), ("it", "10", "..", FIXED["it"][0])])
     with pytest.raises(ValueError, match="utterance 'mcif/..' would leave its folder"):
-        recipe.main([])
+        run_recipe()
     definition(raw / "x.xml", [("it", "9", "../../../etc/passwd", FIXED["it"][0])])
-    recipe.main([])
-    assert read_rows("work/rows/mcif/test.jsonl")[-1]["audio"] == "work/raw/mcif/passwd"
+    assert run_recipe()[-1]["audio"] == "work/raw/mcif/passwd"
 
 
 def test_a_reference_that_is_of_another_task_or_recording_stops_the_recipe(raw):
@@ -213,19 +211,13 @@ def test_a_reference_that_is_of_another_task_or_recording_stops_the_recipe(raw):
                     [("3", "QA", "a.wav", "Anna.", "", "A")]):
         reference(raw / "MCIF.short.de.ref.xml.gz", samples)
         with pytest.raises(SystemExit, match="mcif/short/de/[34] is ST on [ab].wav, its reference (ST|SQA) on a.wav"):
-            recipe.main([])
+            run_recipe()
 
 
 def test_a_question_without_an_answer_is_marked(raw):
     reference(raw / "MCIF.short.de.ref.xml.gz", [("0", "QA", "a.wav", NOT_ANSWERABLE["de"], "", "NA")])
-    recipe.main([])
-    (row,) = [row for row in read_rows("work/rows/mcif/test.jsonl") if row["id"] == "mcif/short/de/0"]
+    (row,) = [row for row in run_recipe() if row["id"] == "mcif/short/de/0"]
     assert (row["answerable"], row["target"]) == (False, NOT_ANSWERABLE["de"])
-
-
-def test_nothing_there(tmp_path):
-    with pytest.raises(SystemExit, match="no definition .*https://huggingface.co/datasets/FBK-MT/MCIF"):
-        recipe.main(["--work", str(tmp_path / "work")])
 
 
 def test_the_real_test_rebuilt_from_its_references(real, tmp_path, monkeypatch, capsys):
@@ -239,14 +231,13 @@ def test_the_real_test_rebuilt_from_its_references(real, tmp_path, monkeypatch, 
             (language, name, recording, FIXED[language][one["task"] == "QA"] + one["task"].replace("TRANS", ""))
             for one in parts for name, recording in zip(one["ids"], one["audio"])])
         (raw / os.path.basename(path)).write_bytes(Path(path).read_bytes())
-    recipe.main([])
-    rows = read_rows("work/rows/mcif/test.jsonl")
+    rows = run_recipe()
     assert len(rows) == 3 * 890 and len({row["utterance"] for row in rows}) == 755
     for language in ("de", "it", "zh"):
-        some = [row for row in rows if row["language"] == language]
-        assert Counter((row["task"], row["answerable"]) for row in some) == {
+        samples = [row for row in rows if row["language"] == language]
+        assert Counter((row["task"], row["answerable"]) for row in samples) == {
             ("ST", True): 670, ("SQA", True): 195, ("SQA", False): 25}
-        assert {row["target"] for row in some if not row["answerable"]} == {NOT_ANSWERABLE[language]}
+        assert {row["target"] for row in samples if not row["answerable"]} == {NOT_ANSWERABLE[language]}
     told = capsys.readouterr().out
     assert "| test: ST/MT zh | 670 | 670 | +0 |" in told and "| test: SQA/QA it invalid | 25 | 25 | +0 |" in told
 
@@ -270,21 +261,13 @@ def test_what_is_written_is_what_is_read(tmp_path, capsys):
 
 
 def test_every_row_of_a_test_is_submitted(raw, tmp_path):
-    recipe.main([])
-    rows = read_rows("work/rows/mcif/test.jsonl")
-    mcif.write_output("out.xml", "x", {row["id"]: "" for row in rows})
+    mcif.write_output("out.xml", "x", {row["id"]: "" for row in run_recipe()})
     for language in ("en", "de"):
         assert list(mcif.read_output("out.xml", "short", language)) == [s[1] for s in SAMPLES if s[0] == language]
 
 
-def test_gzip_that_ends_too_early_and_a_file_that_is_too_large(tmp_path, monkeypatch):
+def test_a_file_that_is_too_large(tmp_path, monkeypatch):
     path = reference(tmp_path / "ref.xml.gz", ANSWERS)
-    assert len(mcif.read_references(path, "short", "de")) == 2
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-20])
-    with pytest.raises(SystemExit, match="ref.xml.gz is no test set"):
-        mcif.read_references(path, "short", "de")
-    path.write_bytes(whole)
     monkeypatch.setattr(mcif, "LARGEST", 100)
     with pytest.raises(SystemExit, match="more than"):
         mcif.read_references(path, "short", "de")
@@ -466,10 +449,9 @@ def test_english_outputs_hold_every_sample(real):
 def test_eval_shows_the_official_scores(raw, monkeypatch, capsys):
     """Answers of C -> the XML -> a column of the table: one talk of two sentences, one question."""
     import eval as stage
-    recipe.main([])
-    rows = read_rows("work/rows/mcif/test.jsonl")
-    said = {"mcif/short/de/0": "Anna.", "mcif/short/de/3": "Ja.", "mcif/short/de/4": "Nein."}
-    answers = {row["id"]: said.get(row["id"], "") for row in rows}
+    rows = run_recipe()
+    german = {"mcif/short/de/0": "Anna.", "mcif/short/de/3": "Ja.", "mcif/short/de/4": "Nein."}
+    answers = {row["id"]: german.get(row["id"], "") for row in rows}
     folder = os.path.join("work", "iwslt26", "predictions", "C")
     os.makedirs(folder)
     with open(os.path.join(folder, "mcif.test.jsonl"), "w") as file:

@@ -431,20 +431,9 @@ def test_the_real_examples_are_read(real):
             assert entry["answer"] == item["system_answer_and_analysis"].split()[4]      # "The answer is Option B ..."
 
 
-PART1 = {"speech_path": "train-clean-360/10/20/10-20-0000.wav", "text": "one\ntwo", "question": "What? ",
-         "answer": "One.", "duration": 1.0}
 PART2 = {"speech_path": "LibriSpeech/train-clean-360/10/20/10-20-0000.flac", "answer": "B",
          "question_and_option": "Question: What?\nOptions:\nA. one\nB. two words\nC. three\nD. four",
          "answer_and_analysis": "The answer is Option B because ..."}
-
-
-def test_an_item_of_each_part():
-    place = {"part": "train-clean-360", "speaker": "10", "key": "10-20-0000", "path": "10/20/10-20-0000.flac"}
-    assert librisqa.read_item(PART1, "SQA") == {**place, "task": "SQA", "transcript": "one two", "question": "What?",
-                                                "answer": "One."}
-    assert librisqa.read_item(PART2, "MCQ") == {
-        **place, "task": "MCQ", "transcript": "", "answer": "B",
-        "question": "What?\nA. one\nB. two words\nC. three\nD. four"}
 
 
 @pytest.mark.parametrize("answer, analysis, letter", [

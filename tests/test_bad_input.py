@@ -6,7 +6,6 @@ import collections
 import contextlib
 import dataclasses
 import fractions
-import gzip
 import io
 import json
 import os
@@ -26,11 +25,11 @@ import extract_features
 import infer
 import train_lora
 import train_projector
-from data import acl6060, gigast, librisqa, mcif, recipe, rows
+from data import acl6060, recipe, rows
 from data.tiny_models import seamless_config
 from eval import plot_losses, read_predictions
 from metrics import chat, comet, judge, pairwise, speech_ifeval
-from metrics.mcif import official_scores, read_references, read_samples
+from metrics.mcif import read_references
 
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 DEEP = b"[" * 100_000                                   # more levels than Python counts
@@ -89,100 +88,6 @@ def cases(table):
     return [pytest.param(*line[1:], id=line[0]) for line in table]
 
 
-# --- JSON: GigaST and GigaSpeech.
-
-SEGMENT = {"sid": "POD1_S1", "begin_time": 0, "end_time": 1.5, "text_tn": "HELLO", "subsets": ["{XL}"]}
-
-
-def giga(**values):
-    segment = {key: value for key, value in {**SEGMENT, **values}.items() if value is not ...}
-    return {"audios": [{"aid": "POD1", "path": "POD1.opus", "segments": [segment]}]}
-
-
-GIGAST = [
-    ("empty", b"", "is damaged after item 0"), ("cut", b'{"audios": [{"segments": [', "is damaged after item 0"),
-    ("a list", b"[]", "is damaged"), ("no audios", {"other": []}, "is damaged"),
-    ("a number", {"audios": 7}, "is damaged"),
-    ("no object", {"audios": [7]}, "is not in GigaST's format"), ("null", {"audios": [None]}, "not in GigaST's format"),
-    ("not UTF-8", b'{"audios": ["\xff"]}', "is damaged"), ("deep", b'{"audios": [' + DEEP, "is damaged"),
-    ("UTF-16", '{"audios": []}'.encode("utf-16"), "is damaged"),
-    ("a long number", b'{"audios": [1' + b"0" * 5000 + b"]}", "is damaged"),
-    ("no segments", {"audios": [{}]}, "KeyError: 'segments'"),
-    ("no sid", {"audios": [{"segments": [{"text_raw": "x"}]}]}, "KeyError: 'sid'"),
-    ("a list as sid", {"audios": [{"segments": [{"sid": [], "text_raw": "x"}]}]}, "not in GigaST's format"),
-    ("a number as sid", {"audios": [{"segments": [{"sid": 7, "text_raw": "x"}]}]}, "not in GigaST's format"),
-    ("a number as text", {"audios": [{"segments": [{"sid": "a", "text_raw": 7}]}]}, "not in GigaST's format"),
-]
-
-
-@pytest.mark.parametrize("content, says", cases(GIGAST))
-def test_a_file_of_gigast(tmp_path, content, says):
-    for language in ("de", "zh"):
-        write(tmp_path / f"GigaST.{language}.json", content)
-    refused(gigast.read_translations, str(tmp_path), names="GigaST.de.json", says=says)
-
-
-GIGASPEECH = [
-    ("no aid", {"audios": [{"path": "x", "segments": []}]}, "KeyError: 'aid'"),
-    ("a list as aid", {"audios": [{"aid": [], "path": "x", "segments": []}]}, "item 1 is not in GigaSpeech's format"),
-    ("no path", {"audios": [{"aid": "a", "segments": []}]}, "KeyError: 'path'"),
-    ("a number as path", {"audios": [{"aid": "a", "path": 7, "segments": []}]}, "item 1 is not"),
-    ("no time", giga(begin_time=...), "KeyError: 'begin_time'"),
-    ("a word as time", giga(end_time="late"), "item 1 is not"),
-    ("a list as sid", giga(sid=["a"]), "item 1 is not"), ("a number as text", giga(text_tn=7), "item 1 is not"),
-    ("a number as subsets", giga(subsets=7), "item 1 is not"),
-]
-
-
-@pytest.mark.parametrize("content, says", cases(GIGASPEECH))
-def test_a_file_of_gigaspeech(tmp_path, content, says):
-    write(tmp_path / "GigaSpeech.json", content)
-    refused(list, gigast.recordings(str(tmp_path)), names="GigaSpeech.json", says=says)
-
-
-GIGA_DROPPED = [("no slice", dict(begin_time=2)), ("no slice", dict(begin_time=-1)), ("no slice", dict(end_time="nan")),
-                ("no slice", dict(end_time="inf")), ("unknown tag", dict(text_tn="A <UNK>")),
-                ("only silence, music or noise", dict(text_tn="<SIL>"))]
-
-
-@pytest.mark.parametrize("why, values", GIGA_DROPPED)
-def test_a_segment_of_gigaspeech_is_dropped(tmp_path, why, values):
-    write(tmp_path / "GigaSpeech.json", giga(**values))
-    dropped = []
-    assert list(gigast.read_segments(str(tmp_path), {"POD1_S1": ("Ja.", "是。")}, None, dropped)) == []
-    assert dropped[-1][1] == "gigast/POD1_S1" and dropped[-1][2].startswith(why)
-
-
-# --- JSON: LibriSQA.
-
-LIBRISQA = [("empty", b""), ("cut", b'[{"text": "'), ("an object", b"{}"), ("numbers", b"[1, 2]"), ("null", b"null"),
-            ("not UTF-8", b'["\xff"]'), ("deep", DEEP)]
-
-
-@pytest.mark.parametrize("content", cases(LIBRISQA))
-def test_a_file_of_librisqa(tmp_path, content):
-    write(tmp_path / "LibriSQA-PartI-train.json", content)
-    refused(librisqa.read_entries, str(tmp_path), "train", [], names="LibriSQA-PartI-train.json", says="is damaged")
-
-
-PLACE = "x/train-clean-360/14/208/14-208-0000.flac"
-ITEM = {"speech_path": PLACE, "text": "YES", "question": "Who?", "answer": "Anna"}
-ITEMS = [("no path", dict(speech_path=None)), ("a path of another shape", dict(speech_path="a.flac")),
-         ("a path up", dict(speech_path="train-clean-360/../../etc/passwd")),
-         ("a look-alike", dict(speech_path=PLACE.replace("/208/", "\uff0f208/"))), ("no question", dict(question="")),
-         ("a number as question", dict(question=7)), ("no answer", dict(answer=None)),
-         ("digits that are none", dict(speech_path=PLACE.replace("0000", "0x00")))]
-
-
-@pytest.mark.parametrize("values", cases(ITEMS))
-def test_an_item_of_librisqa_is_dropped(tmp_path, values):
-    write(tmp_path / "LibriSQA-PartI-train.json", [{**ITEM, **values}, ITEM])
-    write(tmp_path / "LibriSQA-PartII-train.json", [])
-    dropped = []
-    assert len(librisqa.read_entries(str(tmp_path), "train", dropped)) == 1
-    assert [name for _, name, _ in dropped] == ["LibriSQA-PartI-train.json item 1"]
-
-
 # --- JSON lines: Speech-IFEval, predictions and labels of the pairwise judge.
 
 IFEVAL = {"instruction": "Say yes.", "metric": "cot", "audio_filepath": "a.wav"}
@@ -222,62 +127,6 @@ LABELS = [("no label", {"id": "a", "labels": []}), ("a word", {"id": "a", "label
 @pytest.mark.parametrize("content", cases(LABELS))
 def test_labels_of_people(tmp_path, content):
     refused(pairwise.read_labels, write(tmp_path / "labels.jsonl", content), ["C", "D"], names="labels.jsonl")
-
-
-# --- XML: MCIF.
-
-TALK = '<mteval><srcset><doc docid="1">{}</doc></srcset></mteval>'
-TEST = '<testset><task track="short" text_lang="de">{}</task></testset>'
-MCIF = [
-    ("empty", b"", "is no test set"), ("text", "hello", "is no test set"), ("cut", TEST[:30], "is no test set"),
-    ("not UTF-8", TEST.format("\xe4").encode("latin-1"), "is no test set"),
-    ("UTF-16", TEST.encode("utf-16"), "no test set"),
-    ("a cut gzip", gzip.compress(TEST.encode())[:-9], "is no test set"),
-    ("a gzip of nothing", b"\x1f\x8b", "no test set"),
-    ("a false length", gzip.compress(TEST.encode())[:-4] + b"\0\0\0\0", "is no test set"),
-    ("no id", TEST.format("<sample/>"), "sample id None is missing"),
-    ("empty id", TEST.format('<sample id=""/>'), "missing"),
-    ("twice", TEST.format('<sample id="1"/><sample id="1"/>'), "there twice"),
-    ("a control character", TEST.format("<sample id='1'>\x01</sample>"), "is no test set"),
-    ("half a character", TEST.format("\udc80"), "is no test set"),
-]
-
-
-@pytest.mark.parametrize("content, says", cases(MCIF))
-def test_an_xml_of_mcif(tmp_path, content, says):
-    refused(read_samples, write(tmp_path / "x.xml", content), names="x.xml", says=says)
-
-
-SAMPLE = '<sample id="{}"><audio_path>{}</audio_path><instruction>{}</instruction></sample>'
-DEFINITIONS = [("no audio", SAMPLE.format("1", "", "Ja")), ("no instruction", SAMPLE.format("1", "a.wav", " ")),
-               ("a path as id", SAMPLE.format("../1", "a.wav", "Ja")),
-               ("a slash as id", SAMPLE.format("a/b", "a.wav", "Ja")),
-               ("a look-alike", SAMPLE.format("a\u2215b", "a.wav", "Ja")), ("nothing at all", "")]
-
-
-@pytest.mark.parametrize("content", cases(DEFINITIONS))
-def test_a_definition_of_mcif(tmp_path, content):
-    write(tmp_path / "x.xml", TEST.format(content))
-    refused(mcif.read_definitions, str(tmp_path), [], names=tmp_path)
-
-
-REFERENCE = '<sample id="{}" task="{}"><audio_path>{}</audio_path><reference>{}</reference></sample>'
-REFERENCES = [("no reference", REFERENCE.format("1", "QA", "a.wav", "")),
-              ("no task", REFERENCE.format("1", "", "a", "x")),
-              ("ids without recordings", REFERENCE.format("1,2", "ASR", "a.wav", "x")),
-              ("another language", None)]
-
-
-@pytest.mark.parametrize("content", cases(REFERENCES))
-def test_a_reference_of_mcif(tmp_path, content):
-    path = write(tmp_path / "x.xml", TEST.format(content or ""))
-    refused(read_references, path, "short", "de" if content else "it", names=path)
-
-
-def test_an_output_of_mcif_that_lacks_an_answer_is_not_scored(tmp_path):
-    output = write(tmp_path / "out.xml", TEST.format('<sample id="2">Ja.</sample>'))
-    reference = write(tmp_path / "ref.xml", TEST.format(REFERENCE.format("1", "QA", "a.wav", "Ja.")))
-    refused(official_scores, output, reference, "de", names=output, says="lacks sample 1")
 
 
 # --- Audio: a reason for each, and the run goes on.
@@ -940,6 +789,11 @@ def test_fuzz_rows(tmp_path):
         for row in found:
             assert os.path.realpath(tmp_path / row["id"]).startswith(f"{os.path.realpath(tmp_path)}/")
     fuzz(tmp_path / "x.jsonl", whole, lambda: rows.read_rows(tmp_path / "x.jsonl"), check)
+
+
+TALK = '<mteval><srcset><doc docid="1">{}</doc></srcset></mteval>'
+TEST = '<testset><task track="short" text_lang="de">{}</task></testset>'
+REFERENCE = '<sample id="{}" task="{}"><audio_path>{}</audio_path><reference>{}</reference></sample>'
 
 
 def test_fuzz_xml_of_acl6060(tmp_path):

@@ -189,10 +189,38 @@ def test_what_is_missing(raw, monkeypatch):
         run_recipe("--work", "elsewhere")
 
 
-def test_a_language_that_no_row_may_have(raw):
-    definition(raw / "x.xml", [("fr", "9", "a.wav", "Oui")])
-    with pytest.raises(SystemExit, match="sample '9' in 'fr' has no audio_path or no instruction, or an id or language"):
+TEST = '<testset><task track="short" text_lang="de">{}</task></testset>'
+
+
+@pytest.mark.parametrize("content, says", [
+    (b"", "is no test set"), (TEST[:30], "is no test set"), (TEST.format("\xe4").encode("latin-1"), "is no test set"),
+    (TEST.encode("utf-16"), "no test set"), (gzip.compress(TEST.encode())[:-9], "is no test set"),
+    (b"\x1f\x8b", "no test set"), (gzip.compress(TEST.encode())[:-4] + b"\0\0\0\0", "is no test set"),
+    (TEST.format("<sample/>"), "sample id None is missing"), (TEST.format('<sample id=""/>'), "missing"),
+    (TEST.format('<sample id="1"/><sample id="1"/>'), "there twice"),
+    (TEST.format("<sample id='1'>\x01</sample>"), "is no test set"), (TEST.format("\udc80"), "is no test set")])
+def test_a_damaged_xml_is_named(tmp_path, content, says):
+    path = tmp_path / "x.xml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass"))
+    with pytest.raises(SystemExit, match=f"x.xml.*{says}"):
+        mcif.read_samples(str(path))
+
+
+@pytest.mark.parametrize("language, name, recording, instruction", [
+    ("de", "9", "", "Ja"), ("de", "9", "a.wav", " "), ("de", "../9", "a.wav", "Ja"), ("de", "a/b", "a.wav", "Ja"),
+    ("de", "a\u2215b", "a.wav", "Ja"), ("fr", "9", "a.wav", "Oui")])
+def test_a_definition_that_is_unlike_others_is_named(raw, language, name, recording, instruction):
+    definition(raw / "x.xml", [(language, name, recording, instruction)])
+    with pytest.raises(SystemExit, match=f"x.xml: sample '{name}' in '{language}' has no audio_path or no instruction"):
         run_recipe()
+
+
+@pytest.mark.parametrize("ids, task, recordings, text", [
+    ("1", "QA", "a.wav", ""), ("1", "", "a.wav", "x"), ("1,2", "ASR", "a.wav", "x"), ("1", "QA", "a.wav", "x")])
+def test_a_reference_that_is_not_whole_or_of_another_language_is_named(tmp_path, ids, task, recordings, text):
+    path = reference(tmp_path / "r.xml", [(ids, task, recordings, text, "", "")])
+    with pytest.raises(SystemExit, match=str(path)):
+        mcif.read_references(str(path), "short", "it" if (ids, task, text) == ("1", "QA", "x") else "de")
 
 
 def test_a_recording_cannot_point_outside(raw):

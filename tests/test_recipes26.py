@@ -24,6 +24,9 @@ from speech_llm.prompts import NOT_ANSWERABLE, question_line
 from speech_llm.rows import read_rows
 
 
+DEEP = b"[" * 100_000                        # more levels than Python counts
+
+
 def write_json(path, value, **how):
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "w", encoding="utf-8") as file:
@@ -231,6 +234,45 @@ def test_gigast_names_all_that_is_missing_at_once(tmp_path, monkeypatch):
                  r"disk .1,000 hours' frames at mean 2 takes 184.0 GB, .* has 1.0 GB free\)"):
         assert re.search(f"{what} is missing: ", str(error.value)), what
     assert not os.path.exists(tmp_path / "work")
+
+
+@pytest.mark.parametrize("content, says", [
+    (b"", "is damaged after item 0"), (b'{"audios": [{"segments": [', "is damaged after item 0"), (b"[]", "is damaged"),
+    (b'{"other": []}', "is damaged"), (b'{"audios": 7}', "is damaged"),
+    (b'{"audios": [{"segments": []} 2]}', "is damaged after item 1"),
+    (b'{"audios": ["\xff"]}', "is damaged"), (b'{"audios": [' + DEEP, "is damaged"),
+    ('{"audios": []}'.encode("utf-16"), "is damaged"), (b'{"audios": [1' + b"0" * 5000 + b"]}", "is damaged"),
+    (b'{"audios": [7]}', "is not in GigaST's format"), (b'{"audios": [null]}', "is not in GigaST's format"),
+    (b'{"audios": [{}]}', "KeyError: 'segments'"),
+    (b'{"audios": [{"segments": [{"text_raw": "x"}]}]}', "KeyError: 'sid'"),
+    (b'{"audios": [{"segments": [{"sid": [], "text_raw": "x"}]}]}', "is not in GigaST's format"),
+    (b'{"audios": [{"segments": [{"sid": "a", "text_raw": 7}]}]}', "is not in GigaST's format")])
+def test_a_damaged_file_of_gigast_is_named(tmp_path, content, says):
+    (tmp_path / "GigaST.de.json").write_bytes(content)
+    with pytest.raises(SystemExit, match=f"GigaST.de.json {says}|GigaST.de.json is not in GigaST's format .{says}"):
+        gigast.read_translations(str(tmp_path))
+
+
+@pytest.mark.parametrize("change, says", [
+    ({"begin_time": None}, "TypeError"), ({"end_time": "late"}, "ValueError"), ({"sid": ["a"]}, "TypeError"),
+    ({"text_tn": 7}, "AttributeError"), ({"subsets": 7}, "TypeError")])
+def test_a_malformed_segment_of_gigaspeech_is_named(tmp_path, change, says):
+    segments = [{**segment("POD1_S1", 0, 1.5, "HELLO"), **change}]
+    for recording, why in (({"aid": "POD1", "path": "x", "segments": segments}, says),
+                           ({"path": "x", "segments": []}, "KeyError: 'aid'"),
+                           ({"aid": "POD1", "path": 7, "segments": []}, "TypeError")):
+        write_json(f"{tmp_path}/GigaSpeech.json", {"audios": [recording]})
+        with pytest.raises(SystemExit, match=f"GigaSpeech.json item 1 is not in GigaSpeech's format .{why}"):
+            list(gigast.recordings(str(tmp_path)))
+
+
+@pytest.mark.parametrize("start, end", [(2, 1.5), (-1, 1.5), (0, "nan"), (0, "inf")])
+def test_times_that_are_no_slice_are_dropped(tmp_path, start, end):
+    write_json(f"{tmp_path}/GigaSpeech.json", {"audios": [{"aid": "POD1", "path": "x", "segments": [
+        segment("POD1_S1", start, end, "HELLO")]}]})
+    dropped = []
+    assert list(gigast.read_segments(str(tmp_path), {"POD1_S1": ("Ja.", "是。")}, None, dropped)) == []
+    assert dropped[-1][:2] == ("train", "gigast/POD1_S1") and dropped[-1][2].startswith("no slice")
 
 
 def test_gigast_refuses_two_files_of_a_language_and_files_of_nothing(tmp_path, monkeypatch):
@@ -446,6 +488,29 @@ def test_the_letter_of_the_answer(answer, analysis, letter):
     else:
         with pytest.raises(ValueError, match="answer"):
             librisqa.read_item(item, "MCQ")
+
+
+@pytest.mark.parametrize("content", [b"", b'[{"text": "', b"{}", b"[1, 2]", b"null", b'["\xff"]', DEEP])
+def test_a_damaged_file_of_librisqa_is_named(tmp_path, content):
+    (tmp_path / "LibriSQA-PartI-train.json").write_bytes(content)
+    with pytest.raises(SystemExit, match="LibriSQA-PartI-train.json is damaged .*; download it from https://hugging"):
+        librisqa.read_entries(str(tmp_path), "train", [])
+
+
+PLACE = "x/train-clean-360/14/208/14-208-0000.flac"
+
+
+@pytest.mark.parametrize("change", [
+    {"speech_path": None}, {"speech_path": "a.flac"}, {"speech_path": "train-clean-360/../../etc/passwd"},
+    {"speech_path": PLACE.replace("/208/", "\uff0f208/")}, {"speech_path": PLACE.replace("0000", "0x00")},
+    {"question": " "}, {"question": 7}, {"answer": None}])
+def test_a_malformed_item_of_librisqa_is_dropped(tmp_path, change):
+    item = {"speech_path": PLACE, "text": "YES", "question": "Who?", "answer": "Anna"}
+    write_json(f"{tmp_path}/LibriSQA-PartI-train.json", [{**item, **change}, item])
+    write_json(f"{tmp_path}/LibriSQA-PartII-train.json", [])
+    dropped = []
+    assert len(librisqa.read_entries(str(tmp_path), "train", dropped)) == 1
+    assert [name for _, name, _ in dropped] == ["LibriSQA-PartI-train.json item 1"]
 
 
 # --- LibriSQA: the questions that have no answer.

@@ -185,7 +185,7 @@ def test_what_is_missing(raw, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(SystemExit, match="the package pyarrow is missing: pip install pyarrow"):
         run_recipe()
-    with pytest.raises(SystemExit, match="a definition of a short track, .* is missing: download .*datasets/FBK-MT/MCIF"):
+    with pytest.raises(SystemExit, match="a definition of a short track, .* is missing: download it from .*MCIF"):
         run_recipe("--work", "elsewhere")
 
 

@@ -2,7 +2,6 @@
 Chat LLMs that judge: loading, prompts, written replies (judge.py, speech_ifeval.py, pairwise.py).
 
     texts = replies("work/x/replies.jsonl", "google/gemma-3-27b-it", chats)
-    after_thought("<think>Yes or no?</think>No")           -> "No"
 
 A chat is a list of {"role", "content"}, a system turn first if there is one; a reply is a text. Decoding is greedy (our
 choice: the papers asked an API with its default sampling). Replies are kept in a file, so that a killed run loses one
@@ -15,17 +14,15 @@ import functools
 
 import torch
 
+from speech_llm.llm import decode_text
 from speech_llm.resumable import resumable
+from speech_llm.thoughts import close_thought
 from speech_llm.turns import without_markers
 
 
 MAX_NEW_TOKENS = 512        # of a reply: an explanation and a verdict, or a transcript (our choice)
 BATCH = 16                  # chats answered together
 CUT = "\ue000"              # a private character that no text has: where a template's output is cut
-THOUGHTS = {  # how a thought begins: how it ends
-    "<think>": "</think>", "<thinking>": "</thinking>", "<seed:think>": "</seed:think>", "[THINK]": "[/THINK]",
-    "<|START_THINKING|>": "<|END_THINKING|>",
-    "<|channel|>analysis<|message|>": "<|channel|>final<|message|>"}        # gpt-oss
 
 
 # --- Prompts.
@@ -43,14 +40,6 @@ def chat_text(tokenizer, chat):
             raise
         joined = {"role": "user", "content": f"{system['content'].strip()}\n\n{user['content']}"}
         return render([joined, *rest])
-
-
-def close_thought(prompt):
-    """Return the prompt with an end for the thought that its last words open."""
-    for opening, closing in THOUGHTS.items():
-        if prompt.rstrip().endswith(opening):
-            return f"{prompt.rstrip()}\n\n{closing}\n\n"
-    return prompt
 
 
 def encode_chat(tokenizer, chat, add_special_tokens=False):
@@ -71,38 +60,6 @@ def pad_left(rows, pad, device):
 
 
 # --- Replies.
-
-def after_thought(text):
-    """Return what a reply says after its last thought; "" if its thought has no end."""
-    for opening, closing in THOUGHTS.items():
-        if closing in text:
-            text = text.rpartition(closing)[2]
-        elif opening in text:
-            return ""
-    return text.strip()
-
-
-def reply_text(tokenizer, ids):
-    """Return the text of the token ids of a reply, without its thought and without special tokens."""
-    ids = list(ids)
-    for opening, closing in THOUGHTS.items():      # markers that are special tokens would not be in the text
-        if end := end_of(tokenizer, closing, ids):
-            ids = ids[end:]
-        elif end_of(tokenizer, opening, ids):
-            return ""
-    return after_thought(tokenizer.decode(ids, skip_special_tokens=True))
-
-
-def end_of(tokenizer, marker, ids):
-    """
-    Return the position behind the last occurrence of a marker in a list of token ids; 0 if there is none.
-    A marker that is no added token is text like any other, which may be tokenised in several ways: 0 for it, too.
-    """
-    part, added = tokenizer.encode(marker, add_special_tokens=False), tokenizer.get_added_vocab().values()
-    if not part or not {part[0], part[-1]} <= {*added}:
-        return 0
-    return next((end for end in range(len(ids), len(part) - 1, -1) if ids[end - len(part):end] == part), 0)
-
 
 def load_chat(name, device):
     """
@@ -145,7 +102,7 @@ def write_replies(llm, tokenizer, chats):
                               eos_token_id=ends)
     written = llm.generate(input_ids=ids, attention_mask=mask, generation_config=greedy)[:, ids.shape[1]:].tolist()
     ends = {*(ends if isinstance(ends, list) else [ends])}
-    return [{"reply": reply_text(tokenizer, row), "capped": not ends & {*row}} for row in written]
+    return [{"reply": decode_text(tokenizer, row), "capped": not ends & {*row}} for row in written]
 
 
 def replies(path, judge, chats):

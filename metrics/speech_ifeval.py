@@ -33,12 +33,13 @@ import os
 import re
 from collections import defaultdict
 
-from metrics.chat import after_thought, replies
+from metrics.chat import replies
 from metrics.error_rates import word_error_rate
 from metrics.ifeval import CLOSED, CREATIVE, rates
 from metrics.texts import comparable
 from speech_llm.files import read_json_lines, replace_file, write_json
 from speech_llm.normalize import nfc
+from speech_llm.thoughts import after_thought
 
 
 CORPUS = "speech_ifeval"

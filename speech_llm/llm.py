@@ -8,17 +8,16 @@ to a window of them. A model of another kind is refused by name.
 """
 import json
 import os
-import re
 from contextlib import contextmanager
 from textwrap import shorten
 
 import torch
 
+from speech_llm.thoughts import after_thought, ids_after_thought
 from speech_llm.turns import end_id, turn_of
 
 
 LAYERS = {"full_attention", "sliding_attention"}             # kinds of layers that read a row of a batch as if alone
-THOUGHT = re.compile(r"<think>.*?(</think>|\Z)", re.S)
 
 
 # --- Errors of loading, and what to do about them.
@@ -201,6 +200,6 @@ def stop_ids(llm, tokenizer):
 
 
 def decode_text(tokenizer, ids):
-    """Return the text of token ids without special tokens and thoughts; a thought without an end is cut to the end."""
-    text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return THOUGHT.sub("", text).strip()
+    """Return the text of the token ids of an answer, without its thought and without special tokens."""
+    answer = ids_after_thought(tokenizer, list(ids))
+    return after_thought(tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -12,6 +12,7 @@ from speech_llm.batches import Batch
 from speech_llm.decode import generate
 from speech_llm.llm import decode_text, load_llm, loading, stop_ids
 from speech_llm.prompts import encode_prompt
+from speech_llm.thoughts import close_thought
 from train_projector import answer_loss
 
 
@@ -175,13 +176,19 @@ def test_a_damaged_file_is_named(llama, tmp_path, name):
 
 # --- Answers.
 
-def test_thoughts_are_cut_from_answers(llama):
+@pytest.mark.parametrize("written, answer", [
+    ("<think>\n\n</think>\n\nYes", "Yes"), ("<think>No? But Anna</think> Yes. ", "Yes."), ("<think>No, I", ""),
+    ("<|START_THINKING|>No?<|END_THINKING|>Yes", "Yes"), ("<|START_THINKING|>No, I", ""),       # special tokens
+    ("[THINK]a[/THINK] b [THINK]c[/THINK]d", "d"), ("No thought at all: 3 < 5", "No thought at all: 3 < 5")])
+def test_thoughts_are_cut_from_answers(llama, written, answer):
     tokenizer = transformers.AutoTokenizer.from_pretrained(llama)
-    for written, answer in [("<think>\n\n</think>\n\nAnna", "Anna"), ("<think>Who? A cat</think> Anna. ", "Anna."),
-                            ("<think>Who has a cat", ""), ("Anna <think>a</think>has<think>b</think>", "Anna has"),
-                            ("3 < 5", "3 < 5")]:
-        ids = tokenizer(written + "<|eot_id|>", add_special_tokens=False)["input_ids"]
-        assert decode_text(tokenizer, ids) == answer
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|START_THINKING|>", "<|END_THINKING|>"]})
+    assert decode_text(tokenizer, tokenizer(written + "<|eot_id|>", add_special_tokens=False)["input_ids"]) == answer
+
+
+def test_a_thought_that_a_prompt_opens_is_closed():
+    assert close_thought("Yes <think> No") == "Yes <think> No"
+    assert close_thought("Answer: [THINK]\n") == "Answer: [THINK]\n\n[/THINK]\n\n"
 
 
 def test_stop_ids_are_all_that_end_a_turn(llama):

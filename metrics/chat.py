@@ -7,8 +7,8 @@ A chat is a list of {"role", "content"}, a system turn first if there is one; a 
 choice: the papers asked an API with its default sampling). Replies are kept in a file, so that a killed run loses one
 batch, and the LLM is loaded only if a chat has no reply in the file yet.
 
-Some LLMs write a thought before they answer. A thought that the template opens is closed at once in the prompt, so that
-the next token is the answer's; a thought that the LLM writes all the same is cut from the reply.
+Some LLMs write a thought before they answer. If the template opens a thought, the prompt closes it at once, so that the
+answer begins with the next token. A thought that the LLM writes all the same is cut from the reply.
 """
 import functools
 

@@ -201,7 +201,8 @@ def test_scores_agree_with_bergen():
 
 
 @pytest.mark.parametrize("text, score", [
-    ("Yes", 1), ("No", 0), ("Yes.", 1), ("yes", -100), ("", -100), ("Nothing", 0), ("Yes, not No", -100), ("Yes Yes", 1),
+    ("Yes", 1), ("No", 0), ("Yes.", 1), ("yes", -100), ("", -100), ("Nothing", 0), ("Yes, not No", -100),
+    ("Yes Yes", 1),
     ("<think>Yes or No?</think>No", 0), ("<think>Yes", -100), ("thought without a beginning</think>\n\nYes", 1)])
 def test_written_verdicts_by_hand(text, score):
     assert judge.parse(text) == score

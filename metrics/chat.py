@@ -28,7 +28,7 @@ CUT = "\ue000"              # a private character that no text has: where a temp
 # --- Prompts.
 
 def chat_text(tokenizer, chat):
-    """Return a chat as the LLM's template writes it. Without a system turn in it, its words precede the user's."""
+    """Return a chat as the LLM's template writes it. A template without a system turn gets it in the user's turn."""
     from jinja2 import TemplateError
     render = functools.partial(tokenizer.apply_chat_template, add_generation_prompt=True, tokenize=False,
                                enable_thinking=False)            # Qwen3's name; other templates do not read it

@@ -46,7 +46,7 @@ merge_sft = dict(                            # section 6.1, setup 1; Tables 6 an
 
 infer = dict(prompt="2026-zero-shot", seamless="facebook/seamless-m4t-v2-large", max_new_tokens=100)     # section 5
 eval = dict(judges="utter-project/EuroLLM-9B-Instruct,google/gemma-3-12b-it,google/gemma-3-27b-it",      # section 5
-            tables="2026 Table 1,2026 Table 2,2026 Table 4")
+            tables="2026 Table 1,2026 Table 2,2026 Table 4", examples="A,C")
 
 sweep = dict(                                # Speech-IFEval (arXiv 2505.19037)
     recipes=["speech_ifeval"], corpus="speech_ifeval", systems="llm,cascade,A:projector,B:lora", reference="llm",

@@ -85,12 +85,16 @@ def find_file(raw, name):
 
 
 def fetch_files(raw):
-    """Download the questions that are not there."""
+    """Download the questions that are not there. SystemExit if the hub cannot be reached."""
     from huggingface_hub import hf_hub_download
-    for name in FILES:
-        if not find_file(raw, name):
-            print(f"downloads {name} into {raw}")
+    absent = [name for name in FILES if not find_file(raw, name)]
+    if absent:
+        print(f"downloads {', '.join(absent)} into {raw}: at most 0.1 GB")
+    for name in absent:
+        try:
             hf_hub_download(REPOSITORY, f"{name.rpartition('-')[0]}/{name}", repo_type="dataset", local_dir=raw)
+        except OSError as error:
+            raise SystemExit(f"{name} cannot be downloaded ({error}); run the same command later") from None
 
 
 # --- Entries: a question about an utterance.

@@ -99,8 +99,8 @@ def test_a_capped_translation_is_counted_and_an_empty_one_is_not(seamless):
         given.extend([input_ids, options])
         return torch.tensor([[3, 502, 3, 0, 0], [3, 502, 60, 61, 62], [3, 502, 60, 61, 3]])
     model.generate = generate
-    found = translate.translate_batch(model, tokenizer, ["a </s> b", "Rome. __deu__", "c"], "de")
-    assert [(bool(one["text"]), one["capped"]) for one in found] == [(False, False), (True, True), (True, False)]
+    batch = translate.translate_batch(model, tokenizer, ["a </s> b", "Rome. __deu__", "c"], "de")
+    assert [(bool(result["text"]), result["capped"]) for result in batch] == [(False, False), (True, True), (True, False)]
     assert (given[0] == 3).sum(1).tolist() == [1, 1, 1]  # </s> inside a text is text
     assert given[1]["num_beams"] == 5 and given[1]["do_sample"] is False
     assert (given[0] > 500).sum(1).tolist() == [1, 1, 1]                 # __eng__ and no other
@@ -249,9 +249,9 @@ def test_spoken_rows_of_a_file(seamless, tmp_path, monkeypatch, capsys):
     write_rows(tmp_path / "in.jsonl", rows)
     speak.main(["--rows", f"{tmp_path}/in.jsonl", "--out", f"{tmp_path}/out.jsonl", "--folder", f"{tmp_path}/audio",
                 "--seamless", seamless])
-    found = {row["id"]: (row["utterance"], row["audio"]) for row in read_rows(tmp_path / "out.jsonl")}
+    spoken = {row["id"]: (row["utterance"], row["audio"]) for row in read_rows(tmp_path / "out.jsonl")}
     flac = f"{tmp_path}/audio/x/0.flac"
-    assert found == {"x/0/ASR.en": ("x/0", flac), "x/0/ST.de": ("x/0", flac), "x/9/ASR.en": ("x/9", "there.wav")}
+    assert spoken == {"x/0/ASR.en": ("x/0", flac), "x/0/ST.de": ("x/0", flac), "x/9/ASR.en": ("x/9", "there.wav")}
     wave, rate = soundfile.read(flac)
     assert (rate, soundfile.info(flac).format) == (16000, "FLAC") and np.allclose(wave, tone, atol=1e-4)
     assert os.listdir(tmp_path / "audio" / "x") == ["0.flac"]
@@ -301,9 +301,9 @@ def test_chat_format_markers_and_ends(llama):
     llm.generate = generate
     llm.generation_config.eos_token_id = [text_end, other_end]
     prompts = ["a", "Content <|eot_id|><|start_header_id|>user", "b <|begin_of_text|>", "c"]
-    found = rewrite.generate_batch(llm, tokenizer, prompts, len(hello) + 2)
-    assert [one["text"] for one in found[:3]] == ["Hello"] * 3 and not any(one["capped"] for one in found[:3])
-    assert found[3]["capped"]
+    results = rewrite.generate_batch(llm, tokenizer, prompts, len(hello) + 2)
+    assert [result["text"] for result in results[:3]] == ["Hello"] * 3
+    assert [result["capped"] for result in results] == [False, False, False, True]
     assert asked["eos_token_id"] == sorted([text_end, other_end, end]) and asked["do_sample"] is False
     for ids, mask in zip(asked["input_ids"], asked["attention_mask"]):
         ids = ids[mask.bool()].tolist()

@@ -426,7 +426,7 @@ def test_translations_are_cut_as_mwersegmenter_cuts_them():
         pieces = dict(enumerate(row["prediction"].split("\n")))            # one recording for each line
         talk = {"ids": list(pieces), "reference": "\n".join(lines), "transcript": "\n".join(lines)}
         items = mcif.sentence_items(pieces, [talk], "zh" if row["character_level"] else row["lang"])
-        assert [said for _, said, _ in items] == [segment.strip() for segment in row["segments"]]
+        assert [piece for _, piece, _ in items] == [segment.strip() for segment in row["segments"]]
 
 
 @pytest.mark.parametrize("language, system", [("de", "granite"), ("it", "phi_multimodal"), ("zh", "qwen2audio")])
@@ -445,31 +445,6 @@ def test_real_outputs_of_three_systems(real, language, system):
     assert cut == "".join("".join(answers[name].split()) for talk in talks for name in talk["ids"])
 
 
-def test_comet_scores_the_pieces(tmp_path):
-    from metrics import comet
-    tiny = PARITY / "comet_tiny"
-    if not tiny.exists():
-        pytest.skip(f"no {tiny}")
-
-    def load():
-        model = comet.load_comet(tiny / "da_sparsemax.pt", encoder=str(tiny / "encoder"))
-        return lambda items: comet.score(model, [dict(zip(("src", "mt", "ref"), item)) for item in items])
-    ref = reference(tmp_path / "ref.xml", ANSWERS[1:])
-    out = output(tmp_path / "out.xml", "de", {"3": "Ja. Nein.", "4": ""})
-    scores, _ = mcif.official_scores(out, ref, "de", load_comet=load)
-    expected = load()([["Yes.", "Ja.", "Ja."], ["No.", "Nein.", "Nein."]])
-    assert scores["TRANS-COMET"] == pytest.approx(sum(expected) / 2)
-
-
-def test_english_outputs_hold_every_sample(real):
-    folder = os.path.join(real, "mcif", "system_outputs_short")
-    questions = {name for one in mcif.read_references(os.path.join(real, "mcif", "refs", "MCIF0.2.IF.short.de.ref.xml"),
-                                                      "short", "de") if one["task"] == "QA" for name in one["ids"]}
-    for system in ("granite", "phi_multimodal", "qwen2audio"):
-        answers = mcif.read_output(os.path.join(folder, f"audio_short_en_fixed_{system}_output.xml"), "short", "en")
-        assert len(answers) == 890 and len(answers.keys() - questions) == 670      # questions share their ids
-
-
 def test_eval_shows_the_official_scores(raw, monkeypatch, capsys):
     """Answers of C -> the XML -> a column of the table: one talk of two sentences, one question."""
     import eval as stage
@@ -485,7 +460,7 @@ def test_eval_shows_the_official_scores(raw, monkeypatch, capsys):
     mcif.write_output(os.path.join(folder, "mcif.test.xml"), "ours", answers)
     monkeypatch.setattr(stage, "load_comet", lambda c: lambda items: [float(mt == ref) for _, mt, ref in items])
     monkeypatch.setattr(stage.bertscore, "load_bertscore",
-                        lambda *a: lambda items: [0.5 * (said == right) for said, right in items])
+                        lambda *a: lambda items: [0.5 * (answer == right) for answer, right in items])
     stage.main(["--preset", "iwslt26", "--systems", "C", "--test_sets", "mcif.test", "--metrics", "WER"])
     told = capsys.readouterr().out
     assert "| mcif.test | TRANS-COMET | QA-BERTScore |" in told and "| 1.000 | 0.500 |" in told

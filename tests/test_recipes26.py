@@ -320,7 +320,7 @@ def test_every_part_has_its_split_and_what_is_unusable_is_listed(tmp_path, capsy
     make_part(raw / "LibriSpeech", "train-clean-360", texts)
     make_part(raw / "LibriSpeech", "train-clean-100", {"11-20-0000": "THREE"})
     for part in ("dev-clean", "dev-other", "test-clean", "test-other"):
-        make_part(raw, part, {f"{len(part)}-1-0000": "FOUR"})                  # found beside LibriSpeech/ too
+        make_part(raw, part, {f"{len(part)}-1-0000": "FOUR"})                  # beside LibriSpeech/
     chapter = raw / "LibriSpeech/train-clean-360/10/20"
     (chapter / "10-20-0001.flac").write_bytes(b"")
     write_flac(f"{chapter}/10-20-0003.flac")
@@ -665,7 +665,7 @@ def test_what_is_not_translated_well_is_in_english_only(librisqa_rows):
     assert "train\tlibrisqa/train/1-7-0000/SQA.de\tbelow 0.85: target 0.840" in dropped
     assert "train\tlibrisqa/train/1-7-0000/MCQ.zh\tbelow 0.85: question 0.840" in dropped
     assert "train\tlibrisqa/train/2-7-0000/MCQ.it\toptions A to D lost in translation" in dropped
-    assert "1-7-0000/MT-question.de" not in ids                    # both are good, or neither is kept
+    assert "1-7-0000/MT-question.de" not in ids                    # both are good, or neither is taken
     assert "2-7-0000/MT-question.de" in ids and "2-7-0000/MT-target.de" in ids
     texts = Counter((row["transcript"], row["language"]) for row in splits["train"] if "utterance" not in row)
     assert set(texts.values()) == {1}

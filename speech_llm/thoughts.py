@@ -1,8 +1,8 @@
 """
 Thoughts that an LLM writes before it answers: left empty in prompts, cut from answers.
 
-    close_thought("<|im_start|>assistant\\n<think>\\n")          -> "<|im_start|>assistant\\n<think>\\n\\n</think>\\n\\n"
-    after_thought("<think>Yes or no?</think>No")               -> "No"
+    close_thought("Assistant: <think>\\n")                  -> "Assistant: <think>\\n\\n</think>\\n\\n"
+    after_thought("<think>Yes or no?</think>No")           -> "No"
 """
 import functools
 
@@ -34,8 +34,8 @@ def after_thought(text):
 @functools.cache
 def marker_ids(tokenizer):
     """
-    Return [(ids of an opening, ids of its closing)], () for one that is not of the tokenizer's added tokens: it is text
-    like any other, which may be tokenised in several ways.
+    Return [(ids of an opening, ids of its closing)]. A marker that is no added token has no ids, (): it is text like
+    any other, which may be tokenised in several ways.
     """
     added = {*tokenizer.get_added_vocab().values()}
 
@@ -52,7 +52,7 @@ def position_after(ids, part):
 
 
 def ids_after_thought(tokenizer, ids):
-    """Return the ids after the last thought whose markers are tokens, which the text may not show; [] without an end."""
+    """Return the ids after the last thought whose markers are tokens; [] if the thought has no end."""
     for opening, closing in marker_ids(tokenizer):
         if end := position_after(ids, closing):
             ids = ids[end:]

@@ -10,9 +10,10 @@ from safetensors.torch import save_file
 from data.tiny_models import make_tokenizer
 from speech_llm.batches import Batch
 from speech_llm.decode import generate
-from speech_llm.llm import decode_text, load_llm, loading, stop_ids
+from speech_llm.llm import decode_text, load_llm, load_table, loading, stop_ids
 from speech_llm.prompts import encode_prompt
 from speech_llm.thoughts import close_thought
+from speech_llm.turns import encode, turn_of
 from train_projector import answer_loss
 
 
@@ -58,7 +59,10 @@ def save_llm(folder, llama, family, **options):
 @pytest.fixture(scope="module", params=FAMILIES)
 def llm(request, llama, tmp_path_factory):
     family = request.param.split()[0]
-    return load_llm(save_llm(tmp_path_factory.mktemp(family), llama, family, **FAMILIES[request.param]), CPU)[0]
+    folder = save_llm(tmp_path_factory.mktemp(family), llama, family, **FAMILIES[request.param])
+    model = load_llm(folder, CPU)[0]
+    assert torch.equal(load_table(folder, CPU), model.get_input_embeddings().weight)
+    return model
 
 
 def sample(before, speech, after, answer):
@@ -106,6 +110,16 @@ def test_greedy_decoding_is_transformers_own(llm):
     assert generate(llm, embedded, 12, {2}) == alone
     if "longrope" not in str(llm.config):                                  # transformers starts anew at the border
         assert alone == expected
+
+
+def test_a_real_llm_answers(small_models):
+    """SmolLM2-135M-Instruct, in a batch of two questions of unlike length."""
+    llm, tokenizer = load_llm(f"{small_models}/smollm2-135m-instruct", CPU)
+    turn, table = turn_of(tokenizer), llm.get_input_embeddings()
+    prompts = [table(torch.tensor(encode(tokenizer, turn.head, question, turn.tail)))
+               for question in ("What is the capital of France?", "Say hello.")]
+    answer, _ = generate(llm, prompts, 8, stop_ids(llm, tokenizer))
+    assert decode_text(tokenizer, answer) == "The capital of France is Paris."
 
 
 # --- What is refused.
@@ -247,6 +261,7 @@ def test_qwen25_omni_answers_audio_as_its_thinker_does(omni):
     thinker, folder = omni
     llm, tokenizer = load_llm(folder, CPU)
     assert llm.config.model_type == "qwen2"
+    assert torch.equal(load_table(folder, CPU), llm.get_input_embeddings().weight)
     row = {"id": "x", "task": "SQA", "language": "en", "transcript": "Who has a cat?", "question": "Who has a cat?"}
     before, after = encode_prompt(tokenizer, row, prompt="omni")
     chats = [{"role": "user", "content": [{"type": "audio"}]}]

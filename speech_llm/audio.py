@@ -130,7 +130,7 @@ def to_mono(frames, rate):
 
 
 def read_with_pyav(path):
-    """Decode an m4a or mp4 -> (float32 (frames, channels), its rate); ValueError without PyAV, or if it has no audio."""
+    """Decode an m4a or mp4 -> (float32 (frames, channels), its rate). ValueError without PyAV."""
     try:
         import av
     except ImportError:

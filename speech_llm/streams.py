@@ -1,9 +1,9 @@
 """
 Decoding with libsndfile of files whose header states a wrong length, or none.
 
-libsndfile reads no further than the length in the header. For an mp3 without such a length it guesses one from the first
-frame. If bytes are left over after that, `read_streams` decodes the file once more: it takes the lengths out, and splits
-a file of several streams joined end to end.
+libsndfile reads no further than the length in the header. For an mp3 without such a length it guesses one from the
+first frame. If bytes are left over, `read_streams` decodes the file once more: it takes the lengths out of the headers,
+and splits a file of several streams joined end to end.
 """
 import io
 import math
@@ -29,7 +29,7 @@ TAG = re.compile(rb"TAG|APET|LYRI|ID3")      # what may follow the audio: ID3, A
 
 
 class OneWay(soundfile.SoundFile):
-    """A file read from front to back. A plain SoundFile seeks after every read, which GSM and some FLAC do not allow."""
+    """A file read from front to back. A plain SoundFile seeks after every read, which GSM does not allow."""
 
     def seekable(self):
         return False
@@ -102,7 +102,7 @@ def read_stream(data, format):
 # --- What a header states.
 
 def stated_frames(file, raw):
-    """Return the frames of an open file `raw` as its header states them; None if they are not stated or cannot be true."""
+    """Return the frames of an open file as its header states them; None if they are not stated or cannot be true."""
     size = raw.seek(0, os.SEEK_END)
     if file.frames > DENSEST * size or file.format == "MP3" and abs(xing_bytes(raw) - size) > size / 10:
         return None
@@ -163,7 +163,7 @@ def id3_size(head):
 
 
 def xing_bytes(raw):
-    """Return the size of an mp3 as its Xing header states it, with the tag before; 0 if it states no size or no frames."""
+    """Return the bytes of an mp3 as its Xing header states them; 0 if it states no bytes or no frames."""
     raw.seek(0)
     tag = id3_size(raw.read(10))
     raw.seek(tag)

@@ -13,6 +13,8 @@ import soundfile
 import torch
 
 import extract_features as stage
+from speech_llm import cache
+from speech_llm.cache import features_folder, open_features
 from speech_llm.rows import write_rows
 
 
@@ -63,7 +65,7 @@ def world(checkpoint, tmp_path):
 def run(world, *more, encoder="models/tiny-seamless", mean=3):
     """Stage 0 in this process -> its folder."""
     stage.main(["--work", str(world), "--encoder", encoder, "--mean", str(mean), *more])
-    return stage.features_folder(str(world), encoder, mean, "tiny", "test")
+    return features_folder(str(world), encoder, mean, "tiny", "test")
 
 
 def content(folder):
@@ -332,7 +334,7 @@ def test_a_whisper_s_cache(world, whisper, capsys):
     soundfile.write(world.parent / "9.wav", NOISE[:320].repeat(151), 16000)
     for mean in (1, 4):
         folder = run(world, encoder="models/tiny-whisper", mean=mean)
-        features = stage.open_features(folder, {"encoder": "models/tiny-whisper", "mean": mean, "pad": False})
+        features = open_features(folder, {"encoder": "models/tiny-whisper", "mean": mean, "pad": False})
         assert "9 utterances, 1 dropped" in capsys.readouterr().out and features.config["width"] == 32
         assert [len(features[f"tiny/test/{i}"]) for i in range(9)] == [-(-(25 + 10 * i) // mean) for i in range(9)]
     with open(os.path.join(folder, "dropped.jsonl")) as file:
@@ -346,7 +348,7 @@ def test_a_whisper_s_cache(world, whisper, capsys):
 def test_the_padded_variant_is_never_mixed_in(world, whisper, capsys):
     shutil.copytree(whisper, world / "models" / "tiny-whisper")
     folder = run(world, "--pad", encoder="models/tiny-whisper", mean=1)
-    assert {len(frames) for frames in stage.open_features(folder, {"pad": True}).values()} == {150}
+    assert {len(frames) for frames in open_features(folder, {"pad": True}).values()} == {150}
     with pytest.raises(ValueError, match="made with pad True, expected is False"):
         run(world, encoder="models/tiny-whisper", mean=1)
     with pytest.raises(SystemExit, match="--pad: models/tiny-seamless has no window"):
@@ -384,7 +386,7 @@ def test_the_cache_holds_what_encoding_by_hand_gives(world, capsys):
     out = capsys.readouterr().out
     assert "tiny/test: 0.00 hours, 10 utterances, 0 dropped, " in out
     assert out.endswith("next: python train_projector.py --preset tiny\n")
-    features = stage.open_features(folder, {"encoder": "models/tiny-seamless", "mean": 3})
+    features = open_features(folder, {"encoder": "models/tiny-seamless", "mean": 3})
     assert len(features) == 10 and "tiny/test/text" not in features and features.config["width"] == WIDTH
     encoder = stage.load_encoder(world / "models" / "tiny-seamless", "cpu")
     for i in range(10):
@@ -416,7 +418,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(world, monkeypatch, capsys):
         patch.setattr(stage, "write_json", killed)
         run(world, *small)
     with pytest.raises(SystemExit, match="config.json is missing; run: python extract_features.py .*test"):
-        stage.open_features(folder)
+        open_features(folder)
     before = {name: os.stat(os.path.join(folder, name)).st_mtime_ns for name in list(whole)[:4]}
     run(world, *small)
     assert content(folder) == whole
@@ -424,7 +426,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(world, monkeypatch, capsys):
 
 
 def test_processes_share_a_split_without_talking(world, monkeypatch, capsys):
-    alone = stage.open_features(run(world))
+    alone = open_features(run(world))
     alone = {utterance: np.array(frames) for utterance, frames in alone.items()}
     shutil.rmtree(world / "features")
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -432,7 +434,7 @@ def test_processes_share_a_split_without_talking(world, monkeypatch, capsys):
         monkeypatch.setenv("RANK", rank)
         folder = run(world)
     assert "this process is done, others are not" in capsys.readouterr().out
-    features = stage.open_features(folder)
+    features = open_features(folder)
     assert features.keys() == alone.keys()
     assert max(np.abs(features[name] - alone[name]).max() for name in alone) < 2e-3
 
@@ -444,7 +446,7 @@ def test_a_corpus_that_grows_is_taken_up(world, capsys):
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps({**row, "id": "tiny/test/new/ASR", "utterance": "tiny/test/new"}) + "\n")
     run(world)
-    features = stage.open_features(folder)
+    features = open_features(folder)
     assert len(features) == 11
     assert np.abs(features["tiny/test/new"] - features["tiny/test/0"]).max() < 2e-3
 
@@ -454,9 +456,9 @@ def test_other_settings_are_refused(world, capsys):
     with pytest.raises(ValueError, match="made with max_seconds 30.0, expected is 20.0"):
         run(world, "--max_seconds", "20")
     with pytest.raises(ValueError, match="was made with mean 3, expected is 2"):
-        stage.open_features(folder, {"mean": 2})
+        open_features(folder, {"mean": 2})
     with pytest.raises(ValueError, match="encoder 'models/tiny-seamless', expected is 'facebook/other'"):
-        stage.open_features(folder, {"encoder": "facebook/other"})
+        open_features(folder, {"encoder": "facebook/other"})
     with open(world / "models" / "tiny-seamless" / "model.safetensors", "r+b") as file:
         file.seek(-4, os.SEEK_END)
         file.write(b"\0\0\0\0")                           # trained anew under the same name
@@ -470,16 +472,16 @@ def test_damaged_shards_are_refused(world, capsys):
     whole = open(data, "rb").read()
     open(data, "wb").write(whole[:-2])
     with pytest.raises(ValueError, match="frames-00000.npy is damaged.*run: python extract_features.py"):
-        stage.open_features(folder)
+        open_features(folder)
     np.save(data, np.zeros((3, WIDTH), np.float16))
     with pytest.raises(ValueError, match="its index says"):
-        stage.open_features(folder)
+        open_features(folder)
     np.save(data, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match="is damaged"):
-        stage.open_features(folder)
+        open_features(folder)
     os.remove(data)
     with pytest.raises(ValueError, match="is damaged"):
-        stage.open_features(folder)
+        open_features(folder)
 
 
 def test_what_is_dropped_is_counted_and_listed(world, capsys):
@@ -497,13 +499,13 @@ def test_what_is_dropped_is_counted_and_listed(world, capsys):
                                       "reason": f"{audio / '2.wav'}: no such file"}
     assert "2.0 s, longer than 1.95 s" in dropped["tiny/test/3"]["reason"]
     with pytest.raises(KeyError):
-        stage.open_features(folder)["tiny/test/2"]
+        open_features(folder)["tiny/test/2"]
 
     shutil.copy(audio / "0.wav", audio / "2.wav")         # mended: tried again once it is not finished
     os.remove(os.path.join(folder, "config.json"))
     run(world, "--max_seconds", "1.95")
     assert "6 utterances, 4 dropped" in capsys.readouterr().out
-    assert "tiny/test/2" in stage.open_features(folder)
+    assert "tiny/test/2" in open_features(folder)
 
 
 def test_nothing_left_is_an_error_not_an_empty_cache(world, capsys):

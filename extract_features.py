@@ -295,13 +295,13 @@ def extract(c, encoder, origin, folder, utterances, longest):
 # --- What is asked for, and whether the disk holds it.
 
 def splits_of(c):
-    """Yield every (corpus, split) that is asked for."""
+    """Yield (corpus, split, file of its rows) for every split that is asked for."""
     for corpus in c.corpora.split(","):
-        folder = os.path.join(c.work, "rows", corpus)
-        require(folder, remake(os.path.join(folder, "train.jsonl")))
-        files = glob.glob("*.jsonl", root_dir=folder)
-        for split in c.splits.split(",") if c.splits else sorted(name[:-len(".jsonl")] for name in files):
-            yield corpus, split
+        folder = os.path.dirname(rows_file(c.work, corpus, "train"))
+        names = [name.removesuffix(".jsonl") for name in sorted(glob.glob("*.jsonl", root_dir=folder))]
+        for split in c.splits.split(",") if c.splits else names:
+            path = rows_file(c.work, corpus, split)
+            yield corpus, split, require(path, remake(path))
 
 
 def is_training(c, corpus, split):
@@ -320,9 +320,9 @@ def seconds_of(row):
 def check_disk(c, path):
     """Print the hours and gigabytes of the splits that have no cache yet; exit if the disk has less space free."""
     needed = 0
-    for corpus, split in splits_of(c):
+    for corpus, split, path_of_rows in splits_of(c):
         folder = features_folder(c.work, c.encoder, c.mean, corpus, split)
-        utterances = open_utterances(rows_file(c.work, corpus, split))
+        utterances = open_utterances(path_of_rows)
         count = len(utterances.numbers)
         if os.path.exists(os.path.join(folder, "config.json")) or not count:
             continue
@@ -346,9 +346,9 @@ def main(argv=None):
     check_disk(c, path)
     shared = {"encoder": c.encoder, "weights": fingerprint(path), "layer": LAYER, "mean": c.mean, "pad": c.pad,
               "sample_rate": SAMPLE_RATE}
-    for corpus, split in splits_of(c):
+    for corpus, split, path_of_rows in splits_of(c):
         # 2. the utterances of the split: several rows may share one, a text-only row has none
-        utterances = open_utterances(rows_file(c.work, corpus, split))
+        utterances = open_utterances(path_of_rows)
         if not len(utterances.numbers):
             print(f"{corpus}/{split}: text only")
             continue

@@ -13,7 +13,8 @@ import os
 import numpy as np
 import soundfile
 
-from speech_llm.streams import SLACK, OneWay, is_cut_off, is_misstated, read_frames, read_streams, stated_frames
+from speech_llm.streams import (SLACK, OneWay, format_of, is_cut_off, is_misstated, read_frames, read_streams,
+                                stated_frames)
 
 SAMPLE_RATE = 16_000                         # Hz, of every wave that is returned
 MIN_SECONDS = 0.04                           # the first encoder frame takes 0.035 s
@@ -78,25 +79,37 @@ def read_slice(path, start, end, longest):
     Raise SoundFileError, or ValueError with the reason, if the slice is not there.
     """
     with open(path, "rb", buffering=0) as raw:
-        if raw.read(8)[4:] == b"ftyp":
+        head = raw.read(12)
+        if head[4:8] == b"ftyp":
             return cut([read_with_pyav(path)], start, end)
         raw.seek(0)
-        with OneWay(raw.fileno(), closefd=False) as file:
-            rate = file.samplerate
-            first, last = round(start * rate), end if end == math.inf else round(end * rate)
-            wanted = min(last - first, longest * rate + 1)
-            try:
-                wave, place = read_frames(file, first, wanted)
-            except soundfile.SoundFileError:             # a seek can fail where two streams meet
-                return cut(read_streams(path, file.format), start, end)
-            if len(wave) < wanted:                       # the file ends within the slice
-                if is_misstated(file, raw, place):
-                    return cut(read_streams(path, file.format), start, end)
-                if is_cut_off(file, raw, place, file.frames):
-                    raise ValueError(f"truncated, {place / rate:.2f} s could be decoded")
-                if place + SLACK * rate < last < math.inf:
-                    raise ValueError(f"the file ends at {place / rate:.2f} s")
-    return to_mono(wave, rate)
+        try:
+            frames, rate = read_as_stated(raw, start, end, longest)
+        except soundfile.SoundFileError:     # libsndfile can fail where one stream ends and the next begins
+            if not format_of(head):
+                raise
+            frames = None
+    return cut(read_streams(path), start, end) if frames is None else to_mono(frames, rate)
+
+
+def read_as_stated(raw, start, end, longest):
+    """
+    Decode the slice of an open file, with the lengths that its header states -> (float32 (frames, channels), rate).
+    The frames are None if the file has more than that. SoundFileError or ValueError as read_slice.
+    """
+    with OneWay(raw.fileno(), closefd=False) as file:
+        rate = file.samplerate
+        first, last = round(start * rate), end if end == math.inf else round(end * rate)
+        wanted = min(last - first, longest * rate + 1)
+        frames, place = read_frames(file, first, wanted)
+        if len(frames) < wanted:             # the file ends within the slice
+            if is_misstated(file, raw, place):
+                return None, rate
+            if is_cut_off(file, raw, place, file.frames):
+                raise ValueError(f"truncated, {place / rate:.2f} s could be decoded")
+            if place + SLACK * rate < last < math.inf:
+                raise ValueError(f"the file ends at {place / rate:.2f} s")
+    return frames, rate
 
 
 def cut(streams, start, end):

@@ -7,6 +7,7 @@ and splits a file of several streams joined end to end.
 """
 import io
 import math
+import mmap
 import os
 import re
 import struct
@@ -63,11 +64,19 @@ def read_frames(file, first, count):
     return blocks[0] if len(blocks) == 1 else np.concatenate([empty, *blocks]), place
 
 
-def read_streams(path, format):
-    """Yield each stream of a file, decoded to its end: (float32 (frames, channels), rate). ValueError if truncated."""
+def format_of(head):
+    """Return the key of BEGIN that fits the first bytes of a file, or None."""
+    return next((format for format, begin in BEGIN.items() if begin.match(head)), None)
+
+
+def read_streams(path):
+    """
+    Yield each stream of a file in a format of BEGIN, decoded to its end: (float32 (frames, channels), rate).
+    ValueError if a stream is truncated.
+    """
     with open(path, "rb") as file:
         data = file.read()
-    format = format.removesuffix("EX")       # WAVEX is another WAV
+    format = format_of(data) or "MP3"
     places = [match.start() for match in BEGIN[format].finditer(data, id3_size(data) + 1)]
     for begin, end in pairwise([0, *places, len(data)]):
         yield read_stream(data[begin:end], format)
@@ -106,7 +115,7 @@ def stated_frames(file, raw):
     size = raw.seek(0, os.SEEK_END)
     if file.frames > DENSEST * size or file.format == "MP3" and abs(xing_bytes(raw) - size) > size / 10:
         return None
-    return None if has_more_streams(file) or has_more_samples(file.format, raw) else file.frames
+    return None if has_more_streams(file.format, raw) or has_more_samples(file.format, raw) else file.frames
 
 
 def is_misstated(file, raw, place):
@@ -114,9 +123,10 @@ def is_misstated(file, raw, place):
     read, size = raw.tell(), raw.seek(0, os.SEEK_END)
     slack = SLACK * file.samplerate
     left = (size - read) * place / max(1, read)          # frames in the bytes that are left, about
-    if file.format in ("MP3", "FLAC"):
-        return left > slack or file.format == "MP3" and place < file.frames - slack
-    return has_more_streams(file) or has_more_samples(file.format, raw)
+    if file.format == "MP3":
+        return left > slack or place < file.frames - slack
+    return file.format == "FLAC" and left > slack or has_more_streams(file.format, raw) or (
+        has_more_samples(file.format, raw))
 
 
 def is_cut_off(file, raw, place, stated):
@@ -138,9 +148,12 @@ def wav_data(raw):
     return size, 0, 0
 
 
-def has_more_streams(file):
-    """Return whether libsndfile found anything behind the last page of an Ogg."""
-    return "Junk after the last page" in file.extra_info
+def has_more_streams(format, raw):
+    """Return whether a second stream begins in a FLAC or an Ogg."""
+    if format not in ("FLAC", "OGG"):
+        return False
+    with mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return BEGIN[format].search(data, 1) is not None
 
 
 def has_more_samples(format, raw):

@@ -28,8 +28,9 @@ import random
 from collections import Counter
 
 from data.covost2 import CLIP, FROM_ENGLISH, LOCALES, SPLITS, read_translations, read_tsv, release, voice_folder
-from data.recipe import (ENOUGH, begin, download, duration, finish, finished, missing_files, parser, refuse_incomplete,
+from data.recipe import (ENOUGH, begin, download, finish, finished, missing_files, parser, refuse_incomplete,
                          refuse_missing, report, unreadable)
+from speech_llm.audio import duration
 from speech_llm.files import replace_file
 from speech_llm.rows import ALL_LANGUAGES, write_rows
 

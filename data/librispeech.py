@@ -30,8 +30,9 @@ from collections import Counter
 
 from tqdm import tqdm
 
-from data.recipe import (begin, download, duration, finish, finished, missing_disk, parser, refuse_missing, report,
+from data.recipe import (begin, download, finish, finished, missing_disk, parser, refuse_missing, report,
                          speech_rows, unreadable)
+from speech_llm.audio import duration
 from speech_llm.files import text_lines
 from speech_llm.rows import write_rows
 

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from speech_llm.audio import duration
 from speech_llm.files import differences, lock, read_json, replace_file, write_json
 from speech_llm.rows import corpus_of, remake, work_option, write_rows
 
@@ -117,27 +118,19 @@ def refuse_missing(corpus, missing):
 
 
 def unreadable(paths):
-    """Return {path: why} for the audio files that are missing or empty, or that libsndfile cannot open."""
-    import soundfile
-
+    """Return {path: why} for the audio files that are missing or empty, or that cannot be opened."""
     def why(path):
         if not os.path.isfile(path):
             return "no such file"
         if not os.path.getsize(path):
             return "empty file"
         try:
-            return "" if soundfile.info(path).frames else "no samples"
-        except (soundfile.SoundFileError, TypeError) as error:       # TypeError: its name ends in .raw
-            return f"cannot be decoded: {error}"
+            return "" if duration(path) else "no samples"
+        except ValueError as error:
+            return str(error).removeprefix(f"{path}: ")
     with ThreadPool(READERS) as pool:
         reasons = list(tqdm(pool.imap(why, paths, chunksize=64), total=len(paths), desc="check audio", unit=" files"))
     return {path: reason for path, reason in zip(paths, reasons) if reason}
-
-
-def duration(path):
-    """Return the seconds of audio in a file that `unreadable` lets pass."""
-    import soundfile
-    return soundfile.info(path).duration
 
 
 def speech_rows(utterance, source, transcript, translations):

@@ -43,7 +43,7 @@ def read_audio(path, start=None, end=None, longest=math.inf):
         if len(wave) < MIN_SECONDS * SAMPLE_RATE:
             raise ValueError(f"{len(wave) / SAMPLE_RATE:.4f} s, shorter than {MIN_SECONDS} s")
     except soundfile.SoundFileError as error:
-        raise ValueError(f"{where}: cannot be decoded ({getattr(error, 'error_string', error)})") from None
+        raise ValueError(f"{where}: cannot be decoded: {getattr(error, 'error_string', error)}") from None
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     return wave
@@ -156,7 +156,7 @@ def read_with_pyav(path):
             rate, stated = stream.rate, float((stream.duration or 0) * stream.time_base)
             blocks = [block.to_ndarray() for frame in container.decode(stream) for block in resampler.resample(frame)]
     except av.FFmpegError as error:
-        raise ValueError(f"cannot be decoded ({error.strerror})") from None
+        raise ValueError(f"cannot be decoded: {error.strerror}") from None
     frames = np.concatenate(blocks, axis=1).T if blocks else np.empty((0, 1), np.float32)
     if len(frames) < (stated - SLACK) * rate:
         raise ValueError(f"truncated, {len(frames) / rate:.2f} s could be decoded")

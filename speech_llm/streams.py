@@ -113,9 +113,10 @@ def read_stream(data, format):
 def stated_frames(file, raw):
     """Return the frames of an open file as its header states them; None if they are not stated or cannot be true."""
     size = raw.seek(0, os.SEEK_END)
-    if file.frames > DENSEST * size or file.format == "MP3" and abs(xing_bytes(raw) - size) > size / 10:
-        return None
-    return None if has_more_streams(file.format, raw) or has_more_samples(file.format, raw) else file.frames
+    wrong = (file.frames > DENSEST * size or has_more_samples(file.format, raw)
+             or file.format == "MP3" and abs(xing_bytes(raw) - size) > size / 10
+             or "Junk after the last page" in file.extra_info)         # libsndfile's words for a second stream in an Ogg
+    return None if wrong else file.frames
 
 
 def is_misstated(file, raw, place):

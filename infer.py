@@ -89,7 +89,7 @@ def llm_jobs(c, stage, loaded, rows, test_set):
         if text and row["task"] in TEXT_TASK:
             sample = encode_sample(row, True, tokenizer, None, prompt)
             jobs.append((row, TEXT_TASK[row["task"]], positions(sample), sample))
-        elif not text and row.get("utterance") in features:
+        elif not text and "utterance" in row and row["utterance"] in features:
             sample = encode_sample(row, False, tokenizer, features, prompt, projector.slots)
             jobs.append((row, row["task"], positions(sample) - len(sample["answer"]), sample))
         elif not text and "utterance" in row:

@@ -144,7 +144,7 @@ def test_a_damaged_file(tmp_path, name, damage):
 
 
 @pytest.mark.parametrize("name, content, says", [
-    ("speech_ifeval.jsonl", {"instruction": None, "metric": "cot", "audio_filepath": "a"}, "line 1 has no 'instruction'"),
+    ("speech_ifeval.jsonl", {"instruction": None, "metric": "cot", "audio_filepath": "a"}, "has no 'instruction'"),
     ("speech_ifeval.jsonl", {"instruction": "Yes?", "metric": "cot", "audio_filepath": 7}, "has no 'audio_filepath'"),
     ("answers.jsonl", {"id": [], "task": "SQA", "prediction": "a"}, "run infer.py on these rows"),
     ("answers.jsonl", {"id": "r1", "task": "SQA", "prediction": None}, "run infer.py on these rows"),

@@ -406,8 +406,8 @@ def test_the_listeners_test_set_in_results_md(scored, capsys):
     """ASR in three languages, translation into English, spoken questions; predictions of C and of the cascade."""
     rows = [row(n, *columns, test_set="tiny-listeners.test") for n, columns in enumerate([
         ("ASR", "de", "eins zwei"), ("ASR", "zh", "一二三四"), ("ST", "en", "one two three four"), ("SQA", "it", "due")])]
-    write_test_set(rows, "tiny-listeners.test", "tiny-listeners", C=["eins drei", "一二三", "one two three four", "due"],
-                   cascade=["eins zwei", "一二三四", "one", "tre"])
+    write_test_set(rows, "tiny-listeners.test", "tiny-listeners", cascade=["eins zwei", "一二三四", "one", "tre"],
+                   C=["eins drei", "一二三", "one two three four", "due"])
     stage.main(["--preset", "tiny_listeners"])
     text = Path("work/tiny-listeners/results.md").read_text()
     tables = {table.split(":")[0]: table for table in text.split("\n\n")}

@@ -25,8 +25,7 @@ SOURCES = sorted(os.path.relpath(path, PROJECT) for path in glob.glob(f"{PROJECT
 MODULES = {"pickle", "cPickle", "dill", "marshal", "shelve", "joblib", "yaml", "xmlrpc", "pty", "code", "telnetlib"}
 CALLS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "tempfile.mktemp", "np.fromfile",
          "pd.read_pickle"}
-METHODS = {"extractall", "extract", "unpack_archive"}                      # write where an archive says, but for tarfile's
-                                                                           # filter "data", which stays below its folder
+METHODS = {"extractall", "extract", "unpack_archive"}        # they write where the archive says, without filter="data"
 STRINGS = (ast.Constant, ast.JoinedStr, ast.BinOp)                         # a shell would read them
 XML = {os.path.join("data", "acl6060.py"), os.path.join("metrics", "mcif.py")}                # both are tested below
 

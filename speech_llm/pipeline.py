@@ -53,11 +53,15 @@ def run_commands(page, preset, work, seed):
 
 
 def ablation_commands(page, preset, work, seed):
-    """Return the commands of the page's `ablations`: train each variant of C, decode all, score."""
-    names = list(page["ablations"])
-    decoding = ["--systems", ",".join(f"C-{name}:merged-{name}" for name in names),
+    """
+    Return the commands of the page's `ablations`: train each variant of C, decode all, score. `ablation_stages` are
+    stages that are trained and decoded beside them, {"name:folder": stage}.
+    """
+    names, stages = list(page["ablations"]), page.get("ablation_stages", {})
+    decoding = ["--systems", ",".join([*stages, *(f"C-{name}:merged-{name}" for name in names)]),
                 "--test_sets", page["ablation_test_sets"]]
-    trainings = [[stage_command("merge_sft", preset, work, seed, "--ablation", name)] for name in names]
+    trainings = [[stage_command(entry, preset, work, seed)] for entry in stages.values()]
+    trainings += [[stage_command("merge_sft", preset, work, seed, "--ablation", name)] for name in names]
     return [*trainings,
             [stage_command("infer", preset, work, seed, *decoding)],
             [stage_command("eval", preset, work, seed)]]

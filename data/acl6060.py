@@ -22,6 +22,7 @@ from data.recipe import (begin, download, finish, finished, missing_files, missi
                          report, speech_rows, unreadable)
 from data.translate import SEAMLESS, translate
 from speech_llm.files import text_lines
+from speech_llm.resumable import is_first, silence_others
 from speech_llm.rows import write_rows
 
 
@@ -107,6 +108,7 @@ def main(argv=None):
     command = parser(__doc__, "acl6060")
     command.add_argument("--seamless", default=SEAMLESS, help="the model that translates")
     args = command.parse_args(argv)
+    silence_others()
     settings = {"seamless": args.seamless}
     if finished(args.work, "acl6060", settings):
         return
@@ -120,6 +122,8 @@ def main(argv=None):
     begin(args.work, "acl6060", settings)
     italian = translate([texts["en"] for texts in segments.values()], "it", args.seamless,
                         os.path.join(args.work, "made", "acl6060", "translate.it.jsonl"))
+    if not is_first():                      # this process only helps to translate
+        return
     splits = {split: [] for split in SIZES}
     for ((split, number), texts), translation in zip(segments.items(), italian):
         utterance = f"acl6060/{split}/{number}"

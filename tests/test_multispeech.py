@@ -159,6 +159,15 @@ def test_the_same_pairs_in_every_language(world, capsys):
     assert "is finished already" in capsys.readouterr().out
 
 
+def test_of_several_processes_the_first_writes_the_rows(world, monkeypatch):
+    """The others translate and speak their share; what the TTS command speaks, the first process alone asks it for."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("sys.stdout", sys.stdout)                           # which silence_others() takes away
+    multispeechqa.main(["--languages", "de,he", *ARGUMENTS])
+    assert [language for language, *_ in world] == ["de"] * 3 and not os.path.exists("tts.log")
+    assert sorted(os.listdir("work/rows/multispeechqa")) == ["lock", "started.json"]
+
+
 def test_what_is_lost_is_listed_and_bench_has_it_in_no_language(world, monkeypatch):
     """Of four test pairs one cannot be translated, one not be spoken and one is silent: bench has the fourth."""
     lines = [{"split_name": "one", "question": f"{word} question?", "answer": "yes"}

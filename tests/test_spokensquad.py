@@ -128,6 +128,7 @@ def corpus(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     os.mkdir("model")
     monkeypatch.setattr(spokensquad, "DEV_THEMES", 2)
+    monkeypatch.setitem(spokensquad.ENCODERS, "unified", "model")
     folder = tmp_path / "work" / "raw" / "spokensquad"
     for part in ("zip/test_wav", "zip/train_wav"):
         (folder / part).mkdir(parents=True)

@@ -15,14 +15,14 @@ Each sentence is an utterance. An utterance has, in every language whose transla
 rows, and two SQA rows with a question of another talk. The authors read their scripts and answers and corrected them by
 hand; here only rules do. dev is one talk in a hundred (our choice, the paper has none).
 """
-import argparse
 import functools
 import os
 import random
 import re
 
 from data.quality import KIWI, good_translations
-from data.recipe import begin, finish, finished, missing_models, missing_packages, refuse_missing, report
+from data.recipe import (begin, finish, finished, limited, missing_models, missing_packages, parser, refuse_missing,
+                         report)
 from data.rewrite import generate
 from data.speak import speak
 from data.translate import SEAMLESS
@@ -215,8 +215,9 @@ def write_talks(args, dropped):
     if not distinct:
         raise SystemExit(f"{args.llm} named {len(topics)} topics and no titles; it must be an LLM that obeys prompts")
     numbers = range(len(distinct))
-    if args.titles:
-        numbers = sorted(random.Random(f"{args.seed} titles").sample(numbers, min(args.titles, len(numbers))))
+    if args.titles or args.limit:
+        wanted = min(args.titles or args.limit, len(numbers))
+        numbers = sorted(random.Random(f"{args.seed} titles").sample(numbers, wanted))
     scripts = map(read_script, ask("scripts", [distinct[n] for n in numbers], args))
     talks = {}
     for n, script in zip(numbers, scripts):
@@ -308,20 +309,19 @@ def add_translations(english, args, dropped):
 
 
 def main(argv=None):
-    command = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    command.add_argument("--work", default="work", help="root folder of everything that is written")
+    command = parser(__doc__, "fakacl", raw=False)
     command.add_argument("--titles", type=int, default=0, help="so many of the titles, drawn at random; 0: all of them")
     command.add_argument("--llm", default=LLM, help="the model that writes")
     command.add_argument("--seamless", default=SEAMLESS, help="the model that speaks and translates")
     command.add_argument("--kiwi", default=KIWI, help="the model that scores translations")
     command.add_argument("--seed", type=int, default=0, help="of voices, held-out talks and unanswerable questions")
-    command.add_argument("--incomplete", action="store_true", help="finish with less than half of the paper's counts")
     args = command.parse_args(argv)
     silence_others()
-    settings = {name: getattr(args, name) for name in ("titles", "llm", "seamless", "kiwi", "seed")}
+    settings = {name: getattr(args, name) for name in ("titles", "llm", "seamless", "kiwi", "seed")} | limited(args)
     if finished(args.work, "fakacl", settings):
         return
-    refuse_missing("fakacl", missing(args.work, models=(args.llm, args.seamless, args.kiwi, ENCODERS["unified"])))
+    refuse_missing("fakacl", missing(args.work, models=(args.llm, args.seamless, args.kiwi, ENCODERS["unified"])),
+                   args.check)
     begin(args.work, "fakacl", settings)
     dropped = []
     units = cut_talks(write_talks(args, dropped), args.seed, dropped)
@@ -338,7 +338,7 @@ def main(argv=None):
     for split, rows in splits.items():
         if rows:
             write_rows(os.path.join(args.work, "rows", "fakacl", f"{split}.jsonl"), rows)
-    report(args.work, "fakacl", splits, {} if args.titles else PAPER, dropped, args.incomplete)
+    report(args.work, "fakacl", splits, {} if args.titles or args.limit else PAPER, dropped, args.incomplete)
     finish(args.work, "fakacl", settings, preset="iwslt26")
 
 

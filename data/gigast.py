@@ -35,8 +35,8 @@ from itertools import count, islice
 from tqdm import tqdm
 
 from data.quality import KIWI, good_translations
-from data.recipe import (begin, download, finish, finished, missing_disk, missing_files, missing_models, need, parser,
-                         refuse_missing, report, speech_rows)
+from data.recipe import (begin, download, finish, finished, limited, missing_disk, missing_files, missing_models, need,
+                         parser, refuse_missing, report, speech_rows)
 from data.translate import SEAMLESS
 from metrics.comet import ENCODERS
 from speech_llm.files import replace_file
@@ -153,9 +153,10 @@ def gigast_files(raw, language):
             if "test" not in os.path.basename(path)]
 
 
-def read_translations(raw):
+def read_translations(raw, limit=0):
     """
-    Return {segment: (German, Chinese)} of both GigaST files; None stands for a translation that is not there.
+    Return {segment: (German, Chinese)} of both GigaST files, or of the first `limit` recordings of each file; None
+    stands for a translation that is not there.
     SystemExit if a file is missing, there twice, or not in GigaST's format.
     """
     texts = {}
@@ -164,7 +165,7 @@ def read_translations(raw):
         if len(paths) > 1:
             raise SystemExit(f"{' and '.join(paths)}: which is the training set? Keep one")
         path = paths[0] if paths else need(os.path.join(raw, f"GigaST.{language}.json"), GIGAST)
-        for item in stream_list(path, "audios"):
+        for item in islice(stream_list(path, "audios"), limit or None):
             try:
                 for segment in item["segments"]:
                     pair = list(texts.get(segment["sid"] + "", (None, None)))
@@ -323,25 +324,25 @@ def main(argv=None):
     args = command.parse_args(argv)
     silence_others()
     work, raw = args.work, download(args.work, args.raw, "gigast")
-    settings = {name: getattr(args, name) for name in ("hours", "seed", "seamless", "kiwi")}
+    settings = {name: getattr(args, name) for name in ("hours", "seed", "seamless", "kiwi")} | limited(args)
     if finished(work, "gigast", settings):
         return
-    hours = args.hours or (0 if args.incomplete else HOURS)      # those of an incomplete download are not known
-    refuse_missing("gigast", missing(work, raw, hours, args.seamless, args.kiwi))
+    hours = args.hours or (0 if args.incomplete or args.limit else HOURS)      # of an incomplete download: not known
+    refuse_missing("gigast", missing(work, raw, hours, args.seamless, args.kiwi), args.check)
     begin(work, "gigast", settings)
     path = os.path.join(work, "rows", "gigast", "train.jsonl")
-    texts, dropped = read_translations(raw), Dropped(os.path.dirname(path))
+    texts, dropped = read_translations(raw, args.limit), Dropped(os.path.dirname(path))
     drawn = draw_recordings(raw, texts, args.hours, args.seed) if args.hours else None
-    segments = read_segments(raw, texts, drawn, dropped)
+    segments = islice(read_segments(raw, texts, drawn, dropped), args.limit or None)
     rows = make_rows(segments, os.path.join(work, "made", "gigast"), args, dropped)
     if not is_first():
         for _ in rows:                                            # this process only helps to translate
             pass
         return
     write_stream(path, rows)
-    if drawn is None:
+    if drawn is None and not args.limit:
         print(f"translated, but not in GigaSpeech.json: {len(texts)} segments")
-    paper = {} if drawn is not None else PAPER if os.path.isdir(os.path.join(raw, "audio")) else MT_ONLY
+    paper = {} if drawn is not None or args.limit else PAPER if os.path.isdir(os.path.join(raw, "audio")) else MT_ONLY
     with open(path, encoding="utf-8") as file:
         report(work, "gigast", {"train": map(json.loads, file)}, paper, dropped, args.incomplete)
     finish(work, "gigast", settings, preset="iwslt26")

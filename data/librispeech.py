@@ -30,8 +30,8 @@ from collections import Counter
 
 from tqdm import tqdm
 
-from data.recipe import (begin, download, finish, finished, missing_disk, parser, refuse_missing, report,
-                         speech_rows, unreadable)
+from data.recipe import (begin, download, finish, finished, limited, missing_disk, parser, refuse_missing, report,
+                         speech_rows, spread, unreadable)
 from speech_llm.audio import duration
 from speech_llm.files import text_lines
 from speech_llm.rows import write_rows
@@ -159,10 +159,14 @@ def draw_hours(paths, hours, seed):
     return drawn
 
 
-def make_rows(folders, hours=0, seed=0):
-    """Return ({split: rows} of {part: folder}, [(split, id, why it is dropped)]). hours: of the training split."""
+def make_rows(folders, hours=0, seed=0, limit=0):
+    """
+    Return ({split: rows} of {part: folder}, [(split, id, why it is dropped)]). hours: of the training split; limit: as
+    many utterances of every part.
+    """
     splits, dropped = {}, []
-    utterances = [(PARTS[part][0], *utterance) for part, folder in folders.items() for utterance in read_part(folder)]
+    utterances = [(PARTS[part][0], *utterance) for part, folder in folders.items()
+                  for utterance in spread(read_part(folder), limit)]
     broken = unreadable([path for _, _, path, _ in utterances])
     usable = [path for split, _, path, text in utterances if split == "train" and text and path not in broken]
     drawn = draw_hours(usable, hours, seed)
@@ -186,21 +190,21 @@ def main(argv=None):
     work, raw, parts = args.work, download(args.work, args.raw, "librispeech"), args.parts.split(",")
     if unknown := [part for part in parts if part not in PARTS]:
         raise SystemExit(f"--parts {unknown[0]}: LibriSpeech has {', '.join(PARTS)}")
-    settings = {"parts": parts, "hours": args.hours, "seed": args.seed}
+    settings = {"parts": parts, "hours": args.hours, "seed": args.seed, **limited(args)}
     if finished(work, "librispeech", settings):
         return
-    if args.download:
+    if args.download and not args.check:
         fetch_parts(raw, parts)
-    refuse_missing("librispeech", missing(work, raw, parts))
+    refuse_missing("librispeech", [] if args.download else missing(work, raw, parts), args.check)
     begin(work, "librispeech", settings)
-    splits, dropped = make_rows({part: find_part(raw, part) for part in parts}, args.hours, args.seed)
+    splits, dropped = make_rows({part: find_part(raw, part) for part in parts}, args.hours, args.seed, args.limit)
     for split, rows in splits.items():
         if rows:
             write_rows(os.path.join(work, "rows", "librispeech", f"{split}.jsonl"), rows)
     counts = Counter()                      # of the corpus: the paper has none
     for part in parts:
         split, count, _ = PARTS[part]
-        if split != "train" or not args.hours:
+        if not args.limit and (split != "train" or not args.hours):
             counts[split, "ASR en"] += count
     report(work, "librispeech", splits, counts, dropped, args.incomplete)
     finish(work, "librispeech", settings, preset="iwslt26")

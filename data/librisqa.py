@@ -36,8 +36,8 @@ from data.fakacl import read_list
 from data.librispeech import PARTS, draw_hours, fetch_parts, find_part
 from data.librispeech import missing as missing_parts
 from data.quality import KIWI, good_translations
-from data.recipe import (begin, download, finish, finished, missing_models, need, parser, refuse_missing, report,
-                         speech_rows, unreadable)
+from data.recipe import (begin, download, finish, finished, limited, missing_models, need, parser, refuse_missing,
+                         report, speech_rows, spread, unreadable)
 from data.rewrite import generate
 from data.translate import SEAMLESS
 from metrics.comet import ENCODERS
@@ -260,7 +260,7 @@ def made_up_questions(folder, args):
     def ask(prompts, name, tokens):
         return generate(prompts, args.llm, os.path.join(folder, f"{name}.jsonl"), max_new_tokens=tokens)
     [answer] = ask([ASK_TOPICS], "topics", 8192)
-    topics = distinct(read_list(answer if "\n" in answer else answer.replace(",", "\n")))[:TOPICS]
+    topics = distinct(read_list(answer if "\n" in answer else answer.replace(",", "\n")))[:args.limit or TOPICS]
     answers = ask([ASK_WORDS.format(topic) for topic in topics], "words", 300)
     words = distinct([word.strip(" .") for text in answers for word in re.split(r"\s*[,\n]\s*", text)[:WORDS]])
     answers = ask([ASK_QUESTIONS.format(word) for word in words], "questions", 1024)
@@ -356,24 +356,30 @@ def main(argv=None):
     silence_others()
     work, raw = args.work, download(args.work, args.raw, "librisqa")
     speech = download(work, args.librispeech, "librispeech")
-    settings = {name: getattr(args, name) for name in ("seamless", "kiwi", "llm", "minilm", "seed", "hours", "english")}
+    names = "seamless", "kiwi", "llm", "minilm", "seed", "hours", "english"
+    settings = {name: getattr(args, name) for name in names} | limited(args)
     if finished(work, "librisqa", settings):
         return
-    if args.download and is_first():
+    if args.download and is_first() and not args.check:
         fetch_files(raw)
         fetch_parts(speech, SPOKEN)
     models = args.seamless, args.kiwi, ENCODERS["unified"], args.llm, args.minilm
-    refuse_missing("librisqa", missing(work, raw, speech, args.english, models))
+    absent = missing(work, raw, speech, args.english, models)
+    refuse_missing("librisqa", [(what, how) for what, how in absent if not args.download or "--download" not in how],
+                   args.check)
     begin(work, "librisqa", settings)
 
     dropped = []
     entries = {split: read_entries(raw, split, dropped) for split in ("train", "test")}
     entries["train"], entries["dev"] = hold_out(entries["train"], args.seed)
+    for split, part in entries.items():
+        keys = {*spread(dict.fromkeys(entry["key"] for entry in part), args.limit)}
+        entries[split] = [entry for entry in part if entry["key"] in keys]
     hours = {"train": args.hours, "dev": args.hours / 10, "test": 0}
     entries = {split: add_recordings(split, part, speech, hours[split], args.seed, dropped)
                for split, part in entries.items()}
     paper = {name: count for name, count in PAPER.items()
-             if not args.hours and (not args.english or name[1].startswith(("ASR en", "SQA/QA en")))}
+             if not args.hours and not args.limit and (not args.english or name[1].startswith(("ASR en", "SQA/QA en")))}
     if not entries["train"]:
         report(work, "librisqa", {}, paper, dropped)            # lists why, and exits
 

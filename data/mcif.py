@@ -29,8 +29,8 @@ import os
 import re
 from collections import Counter, defaultdict
 
-from data.recipe import (begin, download, finish, finished, missing_packages, parser, refuse_missing, report,
-                         unreadable)
+from data.recipe import (begin, download, finish, finished, limited, missing_packages, parser, refuse_missing, report,
+                         spread, unreadable)
 from metrics.mcif import read_references, read_samples
 from speech_llm.rows import LANGUAGES, write_rows
 
@@ -180,19 +180,23 @@ def expected(answers):
 def main(argv=None):
     args = parser(__doc__, "mcif").parse_args(argv)
     work, raw = args.work, download(args.work, args.raw, "mcif")
-    settings = {"raw": raw}
+    settings = {"raw": raw, **limited(args)}
     if finished(work, "mcif", settings):
         return
-    refuse_missing("mcif", missing(work, raw))
+    refuse_missing("mcif", missing(work, raw), args.check)
     begin(work, "mcif", settings)
     dropped, answers = [], read_answers(raw)
     rows = make_rows(read_definitions(raw, dropped), answers, raw)
+    if args.limit:                              # every sample needs an answer, which is empty without a recording
+        recordings = {*spread(dict.fromkeys(row["audio"] for row in rows), args.limit)}
+        rows = [row if row["audio"] in recordings else {**row, "audio": os.path.join(raw, "beyond --limit")}
+                for row in rows]
     write_rows(os.path.join(work, "rows", "mcif", "test.jsonl"), rows)
     broken = unreadable(sorted({row["audio"] for row in rows}))
     for path in sorted(broken)[:10]:
         print(f"  {path}: {broken[path]}")
     print(f"{len(broken)} recordings cannot be read; their rows stay, and get empty answers")
-    report(work, "mcif", {"test": rows}, expected(answers), dropped, args.incomplete)
+    report(work, "mcif", {"test": rows}, {} if args.limit else expected(answers), dropped, args.incomplete)
     finish(work, "mcif", settings, preset="iwslt26")
 
 

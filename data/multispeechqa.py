@@ -40,8 +40,8 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from data.recipe import (begin, download, finish, finished, missing_models, missing_packages, parser, refuse_missing,
-                         report, unreadable)
+from data.recipe import (begin, download, finish, finished, limited, missing_models, missing_packages, parser,
+                         refuse_missing, report, spread, unreadable)
 from data.speak import MMS, speak, speak_mms
 from data.translate import CODES, SEAMLESS, translate
 from speech_llm.files import JsonObject, replace_file, text_lines, write_json_lines
@@ -339,15 +339,16 @@ def main(argv=None):
     silence_others()
     work, languages = args.work, args.languages.split(",")
     settings = {name: getattr(args, name) for name in ("languages", "dev", "test", "rlhf", "seamless", "tts",
-                                                       "tts_languages", "seed")}
+                                                       "tts_languages", "seed")} | limited(args)
     require_support(languages, args)
     if finished(work, "multispeechqa", settings):
         return
-    refuse_missing("multispeechqa", missing(work, args.raw, languages, args.seamless, args.tts))
+    refuse_missing("multispeechqa", missing(work, args.raw, languages, args.seamless, args.tts), args.check)
 
     dropped = []
     pairs = read_pairs(download(work, args.raw, "multispeechqa"), dropped)
     pairs = split_pairs(pairs, {"dev": args.dev, "test": args.test}, args.rlhf, args.seed, dropped)
+    pairs = {split: spread(members, args.limit) for split, members in pairs.items()}
     for split, members in pairs.items():
         counts = Counter(pair["subset"] for pair in members)
         print(f"{split}: {len(members)} pairs; " + ", ".join(f"{count} {subset}" for subset, count in counts.items()))
@@ -362,7 +363,7 @@ def main(argv=None):
     for split, rows in splits.items():
         if rows:
             write_rows(os.path.join(work, "rows", "multispeechqa", f"{split}.jsonl"), rows)
-    paper = {(split, f"SQA/QA {language}"): count for language in languages
+    paper = {(split, f"SQA/QA {language}"): count for language in languages if not args.limit
              for split, count in (("train", 90_000), ("dev", 2000), ("test", 1000), ("bench", BENCH))}
     report(work, "multispeechqa", splits, paper, dropped, args.incomplete)
     finish(work, "multispeechqa", settings, "listeners")

@@ -27,8 +27,8 @@ import zlib
 from collections import Counter
 
 from data.quality import KIWI, good_rows
-from data.recipe import (begin, download, finish, finished, missing_files, missing_models, missing_packages, parser,
-                         refuse_missing, report, speech_rows, unreadable)
+from data.recipe import (begin, download, finish, finished, limited, missing_files, missing_models, missing_packages,
+                         parser, refuse_missing, report, speech_rows, spread, unreadable)
 from data.rewrite import LLM, fluent_rows
 from data.speak import speak
 from data.translate import SEAMLESS, translate_rows
@@ -310,11 +310,11 @@ def main(argv=None):
     silence_others()
     work, raw = args.work, download(args.work, args.raw, "spokensquad")
     made, audio = (os.path.join(work, folder, "spokensquad") for folder in ("made", "audio"))
-    settings = {name: getattr(args, name) for name in ("seamless", "kiwi", "llm", "seed")}
+    settings = {name: getattr(args, name) for name in ("seamless", "kiwi", "llm", "seed")} | limited(args)
     if finished(work, "spokensquad", settings):
         return
     lacking = missing(work, raw, args.seamless, args.kiwi, args.llm)
-    refuse_missing("spokensquad", [entry for entry in lacking if entry[1] != AUDIO or not args.incomplete])
+    refuse_missing("spokensquad", [entry for entry in lacking if entry[1] != AUDIO or not args.incomplete], args.check)
 
     spoken = {"test": read_squad(os.path.join(raw, "spoken_test-v1.1.json"), SPOKEN), "dev": [], "train": []}
     for question in read_squad(os.path.join(raw, "spoken_train-v1.1.json"), SPOKEN):
@@ -327,6 +327,7 @@ def main(argv=None):
     recordings, archive = find_recordings(raw), find_archive(raw)
     if not recordings and archive:
         recordings = unpack_recordings(archive, os.path.join(audio, "test"))
+    entries = {split: spread(part, args.limit) for split, part in entries.items()}
     entries["test"] = give_recordings(entries["test"], recordings, dropped)
     splits = {}
     for split in ("dev", "test", "train"):      # the small ones first: what fails, fails early
@@ -336,7 +337,7 @@ def main(argv=None):
         if splits[split] and is_first():
             write_rows(os.path.join(work, "rows", "spokensquad", f"{split}.jsonl"), splits[split])
     if is_first():
-        report(work, "spokensquad", splits, PAPER, dropped, args.incomplete)
+        report(work, "spokensquad", splits, {} if args.limit else PAPER, dropped, args.incomplete)
         finish(work, "spokensquad", settings, "iwslt25")
 
 

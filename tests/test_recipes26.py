@@ -559,7 +559,7 @@ def test_what_the_llm_made_up(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(librisqa, "generate", generate)
     for name, value in (("TOPICS", 3), ("WORDS", 3), ("QUESTIONS", 5)):
         monkeypatch.setattr(librisqa, name, value)
-    args = type("Args", (), {"llm": "x", "seed": 0})
+    args = type("Args", (), {"llm": "x", "seed": 0, "limit": 0})
     questions = librisqa.made_up_questions(str(tmp_path), args)
     assert asked == [("topics.jsonl", 1), ("words.jsonl", 3), ("questions.jsonl", 6)]        # claw is Cats' fourth word
     assert len(questions) == len(set(questions)) == 5

@@ -134,7 +134,6 @@ def make_feature(config, wave):
     return log_mel(wave, config.num_mel_bins, window_of(config)) if window_of(config) else filterbank(wave)
 
 
-@cache
 def encoder_config(path):
     """Return the config of the speech encoder in a SeamlessM4Tv2, Whisper or Qwen2.5-Omni; ValueError for others."""
     from transformers import AutoConfig

@@ -14,7 +14,7 @@ import numpy as np
 import soundfile
 
 from speech_llm.streams import (SLACK, OneWay, format_of, is_cut_off, is_misstated, read_frames, read_streams,
-                                stated_frames)
+                                stated_seconds)
 
 SAMPLE_RATE = 16_000                         # Hz, of every wave that is returned
 MIN_SECONDS = 0.04                           # the first encoder frame takes 0.035 s
@@ -56,10 +56,10 @@ def duration(path):
     """
     try:
         with open(path, "rb", buffering=0) as raw, OneWay(raw.fileno(), closefd=False) as file:
-            frames, rate = stated_frames(file, raw), file.samplerate
+            seconds = stated_seconds(file, raw)
     except (OSError, soundfile.SoundFileError):
-        frames = None                        # read_audio says what is wrong, or PyAV reads the file
-    return len(read_audio(path)) / SAMPLE_RATE if frames is None else frames / rate
+        seconds = None                       # read_audio says what is wrong, or PyAV reads the file
+    return len(read_audio(path)) / SAMPLE_RATE if seconds is None else seconds
 
 
 def cut_at_pauses(wave, longest):

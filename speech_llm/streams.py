@@ -22,6 +22,9 @@ UNKNOWN = 2**36                              # frames: as many or more are no le
 DENSEST = 2**13                              # frames that a byte can hold: silence in FLAC takes a byte for 4,700
 WITHOUT_SIZE = 2**31 - 2**16                 # bytes; a wav written to a pipe states this or more
 
+# kbit/s of MPEG 2 and of MPEG 1, layer III
+MP3_KBPS = ((0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, 0),
+            (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 0))
 # How a stream begins. Only an mp3 whose first frame holds a Xing header states its length.
 BEGIN = {"WAV": rb"RIFF....WAVE", "FLAC": rb"fLaC[\x00\x80]\x00\x00\x22", "OGG": rb"OggS\x00\x02",
          "MP3": rb"\xff[\xe2-\xff]..(?:..)?(?:.{9}|.{17}|.{32})(?:Xing|Info)"}
@@ -85,7 +88,7 @@ def read_streams(path):
 def read_stream(data, format):
     """Decode one stream to its end -> (float32 (frames, channels), rate); ValueError if it states more than it has."""
     source, stated = io.BytesIO(data), None
-    if format == "MP3" and not xing_bytes(source):
+    if format == "MP3" and not BEGIN["MP3"].match(data, id3_size(data)):
         source = Endless(data)
     elif format == "FLAC":                   # the number of frames has 36 bits; 0 is none
         stated = int.from_bytes(data[21:26]) % UNKNOWN or UNKNOWN
@@ -110,13 +113,19 @@ def read_stream(data, format):
 
 # --- What a header states.
 
-def stated_frames(file, raw):
-    """Return the frames of an open file as its header states them; None if they are not stated or cannot be true."""
-    size = raw.seek(0, os.SEEK_END)
-    wrong = (file.frames > DENSEST * size or has_more_samples(file.format, raw)
-             or file.format == "MP3" and abs(xing_bytes(raw) - size) > size / 10
-             or "Junk after the last page" in file.extra_info)         # libsndfile's words for a second stream in an Ogg
-    return None if wrong else file.frames
+def stated_seconds(file, raw):
+    """
+    Return the seconds of an open file as its header states them, of an mp3 as its frames have them; None if nothing is
+    stated, or nothing that can be true.
+    """
+    size, seconds = raw.seek(0, os.SEEK_END), file.frames / file.samplerate
+    if file.format == "MP3":
+        raw.seek(0)
+        counted = mp3_seconds(raw.read())
+        return seconds if abs(counted - seconds) < 2 * SLACK else counted or None
+    second_ogg = "Junk after the last page" in file.extra_info         # libsndfile's words
+    wrong = file.frames > DENSEST * size or second_ogg or has_more_samples(file.format, raw)
+    return None if wrong else seconds
 
 
 def is_misstated(file, raw, place):
@@ -176,12 +185,27 @@ def id3_size(head):
     return 10 + sum(byte << 7 * n for n, byte in enumerate(reversed(head[6:10]))) if head[:3] == b"ID3" else 0
 
 
-def xing_bytes(raw):
-    """Return the bytes of an mp3 as its Xing header states them; 0 if it states no bytes or no frames."""
-    raw.seek(0)
-    tag = id3_size(raw.read(10))
-    raw.seek(tag)
-    head = raw.read(4096)
-    header = BEGIN["MP3"].search(head)
-    flags, _, size = struct.unpack_from(">3I", head, header.end()) if header else (0, 0, 0)
-    return size + tag if flags % 4 == 3 else 0
+def mp3_frame(data, place):
+    """Return (bytes, seconds) of the mp3 frame that begins at a place in `data`; (0, 0.0) if none begins there."""
+    if data[place] != 0xff or data[place + 1] & 0xe6 != 0xe2:          # MPEG audio, layer III
+        return 0, 0.0
+    version, bits = data[place + 1] >> 3 & 3, data[place + 2]
+    halvings = {3: 0, 2: 1, 0: 2}.get(version)                         # of the sample rate: MPEG 1, 2 and 2.5
+    kbps = MP3_KBPS[version == 3][bits >> 4]
+    if halvings is None or not kbps or bits >> 2 & 3 == 3:
+        return 0, 0.0
+    rate, samples = (44100, 48000, 32000)[bits >> 2 & 3] >> halvings, 1152 if version == 3 else 576
+    return samples * kbps * 125 // rate + (bits >> 1 & 1), samples / rate
+
+
+def mp3_seconds(data):
+    """Return the seconds of an mp3, counted from the headers of its frames; tags and damaged bytes are passed over."""
+    place, seconds, last = id3_size(data), 0.0, len(data) - 4
+    while 0 <= place <= last:
+        size, length = mp3_frame(data, place)
+        after = place + size
+        if size and (after > last or mp3_frame(data, after)[0] or TAG.match(data, after)):
+            place, seconds = after, seconds + length
+        else:
+            place = data.find(b"\xff", place + 1)
+    return seconds

@@ -84,7 +84,7 @@ PLAIN = MP3[FRAME:]                                              # an mp3 withou
 XING = MP3.find(b"Xing")
 LOUD_FIRST = sound(np.concatenate([np.random.default_rng(0).uniform(-1, 1, RATE), np.zeros(4 * RATE)]), format="MP3")
 QUIET_FIRST = sound(np.concatenate([np.zeros(4 * RATE), np.random.default_rng(0).uniform(-1, 1, RATE)]), format="MP3")
-PEAK = struct.pack("<4sI", b"LIST", 4) + b"INFO"                 # a chunk after the samples
+CHUNK = struct.pack("<4sI", b"LIST", 4) + b"INFO"                 # a chunk after the samples
 
 
 def flac_of(frames):
@@ -100,7 +100,8 @@ def wav_of(size):
 MISSTATED = {  # file: seconds of audio
     "a wav that was not closed.wav": (wav_of(0), 3), "a wav from a pipe.wav": (wav_of(2**32 - 1), 3),
     "a wav of 2 GB.wav": (wav_of(2**31 - 1), 3), "a wav with more samples.wav": (wav_of(32000), 3),
-    "a wav with a chunk behind.wav": (WAV + PEAK, 3), "a wav with zeros behind a chunk.wav": (WAV + PEAK + bytes(999), 3),
+    "a wav with a chunk behind.wav": (WAV + CHUNK, 3),
+    "a wav with zeros behind a chunk.wav": (WAV + CHUNK + bytes(999), 3),
     "a wav of floats not closed.wav": (put(sound(SWEEP, subtype="FLOAT"), 76, bytes(4)), 3),
     "two wavs.wav": (WAV + sound(NOISE), 4), "two wavs of two rates.wav": (WAV + sound(NOISE[:8000], 8000), 4),
     "a FLAC from a pipe.flac": (flac_of(0), 3), "a FLAC with more frames.flac": (flac_of(RATE), 3),
@@ -136,14 +137,15 @@ def test_audio_is_read_to_its_end(tmp_path, name):
         read_audio(path, 0.5, seconds + 0.5)
     with pytest.raises(ValueError, match="longer than 2.5 s"):
         read_audio(path, longest=2.5)
-    if not re.search("more frames|two FLACs|twice", name):      # there `duration` returns what the header states
-        assert duration(path) == pytest.approx(seconds, abs=0.16)
+    if not re.search("FLAC with more|two FLACs|twice", name):   # there `duration` returns what the header states
+        assert duration(path) == pytest.approx(seconds, abs=0.4)     # each mp3 begins and ends with some ms of silence
 
 
 TRUNCATED = {
-    "a wav.wav": WAV[:-9000], "a wav by a sample.wav": WAV[:-2], "a FLAC.flac": flac_of(9 * RATE), "an mp3.mp3": MP3[:2000],
-    "a FLAC of 2**36.flac": flac_of(2**36 - 1), "the second mp3.mp3": MP3 + MP3[:2000], "the second wav.wav": WAV + WAV[:-9000],
-    "the second FLAC.flac": FLAC + flac_of(9 * RATE), "an mp3 header.mp3": put(MP3, XING + 8, (9999).to_bytes(4))}
+    "a wav.wav": WAV[:-9000], "a wav by a sample.wav": WAV[:-2], "the second wav.wav": WAV + WAV[:-9000],
+    "a FLAC.flac": flac_of(9 * RATE), "a FLAC of 2**36.flac": flac_of(2**36 - 1),
+    "the second FLAC.flac": FLAC + flac_of(9 * RATE), "an mp3.mp3": MP3[:2000],
+    "the second mp3.mp3": MP3 + MP3[:2000], "an mp3 header.mp3": put(MP3, XING + 8, (9999).to_bytes(4))}
 
 
 @pytest.mark.parametrize("name", TRUNCATED)
@@ -167,9 +169,9 @@ def test_telephone_audio_cannot_seek_and_is_read(tmp_path):
 
 def test_channels_that_cancel_each_other(tmp_path):
     left = NOISE[:, 0]
-    for name, channels in {"exact": [left, -left], "nearly": [left, 0.01 * left[::-1] - left], "six": [left, -left] * 3}.items():
-        path = write(tmp_path, f"{name}.wav", sound(np.stack(channels, axis=1)))
-        assert np.abs(read_audio(path) - left).max() < 1e-4, name
+    for channels in ([left, -left], [left, 0.01 * left[::-1] - left], [left, -left] * 3):
+        path = write(tmp_path, "opposite.wav", sound(np.stack(channels, axis=1)))
+        assert np.abs(read_audio(path) - left).max() < 1e-4
     path = write(tmp_path, "mean.wav", sound(np.stack([left, left[::-1]], axis=1)))   # unlike, but not opposite
     assert np.abs(read_audio(path) - (left + left[::-1]) / 2).max() < 1e-4
 
@@ -205,10 +207,12 @@ UNUSABLE = [
     ("empty", "a.wav", b"", "cannot be decoded"), ("text", "a.wav", b"hello\n" * 99, "cannot be decoded"),
     ("zeros", "a.wav", bytes(9999), "cannot be decoded"), ("a header alone", "a.wav", header(RATE, 1), "truncated"),
     ("a cut header", "a.wav", WAV[:30], "cannot be decoded"), ("a cut FLAC", "a.flac", FLAC[:5000], "a.flac: "),
-    ("a FLAC of zeros", "a.flac", FLAC[:9000] + bytes(20_000), "a.flac: "), ("a cut Ogg", "a.ogg", OGG[:600], "a.ogg: "),
+    ("a FLAC of zeros", "a.flac", FLAC[:9000] + bytes(20_000), "a.flac: "),
+    ("a cut Ogg", "a.ogg", OGG[:600], "a.ogg: "),
     ("bytes without a head", "a.raw", bytes(9999), "cannot be decoded"),
     ("one sample", "a.wav", sound(NOISE[:1]), "0.0001 s, shorter than 0.04 s"),
-    ("no sample", "a.wav", sound(NOISE[:0]), "shorter"), ("639 samples", "a.wav", sound(NOISE[:639]), "0.0399 s, shorter"),
+    ("no sample", "a.wav", sound(NOISE[:0]), "shorter"),
+    ("639 samples", "a.wav", sound(NOISE[:639]), "0.0399 s, shorter"),
     ("not a number", "a.wav", sound(np.append(NOISE, np.nan), subtype="FLOAT"), "samples that are not finite"),
     ("infinite", "a.wav", sound(np.append(NOISE, -np.inf), subtype="FLOAT"), "samples that are not finite"),
     ("31 s", "a.wav", sound(np.zeros((31 * 8000, 1)), 8000), "a.wav: longer than 30 s"),
@@ -257,9 +261,11 @@ READABLE = {
     "192 kHz of 8 channels.wav": sound(np.repeat(np.repeat(NOISE, 8, 1), 12, 0), 192_000),
     "1 kHz.wav": sound(NOISE[:1000], 1000), "a FLAC called.wav": sound(NOISE, format="FLAC"),
     "a wav called.mp3": sound(NOISE), "an Ogg without an ending": sound(NOISE, format="OGG"),
-    "too loud.wav": sound(NOISE * 99), "A-law.wav": sound(NOISE, subtype="ALAW"), "ADPCM.wav": sound(NOISE, subtype="MS_ADPCM"),
-    "AIFF.aiff": sound(NOISE, format="AIFF"), "Sun.au": sound(NOISE, format="AU"), "Sphere.sph": sound(NOISE, format="NIST"),
-    "extensible.wav": sound(NOISE, format="WAVEX"), "RF64.wav": sound(NOISE, format="RF64"), "Apple.caf": sound(NOISE, format="CAF")}
+    "too loud.wav": sound(NOISE * 99), "A-law.wav": sound(NOISE, subtype="ALAW"),
+    "ADPCM.wav": sound(NOISE, subtype="MS_ADPCM"), "AIFF.aiff": sound(NOISE, format="AIFF"),
+    "Sun.au": sound(NOISE, format="AU"), "Sphere.sph": sound(NOISE, format="NIST"),
+    "extensible.wav": sound(NOISE, format="WAVEX"), "RF64.wav": sound(NOISE, format="RF64"),
+    "Apple.caf": sound(NOISE, format="CAF")}
 
 
 @pytest.mark.parametrize("name", READABLE)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from data.recipe import unreadable
 from speech_llm.audio import cut_at_pauses, duration, read_audio
 
 RATE = 16_000
@@ -243,8 +244,10 @@ def test_of_an_hour_only_what_is_needed_is_read(tmp_path, rate, channels):
 def test_audio_that_is_no_file(tmp_path, name):
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")                                                  # whose reader would wait for ever
+    path = str(tmp_path / name)
     with pytest.raises(ValueError, match="no such file"):
-        read_audio(str(tmp_path / name))
+        read_audio(path)
+    assert unreadable([path]) == {path: "no such file"}
 
 
 @pytest.mark.parametrize("start, end, says", [

@@ -1,42 +1,39 @@
 """
 What is damaged, foreign or hostile is refused with the file's name and what to do, or dropped and counted; never a
 traceback out of a library, a wrong score or a hang. A line of a table is a case. Rows have theirs in test_rows.py,
-predictions in test_eval.py, and what a corpus is made from in the test of its recipe.
+audio in test_audio.py, predictions in test_eval.py, and what a corpus is made from in the test of its recipe.
 """
 import collections
 import contextlib
 import dataclasses
 import fractions
-import io
 import json
 import os
 import random
 import shutil
 import signal
-import struct
 import time
 import traceback
 
 import numpy as np
 import pytest
 import safetensors.torch
-import soundfile
 import torch
 
 import extract_features
 import train_lora
 import train_projector
 from data import acl6060, recipe
-from data.tiny_models import seamless_config
 from metrics import comet, judge, pairwise, speech_ifeval
 from metrics.mcif import read_references
 from speech_llm.cache import finish_cache, open_features, write_shard
 from speech_llm.constants import configure
 from speech_llm.files import read_json_lines
+from speech_llm.index import hashes_of
 from speech_llm.llm import load_llm, load_table
 from speech_llm.predictions import already_predicted, read_partial
 from speech_llm.resumable import resumable
-from speech_llm.rows import read_rows, write_rows
+from speech_llm.rows import read_rows
 from speech_llm.run import Run
 from speech_llm.stage import already_finished, open_stage
 
@@ -156,112 +153,6 @@ def test_a_value_that_does_not_belong_there(tmp_path, name, content, says):
     refused(READERS[name], tmp_path / "x", names=os.path.dirname(path), says=says)
 
 
-# --- Audio: a reason for each, and the run goes on.
-
-CONFIG = seamless_config()
-NOISE = 0.1 * np.random.default_rng(0).standard_normal((16_000, 1))                           # 1 s at 16 kHz
-
-
-def sound(wave, rate=16_000, format="WAV", subtype=None):
-    """Return an audio file as bytes."""
-    file = io.BytesIO()
-    soundfile.write(file, wave, rate, format=format, subtype=subtype)
-    return file.getvalue()
-
-
-def wav_header(rate, seconds, channels=1):
-    """Return the head of a 16-bit WAV (RF64 if it is larger than 4 GB) of such a length."""
-    size = rate * seconds * channels * 2
-    form = struct.pack("<HHIIHH", 1, channels, rate, rate * channels * 2 % 2**32, channels * 2, 16)
-    sizes = b"" if size < 2**32 - 100 else b"ds64" + struct.pack("<IQQQI", 28, size + 80, size, size // 2, 0)
-    short = min(size, 2**32 - 1)
-    return ((b"RF64" if sizes else b"RIFF") + struct.pack("<I", min(size + 36, 2**32 - 1)) + b"WAVE" + sizes + b"fmt "
-            + struct.pack("<I", 16) + form + b"data" + struct.pack("<I", short))
-
-
-def with_sample(value):
-    wave = NOISE.copy()
-    wave[7] = value
-    return sound(wave, subtype="FLOAT")
-
-
-def read(path, start=None, end=None):
-    """Return (filterbank, None) of at most 30 s of audio, or (None, why it is dropped)."""
-    row = {"audio": path} if start is None else {"audio": path, "start": start, "end": end}
-    with at_most(10):
-        feature, _, reason = extract_features.front_end(CONFIG, row, 30.0)
-    return feature, reason
-
-
-AUDIO_DROPPED = [
-    ("text", "a.wav", b"hello\n" * 99, "cannot be decoded"), ("zeros", "a.wav", bytes(9999), "cannot be decoded"),
-    ("a header alone", "a.wav", wav_header(16_000, 1), "truncated"),
-    ("a cut header", "a.wav", sound(NOISE)[:30], "cannot be decoded"),
-    ("a cut FLAC", "a.flac", sound(NOISE, format="FLAC")[:5000], ""),
-    ("a FLAC of zeros", "a.flac", sound(NOISE, format="FLAC")[:4000] + bytes(20_000), ""),
-    ("a cut OGG", "a.ogg", sound(NOISE, format="OGG")[:600], ""),
-    ("bytes without a head", "a.raw", bytes(9999), "cannot be decoded"),
-    ("one sample", "a.wav", sound(NOISE[:1]), "shorter"), ("no sample", "a.wav", sound(NOISE[:0]), "shorter than 0.04"),
-    ("not a number", "a.wav", with_sample(np.nan), "samples that are not finite"),
-    ("infinite", "a.wav", with_sample(np.inf), "samples that are not finite"),
-    ("31 s", "a.wav", sound(np.zeros((31 * 8000, 1)), 8000), "longer than 30"),
-    ("an hour", "a.flac", sound(np.zeros((3600 * 1000, 1)), 1000, "FLAC"), "longer than 30"),
-    ("a rate that no recorder has", "a.wav", sound(NOISE, 44_101), "a sample rate of 44101 Hz"),
-    ("a rate of gigahertz", "a.wav", sound(NOISE, 2**31 - 1), "a sample rate of 2147483647 Hz"),
-]
-
-
-@pytest.mark.parametrize("name, content, says", cases(AUDIO_DROPPED))
-def test_audio_is_dropped_with_its_reason(tmp_path, name, content, says):
-    path = write(tmp_path / name, content)
-    feature, reason = read(path)
-    assert feature is None and path in reason and says in reason
-
-
-@pytest.mark.parametrize("rate, channels", [(16_000, 1), (192_000, 8)])
-def test_an_hour_is_refused_at_once(tmp_path, rate, channels):
-    """The file is one hole on the disk, up to 11 GB of it: reading all of it would take longer."""
-    path = write(tmp_path / "a.wav", wav_header(rate, 3600, channels))
-    os.truncate(path, os.path.getsize(path) + rate * 3600 * channels * 2)
-    with at_most(2):
-        assert "longer than 30" in extract_features.front_end(CONFIG, {"audio": path}, 30.0)[2]
-
-
-@pytest.mark.parametrize("name", ["folder", "nothing.wav", "", "a\0.wav", "a" * 5000, "pipe"])
-def test_audio_that_is_no_file(tmp_path, name):
-    (tmp_path / "folder").mkdir()
-    os.mkfifo(tmp_path / "pipe")                                                   # whose reader would wait for ever
-    path = str(tmp_path / name)
-    assert "no such file" in read(path)[1]
-    with at_most(10):
-        assert recipe.unreadable([path]) == {path: "no such file"}
-
-
-@pytest.mark.parametrize("start, end, says", [
-    (0.5, 2.0, "the file ends at 1.00 s"), (5.0, 6.0, "the file ends at"), (0.5, 0.5, "shorter than 0.04 s"),
-    (0.0, 1e15, "the file ends at 1.00 s"), (0, 10**400, "the file ends at")])     # a number beyond floats
-def test_a_slice_that_is_not_there(tmp_path, start, end, says):
-    assert says in read(write(tmp_path / "a.wav", sound(NOISE)), start, end)[1]
-
-
-WAVE = np.repeat(NOISE, 8, axis=1)
-AUDIO_READ = [
-    ("24 bits", "a.wav", sound(NOISE, subtype="PCM_24")), ("8 bits", "a.wav", sound(NOISE, subtype="PCM_U8")),
-    ("64 bits", "a.wav", sound(NOISE, subtype="DOUBLE")), ("8 channels", "a.wav", sound(WAVE)),
-    ("192 kHz, 8 channels", "a.wav", sound(np.repeat(WAVE, 12, 0), 192_000)),
-    ("1 kHz", "a.wav", sound(NOISE[:1000], 1000)), ("silence", "a.wav", sound(np.zeros((16_000, 1)))),
-    ("FLAC called wav", "a.wav", sound(NOISE, format="FLAC")), ("WAV called mp3", "a.mp3", sound(NOISE)),
-    ("OGG without an ending", "a", sound(NOISE, format="OGG")), ("too loud", "a.wav", sound(NOISE * 99)),
-    ("bytes after its end", "a.wav", sound(NOISE) + b"LIST" + bytes(999)),
-]
-
-
-@pytest.mark.parametrize("name, content", cases(AUDIO_READ))
-def test_audio_of_any_kind_is_read(tmp_path, name, content):
-    feature, reason = read(write(tmp_path / name, content))
-    assert reason is None and abs(len(feature) - 50) <= 1 and torch.isfinite(feature).all()
-
-
 # --- Caches.
 
 MADE = {"encoder": "models/tiny-seamless", "weights": "abc", "mean": 3}
@@ -277,7 +168,7 @@ def whole_cache(tmp_path_factory):
     for number, names_now in enumerate((NAMES[:3], NAMES[3:])):
         write_shard(str(folder), f"frames-{number:05d}", {name: frames[name] for name in names_now},
                     {"made": MADE, "dropped": [], "seconds": 1.0})
-    assert finish_cache(extract_features.Config(), MADE, WIDTH, str(folder), frames)
+    assert finish_cache(extract_features.Config(), MADE, str(folder), hashes_of(NAMES))
     return folder, frames
 
 

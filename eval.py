@@ -31,7 +31,7 @@ from metrics.tables import NAMES, TASKS, example_table, language_tables, shown, 
 from speech_llm.constants import command, configure, pick_device, read_page, require
 from speech_llm.draws import TEXT_TASK
 from speech_llm.files import read_json, read_json_lines, replace_file, write_json
-from speech_llm.predictions import tasks_answered
+from speech_llm.predictions import parse_system, tasks_answered
 from speech_llm.resumable import resumable
 from speech_llm.rows import LANGUAGES, not_made, read_rows
 
@@ -94,8 +94,9 @@ def read_predictions(path, rows, system, again):
 def system_names(c):
     """Return (names of --systems, {name: folder of its stage} of these and the page's, whether they are the page's)."""
     page = {"systems": Config.systems, **read_page(c.preset).get("common", {})}["systems"]
-    folders = dict(entry.split(":") for entry in f"{page},{c.systems}".split(",") if ":" in entry)
-    return [entry.partition(":")[0] for entry in c.systems.split(",")], folders, c.systems == page
+    parsed = [parse_system(entry) for entry in f"{page},{c.systems}".split(",")]
+    folders = {name: folder for name, folder, _ in parsed if folder}
+    return [parse_system(entry)[0] for entry in c.systems.split(",")], folders, c.systems == page
 
 
 def reads_text(c, system, folders):

@@ -7,6 +7,7 @@ Inference: greedy decoding of test sets, or of one audio file and an instruction
     python infer.py --audio talk.wav --task SQA --language en --question "Who works there?"
     python infer.py --audio talk.wav --show picture.png                      # the nearest token of every slot
     python infer.py --systems C:merged --lora_scale 0,0.25,0.5,1             # C@0, C@0.25, C@0.5 and C
+    python infer.py --systems hub:Qwen/Qwen2-Audio-7B-Instruct               # a speech LLM of the hub
 
 reads   <work>/rows/<corpus>/<split>.jsonl, <work>/features/..., <work>/<run>/{projector,lora,merged}, the LLM. The
         systems seamless (ASR, ST) and seamless-text (MT) are SeamlessM4T-v2 itself; they read the audio or the
@@ -38,8 +39,9 @@ from speech_llm.cache import features_folder, open_features
 from speech_llm.constants import command, configure, fingerprint, locate, pick_device, require
 from speech_llm.draws import TEXT_TASK
 from speech_llm.files import read_json_lines, replace_file
+from speech_llm.hub_system import hub_jobs, load_hub
 from speech_llm.llm import decode_text, load_llm
-from speech_llm.predictions import already_predicted, predict, tasks_answered
+from speech_llm.predictions import already_predicted, parse_system, predict, tasks_answered
 from speech_llm.prompts import user_turn
 from speech_llm.rows import ALL_LANGUAGES, TASKS, not_made, read_rows, remake, rows_file, run_all
 from speech_llm.stage import open_stage
@@ -54,10 +56,10 @@ class Config:                               # the 2025 paper's values; a page of
     work: str = "work"                      # everything that is written lies below this folder
     run: str = ""                           # the system's folder below work; the page names it
     out: str = "predictions"                # <work>/<run>/<out>
-    systems: str = "llm,B:lora,seamless,seamless-text,A.1:projector,C:merged"        # name:folder of <work>/<run>
+    systems: str = "llm,B:lora,seamless,seamless-text,A.1:projector,C:merged"        # name:folder; hub:owner/model
     test_sets: str = "acl6060.dev,acl6060.eval,covost2.test,europarlst.test,spokensquad.test"     # <corpus>.<split>
     llm: str = "meta-llama/Llama-3.1-8B-Instruct"         # of the systems llm and cascade
-    prompt: str = "2025"                    # whose prompt the systems llm and cascade read
+    prompt: str = "2025"                    # whose prompt the systems llm, cascade and hub:... read
     whisper: str = "openai/whisper-large-v3"              # of the system cascade
     seamless: str = "facebook/seamless-m4t-v2-large"      # of the systems seamless and seamless-text
     batch: int = 64                         # rows decoded together; the papers decode one by one, with the same result
@@ -173,15 +175,20 @@ def answer_files(c, device):
     if c.task not in TASKS or c.language not in ALL_LANGUAGES:
         raise SystemExit(f"--task is one of {', '.join(TASKS)} and --language one of {', '.join(ALL_LANGUAGES)}")
     with redirect_stdout(sys.stderr):        # standard output holds the answers alone, so that a shell can pipe them
-        stage = open_stage(os.path.join(c.work, c.run, c.systems.split(",")[-1].partition(":")[2]),
-                           f"{run_all(c.preset, c.work)}, which trains it")
-        if c.task in ("SQA", "MCQ") and not c.question and stage.config["prompt"] != "listeners":
+        _, folder, model = parse_system(c.systems.split(",")[-1])
+        stage = not model and open_stage(os.path.join(c.work, c.run, folder),
+                                         f"{run_all(c.preset, c.work)}, which trains it")
+        prompt = stage.config["prompt"] if stage else c.prompt
+        if c.task in ("SQA", "MCQ") and not c.question and prompt not in ("listeners", "omni"):
             raise SystemExit(f"--task {c.task} needs --question")      # the listeners' question may be spoken
         try:
-            user_turn({"id": "--audio", "task": c.task, "language": c.language, "question": c.question,
-                       "transcript": ""}, prompt=stage.config["prompt"])
+            user_turn(file_row(c, "--audio"), prompt=prompt)
         except ValueError as error:
             raise SystemExit(str(error)) from None
+    if model:
+        answer_files_by_hub(c, model, device)
+        return
+    with redirect_stdout(sys.stderr):
         encoder = load_encoder(locate(c.work, stage.config["encoder"]), device)
         waves = [read_pieces(c, path, encoder) for path in c.audio]    # a file that cannot be read stops here, at once
         loaded = load_speech_llm(c.work, stage, device)
@@ -189,6 +196,27 @@ def answer_files(c, device):
     for path, pieces in zip(c.audio, waves):
         with redirect_stdout(sys.stderr):
             text = answer_pieces(c, stage.config, encoder, loaded, path, pieces)
+        print(text, flush=True)
+
+
+def file_row(c, path):
+    """Return the row of an audio file, with the instruction of the command line."""
+    return {"id": path, "utterance": path, "audio": path, "task": c.task, "language": c.language,
+            "question": c.question, "transcript": "", "target": ""}
+
+
+def answer_files_by_hub(c, model, device):
+    """Answer about audio files with a speech LLM of the hub; print one answer a file."""
+    loaded = None
+    for path in c.audio:
+        with redirect_stdout(sys.stderr):
+            try:
+                read_audio(path)
+            except ValueError as error:
+                raise SystemExit(str(error)) from None
+            loaded = loaded or load_hub(locate(c.work, model), device)
+            _, decode = hub_jobs(loaded, [], c.prompt, c.max_new_tokens)
+            text = decode_text(loaded[1], decode([file_row(c, path)])[0])
         print(text, flush=True)
 
 
@@ -208,9 +236,7 @@ def read_pieces(c, path, encoder):
 def answer_pieces(c, config, encoder, loaded, path, pieces):
     """Return the answer to one file: the texts of its pieces, joined, or a line with its time for each question."""
     llm, tokenizer, projector = loaded
-    row = {"id": path, "utterance": path, "task": c.task, "language": c.language, "question": c.question,
-           "transcript": "", "target": ""}
-    texts, question = [], c.task in ("SQA", "MCQ")
+    row, texts, question = file_row(c, path), [], c.task in ("SQA", "MCQ")
     for number, piece in enumerate(tqdm(pieces, desc=path, unit=" piece", disable=len(pieces) == 1)):
         feature = make_feature(encoder.config, piece)
         frames = average_frames(encode(encoder, [feature], config["pad"])[0], config["mean"])
@@ -274,12 +300,14 @@ def strengths(c):
         raise SystemExit(f"--lora_scale {c.lora_scale}: one number, or several with commas") from None
 
 
-def load_system(c, name, stage, device):
+def load_system(c, name, stage, model, device):
     """Return (model, tokenizer, what else the system needs)."""
     from transformers import (AutoTokenizer, SeamlessM4Tv2ForSpeechToText, SeamlessM4Tv2ForTextToText,
                               WhisperForConditionalGeneration)
     if stage:
         return load_speech_llm(c.work, stage, device)
+    if model:
+        return load_hub(locate(c.work, model), device)
     if name.startswith("seamless"):
         kind = SeamlessM4Tv2ForTextToText if name == "seamless-text" else SeamlessM4Tv2ForSpeechToText
         return load_seamless(kind, locate(c.work, c.seamless))
@@ -290,8 +318,11 @@ def load_system(c, name, stage, device):
     return *loaded, load_frozen(WhisperForConditionalGeneration, path, device), AutoTokenizer.from_pretrained(path)
 
 
-def run_system(c, system, stage, scales, test_sets, device):
-    """Decode what is not there yet, at every strength of the adapters; models are loaded once, or not at all."""
+def run_system(c, system, stage, model, scales, test_sets, device):
+    """
+    Decode what is not there yet, at every strength of the adapters; models are loaded once, or not at all. A system
+    has a finished stage, or a model of the hub, or neither.
+    """
     loaded = None
     for scale, test_set in itertools.product(scales, test_sets):
         name = system if scale == 1 else f"{system}@{scale:g}"
@@ -301,13 +332,15 @@ def run_system(c, system, stage, scales, test_sets, device):
         if not {row["task"] for row in rows} & {*tasks_answered(system, text, test_set)}:
             print(f"{name} is left out on {test_set}: it has no task there")
             continue
-        origin = {"llm": c.seamless if name.startswith("seamless") else c.llm, "max_new_tokens": c.max_new_tokens,
+        origin = {"llm": model or (c.seamless if name.startswith("seamless") else c.llm), "max_new_tokens": c.max_new_tokens,
                   "stage": fingerprint(os.path.join(stage.folder, "weights.pt")) if stage else "",
                   "trim_loops": c.trim_loops, "lora_scale": scale,
                   **({"whisper": c.whisper} if name == "cascade" else {})}
         if not already_predicted(path, origin):
-            loaded = loaded or load_system(c, name, stage, device)
-            if name.startswith("seamless"):
+            loaded = loaded or load_system(c, name, stage, model, device)
+            if model:
+                jobs, decode = hub_jobs(loaded, rows, c.prompt, c.max_new_tokens)
+            elif name.startswith("seamless"):
                 jobs, decode = seamless_jobs(c, loaded, rows, name == "seamless-text")
             elif name == "cascade":
                 jobs, decode = cascade_jobs(c, loaded, rows)
@@ -344,14 +377,14 @@ def main(argv=None):
         return
     test_sets = existing_test_sets(c)
     for system in c.systems.split(","):
-        name, _, folder = system.partition(":")
-        if not folder and name not in ("llm", "cascade", "seamless", "seamless-text"):
+        name, folder, model = parse_system(system)
+        if not (folder or model) and name not in ("llm", "cascade", "seamless", "seamless-text"):
             raise SystemExit(f"--systems {name}: write {name}:<folder of {c.work}/{c.run}>; only llm, cascade, "
-                             "seamless and seamless-text have none")
+                             "seamless and seamless-text have none. hub:<owner/model> is a speech LLM of the hub")
         stage = folder and open_stage(os.path.join(c.work, c.run, folder),
                                       f"{run_all(c.preset, c.work)}, which makes {folder} first")
         scales = strengths(c) if stage and "lora" in stage.config["trained"] else [1.0]
-        run_system(c, name, stage, scales, test_sets, device)
+        run_system(c, name, stage, model, scales, test_sets, device)
     print(f"predictions in {c.work}/{c.run}/{c.out}\nnext: {command('eval', c)}")
 
 

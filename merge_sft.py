@@ -136,7 +136,8 @@ def train(c):
         adapters = {"r": c.random_r, "alpha": c.random_alpha, "targets": c.random_targets}
         add_lora(llm, **adapters)
     projector = load_projector(stage_a, device).train()
-    optimizers = [torch.optim.AdamW(projector.parameters(), lr=c.lr_projector, weight_decay=c.decay_projector),
+    optimizers = [torch.optim.AdamW([{"params": [*projector.parameters()]}], lr=c.lr_projector,      # none: identity
+                                    weight_decay=c.decay_projector),
                   torch.optim.AdamW(lora_parameters(llm), lr=c.lr_lora, weight_decay=c.decay_lora)]
     prompts = prompts_of(tokenizer, c.prompt)
     for stage in filter(None, (stage_a, stage_b)):       # a SpeechMapper was trained without any prompt

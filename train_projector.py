@@ -118,13 +118,31 @@ class Projector(nn.Module):
         return self.output(self.norm(frames))                                                   # (B, T, D)
 
 
-PROJECTORS = {"transformer": Projector, "mapper": SpeechMapper, "qformer": QFormer}
+class Identity(nn.Module):
+    """The projector of an encoder whose frames already are the LLM's, such as Qwen2.5-Omni's; it has no parameters."""
+
+    slots = Projector.slots
+
+    def __init__(self, width, llm_width):
+        super().__init__()
+        if width != llm_width:
+            raise SystemExit(f"--projector identity: the encoder's frames have {width} numbers, the LLM's embeddings "
+                             f"{llm_width}; choose the encoder and the LLM of one model, or another projector")
+
+    def forward(self, frames, lengths):
+        """frames (B, T, D), lengths (B,) -> the same frames."""
+        return frames
+
+
+PROJECTORS = {"transformer": Projector, "mapper": SpeechMapper, "qformer": QFormer, "identity": Identity}
 
 
 def make_projector(kind, **sizes):
     """Return a fresh projector of one of PROJECTORS. SystemExit for another kind and for sizes that do not fit."""
     if kind not in PROJECTORS:
         raise SystemExit(f"--projector {kind} is not one of {', '.join(PROJECTORS)}")
+    if kind == "identity":
+        return Identity(**sizes)
     inside = sizes["width"] if kind == "transformer" else sizes["middle"]
     for width in {sizes["width"], inside} if kind == "mapper" else {inside}:
         if width % sizes["heads"]:
@@ -244,7 +262,7 @@ class AnswerObjective:
         exchanged = [{**sample, **{key: other[key] for key in ("frames", "slots", "target") if key in other}}
                      for sample, other in zip(speech, others)]
         right, wrong = validate([self.projector], self, speech)[0], validate([self.projector], self, exchanged)[0]
-        squares, device = 0.0, next(self.projector.parameters()).device
+        squares, device = 0.0, self.llm.device
         for output, _ in slot_outputs(self.projector, self.batches(speech), device):
             squares += output.square().mean(1).sum().item()
         return {"listening": wrong - right, "RMS": (squares / sum(s["slots"] for s in speech)) ** 0.5,
@@ -317,9 +335,10 @@ def rows_to_decode(c, dev_rows, picked):
 # ---------------------------------------------------------------------------------------------------------------------
 def build_projector(c, width, llm_width, device):
     """Return (projector, its sizes): fresh, from a BERT (--text_encoder), or a finished one (--start)."""
-    sizes = dict(kind=c.projector, width=width, llm_width=llm_width, layers=c.layers, heads=c.heads, ffn=c.ffn,
-                 dropout=c.dropout)
-    if c.projector != "transformer":
+    sizes = dict(kind=c.projector, width=width, llm_width=llm_width)
+    if c.projector != "identity":
+        sizes |= dict(layers=c.layers, heads=c.heads, ffn=c.ffn, dropout=c.dropout)
+    if c.projector in ("mapper", "qformer"):
         sizes["middle"] = c.middle
     projector = make_projector(**sizes)
     if c.text_encoder:
@@ -358,8 +377,10 @@ def main(argv=None):
         objective = (MixedObjective(c.sigma, SlotTargets(tokenizer, c.pad_token, c.normalize), *arguments) if c.sigma
                      else AnswerObjective(*arguments))
         modules = {"projector": projector}
-    optimizer = torch.optim.AdamW([p for module in modules.values() for p in module.parameters()], lr=c.lr,
-                                  weight_decay=c.weight_decay)
+    parameters = [p for module in modules.values() for p in module.parameters()]
+    if c.steps and not parameters:
+        raise SystemExit(f"--projector {c.projector} has nothing to train: set --steps 0")
+    optimizer = torch.optim.AdamW([{"params": parameters}], lr=c.lr, weight_decay=c.weight_decay)
     run = Run(c, {name: (module.state_dict, module.load_state_dict) for name, module in modules.items()}, [optimizer],
               llm, sizes=sizes, **({"prompts": prompts_of(tokenizer, c.prompt)} if llm else {}))
     if not c.steps:                                      # a fresh projector: stage C trains it together with LoRA

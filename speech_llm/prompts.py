@@ -64,6 +64,15 @@ def spoken_instruction(row):
     return SPOKEN[row["task"]].format(TRANSLATED_INTO.get(row["language"]))
 
 
+def instruction(row, prompt="2025"):
+    """Return the instruction alone, for a model that puts it beside the audio itself; "" where the speech asks."""
+    if prompt in ("listeners", "omni"):
+        return spoken_instruction(row)
+    if row["task"] in ("SQA", "MCQ"):
+        return row["question"].strip()
+    return question_line(row).removeprefix("Question: ").strip()
+
+
 def user_turn(row, text=False, prompt="2025"):
     """Return the user's words (before, after) the speech; with `text` all of them, and `after` is empty."""
     if prompt in ("listeners", "omni"):

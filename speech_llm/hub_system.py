@@ -56,6 +56,8 @@ def load_hub(name, device):
     tokenizer = processor.tokenizer
     tokenizer.padding_side = "left"                      # the next token follows the last position of every row
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    if not hasattr(tokenizer, "get_added_vocab"):        # mistral-common's never reads a marker out of a text
+        tokenizer.get_added_vocab = dict
     return model.to(device).requires_grad_(False), tokenizer, processor
 
 

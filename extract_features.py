@@ -46,7 +46,7 @@ from speech_llm.rows import remake, rows_file
 class Config:                                # the 2025 paper's values; a page of config/ or --name value changes them
     preset: str = "tiny"                     # a page of config/, or the path of a page
     work: str = "work"                       # everything that is written lies below this folder
-    corpora: str = "covost2,europarlst,spokensquad,acl6060"         # comma-separated folders of work/rows
+    corpora: str = "covost2,europarlst,spokensquad,acl6060"         # folders of work/rows; mcif.test is one split
     splits: str = ""                         # comma-separated; empty: every split that a corpus has
     encoder: str = "facebook/seamless-m4t-v2-large"                 # a folder below work, any other, or a hub name
     mean: int = 3                            # consecutive frames that are averaged; section 3
@@ -294,11 +294,12 @@ def extract(c, encoder, origin, folder, utterances, longest):
 # --- What is asked for, and whether the disk holds it.
 
 def splits_of(c):
-    """Yield (corpus, split, file of its rows) for every split that is asked for."""
-    for corpus in c.corpora.split(","):
+    """Yield (corpus, split, file of its rows) for every split that is asked for; a corpus may be one split of it."""
+    for entry in c.corpora.split(","):
+        corpus, _, only = entry.partition(".")
         folder = os.path.dirname(rows_file(c.work, corpus, "train"))
         names = [name.removesuffix(".jsonl") for name in sorted(glob.glob("*.jsonl", root_dir=folder))]
-        for split in c.splits.split(",") if c.splits else names:
+        for split in c.splits.split(",") if c.splits else [only] if only else names:
             path = rows_file(c.work, corpus, split)
             yield corpus, split, require(path, remake(path))
 

@@ -133,7 +133,10 @@ def seamless_jobs(c, loaded, rows, text):
 
 @torch.no_grad()
 def transcribe(whisper, tokenizer, rows):
-    """Return {utterance: Whisper's transcript}, greedy, in the language that Whisper detects; no unreadable audio."""
+    """
+    Return {utterance: Whisper's transcript} without unreadable audio; greedy, in the language that Whisper detects
+    (our choice: the listeners' paper names no language to Whisper, nor that it names none).
+    """
     pieces = [(utterance, feature) for utterance, row in {row["utterance"]: row for row in rows}.items()
               for feature in front_end(whisper.config, row)[0] or ()]
     texts = {utterance: [] for utterance, _ in pieces}
@@ -332,7 +335,8 @@ def run_system(c, system, stage, model, scales, test_sets, device):
         if not {row["task"] for row in rows} & {*tasks_answered(system, text, test_set)}:
             print(f"{name} is left out on {test_set}: it has no task there")
             continue
-        origin = {"llm": model or (c.seamless if name.startswith("seamless") else c.llm), "max_new_tokens": c.max_new_tokens,
+        origin = {"llm": model or (c.seamless if name.startswith("seamless") else c.llm),
+                  "max_new_tokens": c.max_new_tokens,
                   "stage": fingerprint(os.path.join(stage.folder, "weights.pt")) if stage else "",
                   "trim_loops": c.trim_loops, "lora_scale": scale,
                   **({"whisper": c.whisper} if name == "cascade" else {})}

@@ -55,6 +55,7 @@ class Config:                               # the 2025 paper's values; a page of
         "ASR": {"covost2": 0.72, "europarlst": 0.18, "spokensquad": 0.10},
         "SQA": {"spokensquad-fluent": 1.0}, "QA": {"spokensquad-fluent": 1.0}})
     text: bool = True                       # every draw of ST or SQA is followed by a paired text draw; section 5.1
+    mixed: bool = False                     # draw the language of each row of a draw by itself (the listeners)
     batch: int = 16                         # rows in a draw; section 5.1
     accumulate: int = 16                    # draws in one step, over all processes, text draws too; section 5.1
     steps: int = 1000                       # optimizer steps; section 5.1
@@ -149,7 +150,7 @@ def train(c):
               optimizers, llm, **origin, llm=stage_a.config["llm"], sizes=stage_a.config["sizes"], prompts=prompts,
               **adapters)
     objective = AnswerObjective(llm, tokenizer, projector, c.prompt, features, c.micro_tokens)
-    draws = draw(rows, c.mixture, c.shares, c.batch, c.batch, c.seed, paired_text=c.text)
+    draws = draw(rows, c.mixture, c.shares, c.batch, c.batch, c.seed, paired_text=c.text, mixed=c.mixed)
     dev = [objective.encode(row, False) for row in pick_validation(dev_rows, c.mixture, c.shares, c.validate_rows)]
 
     # 3. train: a draw of speech, then its paired text draw

@@ -121,7 +121,7 @@ class Projector(nn.Module):
 class Identity(nn.Module):
     """The projector of an encoder whose frames already are the LLM's, such as Qwen2.5-Omni's; it has no parameters."""
 
-    slots = Projector.slots
+    slots = staticmethod(Projector.slots)
 
     def __init__(self, width, llm_width):
         super().__init__()

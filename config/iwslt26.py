@@ -50,7 +50,7 @@ eval = dict(judges="utter-project/EuroLLM-9B-Instruct,google/gemma-3-12b-it,goog
             tables="2026 Table 1,2026 Table 2,2026 Table 4", examples="A,C")
 
 sweep = dict(                                # Speech-IFEval (arXiv 2505.19037)
-    recipes=["speech_ifeval"], corpus="speech_ifeval", systems="llm,cascade,A:projector,B:lora", reference="llm",
-    scaled="C:merged", scales="0,0.125,0.25,0.5,0.75,1", max_new_tokens=2048,
+    recipes=["speech_ifeval"], corpus="speech_ifeval", systems="llm,cascade,A:projector,B:lora",
+    reference="cascade,llm", scaled="C:merged", scales="0,0.125,0.25,0.5,0.75,1", max_new_tokens=2048,
     constraint_sets="speech_ifeval.closed,speech_ifeval.plain,speech_ifeval.creative,speech_ifeval.cot",
     judge="Qwen/Qwen3-30B-A3B-Instruct-2507")

@@ -27,7 +27,8 @@ from speech_llm.files import read_json
 from speech_llm.pipeline import recipe_commands
 
 FRAME_RATE = 50                              # Hz, of the encoders before averaging
-WIDTHS = {"facebook/seamless-m4t-v2-large": 1024, "openai/whisper-large-v3": 1280}
+OMNI = "Qwen/Qwen2.5-Omni-7B"                # its audio encoder has half as many frames
+WIDTHS = {"facebook/seamless-m4t-v2-large": 1024, "openai/whisper-large-v3": 1280, OMNI: 3584}
 SPOKEN = ("europarlst", "spokensquad", "fakacl", "multispeechqa")      # recipes that write audio
 AUDIO = 0.1152                               # GB an hour: 16,000 samples a second of 2 bytes
 PACKAGES = {"bert_score": "bert-score==0.3.13", "whisper_normalizer": "whisper-normalizer==0.1.0"}
@@ -99,8 +100,9 @@ def hours_of(page):
 
 def frames_gb(page, width):
     """Return {corpus: GB of its frames}: 50 / mean frames a second, `width` numbers of 2 bytes each."""
-    mean = stage_constants("extract_features", page)["mean"]
-    return {corpus: hours * 3600 * FRAME_RATE / mean * width * 2 / 1e9 for corpus, hours in hours_of(page).items()}
+    c = stage_constants("extract_features", page)
+    rate = FRAME_RATE / c["mean"] / (2 if c["encoder"] == OMNI else 1)
+    return {corpus: hours * 3600 * rate * width * 2 / 1e9 for corpus, hours in hours_of(page).items()}
 
 
 def missing_space(page, work):
@@ -144,7 +146,8 @@ def missing_of_scores(page, work):
         lacking += [(f"BERTScore: {what}", how) for what, how in package("bert_score")]
         lacking += [(f"BERTScore: {model}", f"hf download {model}") for model in sorted(models)
                     if not isinstance(try_to_load_from_cache(model, "config.json"), str)]
-    judges = filter(None, c["judges"].split(",")) if "judge" in metrics else []
+    judges = [*filter(None, c["judges"].split(","))] if "judge" in metrics else []
+    judges += [os.environ.get("JUDGE") or page["pairwise"]["judge"]] if "pairwise" in page else []
     return lacking + [(f"judge: {what}", how) for what, how in missing_models(*(locate(work, llm) for llm in judges))]
 
 

@@ -34,7 +34,8 @@ ENDLESS = ("voxtral", "granite_speech")                   # model types whose pr
 
 def load_hub(name, device):
     """
-    Return (model, tokenizer, processor) of "owner/model", "owner/model@revision" or a folder, frozen, in eval mode; bfloat16 on a GPU, float32 on the CPU.
+    Return (model, tokenizer, processor) of "owner/model", "owner/model@revision" or a folder; the model is frozen, in
+    eval mode, bfloat16 on a GPU, float32 on the CPU.
     ValueError, naming the model, if transformers cannot load it or if it takes no audio.
     """
     import transformers
@@ -71,7 +72,7 @@ def render(processor, text):
         try:
             prompt = processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False,
                                                    add_generation_prompt=True)
-        except Exception:                                # a template may raise any error for content that it cannot read
+        except Exception:                                # a template may raise any error for such content
             continue
         if prompt.count(processor.audio_token) == 1:
             return prompt
@@ -117,7 +118,8 @@ def generate(model, tokenizer, processor, texts, waves, max_new_tokens):
     ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id}
     ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
                          eos_token_id=sorted(ends - {None}), pad_token_id=tokenizer.pad_token_id)
-    return [list(takewhile(lambda token: token not in ends, row)) for row in ids[:, inputs["input_ids"].shape[1]:].tolist()]
+    rows = ids[:, inputs["input_ids"].shape[1]:].tolist()
+    return [list(takewhile(lambda token: token not in ends, row)) for row in rows]
 
 
 def hub_jobs(loaded, rows, prompt, max_new_tokens):

@@ -4,12 +4,13 @@ All commands of a system, in order: what `bash run_all.sh` runs.
     python -m speech_llm.pipeline tiny                     # rows, features, training, answers, scores
     python -m speech_llm.pipeline tiny ablations           # after it: the variants of C
     python -m speech_llm.pipeline tiny sweep               # after it: Speech-IFEval; C's adapters at several strengths
+    python -m speech_llm.pipeline listeners pairwise       # a judge compares pairs of systems, the last step of all
     python -m speech_llm.pipeline iwslt25 --dry            # print the commands, run nothing
 
-The lists come from the system's page in config/: `world` or `recipes`, `stages`, `ablations`, `sweep`. Entries of
-`stages` in one tuple need nothing of each other; without a GPU they run side by side and share the cores.
+The lists come from the system's page in config/: `world` or `recipes`, `stages`, `pairwise`, `ablations`, `sweep`.
+Entries of `stages` in one tuple need nothing of each other; without a GPU they run side by side and share the cores.
 Environment variables: NPROC is the number of processes of every stage, one GPU each; TTS is the speech synthesis
-command of data/multispeechqa.py; JUDGE replaces the page's judge of the sweep.
+command of data/multispeechqa.py; JUDGE replaces the page's judges of `pairwise` and `sweep`.
 """
 import argparse
 import os
@@ -36,7 +37,7 @@ def stage_command(entry, preset, work, seed, *more):
 
 def recipe_commands(page, part, work):
     """Return the commands of the page's recipes, or of those of its `sweep`."""
-    recipes = {"": page["recipes"], "ablations": [], "sweep": page.get("sweep", {}).get("recipes", [])}[part]
+    recipes = {"": page["recipes"], "sweep": page.get("sweep", {}).get("recipes", [])}.get(part, [])
     commands = [["-m", f"data.{recipe.split()[0]}", *recipe.split()[1:], "--work", work] for recipe in recipes]
     for command in commands:
         if command[1] == "data.multispeechqa" and os.environ.get("TTS"):
@@ -46,7 +47,9 @@ def recipe_commands(page, part, work):
 
 def check_command(page, part, preset, work):
     """Return [the command that says at once what a real run lacks]; [] for a toy, which needs nothing."""
-    return [["-m", "data.check", preset, *[part] * bool(part), "--work", work]] if "recipes" in page else []
+    if "recipes" not in page or part == "pairwise":
+        return []
+    return [["-m", "data.check", preset, *[part] * bool(part), "--work", work]]
 
 
 def run_commands(page, preset, work, seed):
@@ -55,7 +58,27 @@ def run_commands(page, preset, work, seed):
     rows = recipe_commands(page, "", work) if "recipes" in page else [
         ["-m", f"data.{page['world']['recipe']}", "--preset", preset, "--work", work, "--seed", str(seed)]]
     return ([[command] for command in rows]
-            + [[stage_command(entry, preset, work, seed) for entry in group] for group in entries])
+            + [[stage_command(entry, preset, work, seed) for entry in group] for group in entries]
+            + pairwise_commands(page, preset, work, seed))
+
+
+def pairwise_commands(page, preset, work, seed):
+    """
+    Return the commands of the page's `pairwise`, [] without it: a judge compares two systems, which the page names as
+    "first second"; "run/system" is a system of another page. A pair is left out if one of its systems is not of this
+    page and has no predictions.
+    """
+    settings, commands = page.get("pairwise", {"pairs": []}), []
+    systems = {entry.partition(":")[0] for entry in page.get("common", {}).get("systems", "").split(",")}
+    for pair in settings["pairs"]:
+        places = [("/" + name).rpartition("/") for name in pair.split()]
+        folders = [os.path.join(work, run.strip("/") or page["run"], "predictions", name) for run, _, name in places]
+        if all(not run and name in systems or os.path.isdir(folder) for (run, _, name), folder in zip(places, folders)):
+            judge = os.environ.get("JUDGE") or settings["judge"]
+            commands.append([["-m", "metrics.pairwise", *folders, "--judge", judge,
+                              "--rows", os.path.join(work, "rows", *settings["test_set"].split(".")) + ".jsonl",
+                              "--out", os.path.join(work, page["run"], "pairwise")]])
+    return commands
 
 
 def ablation_commands(page, preset, work, seed):
@@ -76,7 +99,7 @@ def ablation_commands(page, preset, work, seed):
 def sweep_commands(page, preset, work, seed):
     """
     Return the commands of the page's `sweep`: Speech-IFEval of the text LLM and of trained systems, and of the last of
-    them with its adapters at every strength.
+    them with its adapters at every strength. What is forgotten is told against each system of `reference`.
     """
     sweep = page["sweep"]
     rows = recipe_commands(page, "sweep", work) if "recipes" in sweep else []
@@ -85,7 +108,8 @@ def sweep_commands(page, preset, work, seed):
     cap = ["--max_new_tokens", str(sweep["max_new_tokens"])] if "max_new_tokens" in sweep else []
     scaled, scales = sweep["scaled"], [float(scale) for scale in sweep["scales"].split(",")]
     tests = ",".join(filter(None, (sweep.get("test_sets"), sweep["constraint_sets"])))
-    names = [entry.partition(":")[0] for entry in sweep["systems"].split(",") if entry != sweep["reference"]]
+    references = sweep["reference"].split(",")
+    names = [entry.partition(":")[0] for entry in sweep["systems"].split(",") if entry not in references]
     names += [scaled.partition(":")[0] + ("" if scale == 1 else f"@{scale:g}") for scale in scales]
     folder = os.path.join(work, page["run"], "predictions")
     return [[command] for command in [
@@ -95,7 +119,7 @@ def sweep_commands(page, preset, work, seed):
         stage_command("infer", preset, work, seed, "--systems", scaled, "--lora_scale", sweep["scales"],
                       "--test_sets", tests, *cap),
         ["-m", "metrics.speech_ifeval", *(os.path.join(folder, name) for name in names),
-         "--reference", os.path.join(folder, sweep["reference"]), "--corpus", sweep["corpus"],
+         "--reference", *(os.path.join(folder, name) for name in references), "--corpus", sweep["corpus"],
          "--judge", os.environ.get("JUDGE") or sweep["judge"]],
         stage_command("eval", preset, work, seed)]]
 
@@ -124,7 +148,7 @@ def run_side_by_side(commands):
             raise SystemExit(max(failed[0], 1))
 
 
-PARTS = {"": run_commands, "ablations": ablation_commands, "sweep": sweep_commands}
+PARTS = {"": run_commands, "pairwise": pairwise_commands, "ablations": ablation_commands, "sweep": sweep_commands}
 
 
 def main(argv=None):

@@ -5,7 +5,8 @@ Evaluation: predictions -> one table a test set, the papers' tables with ours be
     python eval.py --preset iwslt25 --judges google/gemma-3-12b-it,google/gemma-3-27b-it
 
 reads   <work>/<run>/predictions/<system>/<corpus>.<split>.jsonl, <work>/rows/<corpus>/<split>.jsonl, the stages'
-        log.jsonl, and <work>/<run>/speech_ifeval/<system>.json where metrics/speech_ifeval.py wrote it
+        log.jsonl; <work>/<run>/speech_ifeval/<system>.json and <work>/<run>/pairwise/*.md, if metrics/speech_ifeval.py
+        and metrics/pairwise.py wrote them
 writes  <work>/<run>/results.json, results.md, loss-<stage>.png; scale-<system>.png of a system that infer.py ran at
         several --lora_scale; below scores/ what a model (COMET, BERTScore, a judge) gave each answer: a second run asks
         only about new answers, and a killed run goes on
@@ -125,13 +126,14 @@ def read_test_sets(c, folder, notes):
 def read_outputs(c, notes):
     """
     Return {(system, test set): (rows, predictions)}. Test sets without a task of the system are left out.
-    Systems of the page may lack predictions, which is noted; a system that --systems names may not. The papers' other
-    systems are added if they have predictions, because pages share a folder and its tables.
+    Systems of the page may lack predictions, which is noted; a system that --systems names may not. All other systems
+    that have predictions are added: those of pages that share the folder, of the hub, of elsewhere, and at a scale.
     """
     folder, decode = os.path.join(c.work, c.run, c.predictions), command("infer", c)
     systems, folders, by_page = system_names(c)
-    others = [s for s in (*NAMES, *SYSTEMS) if by_page and s not in systems and os.path.isdir(os.path.join(folder, s))]
-    others += sorted({*glob.glob("*@*", root_dir=folder)} - {*systems}) if by_page else []     # adapters at a scale
+    present = {path.split(os.sep)[0] for path in glob.glob("*/*.jsonl", root_dir=folder)} if by_page else set()
+    names = [*NAMES, *SYSTEMS]                           # in the order of the papers' tables, then by name
+    others = sorted(present - {*systems}, key=lambda s: (names.index(s) if s in names else len(names), s))
     rows_of, outputs = read_test_sets(c, folder, notes), {}
     for system in systems + others:
         absent, idle, text = [], [], reads_text(c, system, folders)
@@ -357,6 +359,15 @@ def plot_scales(folder, results, systems, test_set, notes):
     return paths
 
 
+def pairwise_tables(folder):
+    """Return the tables that metrics/pairwise.py wrote of a judge's preferences, each with its systems above it."""
+    texts = []
+    for path in sorted(glob.glob(os.path.join(glob.escape(folder), "pairwise", "*.md"))):
+        with open(path, encoding="utf-8") as file:
+            texts.append(f"{os.path.basename(path).removesuffix('.md')}: {file.read().strip()}")
+    return texts
+
+
 def main(argv=None):
     c = configure(Config, "eval", argv)
     folder, metrics, notes = os.path.join(c.work, c.run), c.metrics.split(","), []
@@ -373,7 +384,7 @@ def main(argv=None):
     papers = list(filter(None, c.tables.split(",")))
     tables = (language_tables(results, systems, shown_blocks(papers)) if c.table_rows == "languages"
               else [system_table(results, test_set, systems) for test_set in test_sets])
-    tables += paper_tables(results, papers)
+    tables += paper_tables(results, papers) + pairwise_tables(folder)
     tables += filter(None, [example_table(outputs, system) for system in filter(None, c.examples.split(","))])
     scales = plot_scales(folder, results, systems, test_sets[0], notes)
     judges = sorted({r["metric"].removeprefix("judge:") for r in results if r["metric"].startswith("judge:")})

@@ -65,8 +65,8 @@ def run_commands(page, preset, work, seed):
 def pairwise_commands(page, preset, work, seed):
     """
     Return the commands of the page's `pairwise`, [] without it: a judge compares two systems, which the page names as
-    "first second"; "run/system" is a system of another page. A pair is left out if one of its systems is not of this
-    page and has no predictions.
+    "first second", and eval.py adds the rates to its tables; "run/system" is a system of another page. A pair is left
+    out if one of its systems is not of this page and has no predictions.
     """
     settings, commands = page.get("pairwise", {"pairs": []}), []
     systems = {entry.partition(":")[0] for entry in page.get("common", {}).get("systems", "").split(",")}
@@ -74,10 +74,11 @@ def pairwise_commands(page, preset, work, seed):
         places = [("/" + name).rpartition("/") for name in pair.split()]
         folders = [os.path.join(work, run.strip("/") or page["run"], "predictions", name) for run, _, name in places]
         if all(not run and name in systems or os.path.isdir(folder) for (run, _, name), folder in zip(places, folders)):
+            rows = os.path.join(work, "rows", *settings["test_set"].split(".")) + ".jsonl"
             judge = os.environ.get("JUDGE") or settings["judge"]
-            commands.append([["-m", "metrics.pairwise", *folders, "--judge", judge,
-                              "--rows", os.path.join(work, "rows", *settings["test_set"].split(".")) + ".jsonl",
-                              "--out", os.path.join(work, page["run"], "pairwise")]])
+            commands.append([["-m", "metrics.pairwise", *folders, "--judge", judge, "--rows", rows]])
+    if commands:
+        commands.append([stage_command("eval", preset, work, seed)])
     return commands
 
 

@@ -1,6 +1,7 @@
 """Speech LLMs of the hub as systems of infer.py, on tiny random checkpoints in the hub's format."""
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import soundfile
 import torch
 import transformers
 
+import eval
 import infer
 from data.tiny_models import make_tokenizer
 from speech_llm.hub_system import hub_jobs, load_hub, render
@@ -136,6 +138,11 @@ def test_infer_writes_the_predictions_of_a_hub_model_once(qwen2_audio, rows, cap
     assert "the audio of 1 cannot be read" in capsys.readouterr().out
     infer.main(arguments)
     assert "is finished already" in capsys.readouterr().out
+    os.makedirs("work/tiny-listeners/pairwise")
+    Path("work/tiny-listeners/pairwise/C-cascade.md").write_text("bench.test, percent preferred by a judge")
+    eval.main(["--preset", "tiny_listeners", "--test_sets", "bench.test"])
+    table = Path("work/tiny-listeners/results.md").read_text(encoding="utf-8")
+    assert "Tiny-Qwen2-Audio" in table and "C-cascade: bench.test, percent preferred by a judge" in table
     os.remove(path)                                      # two rows of a killed run
     with open(f"{path}.partial.0", "w", encoding="utf-8") as file:
         file.writelines(json.dumps({**p, "prediction": "kept"}) + "\n" for p in predictions[:2])

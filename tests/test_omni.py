@@ -1,4 +1,4 @@
-"""Qwen2.5-Omni through the stages, and what the listeners' pages ask of the sampler, the extraction and the pipeline."""
+"""Qwen2.5-Omni through the stages; what the listeners' pages ask of the sampler, the extraction and the pipeline."""
 import json
 import os
 from collections import Counter
@@ -16,6 +16,7 @@ import infer
 import merge_sft
 import train_projector
 from data.tiny_models import make_tokenizer
+from metrics import speech_ifeval
 from speech_llm import pipeline
 from speech_llm.constants import read_page
 from speech_llm.draws import draw
@@ -33,7 +34,7 @@ You are a helpful assistant.<|im_end|>
 
 
 def write_omni(folder):
-    """Write a random Qwen2.5-Omni in the hub's format, whose answers depend on the audio -> (its thinker, tokenizer)."""
+    """Write a random Qwen2.5-Omni whose answers depend on the audio, in the hub's format -> (thinker, tokenizer)."""
     tokenizer = make_tokenizer(["Who has a cat? Transcribe this utterance"] * 9, 300, "qwen3")
     tokenizer.add_tokens(["<|audio_bos|>", "<|AUDIO|>", "<|audio_eos|>"], special_tokens=True)
     tokenizer.chat_template = TEMPLATE
@@ -207,8 +208,10 @@ def test_pairs_of_systems_are_judged_at_the_end(tmp_path, monkeypatch, capsys):
 
     def pairs(preset):
         pipeline.main([preset, "--dry", "--work", str(tmp_path)])
-        lines = [line for line in capsys.readouterr().out.splitlines() if "metrics.pairwise" in line]
-        assert all("--judge 'a judge'" in line and f"{tmp_path}/rows/multispeechqa/bench.jsonl" in line for line in lines)
+        printed = capsys.readouterr().out.splitlines()
+        lines = [line for line in printed if "metrics.pairwise" in line]
+        rows = f"--judge 'a judge' --rows {tmp_path}/rows/multispeechqa/bench.jsonl"
+        assert all(line.endswith(rows) for line in lines) and "eval.py" in printed[-1]
         return [tuple(os.path.relpath(word, tmp_path).replace("/predictions", "") for word in line.split()[3:5])
                 for line in lines]
     assert pairs("listeners") == [("listeners/C", "listeners/cascade")]
@@ -218,6 +221,15 @@ def test_pairs_of_systems_are_judged_at_the_end(tmp_path, monkeypatch, capsys):
     assert pairs("listeners_ast") == [("listeners/C", "listeners/cascade"), ("listeners/C-ast", "listeners/C"),
                                       ("listeners/C-ten", "listeners/C"), ("listeners/C-ast", "listeners/C-ten")]
     assert pairs("omni")[1:] == [(f"omni/{system}", "listeners/cascade") for system in ("Omni", "Omni-FT")]
+
+
+def test_forgetting_is_told_against_each_reference():
+    """40 % of constraints obeyed is 20 % less than 50 % and half of 80 %."""
+    rates = {"cascade": 50.0, "llm": 80.0, "C": 40.0}
+    table = speech_ifeval.tables({name: {"closed": rate, "constraints": {}, "tasks": {}} for name, rate in rates.items()},
+                                 ["cascade", "llm"]).splitlines()
+    assert table[0] == ("| system | closed | forgetting, closed against cascade | forgetting, closed against llm |")
+    assert table[2:5] == ["| cascade | 50.00 |  |  |", "| llm | 80.00 |  |  |", "| C | 40.00 | -20.00 | -50.00 |"]
 
 
 @pytest.mark.parametrize("name", ["listeners", "omni", "iwslt25", "iwslt26"])

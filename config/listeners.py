@@ -2,7 +2,7 @@
 Multilingual listeners, ALL, 23 languages: Whisper + window Q-Former + Aya with LoRA (OpenReview cL3M1VwZyn).
 Sections and tables are the paper's. SQA has no text beside the speech: the question is what is spoken.
 
-Audio: 2,364 h. Disk: 1,089 GB of frames (461 MB an hour: 50 Hz x 1,280 x 2 bytes), 211 GB of audio that recipes write,
+Audio: 2,363 h. Disk: 1,089 GB of frames (461 MB an hour: 50 Hz x 1,280 x 2 bytes), 211 GB of audio that recipes write,
 16 GB of LLM. Memory: A100-80GB. The paper gives no times; `bash run_all.sh listeners rehearse` measures them.
 
     bash run_all.sh listeners                 # ALL and the cascade: Table 3's first column; C against the cascade
@@ -30,7 +30,7 @@ end-to-end model. First its answers and the cascade's, then the cascade, the for
 """
 hours = {"commonvoice": 520, "multispeechqa": 1830,     # 20 h, 1,100 clips and 93,200 questions of 3.07 s a language
          # covost2: released test clips of 5 s (our estimate)
-         "covost2-ar_en": 2.4, "covost2-id_en": 1.2, "covost2-ja_en": 1.0, "covost2-tr_en": 2.3, "covost2-zh_en": 6.8}
+         "covost2-ar_en": 2, "covost2-id_en": 1, "covost2-ja_en": 1, "covost2-tr_en": 2, "covost2-zh_en": 7}
 gpu_gb = 80
 recipes = ["commonvoice", "multispeechqa", "covost2 --into-english ar,id,ja,tr,zh"]
 stages = ["extract_features", "train_projector", "merge_sft --preset listeners_align", "merge_sft", "infer", "eval"]

@@ -42,7 +42,8 @@ def test_everything_that_lacks_is_told_at_once(hub, tmp_path, monkeypatch, capsy
     assert time.time() - began < 10 and not (tmp_path / "work").exists()
 
 
-@pytest.mark.parametrize("name, frames, audio", [("iwslt25", 76, 21), ("iwslt26", 2018, 16), ("listeners", 1527, 211)])
+@pytest.mark.parametrize("name, frames, audio", [("iwslt25", 76, 21), ("iwslt26", 2018, 16), ("listeners", 1089, 211),
+                                                 ("omni", 1210, 211)])
 def test_the_pages_state_the_hours_and_the_disk_of_the_formula(name, frames, audio):
     """618 h x 3,600 s x 50 / 3 frames x 1,024 numbers x 2 bytes = 76 GB"""
     page = read_page(name)

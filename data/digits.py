@@ -173,7 +173,7 @@ def draw_rows(rng):
 
 
 def main(argv=None):
-    work, settings = world_settings(__doc__, "digits", argv)
+    work, preset, settings = world_settings(__doc__, "digits", argv)
     settings["holdout"] = os.environ.get("HOLDOUT", "")
     if finished(work, "digits", settings):
         return
@@ -182,7 +182,7 @@ def main(argv=None):
     splits = make_world(work, recordings, settings["holdout"], settings, settings["seed"])
     from data.tiny_models import make_models                 # torch and transformers: not needed above
     make_models(os.path.join(work, "models", "digits"), splits, draw_rows, settings)
-    finish_world(work, "digits", settings, splits)
+    finish_world(work, preset, "digits", settings, splits)
 
 
 if __name__ == "__main__":

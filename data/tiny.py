@@ -331,7 +331,7 @@ def draw_rows(held_out, choices, rng):
 
 
 def main(argv=None):
-    work, settings = world_settings(__doc__, "tiny", argv)
+    work, preset, settings = world_settings(__doc__, "tiny", argv)
     corpus, seed = settings["corpus"], settings["seed"]
     if finished(work, corpus, settings):
         return
@@ -341,7 +341,7 @@ def main(argv=None):
     from data.tiny_models import make_models                 # torch and transformers: not needed above
     make_models(os.path.join(work, "models", corpus), splits,
                 functools.partial(draw_rows, held_out, settings["choices"]), settings)
-    finish_world(work, corpus, settings, splits)
+    finish_world(work, preset, corpus, settings, splits)
 
 
 if __name__ == "__main__":

@@ -206,7 +206,7 @@ def draw_row(rng):
 
 
 def main(argv=None):
-    work, settings = world_settings(__doc__, "tiny_listeners", argv)
+    work, preset, settings = world_settings(__doc__, "tiny_listeners", argv)
     if finished(work, CORPUS, settings):
         return
     begin(work, CORPUS, settings)
@@ -218,7 +218,7 @@ def main(argv=None):
                 functools.partial(make_llm, models + "cohere", draw_row, settings["llm_steps"], seed,
                                   family="cohere"))
     make_bert(models + "bert", seed)
-    finish_world(work, CORPUS, settings, splits)
+    finish_world(work, preset, CORPUS, settings, splits)
 
 
 if __name__ == "__main__":

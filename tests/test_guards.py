@@ -107,8 +107,8 @@ def test_a_frozen_tensor_with_a_gradient_stops_the_run(run_of):
     run = run_of({"lora": second}, [second], frozen=first)
     with pytest.raises(SystemExit, match="1 frozen tensors of the LLM have a gradient, such as weight"):
         one_step(run, first, second)
-    first.requires_grad_(False)
-    one_step(run_of({"lora": second}, [second], frozen=first), first, second)
+    frozen = weight(1.0).requires_grad_(False)
+    one_step(run_of({"lora": second}, [second], frozen), frozen, second)
 
 
 def test_a_tensor_that_no_gradient_reaches_stops_the_run_at_its_first_validation(run_of):

@@ -412,7 +412,7 @@ def main(argv=None):
             run.validated(total_loss(losses, objective.losses), choose_later=bool(decoded), **figures)
 
     # 5. the step that did best on the dev set (2025, section 5.1 A: in ST); without an LLM the last one
-    steps = best_steps(run.scored_lines()) if decoded else {}
+    steps = best_steps(run.scored_lines()) if decoded and run.rank == 0 else {}
     run.finish(f"python train_lora.py --preset {c.preset}", steps.get(c.keep), best_steps=steps)
 
 

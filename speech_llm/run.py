@@ -185,9 +185,8 @@ class Run:
         return read_json_lines(self.log_path, self.redo)
 
     def scored_lines(self):
-        """Return the lines of the validations that hold scores of decoded answers, in the first process."""
-        lines = self.log_lines() if self.rank == 0 else []             # other processes may come before it is written
-        return [line for line in lines if {"BLEU", "WER", "SQA"} & line.keys()]
+        """Return the lines of the validations that hold scores of decoded answers."""
+        return [line for line in self.log_lines() if {"BLEU", "WER", "SQA"} & line.keys()]
 
     def write(self, **values):
         """Append a line to log.jsonl."""

@@ -54,8 +54,9 @@ ON_TABLE = [*ARGUMENTS["train_projector"], "--objective", "embeddings", "--mixtu
             "--projector", "mapper", "--middle", "16", "--pad_token", "<|finetune_right_pad_id|>", "--batch_frames", "40",
             "--dropout", "0", "--clip", "1"]                     # a tiny SpeechMapper on the tiny Llama's table
 RUN_STAGES = """
-import importlib, json, sys
-for stage, arguments in json.loads(sys.argv[1]):
+import importlib, json, os, sys
+for stage, arguments, environment in json.loads(sys.argv[1]):
+    os.environ.update(environment)
     importlib.import_module(stage).main(arguments)
 """
 
@@ -65,10 +66,10 @@ def run_stage(stage, *more):
     return importlib.import_module(stage).main([*ARGUMENTS[stage], *more])
 
 
-def start_stages(folder, stages, **environment):
-    """Start a process that runs [(module, arguments)] one after the other in a folder."""
-    environment = {**os.environ, "PYTHONPATH": PROJECT, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1",
-                   "GIT_DIR": os.devnull, **environment}         # a commit in the meantime is no difference
+def start_stages(folder, stages):
+    """Start a process that runs [(module, arguments, environment variables)] one after the other in a folder."""
+    environment = {**os.environ, "PYTHONPATH": PROJECT, "OMP_NUM_THREADS": "1",
+                   "GIT_DIR": os.devnull}                        # a commit in the meantime is no difference
     return subprocess.Popen([sys.executable, "-c", RUN_STAGES, json.dumps(stages)], cwd=folder, env=environment,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 

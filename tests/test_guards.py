@@ -165,9 +165,8 @@ def test_sizes_and_listening_are_logged_and_sizes_far_apart_are_a_warning(before
     tensors["model.embed_tokens.weight"] *= 1e-3
     save_file(tensors, path, {"format": "pt"})
     run_stage("train_projector", "--out", "loud")
-    warning = "warning: the projector's output has an RMS of 0.5"
-    printed = capsys.readouterr().out
-    assert printed.count(warning) == 3 and "more than 100 times apart" in printed          # at every validation
+    printed = capsys.readouterr().out                                     # at every validation
+    assert printed.count("warning: the projector's output has an RMS of 0.") == printed.count("100 times apart") == 3
 
 
 # --- A second run in one folder.

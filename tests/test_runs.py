@@ -111,7 +111,7 @@ def test_an_unknown_ablation_is_refused(after_training, run_stage):
     ("merge_sft", "tiny/projector", "tiny/projector/config.json is missing; run: bash run_all.sh tiny"),
     ("merge_sft", "tiny/lora", "work/tiny/lora/config.json is missing; run: bash run_all.sh tiny"),
     ("infer", "tiny/merged", "work/tiny/merged/config.json is missing; run: bash run_all.sh tiny"),
-    ("infer", "rows/tiny", "work/rows/tiny/test.jsonl is missing; run: python -m data.tiny")])
+    ("infer", "rows/tiny", "work/rows/tiny is missing; run: python -m data.tiny")])
 def test_a_stage_before_its_predecessor_names_the_command(after_training, run_stage, script, gone, message):
     for path in (f"work/{gone}", *(f"work/tiny/{out}" for name, out in STAGES if name == script)):
         if os.path.isdir(path):

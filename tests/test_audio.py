@@ -114,6 +114,9 @@ MISSTATED = {  # file: seconds of audio
     "two mp3s of two rates.mp3": (MP3 + sound(NOISE, 44100, "MP3"), 3 + 16000 / 44100),
     "an mp3 with more frames.mp3": (put(MP3, XING + 8, (20).to_bytes(4)), 3),
     "an mp3 with a picture behind.mp3": (MP3 + b"APETAGEX" + bytes(50_000), 3),
+    "an mp3 with noise before.mp3": (np.random.default_rng(0).bytes(2000) + MP3, 3),
+    "an mp3 cut in its last frame.mp3": (PLAIN[:-20], 3), "an mp3 with noise behind.mp3": (PLAIN + bytes(50_000), 3),
+    "a FLAC with zeros behind.flac": (FLAC + bytes(20_000), 3), "an Ogg with zeros behind.ogg": (OGG + bytes(20_000), 3),
     "an mp3 with a picture before.mp3": (b"ID3\3\0\0\0\2\0\0" + bytes(2**15) + MP3, 3),
     "one Ogg twice.ogg": (OGG + OGG, 6), "one Opus twice.ogg": (OPUS + OPUS, 6), "Ogg and Opus.ogg": (OGG + OPUS, 6),
     "two Oggs.ogg": (OGG + sound(SWEEP, format="OGG"), 6),
@@ -145,7 +148,7 @@ def test_audio_is_read_to_its_end(tmp_path, name):
 TRUNCATED = {
     "a wav.wav": WAV[:-9000], "a wav by a sample.wav": WAV[:-2], "the second wav.wav": WAV + WAV[:-9000],
     "a FLAC.flac": flac_of(9 * RATE), "a FLAC of 2**36.flac": flac_of(2**36 - 1),
-    "the second FLAC.flac": FLAC + flac_of(9 * RATE), "an mp3.mp3": MP3[:2000],
+    "the second FLAC.flac": FLAC + flac_of(9 * RATE), "an Ogg.ogg": OPUS[:-2000], "an mp3.mp3": MP3[:2000],
     "the second mp3.mp3": MP3 + MP3[:2000], "an mp3 header.mp3": put(MP3, XING + 8, (9999).to_bytes(4))}
 
 

@@ -36,7 +36,7 @@ class OneWay(soundfile.SoundFile):
 
 
 class Endless(io.BytesIO):
-    """The bytes of an mp3, said to be 2**40 in number: too many for libsndfile to guess a length from them."""
+    """The bytes of an mp3 that pretend to be 2**40 in number, so that libsndfile's guess of a length is too long."""
 
     def seek(self, offset, whence=os.SEEK_SET):
         if whence == os.SEEK_END:

@@ -9,10 +9,12 @@ All commands of a system, in order: what `bash run_all.sh` runs.
 
 The lists come from the system's page in config/: `world` or `recipes`, `stages`, `pairwise`, `ablations`, `sweep`.
 Entries of `stages` in one tuple need nothing of each other; without a GPU they run side by side and share the cores.
-Environment variables: NPROC is the number of processes of every stage, one GPU each; TTS is the speech synthesis
-command of data/multispeechqa.py; JUDGE replaces the page's judges of `pairwise` and `sweep`.
+Environment variables: NPROC is the largest number of processes of a stage, one GPU each (a training stage has as many
+as can share its `accumulate` equally); TTS is the speech synthesis command of data/multispeechqa.py; JUDGE replaces the
+page's judges of `pairwise` and `sweep`.
 """
 import argparse
+import math
 import os
 import shlex
 import subprocess
@@ -27,12 +29,15 @@ SEEDED = ("train_projector", "train_lora", "merge_sft")
 def stage_command(entry, preset, work, seed, *more):
     """Return the command of a stage as a list. `entry` is the stage's name and, after it, arguments of its own."""
     stage, *words = entry.split()
+    page = words[words.index("--preset") + 1] if "--preset" in words else preset
     processes = int(os.environ.get("NPROC", 1))
+    if stage in SEEDED:                      # the processes share the draws of a step equally
+        processes = math.gcd(processes, (read_page(page).get(stage) or {}).get("accumulate", processes))
     launcher = (["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
                 if processes > 1 and stage != "eval" else [])
     seeded = ["--seed", str(seed)] if stage in SEEDED else []
-    page = [] if "--preset" in words else ["--preset", preset]
-    return [*launcher, f"{stage}.py", *page, *words, "--work", work, *seeded, *more]
+    words = words if "--preset" in words else ["--preset", preset, *words]
+    return [*launcher, f"{stage}.py", *words, "--work", work, *seeded, *more]
 
 
 def recipe_commands(page, part, work):

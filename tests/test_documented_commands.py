@@ -22,7 +22,7 @@ from speech_llm.prompts import user_turn
 from speech_llm.rows import PROJECT, TASKS, recipe_of
 
 COMMAND = re.compile(r"(?:[A-Z]+=\S+ +)*(?:(?:python|torchrun) \S|bash run_all\.sh)")
-PLACEHOLDER = re.compile(r"(?:data\.|metrics\.)?[A-Z]{3,}|<.*>|NPROC=\D.*|SEED=\D.*")
+PLACEHOLDER = re.compile(r"(?:data\.|metrics\.)NAME|SYSTEM|PRESET|STAGE|<.*>|NPROC=\D.*|SEED=\D.*")
 SPEECH = {"MT": "ST", "QA": "SQA"}                     # a task of text: the task of its rows
 
 
@@ -61,6 +61,7 @@ def commands():
 
 
 COMMANDS = commands()
+PAGES = sorted(os.path.basename(path).removesuffix(".py") for path in glob.glob(f"{PROJECT}/config/*.py"))
 
 
 def test_the_documents_show_commands_of_every_kind():
@@ -182,6 +183,16 @@ def check_python(words, parse, processes=1):
         assert words[0] == "-m" and words[1] in ("pytest", "venv", "spacy"), words
 
 
+def check_system(arguments, parse, capsys):
+    """Check all commands that run_all.sh would run with these arguments."""
+    capsys.readouterr()
+    pipeline.main([*arguments, "--dry"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines
+    for line in lines:
+        check_python(shlex.split(line)[1:], parse)
+
+
 def is_pattern(words):
     """Return whether a command has a placeholder, such as NAME, or a page that the reader is to write."""
     pages = [word for before, word in zip(["", *words], words) if before in ("--preset", "run_all.sh")]
@@ -202,11 +213,18 @@ def test_a_command(path, command, parse, monkeypatch, capsys):
         monkeypatch.setenv(name, value)
     if words[0] == "torchrun":
         words = ["python", "-m", "torch.distributed.run", *words[1:]]
+    if words[:3] == ["python", "-m", "speech_llm.pipeline"]:
+        words = words[1:]
     if words[0] == "python":
         return check_python(words[1:], parse)
-    capsys.readouterr()
-    pipeline.main([*words[2:], "--dry"])
-    lines = capsys.readouterr().out.splitlines()
-    assert lines
-    for line in lines:
-        check_python(shlex.split(line)[1:], parse)
+    check_system(words[2:], parse, capsys)             # bash run_all.sh ...
+
+
+@pytest.mark.parametrize("processes", ["1", "4"])
+@pytest.mark.parametrize("part", ["", "ablations", "sweep"])
+@pytest.mark.parametrize("page", PAGES)
+def test_all_commands_of_a_page(page, part, processes, parse, monkeypatch, capsys):
+    monkeypatch.chdir(PROJECT)
+    monkeypatch.setenv("NPROC", processes)
+    if not part or part in constants.read_page(page):
+        check_system([page, part], parse, capsys)

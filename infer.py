@@ -86,7 +86,8 @@ def llm_jobs(c, stage, loaded, rows, test_set):
     if not text:
         origin = {key: stage.config[key] for key in ("encoder", "mean", "pad")}
         corpus, split = test_set.rsplit(".", 1)
-        features = open_features(features_folder(c.work, origin["encoder"], origin["mean"], corpus, split), origin)
+        features = open_features(features_folder(c.work, origin["encoder"], origin["mean"], corpus, split), origin,
+                                 command("extract_features", c))
     for row in rows:
         if text and row["task"] in TEXT_TASK:
             sample = encode_sample(row, True, tokenizer, None, prompt)

@@ -18,11 +18,12 @@ from dataclasses import dataclass, field
 import torch
 
 from speech_llm.cache import load_rows
-from speech_llm.constants import configure, locate, pick_device
+from speech_llm.constants import command, configure, locate, pick_device
 from speech_llm.draws import draw, pick_validation
 from speech_llm.files import differences
 from speech_llm.llm import load_llm
 from speech_llm.prompts import prompts_of
+from speech_llm.rows import run_all
 from speech_llm.run import Run
 from speech_llm.stage import already_finished, open_stage
 from speech_llm.training import learning_rate, processes, set_rate, validate
@@ -98,9 +99,9 @@ def export_llm(work, stage, folder):
 def open_starting_points(c):
     """Return the stages (A, B) that training starts from; B is None for fresh adapters. Exit if their LLMs differ."""
     base = os.path.join(c.work, c.run)
-    command = f"bash run_all.sh {c.preset}, which makes the stages in order"
-    stage_a = open_stage(os.path.join(base, c.projector), command)
-    stage_b = None if c.lora == "random" else open_stage(os.path.join(base, c.lora), command)
+    before = f"{run_all(c.preset, c.work)}, which makes the stages in order"
+    stage_a = open_stage(os.path.join(base, c.projector), before)
+    stage_b = None if c.lora == "random" else open_stage(os.path.join(base, c.lora), before)
     if stage_b and stage_a.config["llm"] != stage_b.config["llm"]:
         raise SystemExit(f"{stage_a.folder} was trained on {stage_a.config['llm']}, "
                          f"{stage_b.folder} on {stage_b.config['llm']}")
@@ -167,7 +168,7 @@ def train(c):
     # 4. the last weights (2025, section 5.1 C)
     if run.rank == 0:
         save_peft(run.folder, lora_state_dict(llm), adapters["r"], adapters["alpha"], stage_a.config["llm"])
-    run.finish(f"python infer.py --preset {c.preset}")
+    run.finish(command("infer", c))
 
 
 if __name__ == "__main__":

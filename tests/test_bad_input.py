@@ -1,7 +1,7 @@
 """
 What is damaged, foreign or hostile is refused with the file's name and what to do, or dropped and counted; never a
 traceback out of a library, a wrong score or a hang. A line of a table is a case. Rows have theirs in test_rows.py,
-audio in test_audio.py, predictions in test_eval.py, and what a corpus is made from in the test of its recipe.
+predictions in test_eval.py, audio in test_audio.py, and what a corpus is made from in the test of its recipe.
 """
 import collections
 import contextlib
@@ -168,7 +168,7 @@ def whole_cache(tmp_path_factory):
     for number, names_now in enumerate((NAMES[:3], NAMES[3:])):
         write_shard(str(folder), f"frames-{number:05d}", {name: frames[name] for name in names_now},
                     {"made": MADE, "dropped": [], "seconds": 1.0})
-    assert finish_cache(extract_features.Config(), MADE, str(folder), hashes_of(NAMES))
+    assert finish_cache(extract_features.Config(), MADE, str(folder), hashes_of(frames))
     return folder, frames
 
 

@@ -228,7 +228,7 @@ def test_a_system_that_is_named_must_have_predictions_one_of_the_page_may_lack_t
     stage.main([])
     assert notes_of(capsys.readouterr().out) == [
         f"{system} is left out on tiny.test: no predictions; run: python infer.py --preset tiny"
-        for system in ("llm", "A.1", "A.2")]
+        for system in ("llm", "A.1")]
     assert {r["system"] for r in json.loads(Path("work/tiny/results.json").read_text())} == {"B", "C", "C-short"}
     with pytest.raises(SystemExit, match="A.1/tiny.test.jsonl is missing; run: python infer.py --preset tiny"):
         stage.main(["--systems", "C,A.1"])

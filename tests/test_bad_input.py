@@ -12,7 +12,6 @@ import os
 import random
 import shutil
 import signal
-import time
 import traceback
 
 import numpy as np
@@ -480,7 +479,7 @@ def test_a_run_that_was_killed(tmp_path, damage, says):
 
 # --- Fuzz: whole files, changed at random. What is read holds to the checks; all else is refused by name.
 
-SECONDS = 2                                             # for each kind of file
+TRIALS = 300                                            # for each kind of file
 WORDS = [b"{", b"}", b"[", b"]", b'"', b"\\", b":", b",", b"\n", b"\0", b"\xff", b"null", b"-1", b"1e999", b"NaN",
          b"\\ud800", b"<", b">", b"</sample>", b"<seg id='1'>", b"&", b"&x;", b"<![CDATA[", b"<!DOCTYPE x>", b"../",
          b"9" * 50, b"\xef\xbb\xbf"]
@@ -500,9 +499,9 @@ def mutate(rng, whole):
 
 
 def fuzz(path, whole, read, check):
-    """For SECONDS, with a fixed seed: read(folder) of a changed file passes check(result), or is refused by name."""
-    rng, begin, counts = random.Random(0), time.monotonic(), collections.Counter()
-    while time.monotonic() - begin < SECONDS and counts.total() < 20_000:
+    """TRIALS times, with a fixed seed: read(folder) of a changed file passes check(result), or is refused by name."""
+    rng, counts = random.Random(0), collections.Counter()
+    for _ in range(TRIALS):
         path.write_bytes(mutate(rng, whole))
         try:
             with at_most(10):
@@ -514,7 +513,7 @@ def fuzz(path, whole, read, check):
         else:
             check(result)
             counts["read"] += 1
-    assert min(counts["read"], counts["refused"]) >= 10, counts
+    assert min(counts["read"], counts["refused"]) >= 5, counts
 
 
 def check_rows(rows):

@@ -31,7 +31,8 @@ SPEECH = {"MT": "ST", "QA": "SQA"}                     # a task of text: the tas
 def shown_lines(text):
     """Yield the lines of a document's code blocks, then its code inside sentences, each on one line."""
     for number, part in enumerate(text.split("```")):
-        yield from part.splitlines() if number % 2 else (" ".join(code.split()) for code in re.findall("`([^`]+)`", part))
+        inline = (" ".join(code.split()) for code in re.findall("`([^`]+)`", part))
+        yield from part.splitlines() if number % 2 else inline
 
 
 def docstring_lines(text):
@@ -44,7 +45,7 @@ def docstring_lines(text):
 
 
 def commands():
-    """Return [(file, command)] of all documents and docstrings. Text after two spaces, and what follows "...", is cut."""
+    """Return [(file, command)] of all documents and docstrings, without what follows two spaces or "..."."""
     shown = []
     for path in sorted(glob.glob("**/*", root_dir=PROJECT, recursive=True)):
         if not path.endswith((".md", ".py", "run_all.sh")) or path.startswith(("work", "tests/test_")):

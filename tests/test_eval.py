@@ -412,7 +412,8 @@ def test_the_listeners_test_set_in_results_md(scored, capsys):
     text = Path("work/tiny-listeners/results.md").read_text()
     tables = {table.split(":")[0]: table for table in text.split("\n\n")}
     assert "| rows | cascade: Whisper, then the LLM | C: projector + LoRA |\n" in tables["| WER; CER in zh, ja"]
-    assert "| de | 1 | 0.0 | 50.0 |\n| zh | 1 | 0.0 | 25.0 |\n| mean |  | 0.0 | 37.5 |" in tables["| WER; CER in zh, ja"]
+    assert tables["| WER; CER in zh, ja"].endswith(
+        "| de | 1 | 0.0 | 50.0 |\n| zh | 1 | 0.0 | 25.0 |\n| mean |  | 0.0 | 37.5 |")
     assert "| en | 1 | 0.0 | 100.0 |" in tables["| BLEU"] and "| it | 1 | 0.0 | 100.0 |" in tables["| EM"]
     assert "paper" not in text                                                  # which has other test sets
     assert "llm is left out on tiny-listeners.test" in capsys.readouterr().out

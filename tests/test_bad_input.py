@@ -293,7 +293,7 @@ WEIGHTS = [
     ("another shape", tensors(lambda t: t.update({"output.bias": torch.zeros(3)})), "size mismatch for output.bias"),
     ("another section", save({"lora": {"a": torch.zeros(1)}}), "holds no projector"), ("a list", save([1]), "holds no"),
     ("no tensors", save({"projector": {"a": 1}}), "holds no projector"),
-    ("an empty section", save({"projector": {}}), "holds no projector"),
+    ("an empty section", save({"projector": {}}), "weights.pt"),
     ("a pickle that runs code", save(Runs()), "is damaged or not a file of tensors"),
     ("a class in the pickle", save({"projector": fractions.Fraction(1)}), "is damaged or not a file of tensors"),
     ("cut", lambda f: cut(f, "weights.pt", 900), "is damaged"),

@@ -149,7 +149,7 @@ def check_stage(stage, arguments, processes):
     c = constants.configure(importlib.import_module(stage).Config, stage, arguments)
     page = constants.read_page(c.preset)
     if stage == "extract_features":
-        check_corpora(c.corpora.split(","), page)
+        check_corpora((corpus.partition(".")[0] for corpus in c.corpora.split(",")), page)
     elif stage == "infer":
         check_inference(c, page)
     elif stage == "eval":
@@ -222,10 +222,10 @@ def test_a_command(path, command, parse, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("processes", ["1", "4"])
-@pytest.mark.parametrize("part", ["", "ablations", "sweep"])
+@pytest.mark.parametrize("part", pipeline.PARTS)
 @pytest.mark.parametrize("page", PAGES)
 def test_all_commands_of_a_page(page, part, processes, parse, monkeypatch, capsys):
     monkeypatch.chdir(PROJECT)
     monkeypatch.setenv("NPROC", processes)
-    if not part or part in constants.read_page(page):
+    if not part or constants.read_page(page).get(part):
         check_system([page, part], parse, capsys)

@@ -224,12 +224,13 @@ def test_baselines_answer_no_questions(scored):
 
 def test_a_system_that_is_named_must_have_predictions_one_of_the_page_may_lack_them(scored, capsys):
     write_predictions("C-short", answered(ROWS, ANSWERS))        # another page's, in the same folder: it joins
-    write_predictions("mine", answered(ROWS, ANSWERS))           # not the papers': only where it is named
+    write_predictions("mine", answered(ROWS, ANSWERS))           # so does one of elsewhere
     stage.main([])
     assert notes_of(capsys.readouterr().out) == [
         f"{system} is left out on tiny.test: no predictions; run: python infer.py --preset tiny"
         for system in ("llm", "A.1")]
-    assert {r["system"] for r in json.loads(Path("work/tiny/results.json").read_text())} == {"B", "C", "C-short"}
+    assert {r["system"] for r in json.loads(Path("work/tiny/results.json").read_text())} == {
+        "B", "C", "C-short", "mine"}
     with pytest.raises(SystemExit, match="A.1/tiny.test.jsonl is missing; run: python infer.py --preset tiny"):
         stage.main(["--systems", "C,A.1"])
     os.rename("work", "my work")

@@ -152,7 +152,7 @@ def train(c):
               **adapters)
     objective = AnswerObjective(llm, tokenizer, projector, c.prompt, features, c.micro_tokens)
     draws = draw(rows, c.mixture, c.shares, c.batch, c.batch, c.seed, paired_text=c.text, mixed=c.mixed)
-    dev = [objective.encode(row, False) for row in pick_validation(dev_rows, c.mixture, c.shares, c.validate_rows)]
+    dev = [objective.sample(row, False) for row in pick_validation(dev_rows, c.mixture, c.shares, c.validate_rows)]
 
     # 3. train: a draw of speech, then its paired text draw
     for samples, batches, dropped in run.samples(draws, objective):

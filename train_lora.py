@@ -186,7 +186,7 @@ def main(argv=None):
               prompts=prompts_of(tokenizer, c.prompt))
     objective = AnswerObjective(llm, tokenizer, None, c.prompt, None, c.micro_tokens)
     draws = draw(rows, c.mixture, c.shares, c.batch, c.batch, c.seed)
-    dev = [objective.encode(row, True) for row in pick_validation(dev_rows, c.mixture, c.shares, c.validate_rows)]
+    dev = [objective.sample(row, True) for row in pick_validation(dev_rows, c.mixture, c.shares, c.validate_rows)]
 
     # 3. train
     for samples, batches, dropped in run.samples(draws, objective):

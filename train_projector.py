@@ -235,7 +235,7 @@ class AnswerObjective:
         self.llm, self.tokenizer, self.projector = llm, tokenizer, projector
         self.prompt, self.features, self.micro_tokens = prompt, features, micro_tokens
 
-    def encode(self, row, text):
+    def sample(self, row, text):
         """Return encode_sample of a row; `text`: the transcript is read in place of the speech."""
         return encode_sample(row, text, self.tokenizer, self.features, self.prompt,
                              self.projector.slots if self.projector else Projector.slots)
@@ -276,9 +276,9 @@ class MixedObjective(AnswerObjective):
         super().__init__(*arguments)
         self.losses, self.targets = {"entropy": 1 - sigma, "embedding": sigma}, targets
 
-    def encode(self, row, text):
+    def sample(self, row, text):
         """Return encode_sample of a row with a "target" for each slot; None for more tokens than slots."""
-        sample = super().encode(row, text)
+        sample = super().sample(row, text)
         target = self.targets(row, sample["slots"])
         return target and {**sample, "target": target}
 
@@ -393,11 +393,11 @@ def main(argv=None):
     else:
         draws = draw_frames(rows, features, c.batch_frames, c.seed)
     picked = pick_validation(dev_rows, c.mixture, c.shares, c.validate_rows)
-    dev = [sample for sample in (objective.encode(row, False) for row in picked) if sample]
+    dev = [sample for sample in (objective.sample(row, False) for row in picked) if sample]
     if not dev:
         raise SystemExit("no dev transcript has as few tokens as its speech has slots: look at --mean and --llm")
-    decoded = [row for row in rows_to_decode(c, dev_rows, picked) if objective.encode(row, False)] if llm else []
-    questions = [objective.encode(row, False) for row in decoded]
+    decoded = [row for row in rows_to_decode(c, dev_rows, picked) if objective.sample(row, False)] if llm else []
+    questions = [objective.sample(row, False) for row in decoded]
 
     # 4. train
     for samples, batches, dropped in run.samples(draws, objective):

@@ -90,7 +90,7 @@ class Run:
         def encoded():
             for number, rows in enumerate(steps()):
                 if number >= first:
-                    samples = [objective.encode(row, text) for row, text in rows]
+                    samples = [objective.sample(row, text) for row, text in rows]
                     there = [sample for sample in samples if sample]
                     yield there, objective.batches(there), len(samples) - len(there)
         return in_background(encoded())

@@ -116,7 +116,7 @@ class TableObjective:
         if table.device.type == "cuda":      # TF32 for the scores: an A100 has 156 TFLOP/s of it, of float32 19.5
             torch.set_float32_matmul_precision("high")
 
-    def encode(self, row, text=False):
+    def sample(self, row, text=False):
         """
         Return a sample: the frames, a token id for every slot and the letters for CTC, of the normalised transcript.
         Return None if the transcript has more tokens than there are slots.

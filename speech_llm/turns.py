@@ -2,7 +2,7 @@
 The turns of a chat: what a language model reads around the user's words, and how its answer ends.
 
     turn = turn_of(tokenizer)             # turn.head, the user's words, turn.tail, the answer, turn.end
-    encode(tokenizer, turn.head, "Who sleeps?", turn.tail)          # token ids of a prompt
+    tokenize(tokenizer, turn.head, "Who sleeps?", turn.tail)          # token ids of a prompt
 
 A turn is what the tokenizer's chat template writes, with the system text that the template inserts: the LLM was tuned
 with it (our choice). Llama's block of dates alone is left out, as the 2025 system has it. A tokenizer without a
@@ -60,7 +60,7 @@ def without_markers(tokenizer, text):
     return [*pieces, text[start:]]
 
 
-def encode(tokenizer, before, text, after):
+def tokenize(tokenizer, before, text, after):
     """Return the token ids of text that somebody wrote between two texts whose markers count."""
     pieces = without_markers(tokenizer, text)
     pieces[0] = before + pieces[0]
@@ -70,7 +70,7 @@ def encode(tokenizer, before, text, after):
 
 def encode_text(tokenizer, text):
     """Return the token ids of text that somebody wrote: a turn marker inside it stays ordinary text."""
-    return encode(tokenizer, "", text, "")
+    return tokenize(tokenizer, "", text, "")
 
 
 def published_turn(tokenizer):
@@ -119,4 +119,4 @@ def turn_of(tokenizer):
 
 def end_id(tokenizer):
     """Return the id of the token that ends an answer."""
-    return encode(tokenizer, turn_of(tokenizer).end, "", "")[-1]
+    return tokenize(tokenizer, turn_of(tokenizer).end, "", "")[-1]

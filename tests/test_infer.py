@@ -13,6 +13,7 @@ import extract_features
 import infer
 from data.tiny_models import seamless_config
 from data.translate import translate
+from speech_llm.audio import cut_at_pauses
 from speech_llm.predictions import find_loop, predict
 from speech_llm.rows import read_rows, write_rows
 from train_projector import make_projector

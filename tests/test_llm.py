@@ -13,7 +13,7 @@ from speech_llm.decode import generate
 from speech_llm.llm import decode_text, load_llm, load_table, loading, stop_ids
 from speech_llm.prompts import encode_prompt
 from speech_llm.thoughts import close_thought
-from speech_llm.turns import encode, turn_of
+from speech_llm.turns import tokenize, turn_of
 from train_projector import answer_loss
 
 
@@ -116,7 +116,7 @@ def test_a_real_llm_answers(small_models):
     """SmolLM2-135M-Instruct, in a batch of two questions of unlike length."""
     llm, tokenizer = load_llm(f"{small_models}/smollm2-135m-instruct", CPU)
     turn, table = turn_of(tokenizer), llm.get_input_embeddings()
-    prompts = [table(torch.tensor(encode(tokenizer, turn.head, question, turn.tail)))
+    prompts = [table(torch.tensor(tokenize(tokenizer, turn.head, question, turn.tail)))
                for question in ("What is the capital of France?", "Say hello.")]
     answer, _ = generate(llm, prompts, 8, stop_ids(llm, tokenizer))
     assert decode_text(tokenizer, answer) == "The capital of France is Paris."

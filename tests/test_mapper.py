@@ -88,7 +88,7 @@ def test_slots_hold_the_normalised_tokens_then_the_pad(llama):
 
     frames = np.zeros((4 * len(tokens), 12), np.float16)                # one slot more than tokens
     objective = TableObjective(small_mapper(), torch.zeros(4, 32), targets, {"u": frames}, 100)
-    sample = objective.encode({**row, "id": "x", "utterance": "u"})
+    sample = objective.sample({**row, "id": "x", "utterance": "u"})
     assert sample["slots"] == len(tokens) + 1 and sample["target"] == tokens + [targets.pad]
     assert "".join(LETTERS[letter - 1] for letter in sample["letters"]) == "anna's 3 cats in rome"
 

@@ -275,7 +275,7 @@ def test_a_judge_is_read_after_an_empty_thought(llms, template):
 
 def test_special_tokens_are_added_to_what_the_template_writes(llms):
     _, tokenizer = judge.load_judge(llms["system"], "probability", torch.device("cpu")).args
-    inputs = judge.encode(tokenizer, ITEMS, "cpu")
+    inputs = judge.tokenize(tokenizer, ITEMS, "cpu")
     rows = [row[mask.bool()].tolist() for row, mask in zip(inputs["input_ids"], inputs["attention_mask"])]
     text = tokenizer.apply_chat_template(judge.messages(*ITEMS[0], True), add_generation_prompt=True, tokenize=False)
     assert rows[0] == tokenizer(text)["input_ids"]
@@ -291,7 +291,7 @@ def test_text_mode_writes_greedily_and_a_batch_changes_nothing(llms, monkeypatch
     model, tokenizer = ask.args
     written = ask(ITEMS)
     assert written == [ask([item])[0] for item in ITEMS] and len(set(written)) > 1
-    inputs = judge.encode(tokenizer, ITEMS[1:2], "cpu")
+    inputs = judge.tokenize(tokenizer, ITEMS[1:2], "cpu")
     ids = inputs["input_ids"]
     for _ in range(judge.MAX_NEW_TOKENS):
         token = model(ids).logits[0, -1].argmax().item()

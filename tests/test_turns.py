@@ -270,7 +270,7 @@ def asks(tokenizer):
              "Speech-IFEval, label": lambda text: speech_ifeval.judge_chat(item("accuracy", text))}
     judges = {name: lambda text, make=make: read_by(chat.write_replies, Reader(), tokenizer, [make(text)])
               for name, make in chats.items()}
-    judges["bergen"] = lambda text: judge.encode(tokenizer, [[text] * 3], "cpu")["input_ids"][0].tolist()
+    judges["bergen"] = lambda text: judge.tokenize(tokenizer, [[text] * 3], "cpu")["input_ids"][0].tolist()
     return judges
 
 

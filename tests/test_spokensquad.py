@@ -1,20 +1,19 @@
-"""data/spokensquad.py: the real test file's counts, where paragraphs are cut, a miniature corpus row by row, a kill."""
+"""data/spokensquad.py: the real test file's counts, where paragraphs are cut, a miniature corpus row by row."""
 import json
 import os
 import random
+import re
+import shutil
 import zipfile
 from collections import Counter
 
-import httpx
 import numpy as np
 import pytest
 import soundfile
-from huggingface_hub.errors import GatedRepoError
 from test_recipes import refused
 
 from data import spokensquad
 from speech_llm.prompts import NOT_ANSWERABLE
-from speech_llm.resumable import resumable
 from speech_llm.rows import read_rows
 
 
@@ -22,25 +21,15 @@ from speech_llm.rows import read_rows
 
 CUTS = [
     ("Dr. Lane met Eve. They left.", "Lane", (1, "Lane met Eve.")),
-    ("She moved to St. Ives.", "Ives", (1, "Ives.")),
-    ("The mayor was J. B. Cole. He won.", "Cole", (2, "Cole.")),
     ("The mayor was J.B. Cole. He won.", "Cole", (1, "Cole.")),
     ("The U.S. mint opened. It shut.", "mint", (1, "mint opened.")),
     ("The U.S.-built mint opened. It shut.", "mint", (0, "The U.S.-built mint opened.")),
     ("It is 8.5 miles long. It bends.", "8.5 miles", (0, "It is 8.5 miles long.")),
-    ("It is 8.5 miles long. It bends.", "8.5 miles long.", (0, "It is 8.5 miles long.")),
     ("Who came? Nobody came. It rained.", "Nobody", (0, "Who came? Nobody came.")),
-    ("Stop! The bridge fell. It sank.", "sank", (1, "It sank.")),
     ('He said "no." Then he left. He ran.', "Then", (0, 'He said "no." Then he left.')),
-    ('It was named "the box". It shut.', "It shut", (1, "It shut.")),
     ("It fell in 1974.[note] It rose again. Good.", "rose", (0, "It fell in 1974.[note] It rose again.")),
-    ("Two parts exist (Vol. 1, Vol. 2). Both sold.", "Both", (3, "Both sold.")),
-    ("Number one is No. 5 of ten. No. 6 lost.", "6 lost", (3, "6 lost.")),
-    ("Cats, e.g. lions, roar. Small ones purr.", "lions", (1, "lions, roar.")),
-    ("It opens at 9 a.m. on weekdays. It shuts at 6 p.m.", "6 p.m.", (2, "It shuts at 6 p.m.")),
     ("It was odd . . . very odd. Later it was not.", "Later", (2, "Later it was not.")),   # nothing is not spoken
     ("One.\nTwo  more. Three.", "Two", (0, "One. Two more.")),
-    ("Only one. ", "Only", (0, "Only one.")),
     ("The mayor was J. B. Cole.", "J. B. Cole", None),
     ("It opened. It shut.", " It shut", None),                                             # begins between two
 ]
@@ -73,16 +62,6 @@ def test_counts_of_the_real_test_file(real, capsys):
     assert len({e["name"] for e in entries}) == 8026
     assert all(e["answer"] in e["transcript"] for e in entries)
     assert len({e["theme"] for e in entries}) == 48
-
-
-def test_the_place_of_an_answer_in_the_real_file_is_where_its_letters_stand_first(real):
-    """Why the original decides: the place of "gold" may be in "goldstein"."""
-    questions = spokensquad.read_squad(os.path.join(real, "spoken_squad", "spoken_test-v1.1.json"), spokensquad.SPOKEN)
-    places = {(one["id"], text): (start, one["context"].find(text)) for one in questions for text, start in one["answers"]}
-    assert all(given == first for given, first in places.values())
-    several = [text for one in questions for text in {text for text, _ in one["answers"]} - {""}
-               if sum(text in sentence for sentence in one["context"].split(". ")) > 1]
-    assert len(several) == 1131                                                 # of 8,028
 
 
 # --- A miniature corpus: original paragraphs, their ASR, and (id, question, ASR's answers, original answers).
@@ -149,56 +128,36 @@ def make(*more):
 
 
 BAD = {("de", "mice"), ("it", "When do foxes hunt?"), ("it", "What do foxes eat?"), ("it", "night"),
-       ("zh", "What do foxes eat?"), ("zh", "It rang at night.")}          # translations below the threshold
+       ("it", "stone"), ("zh", "What do foxes eat?"), ("zh", "It rang at night.")}     # translations below 0.85
 
 
 @pytest.fixture
 def makers(monkeypatch):
-    """Makers without models, whose results a killed run keeps; -> {maker: how many items it made}, and a switch."""
-    made = Counter()
-
-    def counted(name, function):
-        def make(items):
-            made[name] += len(items)
-            return [function(item) for item in items]
-        return make
-
+    """Makers without models: "de:" before a text is its translation, which is bad for what BAD holds."""
     def translate(texts, language, model, path):
-        make = counted("translate", lambda text: "" if (language, text) == ("zh", "nine") else f"{language}:{text}")
-        return resumable(path, {"model": model}, texts, make, 2)
+        return ["" if (language, text) == ("zh", "nine") else f"{language}:{text}" for text in texts]
 
     def quality(pairs, model, path):
-        def score(pair):
-            assert pair[1].strip()
-            return 0.8 if (pair[1][:2], pair[0]) in BAD else 0.85
-        return resumable(path, {"model": model}, pairs, counted("quality", score), 2)
+        assert all(translation.strip() for _, translation in pairs)
+        return [0.8 if (translation[:2], source) in BAD else 0.85 for source, translation in pairs]
 
     def speak(texts, folder, model, seed):
-        paths = {name: os.path.join(folder, f"{name}.flac") for name in texts}
         os.makedirs(folder, exist_ok=True)
-        for name in [name for name, path in paths.items() if not os.path.exists(path)]:
-            made["speak"] += 1
-            with open(paths[name], "w", encoding="utf-8") as file:
-                file.write(f"{texts[name]} {seed}")
-        return {name: None if "Tick" in texts[name] else path for name, path in paths.items()}
+        for name, text in texts.items():
+            with open(os.path.join(folder, f"{name}.flac"), "w", encoding="utf-8") as file:
+                file.write(f"{text} {seed}")
+        return {name: None if "Tick" in texts[name] else os.path.join(folder, f"{name}.flac") for name in texts}
 
     def rewrite(triples, model, path):
-        def sentence(triple):
-            if made["fails"]:
-                raise RuntimeError("killed")
-            context, question, answer = triple
-            assert question[2] != ":" or question[:3] == answer[:3]
-            return {"de:nine": "It is\tnine.", "nine": ""}.get(answer, f"{answer} is it.")
-        return resumable(path, {"model": model}, triples, counted("rewrite", sentence), 2)
+        assert all(question[2] != ":" or question[:3] == answer[:3] for _, question, answer in triples)
+        return [{"de:nine": "It is\tnine.", "nine": ""}.get(answer, f"{answer} is it.") for _, _, answer in triples]
 
-    def marked(texts):
+    def identify(texts):
         return [text[:2] if text[2:3] == ":" else "en" for text in texts]
-
-    for name, fake in (("data.translate.translate", translate), ("data.quality.quality", quality),
-                       ("data.rewrite.rewrite", rewrite), ("metrics.language.identify", marked),
-                       ("data.spokensquad.speak", speak)):
-        monkeypatch.setattr(name, fake)
-    return made
+    for name, maker in (("data.translate.translate", translate), ("data.quality.quality", quality),
+                        ("data.rewrite.rewrite", rewrite), ("metrics.language.identify", identify),
+                        ("data.spokensquad.speak", speak)):
+        monkeypatch.setattr(name, maker)
 
 
 def rows_of(split):
@@ -215,14 +174,10 @@ def sqa(split, key, language, question, answer, transcript, utterance="", audio=
 def test_the_test_split_row_by_row(corpus, makers):
     """
     COOK: the answer "stone" lies in recording 1 ("Eva B. Stone" would need two), "she" and "bread" in 2; "bread " is a
-    duplicate but for its space and stays, as in the paper's count. LOST has no recording. Every recording has an invalid
-    question in each language (appendix B), also where the translation of its own question is not good enough.
+    duplicate but for its space and stays, as in the paper's count. LOST has no recording. Every recording has an
+    invalid question in each language (appendix B), also where the translation of its own question is not good enough.
     """
-    BAD.add(("it", "stone"))
-    try:
-        make()
-    finally:
-        BAD.discard(("it", "stone"))
+    make()
     rows = rows_of("test")
     texts = {"k1-1": ("Who is the cook?", "stone", "Stone.", "0_0_1"),
              "k2-1": ("What does she bake?", "bread", "She bakes bread daily.", "0_0_2"),
@@ -306,6 +261,7 @@ def test_everything_dropped_is_listed_and_counted(corpus, makers, capsys):
         dropped = [line.rstrip("\n").split("\t") for line in file]
     assert sorted(dropped) == sorted([
         ["test", "spokensquad/test/k1-2", "empty answer"],
+        ["test", "spokensquad/test/k1-1/SQA.it", "below 0.85: target 0.800"],
         ["test", "spokensquad/test/l1", "no recording: 0_1_0.wav is not there"],
         ["test", "spokensquad/test/l2", "empty question"],
         ["dev", "spokensquad/dev/m3", "question not in the original SQuAD"],
@@ -332,46 +288,14 @@ def test_everything_dropped_is_listed_and_counted(corpus, makers, capsys):
 
 def test_an_invalid_question_is_of_another_theme_and_the_seed_draws_it():
     """60 rows of 6 themes: never one's own theme, and every other theme is asked from."""
-    themes = [n % 6 for n in range(60)]
     valid = [{"id": f"spokensquad/train/{n}/SQA.it", "language": "it", "question": str(n % 6)} for n in range(60)]
-
-    theme_of = {f"spokensquad/train/{n}": theme for n, theme in enumerate(themes)}
+    theme_of = {f"spokensquad/train/{n}": n % 6 for n in range(60)}
 
     def draw(seed):
         return spokensquad.invalid_rows(valid, valid, theme_of, random.Random(seed), "train", [])
-    pairs = {(theme, int(row["question"])) for seed in range(20) for theme, row in zip(themes, draw(seed))}
+    pairs = {(n % 6, int(row["question"])) for seed in range(20) for n, row in enumerate(draw(seed))}
     assert pairs == {(a, b) for a in range(6) for b in range(6) if a != b}
     assert draw(3) == draw(3) != draw(4)
-    assert draw(3)[7] == {**draw(3)[7], "id": "spokensquad/train/7/SQA-invalid.it", "answerable": False,
-                          "target": "Non è possibile rispondere."}
-
-
-def test_a_seed_makes_the_same_files_again(corpus, makers):
-    files = {}
-    for run, seed in (("one", "5"), ("two", "5"), ("three", "6")):
-        make("--seed", seed)
-        files[run] = [(corpus.parents[1] / "rows" / "spokensquad" / f"{split}.jsonl").read_bytes()
-                      for split in ("train", "dev", "test")]
-        os.remove("work/rows/spokensquad/config.json")
-    assert files["one"] == files["two"] != files["three"]
-
-
-def test_a_killed_run_makes_nothing_twice(corpus, makers):
-    makers["fails"] = 1
-    with pytest.raises(RuntimeError, match="killed"):
-        make()
-    before = Counter(makers)
-    assert before["translate"] == before["quality"] == 3 * 9                    # dev: three questions, answers, sentences
-    assert before["speak"] == 3 and not os.path.exists("work/rows/spokensquad/config.json")
-    makers["fails"] = 0
-    make()
-    # dev again: nothing; test: 3 questions, 4 answers, 3 languages; train: 4, 3 and 4 sentences; spoken: f1 to c3
-    assert makers["translate"] == 3 * (9 + 7 + 11)
-    assert makers["quality"] == makers["translate"] - 1                         # one was empty
-    assert makers["speak"] == 3 + 5
-    after = Counter(makers)
-    make()                                                        # finished
-    assert makers == after
 
 
 def test_the_zip_of_the_download_is_unpacked(corpus, makers):
@@ -398,11 +322,9 @@ def test_the_zip_of_the_download_is_unpacked(corpus, makers):
 
 
 def test_with_incomplete_and_without_recordings_there_is_no_test_split(corpus, makers):
-    for name in ("0_0_1", "0_0_2", "1_0_0"):
-        os.remove(corpus / "zip" / "test_wav" / f"{name}.wav")                  # train_wav/0_0_1.wav is still there
+    shutil.rmtree(corpus / "zip" / "test_wav")
     make()
-    assert sorted(os.listdir("work/rows/spokensquad")) == ["config.json", "counts.md", "dev.jsonl", "dropped.txt",
-                                                           "lock", "train.jsonl"]
+    assert not os.path.exists("work/rows/spokensquad/test.jsonl") and rows_of("train")
 
 
 def test_a_broken_recording_costs_its_rows_only(corpus, makers):
@@ -423,21 +345,15 @@ FORMAT = "is not in SQuAD 1.1's format"
 
 
 @pytest.mark.parametrize("content, told", [
-    ("", "is damaged"), (json.dumps(squad(TEST, True))[:300], r"is damaged \(.*line 1 column .*char"),
-    ('"\xff"', "is damaged"), ("[" * 100_000, "is damaged"), ("[1, 2]", "is damaged .not a JSON object."),
-    ("{}", "has no 'data'"), ('{"data": null}', FORMAT), ('{"data": [7]}', FORMAT),
+    ('{"data": null}', FORMAT), ('{"data": [7]}', FORMAT), ("[1, 2]", "is damaged .not a JSON object."),
     ('{"data": [{"paragraphs": []}, {}]}', FORMAT + r" \(KeyError: 'paragraphs'\)"),
-    (one_question(question=5), FORMAT), (one_question(id=7), FORMAT), (one_question(context=None), FORMAT),
-    (one_question(context=["x"]), FORMAT), (one_question(answers=None), FORMAT),
+    (one_question(question=5), FORMAT), (one_question(id=7), FORMAT), (one_question(context=["x"]), FORMAT),
     (one_question(answers=[{"text": 7, "answer_start": 0}]), FORMAT),
-    (one_question(answers=[{"text": "a", "answer_start": "here"}]), FORMAT),
-    (one_question(answers=[{"text": "a"}]), "answer_start")])
-def test_damaged_file(tmp_path, content, told):
-    path = tmp_path / "spoken_test-v1.1.json"
-    path.write_text(content, encoding="latin-1")
-    with pytest.raises(SystemExit, match=r"spoken_test-v1.1.json.*" + told) as stopped:
-        spokensquad.read_squad(str(path), spokensquad.SPOKEN)
-    assert str(stopped.value).endswith(spokensquad.SPOKEN)
+    (one_question(answers=[{"text": "a", "answer_start": "here"}]), FORMAT)])
+def test_another_format(tmp_path, content, told):
+    (tmp_path / "spoken_test-v1.1.json").write_text(content)
+    message = refused(spokensquad.read_squad, str(tmp_path / "spoken_test-v1.1.json"), spokensquad.SPOKEN)
+    assert re.search("spoken_test-v1.1.json.*" + told, message) and message.endswith(spokensquad.SPOKEN)
 
 
 def test_two_recordings_of_one_name(corpus, makers):
@@ -445,16 +361,3 @@ def test_two_recordings_of_one_name(corpus, makers):
     soundfile.write(corpus / "zip" / "test_wav_noise" / "1_0_0.wav", np.zeros(160), 16000)
     with pytest.raises(SystemExit, match="two test recordings of one name"):
         make()
-
-
-def test_a_missing_package_or_licence_is_told_before_any_work(corpus, makers, monkeypatch):
-    monkeypatch.setattr("data.recipe.importlib.util.find_spec", lambda name: None)
-    monkeypatch.setattr("huggingface_hub.auth_check", no_access)
-    message = refused(spokensquad.main, ["--seamless", "model", "--llm", "model"])
-    assert "the package py3langid is missing: pip install py3langid" in message
-    assert "Unbabel/wmt22-cometkiwi-da is missing: accept its licence" in message
-    assert not makers and not os.path.exists("work/rows")
-
-
-def no_access(name):
-    raise GatedRepoError("gated", response=httpx.Response(403, request=httpx.Request("GET", "https://x")))

@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from speech_llm.audio import SAMPLE_RATE, cut_at_pauses, duration, read_audio
 from speech_llm.cache import committed, features_folder, finish_cache, write_shard
-from speech_llm.constants import command, configure, fingerprint, locate, pick_device, provenance, require
+from speech_llm.constants import configure, fingerprint, locate, next_command, pick_device, provenance, require
 from speech_llm.files import lock
 from speech_llm.index import open_utterances
 from speech_llm.llm import load_checkpoint, loading
@@ -377,7 +377,7 @@ def main(argv=None):
               f"{len(state.dropped)} dropped" + f", {state.silent} silent" * (state.silent > 0) + f", in {folder}")
         if state.dropped:
             print("  dropped.jsonl there says which and why; to try them again, remove its config.json")
-    print(f"next: {command('train_projector', c)}")
+    print(f"next: {next_command('extract_features', c)}")
 
 
 if __name__ == "__main__":

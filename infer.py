@@ -36,7 +36,7 @@ from metrics.mcif import write_output
 from speech_llm.audio import SAMPLE_RATE, cut_at_pauses, read_audio
 from speech_llm.batches import Batch
 from speech_llm.cache import features_folder, open_features
-from speech_llm.constants import command, configure, fingerprint, locate, pick_device, require
+from speech_llm.constants import configure, fingerprint, locate, next_command, pick_device, require
 from speech_llm.draws import TEXT_TASK
 from speech_llm.files import read_json_lines, replace_file
 from speech_llm.hub_system import hub_jobs, load_hub
@@ -390,7 +390,7 @@ def main(argv=None):
                                       f"{run_all(c.preset, c.work)}, which makes {folder} first")
         scales = strengths(c) if stage and "lora" in stage.config["trained"] else [1.0]
         run_system(c, name, stage, model, scales, test_sets, device)
-    print(f"predictions in {c.work}/{c.run}/{c.out}\nnext: {command('eval', c)}")
+    print(f"predictions in {c.work}/{c.run}/{c.out}\nnext: {next_command('infer', c)}")
 
 
 if __name__ == "__main__":

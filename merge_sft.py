@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 
 from speech_llm.cache import load_rows
-from speech_llm.constants import command, configure, locate, pick_device
+from speech_llm.constants import configure, locate, next_command, pick_device
 from speech_llm.draws import draw, pick_validation
 from speech_llm.files import differences
 from speech_llm.llm import load_llm
@@ -168,7 +168,7 @@ def train(c):
     # 4. the last weights (2025, section 5.1 C)
     if run.rank == 0:
         save_peft(run.folder, lora_state_dict(llm), adapters["r"], adapters["alpha"], stage_a.config["llm"])
-    run.finish(command("infer", c))
+    run.finish(next_command("merge_sft", c))
 
 
 if __name__ == "__main__":

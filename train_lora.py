@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from speech_llm.cache import load_rows
-from speech_llm.constants import command, configure, locate, pick_device
+from speech_llm.constants import configure, locate, next_command, pick_device
 from speech_llm.draws import draw, pick_validation
 from speech_llm.files import replace_file, write_json
 from speech_llm.llm import load_llm
@@ -199,7 +199,7 @@ def main(argv=None):
     # 4. the last weights (2025, section 5.1 B)
     if run.rank == 0:
         save_peft(run.folder, lora_state_dict(llm), c.r, c.alpha, c.llm)
-    run.finish(command("merge_sft", c))
+    run.finish(next_command("train_lora", c))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from torch import nn
 from metrics.dev_scores import best_steps, score_answers
 from speech_llm.batches import Batch, micro_batches, padding_mask
 from speech_llm.cache import load_rows
-from speech_llm.constants import command, configure, locate, pick_device
+from speech_llm.constants import configure, locate, next_command, pick_device
 from speech_llm.decode import generate
 from speech_llm.draws import draw, draw_frames, pick_validation
 from speech_llm.llm import (decode_text, embedding_scale, load_llm, load_table, load_tokenizer, logits_at,
@@ -384,7 +384,7 @@ def main(argv=None):
     run = Run(c, {name: (module.state_dict, module.load_state_dict) for name, module in modules.items()}, [optimizer],
               llm, sizes=sizes, **({"prompts": prompts_of(tokenizer, c.prompt)} if llm else {}))
     if not c.steps:                                      # a fresh projector: stage C trains it together with LoRA
-        run.finish(command("merge_sft", c))
+        run.finish(next_command("train_projector", c))
         return
 
     # 3. what is drawn, and what is validated
@@ -413,7 +413,7 @@ def main(argv=None):
 
     # 5. the step that did best on the dev set (2025, section 5.1 A: in ST); without an LLM the last one
     steps = best_steps(run.scored_lines()) if decoded and run.rank == 0 else {}
-    run.finish(command("train_lora", c), steps.get(c.keep), best_steps=steps)
+    run.finish(next_command("train_projector", c), steps.get(c.keep), best_steps=steps)
 
 
 if __name__ == "__main__":

@@ -124,6 +124,24 @@ def command(stage, c):
     return f"python {stage}.py --preset {shlex.quote(c.preset)}{work_option(c.work)}"
 
 
+def next_command(stage, c):
+    """
+    Return the command of the stage that follows `stage` in the page's `stages`, for a message. Where the page names no
+    stages, or does not name this one, it is the next of STAGES.
+    """
+    page, this = read_page(c.preset), c.preset.replace("-", "_")
+    entries = [entry.split() for group in page.get("stages", STAGES[:-1])
+               for entry in ([group] if isinstance(group, str) else group)]
+    entries.append(["eval"])
+    own_page = [stage, "--preset", this]                 # an entry of another system's page, such as listeners_align
+    place = next((n for entry in (own_page, [stage]) for n, words in enumerate(entries) if words == entry), None)
+    if place is None:
+        return command(STAGES[min(STAGES.index(stage) + 1, len(STAGES) - 1)], c)
+    name, *words = entries[place + 1]
+    preset = words[1] if words else page["base"] if entries[place] == own_page else c.preset
+    return f"python {name}.py --preset {shlex.quote(preset)}{work_option(c.work)}"
+
+
 def require(path, command):
     """Return `path` if it exists; else exit and name the command that makes it."""
     if not os.path.exists(path):

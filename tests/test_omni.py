@@ -3,6 +3,7 @@ import json
 import os
 from collections import Counter
 from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ import train_projector
 from data.tiny_models import make_tokenizer
 from metrics import speech_ifeval
 from speech_llm import pipeline
-from speech_llm.constants import read_page
+from speech_llm.constants import next_command, read_page
 from speech_llm.draws import draw
 from speech_llm.index import Rows
 from speech_llm.rows import ALL_LANGUAGES, read_rows, write_rows
@@ -221,6 +222,17 @@ def test_pairs_of_systems_are_judged_at_the_end(tmp_path, monkeypatch, capsys):
     assert pairs("listeners_ast") == [("listeners/C", "listeners/cascade"), ("listeners/C-ast", "listeners/C"),
                                       ("listeners/C-ten", "listeners/C"), ("listeners/C-ast", "listeners/C-ten")]
     assert pairs("omni")[1:] == [(f"omni/{system}", "listeners/cascade") for system in ("Omni", "Omni-FT")]
+
+
+@pytest.mark.parametrize("stage, preset, following", [
+    ("extract_features", "listeners", "train_projector.py --preset listeners"),
+    ("train_projector", "listeners", "merge_sft.py --preset listeners_align"),
+    ("merge_sft", "listeners-align", "merge_sft.py --preset listeners --work w"),
+    ("merge_sft", "listeners_ten_align", "merge_sft.py --preset listeners"),
+    ("merge_sft", "listeners", "infer.py --preset listeners"), ("train_projector", "omni", "merge_sft.py --preset omni"),
+    ("train_projector", "iwslt25", "train_lora.py --preset iwslt25"), ("infer", "omni", "eval.py --preset omni")])
+def test_a_stage_names_the_stage_that_follows(stage, preset, following):
+    assert next_command(stage, SimpleNamespace(preset=preset, work="w")).startswith(f"python {following}")
 
 
 def test_forgetting_is_told_against_each_reference():

@@ -8,10 +8,12 @@ A speech LLM of the hub as a system of infer.py: its own processor and chat temp
     jobs, decode = hub_jobs(loaded, rows, "listeners", 300)              # see speech_llm/predictions.py
 
 Any model will do that transformers loads without code from the hub and that reads audio and text: Qwen2-Audio,
-Qwen2.5-Omni, Phi-4-Multimodal (needs peft), Voxtral (needs mistral-common), Granite-Speech (needs peft).
+Qwen2.5-Omni (needs torchvision; config/omni.py runs it without), Phi-4-Multimodal (peft, torchvision), Voxtral
+(mistral-common), Granite-Speech (peft).
 """
 import base64
 import io
+import os
 from itertools import takewhile
 
 import soundfile
@@ -28,15 +30,15 @@ THINKERS = {  # model types that also speak: the class of the part that reads au
     "qwen2_5_omni": "Qwen2_5OmniThinkerForConditionalGeneration",
     "qwen3_omni_moe": "Qwen3OmniMoeThinkerForConditionalGeneration"}
 SPEECH_ADAPTER = {"phi4_multimodal": "speech-lora"}       # model types with adapters for speech: the adapters' folder
-ALONE = ("granite_speech",)                               # model types whose encoders read the padding of a batch
+ALONE = ("granite_speech", "phi4_multimodal")             # model types whose encoders read the padding of a batch
 ENDLESS = ("voxtral", "granite_speech")                   # model types whose processors take audio of any length
 
 
 def load_hub(name, device):
     """
     Return (model, tokenizer, processor) of "owner/model", "owner/model@revision" or a folder; the model is frozen, in
-    eval mode, bfloat16 on a GPU, float32 on the CPU.
-    ValueError, naming the model, if transformers cannot load it or if it takes no audio.
+    eval mode, bfloat16 on a GPU, float32 on the CPU. ValueError, naming the model, if transformers cannot load it or if
+    it takes no audio.
     """
     import transformers
     path, _, revision = name.partition("@")
@@ -50,16 +52,16 @@ def load_hub(name, device):
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     model = load_checkpoint(kind, path, dtype=dtype, **options)
     if config.model_type in SPEECH_ADAPTER:
-        with loading(path):
-            model.load_adapter(path, adapter_name="speech", revision=revision or None,
-                               adapter_kwargs={"subfolder": SPEECH_ADAPTER[config.model_type]})
-            model.set_adapter("speech")
+        with loading(path):                              # transformers reads no subfolder of a local folder
+            folder = SPEECH_ADAPTER[config.model_type]
+            below, more = (os.path.join(path, folder), {}) if os.path.isdir(path) else (path, {"subfolder": folder})
+            model.load_adapter(below, adapter_kwargs={**more, **options})
     tokenizer = processor.tokenizer
     tokenizer.padding_side = "left"                      # the next token follows the last position of every row
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     if not hasattr(tokenizer, "get_added_vocab"):        # mistral-common's never reads a marker out of a text
         tokenizer.get_added_vocab = dict
-    return model.to(device).requires_grad_(False), tokenizer, processor
+    return model.to(device).eval().requires_grad_(False), tokenizer, processor
 
 
 def render(processor, text):
@@ -67,11 +69,12 @@ def render(processor, text):
     Return the turn of the processor's chat template around one audio and a text, which may be empty.
     Templates that take plain text alone get the audio's placeholder before it. ValueError for other templates.
     """
+    template = processor.chat_template or processor.tokenizer.chat_template
     parts = [{"type": "audio"}, {"type": "text", "text": text}]
     for content in (parts[:1 + bool(text)], processor.audio_token + text):
         try:
-            prompt = processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False,
-                                                   add_generation_prompt=True)
+            prompt = processor.apply_chat_template([{"role": "user", "content": content}], chat_template=template,
+                                                   tokenize=False, add_generation_prompt=True)
         except Exception:                                # a template may raise any error for such content
             continue
         if prompt.count(processor.audio_token) == 1:
@@ -95,8 +98,7 @@ def model_inputs(model, processor, texts, waves):
     if model.config.model_type == "voxtral":
         return voxtral_inputs(processor, texts, waves).to(model.device, model.dtype)
     prompts = [render(processor, text) for text in texts]
-    start = processor.tokenizer.bos_token                # a template that writes it leaves nothing to the tokenizer
-    special = not (start and prompts[0].startswith(start))
+    special = not prompts[0].startswith(processor.tokenizer.bos_token or " ")     # a template may write it already
     inputs = processor(text=prompts, audio=waves, return_tensors="pt", audio_kwargs={"sampling_rate": SAMPLE_RATE},
                        text_kwargs={"padding": True, "padding_side": "left", "add_special_tokens": special})
     return inputs.to(model.device, model.dtype)          # of the tensors, only those of real numbers change their type
@@ -129,9 +131,8 @@ def hub_jobs(loaded, rows, prompt, max_new_tokens):
     """
     model, tokenizer, processor = loaded
     jobs = [(row, row["task"], len(row["transcript"]), row) for row in rows if "utterance" in row]
-    window = getattr(getattr(processor, "feature_extractor", None), "n_samples", None)
-    if model.config.model_type in ENDLESS:
-        window = None
+    kind, extractor = model.config.model_type, getattr(processor, "feature_extractor", None)
+    window = None if kind in ENDLESS else getattr(extractor, "n_samples", None)
 
     def decode(batch):
         waves = {row["id"]: wave for row in batch if (wave := read_wave(row)) is not None}
@@ -140,7 +141,7 @@ def hub_jobs(loaded, rows, prompt, max_new_tokens):
             tqdm.write(f"warning: the processor reads the first {window / SAMPLE_RATE:g} s of {', '.join(long)}")
         texts = {row["id"]: " ".join(without_markers(tokenizer, instruction(row, prompt))) for row in batch}
         names, answers = [*waves], {}
-        size = 1 if model.config.model_type in ALONE else len(batch)
+        size = 1 if kind in ALONE else len(batch)
         for first in range(0, len(names), size):
             part = names[first:first + size]
             answers |= zip(part, generate(model, tokenizer, processor, [texts[name] for name in part],

@@ -133,12 +133,12 @@ def next_command(stage, c):
     entries = [entry.split() for group in page.get("stages", STAGES[:-1])
                for entry in ([group] if isinstance(group, str) else group)]
     entries.append(["eval"])
-    own_page = [stage, "--preset", this]                 # an entry of another system's page, such as listeners_align
-    place = next((n for entry in (own_page, [stage]) for n, words in enumerate(entries) if words == entry), None)
+    by_name = [stage, "--preset", this]                  # an entry of another page, such as listeners_align
+    place = next((n for entry in (by_name, [stage]) for n, words in enumerate(entries) if words == entry), None)
     if place is None:
         return command(STAGES[min(STAGES.index(stage) + 1, len(STAGES) - 1)], c)
     name, *words = entries[place + 1]
-    preset = words[1] if words else page["base"] if entries[place] == own_page else c.preset
+    preset = words[1] if words else page["base"] if entries[place] == by_name else c.preset
     return f"python {name}.py --preset {shlex.quote(preset)}{work_option(c.work)}"
 
 

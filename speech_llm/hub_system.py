@@ -1,5 +1,5 @@
 """
-A speech LLM of the hub as a system of infer.py: its own processor and chat template around audio and text.
+A speech LLM of the hub as a system of infer.py: the model's processor and chat template around audio and text.
 
     python infer.py --preset listeners --systems hub:Qwen/Qwen2-Audio-7B-Instruct
     python infer.py --preset listeners --systems hub:microsoft/Phi-4-multimodal-instruct@refs/pr/70      # a revision

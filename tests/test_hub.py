@@ -12,6 +12,7 @@ import transformers
 import eval
 import infer
 from data.tiny_models import make_tokenizer
+from speech_llm.files import write_json_lines
 from speech_llm.hub_system import hub_jobs, load_hub, render
 from speech_llm.rows import write_rows
 
@@ -138,17 +139,27 @@ def test_infer_writes_the_predictions_of_a_hub_model_once(qwen2_audio, rows, cap
     assert "the audio of 1 cannot be read" in capsys.readouterr().out
     infer.main(arguments)
     assert "is finished already" in capsys.readouterr().out
+    os.remove(path)                                      # two rows of a killed run
+    with open(f"{path}.partial.0", "w", encoding="utf-8") as file:
+        file.writelines(json.dumps({**p, "prediction": "before"}) + "\n" for p in predictions[:2])
+    infer.main([*arguments, "--batch", "2"])
+    with open(path, encoding="utf-8") as file:
+        assert sum(json.loads(line)["prediction"] == "before" for line in file) >= 1
+
+
+def test_predictions_made_elsewhere_are_scored_beside_ours(rows):
+    """A file with id, task and prediction a line is enough; one of two transcripts is wrong."""
+    elsewhere = [{"id": row["id"], "task": row["task"], "prediction": "Anna"} for row in rows]
+    elsewhere[1]["prediction"] = "Bob"
+    write_json_lines("work/tiny-listeners/predictions/SALMONN/bench.test.jsonl", elsewhere)
     os.makedirs("work/tiny-listeners/pairwise")
     Path("work/tiny-listeners/pairwise/C-cascade.md").write_text("bench.test, percent preferred by a judge")
     eval.main(["--preset", "tiny_listeners", "--test_sets", "bench.test"])
     table = Path("work/tiny-listeners/results.md").read_text(encoding="utf-8")
-    assert "Tiny-Qwen2-Audio" in table and "C-cascade: bench.test, percent preferred by a judge" in table
-    os.remove(path)                                      # two rows of a killed run
-    with open(f"{path}.partial.0", "w", encoding="utf-8") as file:
-        file.writelines(json.dumps({**p, "prediction": "kept"}) + "\n" for p in predictions[:2])
-    infer.main([*arguments, "--batch", "2"])
-    with open(path, encoding="utf-8") as file:
-        assert sum(json.loads(line)["prediction"] == "kept" for line in file) >= 1
+    assert "C-cascade: bench.test, percent preferred by a judge" in table
+    with open("work/tiny-listeners/results.json", encoding="utf-8") as file:
+        scores = {r["metric"]: r["value"] for r in json.load(file) if r["system"] == "SALMONN"}
+    assert (scores["WER"], scores["EM"]) == (50, 100)
 
 
 def test_an_audio_file_is_answered_by_a_hub_model(qwen2_audio, rows, capsys):

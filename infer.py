@@ -36,7 +36,7 @@ from metrics.mcif import write_output
 from speech_llm.audio import SAMPLE_RATE, cut_at_pauses, read_audio
 from speech_llm.batches import Batch
 from speech_llm.cache import features_folder, open_features
-from speech_llm.constants import configure, fingerprint, locate, next_command, pick_device, require
+from speech_llm.constants import command, configure, fingerprint, locate, next_command, pick_device, require
 from speech_llm.draws import TEXT_TASK
 from speech_llm.files import read_json_lines, replace_file
 from speech_llm.hub_system import hub_jobs, load_hub

@@ -22,7 +22,7 @@ from speech_llm.prompts import user_turn
 from speech_llm.rows import PROJECT, TASKS, recipe_of
 
 COMMAND = re.compile(r"(?:[A-Z]+=\S+ +)*(?:(?:python|torchrun) \S|bash run_all\.sh)")
-PLACEHOLDER = re.compile(r"(?:data\.|metrics\.)NAME|SYSTEM|PRESET|STAGE|<.*>|NPROC=\D.*|SEED=\D.*")
+PLACEHOLDER = re.compile(r"(?:data\.|metrics\.)?NAME|SYSTEM|PRESET|STAGE|<.*>|NPROC=\D.*|SEED=\D.*")
 SPEECH = {"MT": "ST", "QA": "SQA"}                     # a task of text: the task of its rows
 
 
@@ -169,7 +169,7 @@ def check_python(words, parse, processes=1):
         options = " ".join(words[2:])
         count, rest = re.fullmatch(r"(?:--standalone )?--nproc_per_node[ =](\d+) (.*)", options).groups()
         return check_python(rest.split(), parse, int(count))
-    if words[0] == "-m" and words[1].split(".")[0] in ("data", "metrics", "speech_llm"):
+    if words[0] == "-m" and words[1].split(".")[0] in ("data", "metrics", "speech_llm", "tests"):
         assert os.path.exists(os.path.join(PROJECT, *words[1].split(".")) + ".py"), words[1]
         options = parse(words[1], words[2:])
         if {"preset", "seed"} <= vars(options or argparse.Namespace()).keys():                  # a toy world

@@ -44,9 +44,8 @@ def test_spell_out(written, spoken):
 
 
 def test_every_number_has_words_of_its_own():
-    words = [fakacl.cardinal(n) for n in range(20_000)]
-    assert len(set(words)) == 20_000 and not any(c.isdigit() for text in words for c in text)
-    assert len({fakacl.ordinal(n) for n in range(1000)}) == 1000
+    words = {fakacl.cardinal(n) for n in range(20_000)}
+    assert len(words) == 20_000 and not any(c.isdigit() for text in words for c in text)
     assert [fakacl.ordinal(n) for n in (1, 12, 20, 30, 100)] == ["first", "twelfth", "twentieth", "thirtieth",
                                                                  "one hundredth"]
 
@@ -212,8 +211,6 @@ def test_row_by_row(makers, capsys):
                    "0001-05\tthe same sentence as before: We thank", "0001-01\tcould not be spoken",
                    "0001-04/SQA-2.en\tthe LLM gave no such question", "SQA-2.it\tbelow 0.85: target 0.850"):
         assert reason in lines, reason
-    run_fakacl()
-    assert "finished already" in capsys.readouterr().out
 
 
 def many_talks(monkeypatch, count):
@@ -268,19 +265,7 @@ def test_fewer_titles_are_drawn_from_all_and_the_seed_draws_them(makers, monkeyp
         run_fakacl("--titles", "9")
 
 
-def test_the_paper_s_prompts():
-    assert fakacl.PROMPTS["pairs"][0].format("It {works}.").endswith("based on the content: It {works}..")
-    assert [prompt.count("{}") for prompt, _ in fakacl.PROMPTS.values()] == [0, 1, 1, 1]
-
-
 # --- A real LLM that writes garbage.
-
-def test_an_llm_that_writes_garbage_stops_with_a_reason(makers, llama, monkeypatch, capsys):
-    monkeypatch.setattr(fakacl, "generate", rewrite.generate)
-    monkeypatch.setattr(fakacl, "PROMPTS", {step: (prompt, 40) for step, (prompt, _) in fakacl.PROMPTS.items()})
-    with pytest.raises(SystemExit, match="obeys prompts|everything was dropped"):
-        run_fakacl("--llm", llama)
-    assert "1 prompts answered" in capsys.readouterr().out
 
 
 def test_garbage_in_place_of_scripts_and_of_pairs(makers, llama, monkeypatch):

@@ -81,6 +81,8 @@ def test_real_recordings_of_every_rate_and_format(real):
 # --- Headers that state a wrong length, or none.
 
 WAV, FLAC, MP3, OGG, OPUS = WHOLE.values()
+AU, AIFF, CAF, RF64, ALAW = (sound(SWEEP, format=format, subtype=subtype) for format, subtype in [
+    ("AU", None), ("AIFF", None), ("CAF", None), ("RF64", None), ("WAV", "ALAW")])
 FRAME = MP3.find(MP3[:2], 4)                                     # the first frame holds the Xing header, no sound
 PLAIN = MP3[FRAME:]                                              # an mp3 without this header
 XING = MP3.find(b"Xing")
@@ -121,6 +123,11 @@ MISSTATED = {  # file: seconds of audio
     "an mp3 with a picture before.mp3": (b"ID3\3\0\0\0\2\0\0" + bytes(2**15) + MP3, 3),
     "one Ogg twice.ogg": (OGG + OGG, 6), "one Opus twice.ogg": (OPUS + OPUS, 6), "Ogg and Opus.ogg": (OGG + OPUS, 6),
     "two Oggs.ogg": (OGG + sound(SWEEP, format="OGG"), 6),
+    **{f"{name} of {size} bytes": (put(data, place, struct.pack(kind, size)), 3)
+       for name, data, place, kind in [
+           ("AU", AU, 8, ">I"), ("AIFF", AIFF, AIFF.find(b"SSND") + 4, ">I"), ("CAF", CAF, CAF.find(b"data") + 4, ">q"),
+           ("RF64", RF64, 28, "<Q"), ("A-law", ALAW, ALAW.find(b"data") + 4, "<I")]
+       for size in (0, 16000, -1 if kind == ">q" else 2**32 - 1)},
 }
 
 
@@ -177,6 +184,8 @@ def test_channels_that_cancel_each_other(tmp_path):
     for channels in ([left, -left], [left, 0.01 * left[::-1] - left], [left, -left] * 3):
         path = write(tmp_path, "opposite.wav", sound(np.stack(channels, axis=1)))
         assert np.abs(read_audio(path) - left).max() < 1e-4
+    path = write(tmp_path, "shifted.wav", sound(np.stack([left + 0.3, 0.3 - left], axis=1)))
+    assert np.abs(read_audio(path) - left - 0.3).max() < 1e-4                         # a constant is no sound
     path = write(tmp_path, "mean.wav", sound(np.stack([left, left[::-1]], axis=1)))   # unlike, but not opposite
     assert np.abs(read_audio(path) - (left + left[::-1]) / 2).max() < 1e-4
 
@@ -192,7 +201,7 @@ def test_float_samples_on_the_scale_of_integers(tmp_path):
 def test_silence_stays_silence(tmp_path):
     """Dither of one step of 16 bits would become noise of full strength in a filterbank."""
     dither = np.random.default_rng(0).integers(-1, 2, RATE) / 2**15
-    for wave in (np.zeros(RATE), dither, np.stack([dither, -dither], axis=1)):
+    for wave in (np.zeros(RATE), np.full(RATE, 0.1), dither, np.stack([dither, -dither], axis=1)):
         assert np.array_equal(read_audio(write(tmp_path, "a.wav", sound(wave))), np.zeros(RATE))
 
 

@@ -177,16 +177,20 @@ def test_a_damaged_file_is_named(llama, tmp_path, name):
 @pytest.mark.parametrize("written, answer", [
     ("<think>\n\n</think>\n\nYes", "Yes"), ("<think>No? But Anna</think> Yes. ", "Yes."), ("<think>No, I", ""),
     ("<|START_THINKING|>No?<|END_THINKING|>Yes", "Yes"), ("<|START_THINKING|>No, I", ""),       # special tokens
-    ("[THINK]a[/THINK] b [THINK]c[/THINK]d", "d"), ("No thought at all: 3 < 5", "No thought at all: 3 < 5")])
+    ("<|channel>thought\nNo?<channel|>Yes", "Yes"), ("\u25c1think\u25b7No?\u25c1/think\u25b7Yes", "Yes"),      # Gemma 4, Kimi
+    ("<|channel|>analysis<|message|>No?<|end|><|start|>assistant<|channel|>final<|message|>Yes", "Yes"),  # gpt-oss
+    ("[THINK]a[/THINK] b [THINK]c[/THINK]d", "d"), ("<think>a</think>b <think>c", "b"), ("No thought at all: 3 < 5", "No thought at all: 3 < 5")])
 def test_thoughts_are_cut_from_answers(llama, written, answer):
     tokenizer = transformers.AutoTokenizer.from_pretrained(llama)
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|START_THINKING|>", "<|END_THINKING|>"]})
+    tokenizer.add_special_tokens({"additional_special_tokens": [
+        "<|START_THINKING|>", "<|END_THINKING|>", "<|channel>", "<channel|>", "<|channel|>", "<|message|>"]})
     assert decode_text(tokenizer, tokenizer(written + "<|eot_id|>", add_special_tokens=False)["input_ids"]) == answer
 
 
 def test_a_thought_that_a_prompt_opens_is_closed():
     assert close_thought("Yes <think> No") == "Yes <think> No"
     assert close_thought("Answer: [THINK]\n") == "Answer: [THINK]\n\n[/THINK]\n\n"
+    assert close_thought("<|start|>assistant") == "<|start|>assistant<|channel|>final<|message|>"       # gpt-oss
 
 
 def test_stop_ids_are_all_that_end_a_turn(llama):

@@ -226,6 +226,13 @@ def test_a_damaged_tsv_is_named_with_its_line(tmp_path, text, told):
     assert path in message and told in message and "download it again" in message
 
 
+def test_one_bad_line_of_a_release_stops_nothing(tmp_path):
+    path, dropped = write(tmp_path / "x.tsv", TSV + "a.mp3\tA\ttrian\n../b.mp3\tB\ttest\nc.mp3\tC\ttest\n"), []
+    assert covost2.read_translations(path, dropped) == {"c.mp3": ("C", "test")}
+    assert dropped == [("all", "x.tsv line 2", "bad line: unknown split 'trian'"),
+                       ("all", "x.tsv line 3", "bad line: '../b.mp3' is no file name")]
+
+
 def test_the_first_line_of_a_clip_stays(tmp_path, capsys):
     path = write(tmp_path / "x.tsv", TSV + "a.mp3\tA\ttest\na.mp3\tB\tdev\n")
     assert covost2.read_translations(path) == {"a.mp3": ("A", "test")}

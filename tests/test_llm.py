@@ -133,6 +133,8 @@ def test_a_real_llm_answers(small_models):
     ("Lfm2", {"layer_types": ["conv", "full_attention"]}, "layers of the kind conv cannot be decoded"),
     ("Llama4Text", {"head_dim": 8, "intermediate_size_mlp": 48, "num_local_experts": 2,
                     "layer_types": ["chunked_attention", "full_attention"]}, "of the kind chunked_attention"),
+    ("Gemma4Text", {"head_dim": 8, "global_head_dim": 8, "vocab_size_per_layer_input": 600, "num_kv_shared_layers": 0,
+                    "hidden_size_per_layer_input": 8}, "reads more of a token than its embedding"),
     ("Gemma3nText", {"head_dim": 8, "vocab_size_per_layer_input": 600, "num_kv_shared_layers": 0,
                      "activation_sparsity_pattern": [0.0, 0.0]}, "reads more of a token than its embedding")])
 def test_an_llm_that_would_answer_wrongly_is_refused_by_name(llama, tmp_path, family, options, says):

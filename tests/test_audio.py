@@ -116,6 +116,7 @@ MISSTATED = {  # file: seconds of audio
     "two mp3s.mp3": (MP3 + MP3, 6), "three mp3s with tags.mp3": (3 * (MP3 + b"TAG" + bytes(125)), 9),
     "two mp3s of two rates.mp3": (MP3 + sound(NOISE, 44100, "MP3"), 3 + 16000 / 44100),
     "an mp3 with more frames.mp3": (put(MP3, XING + 8, (20).to_bytes(4)), 3),
+    "an mp3 with zeros behind.mp3": (MP3 + bytes(5000), 3),
     "an mp3 with a picture behind.mp3": (MP3 + b"APETAGEX" + bytes(50_000), 3),
     "an mp3 with noise before.mp3": (np.random.default_rng(0).bytes(2000) + MP3, 3),
     "an mp3 cut in its last frame.mp3": (PLAIN[:-20], 3), "an mp3 with noise behind.mp3": (PLAIN + bytes(50_000), 3),

@@ -43,7 +43,7 @@ from speech_llm.hub_system import hub_jobs, load_hub
 from speech_llm.llm import decode_text, load_llm
 from speech_llm.predictions import already_predicted, parse_system, predict, tasks_answered
 from speech_llm.prompts import user_turn
-from speech_llm.rows import ALL_LANGUAGES, TASKS, not_made, read_rows, remake, rows_file, run_all
+from speech_llm.rows import ALL_LANGUAGES, TASKS, composed, not_made, read_rows, remake, rows_file, run_all
 from speech_llm.stage import open_stage
 from speech_llm.turns import encode_text
 from train_lora import scale_lora
@@ -240,7 +240,13 @@ def read_pieces(c, path, encoder):
 def answer_pieces(c, config, encoder, loaded, path, pieces):
     """Return the answer to one file: the texts of its pieces, joined, or a line with its time for each question."""
     llm, tokenizer, projector = loaded
+<<<<<<< HEAD
     row, texts, question = file_row(c, path), [], c.task in ("SQA", "MCQ")
+=======
+    row = composed({"id": path, "utterance": path, "task": c.task, "language": c.language, "question": c.question,
+                    "transcript": "", "target": ""})
+    texts, question = [], c.task in ("SQA", "MCQ")
+>>>>>>> d25d3a8 (Europarl-ST is decoded by read_audio; a question of the command line is NFC; MCIF without words is left out)
     for number, piece in enumerate(tqdm(pieces, desc=path, unit=" piece", disable=len(pieces) == 1)):
         feature = make_feature(encoder.config, piece)
         frames = average_frames(encode(encoder, [feature], config["pad"])[0], config["mean"])

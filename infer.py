@@ -205,8 +205,8 @@ def answer_files(c, device):
 
 def file_row(c, path):
     """Return the row of an audio file, with the instruction of the command line."""
-    return {"id": path, "utterance": path, "audio": path, "task": c.task, "language": c.language,
-            "question": c.question, "transcript": "", "target": ""}
+    return composed({"id": path, "utterance": path, "audio": path, "task": c.task, "language": c.language,
+                     "question": c.question, "transcript": "", "target": ""})
 
 
 def answer_files_by_hub(c, model, device):
@@ -240,13 +240,7 @@ def read_pieces(c, path, encoder):
 def answer_pieces(c, config, encoder, loaded, path, pieces):
     """Return the answer to one file: the texts of its pieces, joined, or a line with its time for each question."""
     llm, tokenizer, projector = loaded
-<<<<<<< HEAD
     row, texts, question = file_row(c, path), [], c.task in ("SQA", "MCQ")
-=======
-    row = composed({"id": path, "utterance": path, "task": c.task, "language": c.language, "question": c.question,
-                    "transcript": "", "target": ""})
-    texts, question = [], c.task in ("SQA", "MCQ")
->>>>>>> d25d3a8 (Europarl-ST is decoded by read_audio; a question of the command line is NFC; MCIF without words is left out)
     for number, piece in enumerate(tqdm(pieces, desc=path, unit=" piece", disable=len(pieces) == 1)):
         feature = make_feature(encoder.config, piece)
         frames = average_frames(encode(encoder, [feature], config["pad"])[0], config["mean"])

@@ -150,7 +150,7 @@ def test_audio_is_read_to_its_end(tmp_path, name):
         read_audio(path, 0.5, seconds + 0.5)
     with pytest.raises(ValueError, match="longer than 2.5 s"):
         read_audio(path, longest=2.5)
-    if not re.search("FLAC with more|two FLACs|twice", name):   # there `duration` returns what the header states
+    if not re.search("FLAC with more|two FLACs", name):   # there `duration` returns what the header states
         assert duration(path) == pytest.approx(seconds, abs=0.4)     # each mp3 begins and ends with some ms of silence
 
 
@@ -182,7 +182,7 @@ def test_telephone_audio_cannot_seek_and_is_read(tmp_path):
 
 def test_channels_that_cancel_each_other(tmp_path):
     left = NOISE[:, 0]
-    for channels in ([left, -left], [left, 0.01 * left[::-1] - left], [left, -left] * 3):
+    for channels in ([left, -left], [left, 0.01 * left[::-1] - left], [left, -left] * 3, [0 * left, left, -left]):
         path = write(tmp_path, "opposite.wav", sound(np.stack(channels, axis=1)))
         assert np.abs(read_audio(path) - left).max() < 1e-4
     path = write(tmp_path, "shifted.wav", sound(np.stack([left + 0.3, 0.3 - left], axis=1)))

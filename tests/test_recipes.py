@@ -134,7 +134,7 @@ def test_rows_of_a_recipe_that_did_not_finish_are_refused(tmp_path):
 
 def test_two_corpora_with_one_utterance_are_refused_by_name(tmp_path, capsys):
     """Otherwise the second corpus would train on the frames of the first."""
-    c = collections.namedtuple("Config", "work corpora")(str(tmp_path), "mine,yours")
+    c = collections.namedtuple("Config", "preset work corpora")("tiny", str(tmp_path), "mine,yours")
     made = {"encoder": "e", "mean": 3}
     for corpus, name in (("mine", "0001"), ("yours", "0001"), ("theirs", "theirs/0001")):
         write_rows(tmp_path / "rows" / corpus / "train.jsonl", [

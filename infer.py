@@ -43,7 +43,7 @@ from speech_llm.hub_system import hub_jobs, load_hub
 from speech_llm.llm import decode_text, load_llm
 from speech_llm.predictions import already_predicted, parse_system, predict, tasks_answered
 from speech_llm.prompts import user_turn
-from speech_llm.rows import ALL_LANGUAGES, TASKS, not_made, read_rows, remake, rows_file, run_all
+from speech_llm.rows import ALL_LANGUAGES, TASKS, composed, not_made, read_rows, remake, rows_file, run_all
 from speech_llm.stage import open_stage
 from speech_llm.turns import encode_text
 from train_lora import scale_lora
@@ -205,8 +205,8 @@ def answer_files(c, device):
 
 def file_row(c, path):
     """Return the row of an audio file, with the instruction of the command line."""
-    return {"id": path, "utterance": path, "audio": path, "task": c.task, "language": c.language,
-            "question": c.question, "transcript": "", "target": ""}
+    return composed({"id": path, "utterance": path, "audio": path, "task": c.task, "language": c.language,
+                     "question": c.question, "transcript": "", "target": ""})
 
 
 def answer_files_by_hub(c, model, device):

@@ -127,7 +127,6 @@ def train(c):
     stage_a, stage_b = open_starting_points(c)
     origin = {key: stage_a.config[key] for key in ("encoder", "mean", "pad")}
     (rows, features), (dev_rows, dev_features) = load_rows(c, "train", origin), load_rows(c, "dev", origin)
-    features.maps.extend(dev_features.maps)
 
     # 2. the LLM with the adapters of B, the projector of A; an optimizer and a schedule for each (section 4)
     llm, tokenizer = load_llm(locate(c.work, stage_a.config["llm"]), device)
@@ -150,11 +149,12 @@ def train(c):
                   "lora": (lambda: lora_state_dict(llm), lambda state: load_lora(llm, state))},
               optimizers, llm, **origin, llm=stage_a.config["llm"], sizes=stage_a.config["sizes"], prompts=prompts,
               **adapters)
-    objective = AnswerObjective(llm, tokenizer, projector, c.prompt, features, c.micro_tokens)
     draws = draw(rows, c.mixture, c.shares, c.batch, c.batch, c.seed, paired_text=c.text, mixed=c.mixed)
+    objective = AnswerObjective(llm, tokenizer, projector, c.prompt, dev_features, c.micro_tokens)
     dev = [objective.sample(row, False) for row in pick_validation(dev_rows, c.mixture, c.shares, c.validate_rows)]
 
     # 3. train: a draw of speech, then its paired text draw
+    objective.features = features            # an utterance of dev may have the name of one of train
     for samples, batches, dropped in run.samples(draws, objective):
         rates = (learning_rate(c.lr_projector, run.step, c.steps, c.warmup_projector, c.cosine),
                  learning_rate(c.lr_lora, run.step, c.steps, c.warmup, cosine=True))

@@ -10,6 +10,7 @@ writes  <work>/<run>/lora/: see speech_llm/run.py; the adapters also as adapter_
 """
 import math
 import os
+from collections import Counter
 from dataclasses import dataclass, field
 
 import torch
@@ -140,11 +141,16 @@ def scale_lora(llm, strength):
 def merge_lora(model):
     """
     Replace every LoRALinear by a plain nn.Linear with W + (alpha / r) B A; return the model.
-    SystemExit for a layer that shares W with the input embeddings, as a tied lm_head does: merging would change both.
+    SystemExit, naming the layer, if W is another layer's, too, as a tied lm_head's is: merging would change both.
     """
+    uses = Counter(id(module.base.weight if isinstance(module, LoRALinear) else getattr(module, "weight", None))
+                   for module in model.modules())
     for name, layer in lora_layers(model).items():
-        if layer.base.weight is model.get_input_embeddings().weight:
-            raise SystemExit(f"{name} shares its weight with the input embeddings, so its adapter cannot be merged")
+        if uses[id(layer.base.weight)] > 2:                                # its own nn.Linear and the LoRALinear
+            tied = layer.base.weight is model.get_input_embeddings().weight
+            raise SystemExit(f"{name} shares its weight with {'the input embeddings' if tied else 'another layer'}, so "
+                             "its adapter cannot be merged")
+    for name, layer in lora_layers(model).items():
         delta = layer.scale * layer.lora_B @ layer.lora_A                                  # (out, in), float32
         layer.base.weight.copy_((layer.base.weight.float() + delta).to(layer.base.weight.dtype))
         parent, _, child = name.rpartition(".")

@@ -360,7 +360,6 @@ def main(argv=None):
     # 1. rows, and the frames of stage 0
     origin = {"encoder": c.encoder, "mean": c.mean, "pad": c.pad}
     (rows, features), (dev_rows, dev_features) = load_rows(c, "train", origin), load_rows(c, "dev", origin)
-    features.maps.extend(dev_features.maps)
 
     # 2. the frozen LLM or its table alone, a projector from the encoder's width to the LLM's, and the objective
     path, width = locate(c.work, c.llm), features.maps[0].config["width"]
@@ -392,6 +391,7 @@ def main(argv=None):
         draws = draw(rows, c.mixture, c.shares, c.batch, c.batch_sqa, c.seed)
     else:
         draws = draw_frames(rows, features, c.batch_frames, c.seed)
+    objective.features = dev_features                    # an utterance of dev may have the name of one of train
     picked = pick_validation(dev_rows, c.mixture, c.shares, c.validate_rows)
     dev = [sample for sample in (objective.sample(row, False) for row in picked) if sample]
     if not dev:
@@ -400,6 +400,7 @@ def main(argv=None):
     questions = [objective.sample(row, False) for row in decoded]
 
     # 4. train
+    objective.features = features
     for samples, batches, dropped in run.samples(draws, objective):
         set_rate(optimizer, learning_rate(c.lr, run.step, c.steps, c.warmup, c.cosine))
         result = run.optimizer_step(objective, samples, batches, c.clip)     # loss, backward, step of the optimizer

@@ -2,8 +2,9 @@
 Multilingual listeners, section 5: Qwen2.5-Omni as it is ("Omni") and fine-tuned on MultiSpeechQA ("Omni-FT").
 
 Stage 0 runs Qwen2.5-Omni's own audio encoder, whose frames have the LLM's width, so the projector is the identity and
-has no parameters. The turn is the model's own, with its audio tags around the frames. LoRA is on all linear modules of
-every layer of the LLM; the encoder's frames are cached, so its layers get none (our choice).
+has no parameters. The turn is that of the model's chat template, its system text included (our choice), with the audio
+tags around the frames. LoRA is on all linear modules of every layer of the LLM; the encoder's frames are cached, so its
+layers get none (our choice).
 
 Audio: 1,875 h. Disk: 1,210 GB of frames (645 MB an hour: 25 Hz x 3,584 x 2 bytes), 211 GB of audio that recipes write,
 22 GB of model. Memory: A100-80GB. The paper gives no times.

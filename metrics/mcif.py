@@ -205,6 +205,6 @@ def official_scores(output, reference, language, track="short", load_comet=None,
         names, score = scorers[task]
         try:
             scores |= dict(zip(names, score(references)))
-        except (ImportError, OSError) as error:
+        except (ImportError, OSError, ValueError) as error:            # ValueError: nothing is left of all references
             left_out |= dict.fromkeys(names, str(error))
     return scores, left_out

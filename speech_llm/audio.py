@@ -28,9 +28,9 @@ def read_audio(path, start=None, end=None, longest=math.inf):
     """
     Return a file, or its slice from `start` to `end` in seconds, as float32 (samples,) at 16 kHz.
 
-    The channels are averaged; if they cancel each other, the first one is taken. Raise a ValueError that names the file
-    and the reason if the audio is missing, damaged, truncated, shorter than MIN_SECONDS, longer than `longest` seconds,
-    not finite, not on a scale of 1, or of a sample rate that no recording has.
+    The channels are averaged; if they cancel each other, the first one with sound is taken. Raise a ValueError that
+    names the file and the reason if the audio is missing, damaged, truncated, shorter than MIN_SECONDS, longer than
+    `longest` seconds, not finite, not on a scale of 1, or of a sample rate that no recording has.
     """
     where = path if start is None else f"{path} from {start} to {end} s"
     if not os.path.isfile(path):
@@ -123,19 +123,23 @@ def to_mono(frames, rate):
     import torchaudio
     if SAMPLE_RATE * rate > KERNEL * math.gcd(SAMPLE_RATE, rate)**2:
         raise ValueError(f"a sample rate of {rate} Hz")
-    peak = max(frames.max(), -frames.min()) if len(frames) else 0.0
+    if not len(frames):
+        return np.zeros(0, np.float32)
+    channels = np.ascontiguousarray(frames.T)
+    lows, highs = channels.min(axis=1), channels.max(axis=1)
+    peak = max(-lows.min(), highs.max())
     if not math.isfinite(peak):
         raise ValueError("samples that are not finite")
     if peak > LOUDEST:
         raise ValueError(f"samples up to {peak:g}, where full scale is 1")
-    if peak <= QUIETEST:
+    if (highs - lows).max() <= 2 * QUIETEST:
         return np.zeros(-(-len(frames) * SAMPLE_RATE // rate), np.float32)
-    wave = frames[:, 0].copy()
-    if frames.shape[1] > 1:
-        mean = frames.mean(axis=1)
-        energies = np.einsum("i,i", mean, mean) / len(mean), np.einsum("ij,ij", frames, frames) / frames.size
-        if energies[0] > CANCEL**2 * energies[1]:        # else in antiphase: their mean is rounding noise
-            wave = mean
+    wave = channels.mean(axis=0)
+    if len(channels) > 1:
+        variances = channels.var(axis=1)     # a constant is no sound
+        least = CANCEL**2 * variances.mean()
+        if wave.var() <= least:              # in antiphase: the mean is rounding noise
+            wave = channels[(variances > least).argmax()]
     return torchaudio.functional.resample(torch.from_numpy(wave), rate, SAMPLE_RATE).numpy()
 
 

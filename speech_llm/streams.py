@@ -10,6 +10,7 @@ import math
 import os
 import re
 import struct
+from collections import namedtuple
 from itertools import pairwise
 
 import numpy as np
@@ -23,9 +24,15 @@ UNKNOWN = 2**36                              # frames: as many or more are no le
 DENSEST = 2**13                              # frames that a byte can hold: silence in FLAC takes a byte for 4,700
 WITHOUT_SIZE = 2**31 - 2**16                 # bytes; a wav written to a pipe states this or more
 PAGE = 27 + 255 + 255 * 255                  # bytes of the longest page of an Ogg
-BEGIN = {"WAV": re.compile(rb"RIFF....WAVE", re.DOTALL), "FLAC": re.compile(rb"fLaC[\x00\x80]\x00\x00\x22"),
-         "OGG": re.compile(rb"OggS\x00\x02")}                          # how a stream begins
-TAG = re.compile(rb"TAG|APET|LYRI|ID3")      # what may follow the samples of a wav: ID3, APE and Lyrics3 tags
+CHUNKS = {  # the first bytes of a file of chunks: where they begin, the head of a chunk, the chunk of the samples
+    b"RIFF": (12, "<4sI", b"data"), b"RIFX": (12, ">4sI", b"data"), b"RF64": (12, "<4sI", b"data"),
+    b"FORM": (12, ">4sI", b"SSND"), b"caff": (8, ">4sQ", b"data")}
+Samples = namedtuple("Samples", "stated there place kind head")
+BEGIN = {  # how a stream begins
+    "WAV": rb"(?:RIFF|RIFX|RF64)....WAVE", "AIFF": rb"FORM....AIF[FC]", "CAF": rb"caff\x00\x01\x00\x00",
+    "AU": rb"\.snd\x00\x00......", "FLAC": rb"fLaC[\x00\x80]\x00\x00\x22", "OGG": rb"OggS\x00\x02"}
+BEGIN = {format: re.compile(begin, re.DOTALL) for format, begin in BEGIN.items()}
+TAG = re.compile(rb"TAG|APET|LYRI|ID3")      # what may follow the samples: ID3, APE and Lyrics3 tags
 
 
 class OneWay(soundfile.SoundFile):
@@ -87,15 +94,14 @@ def has_more(file, raw, place):
         if file.format == "FLAC" and left > SLACK * rate and flac_sync(data) in data[read:]:
             return True
     refuse_cut_off(file, raw, place, stated)
-    return has_more_samples(file.format, raw)
+    return has_more_samples(raw)
 
 
 def refuse_cut_off(file, raw, place, stated):
     """ValueError if a file that was decoded up to frame `place` ends before `stated`, the frames in its header."""
-    cut_off = place + SLACK * file.samplerate < stated < UNKNOWN
-    if file.format.startswith("WAV"):
-        _, bytes_stated, bytes_there = wav_data(raw)
-        cut_off = bytes_there < bytes_stated < WITHOUT_SIZE
+    cut_off, samples = place + SLACK * file.samplerate < stated < UNKNOWN, samples_of(raw)
+    if samples.kind:
+        cut_off = samples.there < samples.stated < WITHOUT_SIZE
     elif file.format == "OGG":
         cut_off = cut_off or ends_within_page(raw)
     if cut_off:
@@ -112,8 +118,9 @@ def stated_seconds(file, raw):
         raw.seek(0)
         counted = mp3_seconds(raw.read())
         return seconds if abs(counted - seconds) < 2 * SLACK else counted or None
-    second_ogg = "Junk after the last page" in file.extra_info         # libsndfile's words
-    wrong = file.frames > DENSEST * size or second_ogg or has_more_samples(file.format, raw)
+    raw.seek(1)
+    joined = file.format == "OGG" and BEGIN["OGG"].search(raw.read())
+    wrong = file.frames > DENSEST * size or joined or has_more_samples(raw)
     return None if wrong else seconds
 
 
@@ -149,45 +156,57 @@ def read_stream(data, format):
     elif format == "FLAC":                   # the number of frames has 36 bits; 0 is none
         stated = int.from_bytes(data[21:26]) % UNKNOWN or UNKNOWN
         source = io.BytesIO(data[:21] + bytes(byte & 0xF0 for byte in data[21:22]) + bytes(4) + data[26:])
-    elif has_more_samples(format, source):   # 2**32 - 1 is no size
-        place, *_ = wav_data(source)
-        source = io.BytesIO(data[:place - 4] + b"\xff" * 4 + data[place:])
+    elif (samples := samples_of(source)).stated > samples.there or has_more_samples(source):
+        size = struct.pack(samples.kind, min(samples.there, 2**32 - 1))
+        source = io.BytesIO(data[:samples.place] + size + data[samples.place + len(size):])
     source.seek(0)
     with OneWay(source) as file:
         frames, place = read_frames(file, 0, math.inf)
         read, rate = source.tell(), file.samplerate
         if header and (len(data) - read) * place > SLACK * rate * read:          # it states too little
             return read_stream(data[:header.start()] + bytes(4) + data[header.end():], format)
-        refuse_cut_off(file, source, place, stated or file.frames)
+        refuse_cut_off(file, io.BytesIO(data), place, stated or file.frames)
     return frames, rate
 
 
-# --- wav, FLAC and Ogg.
+# --- Files of chunks, FLAC and Ogg.
 
-def wav_data(raw):
-    """Return where the samples of a wav begin, how many bytes its header states, and how many are in the file."""
-    place, size = 12, raw.seek(0, os.SEEK_END)
-    while place + 8 <= size:
+def samples_of(raw):
+    """
+    Return what a wav, AIFF, CAF or AU says of its samples: the bytes that it states and those in the file, where the
+    stated number is and of which type, and the head of a chunk. A file of another format has no type.
+    """
+    size = raw.seek(0, os.SEEK_END)
+    raw.seek(0)
+    begin = raw.read(12)
+    if begin[:4] == b".snd" and len(begin) == 12:
+        first, stated = struct.unpack(">II", begin[4:])
+        return Samples(stated, size - first, 8, ">I", ">4sI")
+    place, head, wanted = CHUNKS.get(begin[:4], (size, "<4sI", b""))
+    width, large = struct.calcsize(head), None
+    while place + width <= size:
         raw.seek(place)
-        name, stated = struct.unpack("<4sI", raw.read(8))
-        place += 8
-        if name == b"data":
-            return place, stated, size - place
+        name, stated = struct.unpack(head, raw.read(width))
+        if name == b"ds64" and place + 24 <= size:       # holds the sizes of an RF64
+            raw.seek(place + 16)
+            large = Samples(*struct.unpack("<Q", raw.read(8)), 0, place + 16, "<Q", head)
+        place += width
+        if name == wanted:
+            samples = large or Samples(stated, 0, place - width + 4, head[0] + head[-1], head)
+            return samples._replace(there=size - place)
         place += stated + stated % 2
-    return size, 0, 0
+    return Samples(0, 0, 0, "", head)
 
 
-def has_more_samples(format, raw):
-    """Return whether a wav goes on with anything but chunks and tags after the samples that its header states."""
-    if not format.startswith("WAV"):
-        return False
-    place, stated, there = wav_data(raw)
-    left = there - stated - stated % 2
-    if left < 8:
+def has_more_samples(raw):
+    """Return whether a file goes on with anything but chunks and tags after the samples that its header states."""
+    samples = samples_of(raw)
+    left, width = samples.there - samples.stated - samples.stated % 2, struct.calcsize(samples.head)
+    if left < width:
         return False
     raw.seek(-left, os.SEEK_END)
-    name, size = struct.unpack("<4sI", raw.read(8))
-    chunk = re.match(rb"[ -~]{4}", name) and size <= left and name != b"RIFF"
+    name, size = struct.unpack(samples.head, raw.read(width))
+    chunk = re.match(rb"[ -~]{4}", name) and size <= left and name not in CHUNKS
     return not chunk and not TAG.match(name)
 
 

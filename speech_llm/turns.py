@@ -16,7 +16,7 @@ import sys
 from datetime import date
 from typing import NamedTuple
 
-from speech_llm.thoughts import close_thought
+from speech_llm.thoughts import NO_THOUGHT, close_thought
 
 
 CHAT = {  # the published formats: before the user's turn, between user and assistant, end of turn
@@ -89,7 +89,7 @@ def render(tokenizer, answer=None):
         chat.append({"role": "assistant", "content": answer})
     try:
         return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=not answer,
-                                             enable_thinking=False, strftime_now=DAY.strftime)
+                                             strftime_now=DAY.strftime, **NO_THOUGHT)
     except Exception as error:                                   # a template may raise any error
         raise ValueError(f"the chat template of {tokenizer.name_or_path} cannot be used: {error}") from error
 
@@ -107,14 +107,16 @@ def turn_of(tokenizer):
         raise ValueError(f"the chat template of {name} does not write the user's words or the answer once, as they are")
     head, tail = DATES.sub("", prompt).split(USER)
     between, rest = whole.split(USER)[1].split(ANSWER)
-    lead = between.removeprefix(tail)
+    tail, lead = close_thought(tail), between.removeprefix(tail)
     marker = markers(tokenizer).search(rest)
     end = rest[:marker.end()] if marker else tokenizer.eos_token
     if not end:
         raise ValueError(f"the chat template of {name} does not end an answer, nor has its tokenizer an end of text")
     if len(markers(tokenizer).sub(" ", head).split()) > 3 and os.environ.get("RANK", "0") == "0":
         print(f"every prompt begins with the system text of {name}: {head!r}", file=sys.stderr)
-    return Turn(head, close_thought(tail), end, "" if lead.strip() else lead)
+    if lead.strip():                                     # markers before an answer, or a tail that opened a thought
+        tail, lead = between if between.startswith(tail) else tail, ""
+    return Turn(head, tail, end, lead)
 
 
 def end_id(tokenizer):

@@ -113,6 +113,16 @@ def test_the_model_hears_the_audio_as_transformers_own_call_does(qwen2_audio, ro
     assert decode([rows[2]])[0] == ids[:6]
 
 
+def test_audio_beyond_the_processor_s_window_is_told(qwen2_audio, rows, capsys):
+    """Qwen2-Audio's processor reads 30 s; what lies behind them changes nothing."""
+    times = np.arange(31 * 16_000) / 16_000
+    for name, end in (("long.wav", 31), ("short.wav", 30)):
+        soundfile.write(name, 0.3 * np.sin(2000 * times[:end * 16_000]), 16_000)
+    _, decode = hub_jobs(load_hub(qwen2_audio, CPU), rows, "listeners", 4)
+    [long], [short] = (decode([{**rows[0], "audio": name}]) for name in ("long.wav", "short.wav"))
+    assert long == short and "the processor reads the first 30 s of bench/0" in capsys.readouterr().out
+
+
 def test_the_turn_holds_the_audio_once_and_the_words_of_the_row(qwen2_audio, granite_speech):
     _, _, processor = load_hub(qwen2_audio, CPU)
     assert render(processor, "Transcribe this utterance").endswith(

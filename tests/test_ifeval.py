@@ -1,12 +1,9 @@
 """Speech-IFEval's verifiers: worked examples, then the verdicts of the reference code."""
-import json
-from pathlib import Path
-
 import pytest
+from references import SHARED, lines, vectors
 
 from metrics.ifeval import CLOSED, CREATIVE, follows, rates
 
-SHARED = Path(__file__).parents[2] / "shared"
 DESTA = SHARED / "real" / "speech_ifeval" / "reference_outputs" / "DeSTA-ntu--DeSTA2-8B-beta" / "reports"
 
 
@@ -68,19 +65,13 @@ def test_rates_are_percent_of_rows():
 # --- Against the reference code.
 
 def test_agrees_with_the_reference_vectors():
-    path = SHARED / "parity" / "ifeval_verifiers.jsonl"
-    if not path.exists():
-        pytest.skip(f"no reference vectors at {path}")
-    for line in open(path, encoding="utf-8"):
-        v = json.loads(line)
+    for v in vectors("ifeval_verifiers.jsonl"):
         assert follows(v["instruction_id"], v["kwargs"], v["response"]) is v["expected"], v
 
 
 def test_reproduces_every_published_desta2_verdict():
-    if not DESTA.exists():
-        pytest.skip(f"no published outputs at {DESTA}")
-    rows = [json.loads(line) for part in ("closed_ended_questions", "creative_writing")
-            for line in open(DESTA / f"rule_eval@{part}.jsonl.jsonl", encoding="utf-8")]
+    rows = [row for part in ("closed_ended_questions", "creative_writing")
+            for row in lines(DESTA / f"rule_eval@{part}.jsonl.jsonl")]
     assert len(rows) == 1333
     for row in rows:
         ours = [follows(i, k, row["response"]) for i, k in zip(row["instruction_id_list"], row["kwargs"])]

@@ -1,22 +1,13 @@
 """Normal forms of texts and error rates: worked examples, then the vectors that the reference code gave."""
 import json
 import re
-from pathlib import Path
 
 import pytest
+from references import PARITY, reference, vectors
 
 from metrics.error_rates import cer, character_error_rate, wer, word_error_rate
 from speech_llm import normalize
 from speech_llm.normalize import mms_normalize, nfc
-
-
-PARITY = Path(__file__).parents[2] / "shared" / "parity"
-
-
-def vectors(name):
-    if not (PARITY / name).exists():
-        pytest.skip(f"no reference vectors at {PARITY / name}")
-    return [json.loads(line) for line in open(PARITY / name, encoding="utf-8")]
 
 
 @pytest.mark.parametrize("text, expected", [
@@ -56,8 +47,7 @@ def test_normalisation_agrees_with_mms():
 
 
 def test_classes_hold_the_code_points_mms_resolves():
-    vectors("mms_norm.jsonl")
-    sets = json.loads((PARITY / "mms_charsets.json").read_text(encoding="utf-8"))
+    sets = json.loads(reference(PARITY / "mms_charsets.json").read_text(encoding="utf-8"))
     classes = {"punc_set": normalize.PUNCTUATION, "del_set": normalize.DELETED, "digit_set": normalize.DIGITS}
     for name, ours in classes.items():
         wanted = set()

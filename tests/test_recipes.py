@@ -134,7 +134,7 @@ def test_rows_of_a_recipe_that_did_not_finish_are_refused(tmp_path):
 
 def test_two_corpora_with_one_utterance_are_refused_by_name(tmp_path, capsys):
     """Otherwise the second corpus would train on the frames of the first."""
-    c = collections.namedtuple("Config", "work corpora")(str(tmp_path), "mine,yours")
+    c = collections.namedtuple("Config", "preset work corpora")("tiny", str(tmp_path), "mine,yours")
     made = {"encoder": "e", "mean": 3}
     for corpus, name in (("mine", "0001"), ("yours", "0001"), ("theirs", "theirs/0001")):
         write_rows(tmp_path / "rows" / corpus / "train.jsonl", [
@@ -224,6 +224,13 @@ def test_a_damaged_tsv_is_named_with_its_line(tmp_path, text, told):
     path = write(tmp_path / "x.tsv", text)
     message = refused(covost2.read_translations, path)
     assert path in message and told in message and "download it again" in message
+
+
+def test_one_bad_line_of_a_release_stops_nothing(tmp_path):
+    path, dropped = write(tmp_path / "x.tsv", TSV + "a.mp3\tA\ttrian\n../b.mp3\tB\ttest\nc.mp3\tC\ttest\n"), []
+    assert covost2.read_translations(path, dropped) == {"c.mp3": ("C", "test")}
+    assert dropped == [("all", "x.tsv line 2", "bad line: unknown split 'trian'"),
+                       ("all", "x.tsv line 3", "bad line: '../b.mp3' is no file name")]
 
 
 def test_the_first_line_of_a_clip_stays(tmp_path, capsys):

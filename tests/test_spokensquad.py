@@ -13,6 +13,7 @@ import soundfile
 from test_recipes import refused
 
 from data import spokensquad
+from data.recipe import kind
 from speech_llm.prompts import NOT_ANSWERABLE
 from speech_llm.rows import read_rows
 
@@ -164,11 +165,9 @@ def rows_of(split):
     return {row["id"]: row for row in read_rows(f"work/rows/spokensquad/{split}.jsonl")}
 
 
-def sqa(split, key, language, question, answer, transcript, utterance="", audio="", **more):
-    name = f"spokensquad/{split}/{key}"
-    return {"id": f"{name}/SQA.{language}", "utterance": utterance or name, "task": "SQA", "language": language,
-            "audio": audio or f"work/audio/spokensquad/{key}.flac", "transcript": transcript, "question": question,
-            "target": answer, "answerable": True, **more}
+def kinds(rows):
+    """Return how many rows there are of each kind."""
+    return Counter(("fluent " if "fluent" in row_id else "") + kind(row) for row_id, row in rows.items())
 
 
 def test_the_test_split_row_by_row(corpus, makers):
@@ -179,66 +178,46 @@ def test_the_test_split_row_by_row(corpus, makers):
     """
     make()
     rows = rows_of("test")
-    texts = {"k1-1": ("Who is the cook?", "stone", "Stone.", "0_0_1"),
-             "k2-1": ("What does she bake?", "bread", "She bakes bread daily.", "0_0_2"),
-             "k2-2": ("What does she bake?", "bread", "She bakes bread daily.", "0_0_2"),
-             "k2-3": ("What does she bake?", "she", "She bakes bread daily.", "0_0_2"),
-             "s1": ("Who sails the ship?", "nobody", "Nobody sails the ship.", "1_0_0")}
-    for language in ("en", "de", "it", "zh"):
-        tag = "" if language == "en" else f"{language}:"
-        for key, (question, answer, transcript, wav) in texts.items():
-            valid = sqa("test", key, language, tag + question, tag + answer, transcript, f"spokensquad/test/{wav}",
-                        f"work/raw/spokensquad/zip/test_wav/{wav}.wav")
-            assert rows.pop(valid["id"], None) == (None if (language, key) == ("it", "k1-1") else valid)
-            other = tag + "Who sails the ship?"                                 # the only question of the other theme
-            invalid = rows.pop(f"spokensquad/test/{key}/SQA-invalid.{language}")
-            assert invalid == {**valid, "id": invalid["id"], "question": invalid["question"], "answerable": False,
-                               "target": NOT_ANSWERABLE[language]}
-            assert (invalid["question"] == other) == (key != "s1")
-    assert not rows                                                             # neither ASR nor MT nor fluent rows
+    assert kinds(rows) == {"SQA/QA en": 5, "SQA/QA de": 5, "SQA/QA it": 4, "SQA/QA zh": 5,        # it: "stone" is bad
+                           **{f"SQA/QA {language} invalid": 5 for language in ("en", "de", "it", "zh")}}
+    base = {"utterance": "spokensquad/test/0_0_1", "audio": "work/raw/spokensquad/zip/test_wav/0_0_1.wav",
+            "task": "SQA", "transcript": "Stone."}
+    assert rows["spokensquad/test/k1-1/SQA.de"] == {
+        "id": "spokensquad/test/k1-1/SQA.de", **base, "language": "de", "question": "de:Who is the cook?",
+        "target": "de:stone", "answerable": True}
+    assert rows["spokensquad/test/k1-1/SQA-invalid.it"] == {
+        "id": "spokensquad/test/k1-1/SQA-invalid.it", **base, "language": "it", "answerable": False,
+        "question": "it:Who sails the ship?", "target": NOT_ANSWERABLE["it"]}          # the other theme's only question
+    assert [(row_id.split("/")[2], row["target"], row["transcript"]) for row_id, row in rows.items()
+            if row_id.endswith("/SQA.en")] == [
+        ("k1-1", "stone", "Stone."), ("k2-1", "bread", "She bakes bread daily."),
+        ("k2-2", "bread", "She bakes bread daily."), ("k2-3", "she", "She bakes bread daily."),
+        ("s1", "nobody", "Nobody sails the ship.")]
 
 
 def test_the_train_split_row_by_row(corpus, makers):
     """f3 begins before its sentence; c2 ("Tick ...") could not be spoken; f1, f2, c1 and c3 remain."""
     make()
     rows = rows_of("train")
-    texts = {"f1": ("When do foxes hunt?", "night", "Foxes hunt at night."),
-             "f2": ("What do foxes eat?", "mice", "They eat mice."),
-             "c1": ("What does the clock strike?", "nine", "The clock strikes nine."),
-             "c3": ("When did it ring?", "night", "It rang at night.")}
-    for key, (_, _, transcript) in texts.items():
-        name = f"spokensquad/train/{key}"
-        assert rows.pop(f"{name}/ASR.en") == {
-            "id": f"{name}/ASR.en", "utterance": name, "audio": f"work/audio/spokensquad/{key}.flac", "task": "ASR",
-            "language": "en", "transcript": transcript, "target": transcript, "answerable": True}
-        with open(f"work/audio/spokensquad/{key}.flac", encoding="utf-8") as file:
-            assert file.read() == f"{transcript} 0"
-    good = {"en": ["f1", "f2", "c1", "c3"], "de": ["f1", "c1", "c3"], "it": ["c1"], "zh": ["f1", "c3"]}  # both pass
-    for language, keys in good.items():
-        tag = "" if language == "en" else f"{language}:"
-        for key in keys:
-            question, answer, transcript = texts[key]
-            valid = sqa("train", key, language, tag + question, tag + answer, transcript)
-            assert rows.pop(valid["id"]) == valid
-            if (language, answer) not in (("en", "nine"), ("de", "nine")):      # empty; English instead of German
-                row_id = f"spokensquad-fluent/train/{key}/SQA.{language}"
-                assert rows.pop(row_id) == {**valid, "id": row_id, "target": f"{tag}{answer} is it."}
-            invalid = rows.pop(f"spokensquad/train/{key}/SQA-invalid.{language}", None)
-            if language == "it":
-                assert invalid is None                                          # no other theme is left to ask from
-            else:
-                theirs = [q for k, (q, _, _) in texts.items() if k in keys and k[0] != key[0]]
-                assert invalid["question"].removeprefix(tag) in theirs
-                assert invalid == {**valid, "id": invalid["id"], "question": invalid["question"], "answerable": False,
-                                   "target": NOT_ANSWERABLE[language]}
-    mt = {f"spokensquad/train/{key}/MT-{kind}.{language}": (text, f"{language}:{text}")
-          for language in ("de", "it", "zh") for key, (question, _, sentence) in texts.items()
-          for kind, text in (("question", question), ("sentence", sentence)) if (language, text) not in BAD}
-    assert len(mt) == 8 + 6 + 6
-    for row_id, (source, target) in mt.items():
-        assert rows.pop(row_id) == {"id": row_id, "task": "ST", "language": row_id[-2:], "transcript": source,
-                                    "target": target, "answerable": True}
-    assert not rows
+    assert kinds(rows) == {
+        "ASR en": 4, "SQA/QA en": 4, "SQA/QA de": 3, "SQA/QA it": 1, "SQA/QA zh": 2, "SQA/QA en invalid": 4,
+        "SQA/QA de invalid": 3, "SQA/QA zh invalid": 2, "fluent SQA/QA en": 3, "fluent SQA/QA de": 2,
+        "fluent SQA/QA it": 1, "fluent SQA/QA zh": 2, "MT de": 8, "MT it": 6, "MT zh": 6}
+    base = {"utterance": "spokensquad/train/c3", "audio": "work/audio/spokensquad/c3.flac",
+            "transcript": "It rang at night.", "answerable": True}
+    question = {"task": "SQA", "language": "de", "question": "de:When did it ring?"}
+    for row_id, row in {
+            "spokensquad/train/c3/ASR.en": {**base, "task": "ASR", "language": "en", "target": "It rang at night."},
+            "spokensquad/train/c3/SQA.de": {**base, **question, "target": "de:night"},
+            "spokensquad-fluent/train/c3/SQA.de": {**base, **question, "target": "de:night is it."},
+            "spokensquad/train/c3/MT-sentence.de": {
+                "task": "ST", "language": "de", "transcript": "It rang at night.", "target": "de:It rang at night.",
+                "answerable": True}}.items():
+        assert rows[row_id] == {"id": row_id, **row}
+    invalid = rows["spokensquad/train/c3/SQA-invalid.zh"]
+    assert invalid["question"] == "zh:When do foxes hunt?" and invalid["target"] == NOT_ANSWERABLE["zh"]
+    with open("work/audio/spokensquad/c3.flac", encoding="utf-8") as file:
+        assert file.read() == "It rang at night. 0"
 
 
 def test_the_dev_split_is_the_first_themes_with_the_right_sentences(corpus, makers, capsys):
@@ -247,10 +226,6 @@ def test_the_dev_split_is_the_first_themes_with_the_right_sentences(corpus, make
     assert {row_id.split("/")[2] for row_id in rows} == {"r1", "m1", "m2"}
     assert rows["spokensquad/dev/m2/SQA.en"]["transcript"] == "The roof was of gold!"
     assert rows["spokensquad/dev/m1/SQA.en"]["transcript"] == "Ash built a mill."
-    assert rows["spokensquad/dev/m1/SQA.en"]["question"] == "Who built the mill?"
-    assert rows["spokensquad/dev/r1/SQA-invalid.it"]["question"] in ("it:Who built the mill?",
-                                                                     "it:What was the roof made of?")
-    assert rows["spokensquad/dev/m2/SQA-invalid.zh"]["question"] == "zh:Where does the Alder end?"
     assert "dev: 4 questions, 4 answers, 4 without duplicates, 3 entries; of 2 answers that ASR has in one sentence " \
            "only, 2 stand in the same sentence of the original" in capsys.readouterr().out
 

@@ -43,6 +43,18 @@ TEMPLATES = {  # template, its tokens, the turn
         "{% if add_generation_prompt %}<|Assistant|><think>\n{% endif %}",
         ["<|User|>", "<|Assistant|>", "<|end|>", "<think>", "</think>"],
         Turn("<|User|>", "<|Assistant|><think>\n\n</think>\n\n", "<|end|>")),
+    "gpt-oss, which names the channel of an answer": (
+        "{% for m in messages %}{% if m.role == 'user' %}<|start|>user<|message|>{{ m.content }}<|end|>{% else %}"
+        "<|start|>assistant<|channel|>final<|message|>{{ m.content }}<|return|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|start|>assistant{% endif %}",
+        ["<|start|>", "<|message|>", "<|end|>", "<|channel|>", "<|return|>"],
+        Turn("<|start|>user<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>", "<|return|>")),
+    "Cohere, with a mark before the answer": (
+        "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'user' %}{{ m.content }}{% else %}"
+        "<|START_RESPONSE|>{{ m.content }}<|END_RESPONSE|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}",
+        ["<|user|>", "<|assistant|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>"],
+        Turn("<|user|>", "<|assistant|><|START_RESPONSE|>", "<|END_RESPONSE|>")),
     "Gemma": (
         "<bos>{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
         "{{ m.content | trim }}<end_of_turn>\n{% endfor %}"

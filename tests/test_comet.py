@@ -6,7 +6,7 @@ import pytest
 import torch
 from references import PARITY, reference
 
-from metrics.comet import LayerMix, load_comet, score, sparsemax
+from metrics.comet import load_comet, score, sparsemax
 
 TINY = PARITY / "comet_tiny"
 
@@ -20,13 +20,6 @@ def test_sparsemax_by_hand():
     assert sparsemax(torch.tensor([1.0, 0.8, -1.0])).tolist() == pytest.approx([0.6, 0.4, 0.0])   # tau = 0.4
     assert sparsemax(torch.tensor([0.0, 5.0])).tolist() == [0.0, 1.0]
     assert sparsemax(torch.zeros(4)).tolist() == [0.25] * 4
-
-
-def test_layer_mix_is_a_weighted_mean():
-    mix = LayerMix(2, lambda z: z.softmax(0))
-    mix.gamma.data.fill_(2.0)
-    layers = [torch.zeros(1, 1, 1), torch.full((1, 1, 1), 3.0)]
-    assert mix(layers).item() == pytest.approx(3.0)                                # 2 * (0 + 3) / 2
 
 
 @pytest.mark.parametrize("name, batch_size", [("da_sparsemax", 1), ("da_sparsemax", 16), ("kiwi_softmax", 2)])

@@ -43,7 +43,8 @@ from speech_llm.hub_system import hub_jobs, load_hub
 from speech_llm.llm import decode_text, load_llm
 from speech_llm.predictions import already_predicted, parse_system, predict, tasks_answered
 from speech_llm.prompts import user_turn
-from speech_llm.rows import ALL_LANGUAGES, TASKS, composed, not_made, read_rows, remake, rows_file, run_all
+from speech_llm.rows import (ALL_LANGUAGES, TASKS, composed, not_made, read_rows, remake, rows_file, run_all,
+                             source_language)
 from speech_llm.stage import open_stage
 from speech_llm.turns import encode_text
 from train_lora import scale_lora
@@ -109,12 +110,14 @@ def seamless_jobs(c, loaded, rows, text):
     @torch.no_grad()
     def decode(batch):
         answers = {}
-        for language in sorted({row["language"] for row in batch}):        # generate has one target language
-            rows_now = [row for row in batch if row["language"] == language]
+        languages = {row["id"]: (source_language(row), row["language"]) for row in batch}
+        for source, language in sorted({*languages.values()}):             # generate has one target language
+            rows_now = [row for row in batch if languages[row["id"]] == (source, language)]
             names = [row["id"] for row in rows_now]
             if text:
-                inputs = tokenizer([row["transcript"] for row in rows_now], src_lang="eng", padding=True,
-                                   return_tensors="pt").to(model.device)
+                # split_special_tokens: "</s>" or "__deu__" inside a text stays ordinary text
+                inputs = tokenizer([row["transcript"] for row in rows_now], src_lang=CODES[source], padding=True,
+                                   split_special_tokens=True, return_tensors="pt").to(model.device)
             else:
                 pieces = [(row["id"], feature) for row in rows_now
                           for feature in front_end(model.config, row, piece=MAX_SECONDS)[0] or ()]

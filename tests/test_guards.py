@@ -169,6 +169,19 @@ def test_sizes_and_listening_are_logged_and_sizes_far_apart_are_a_warning(before
     assert printed.count("warning: the projector's output has an RMS of 0.") == printed.count("100 times apart") == 3
 
 
+# --- Names of utterances.
+
+def test_dev_has_its_own_frames_where_train_has_the_same_names(before_training, run_stage):
+    run_stage("train_projector")
+    work = before_training / "work"
+    for path in [work / "rows" / "tiny" / "dev.jsonl", *work.glob("features/*/tiny/dev/*.json")]:
+        path.write_text(path.read_text().replace("tiny/dev-", "tiny/train-"))
+    run_stage("train_projector", "--out", "same-names")
+    one, other = ([line.get("validation_loss") for line in read_log(work / "tiny" / out)]
+                  for out in ("projector", "same-names"))
+    assert one == other and any(one)
+
+
 # --- A second run in one folder.
 
 HOLD = """

@@ -24,7 +24,7 @@ from functools import cache, partial
 import torch
 
 from metrics import bertscore, comet, judge, mcif
-from metrics.paper_tables import paper_tables, shown_blocks
+from metrics.paper_tables import paper_tables, plan, shown_blocks
 from metrics.papers import ANSWERS, ST, SYSTEMS
 from metrics.scores import TEXT_SCORES, score_texts
 from metrics.speech_ifeval import plot_curve, point
@@ -32,6 +32,7 @@ from metrics.tables import NAMES, TASKS, example_table, language_tables, shown, 
 from speech_llm.constants import command, configure, pick_device, read_page, require
 from speech_llm.draws import TEXT_TASK
 from speech_llm.files import read_json, read_json_lines, replace_file, write_json
+from speech_llm.pipeline import fillers
 from speech_llm.predictions import parse_system, tasks_answered
 from speech_llm.resumable import resumable
 from speech_llm.rows import LANGUAGES, not_made, read_rows
@@ -54,6 +55,7 @@ class Config:                               # the 2025 paper's values; a page of
                    "meta-llama/Llama-3.1-70B-Instruct")             # section 4; folders or hub names
     judge_mode: str = "probability"         # of Yes against No; or text: what the judge writes (our choice)
     references: str = "raw/mcif"            # MCIF's, a folder below work or any other
+    dry: bool = False                       # print which command fills which row of the papers' tables, score nothing
 
 SCORED = {  # metric: (tasks, which rows by `answerable`; None: all rows)
     "WER": (["ASR"], [True]), "CER": (["ASR"], [True]),
@@ -373,6 +375,10 @@ def main(argv=None):
     folder, metrics, notes = os.path.join(c.work, c.run), c.metrics.split(","), []
     if not {*metrics} <= {*SCORED} or c.judge_mode not in ("probability", "text"):
         raise SystemExit(f"--metrics are of {','.join(SCORED)}; --judge_mode is probability or text")
+
+    if c.dry:
+        print(plan(list(filter(None, c.tables.split(","))), fillers(c.run)))
+        return
 
     # 1. scores
     outputs = read_outputs(c, notes)

@@ -165,6 +165,12 @@ def pick_device():
     return torch.device("cpu")
 
 
+def gpu_memory():
+    """Return {"peak_gb": the most memory of the GPU that this process has held}; {} without a GPU."""
+    import torch
+    return {"peak_gb": torch.cuda.max_memory_allocated() / 1e9} if torch.cuda.is_available() else {}
+
+
 def provenance():
     """Return the git commit and the versions of the libraries, for the config.json of every stage."""
     commit = ""

@@ -5,6 +5,7 @@ All commands of a system, in order: what `bash run_all.sh` runs.
     python -m speech_llm.pipeline tiny ablations           # after it: the variants of C
     python -m speech_llm.pipeline tiny sweep               # after it: Speech-IFEval; C's adapters at several strengths
     python -m speech_llm.pipeline listeners pairwise       # a judge compares pairs of systems, the last step of all
+    python -m speech_llm.pipeline iwslt25 rehearse         # before it: all of it in miniature, see data/rehearse.py
     python -m speech_llm.pipeline iwslt25 --dry            # print the commands, run nothing
 
 The lists come from the system's page in config/: `world` or `recipes`, `stages`, `pairwise`, `ablations`, `sweep`.
@@ -14,6 +15,7 @@ as can share its `accumulate` equally); TTS is the speech synthesis command of d
 page's judges of `pairwise` and `sweep`.
 """
 import argparse
+import glob
 import math
 import os
 import shlex
@@ -21,7 +23,8 @@ import subprocess
 import sys
 import time
 
-from speech_llm.constants import STAGES, pick_device, read_page
+from speech_llm.constants import STAGES, pick_device, read_page, stage_constants
+from speech_llm.rows import PROJECT
 
 SEEDED = ("train_projector", "train_lora", "merge_sft")
 
@@ -130,6 +133,20 @@ def sweep_commands(page, preset, work, seed):
         stage_command("eval", preset, work, seed)]]
 
 
+def fillers(run):
+    """Return {system: the command that decodes it} of all pages of config/ that write to the folder `run`."""
+    commands = {}
+    for path in sorted(glob.glob(os.path.join(PROJECT, "config", "*.py"))):
+        name = os.path.basename(path)[:-len(".py")]
+        page = read_page(name)
+        if page["run"] == run and "recipes" in page:
+            systems = stage_constants("infer", page)["systems"].split(",")
+            names = {system.partition(":")[0]: f"bash run_all.sh {name}" for system in systems}
+            ablated = {f"C-{ablation}": f"bash run_all.sh {name} ablations" for ablation in page.get("ablations", {})}
+            commands = {**names, **ablated, **commands}                # a variant's page repeats what its base has
+    return commands
+
+
 def run_side_by_side(commands):
     """
     Run commands at the same time, or one after the other where there is a GPU, and print each. SystemExit with the exit
@@ -160,20 +177,27 @@ PARTS = {"": run_commands, "pairwise": pairwise_commands, "ablations": ablation_
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("preset", nargs="?", default="tiny", help="a page of config/, or the path of a page")
-    parser.add_argument("part", nargs="?", default="", choices=list(PARTS), help="empty for the system itself")
+    parser.add_argument("part", nargs="?", default="", choices=[*PARTS, "rehearse"], help="empty for the system itself")
+    parser.add_argument("of", nargs="?", default="", choices=list(PARTS), help="after rehearse: the part to rehearse")
     parser.add_argument("--work", default="work", help="root folder of everything that is written")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dry", action="store_true", help="print the commands and run nothing")
     args = parser.parse_args(argv)
     page = read_page(args.preset)
-    if args.part and args.part not in page:
-        raise SystemExit(f"{page['file']} has no {args.part}")
+    part = args.of if args.part == "rehearse" else args.part
+    if part and part not in page:
+        raise SystemExit(f"{page['file']} has no {part}")
     unknown = {entry.split()[0] for group in page["stages"] for entry in ([group] if isinstance(group, str) else group)}
     unknown -= {*STAGES}
     if unknown:
         raise SystemExit(f"{page['file']}: {', '.join(unknown)} is not one of the stages {', '.join(STAGES)}")
-    check = check_command(page, args.part, args.preset, args.work)
-    for commands in [*[[command] for command in check], *PARTS[args.part](page, args.preset, args.work, args.seed)]:
+    if args.part == "rehearse":
+        groups = [[["-m", "data.rehearse", args.preset, *[part] * bool(part), "--work", args.work,
+                    "--seed", str(args.seed)]]]
+    else:
+        groups = [*[[command] for command in check_command(page, part, args.preset, args.work)],
+                  *PARTS[part](page, args.preset, args.work, args.seed)]
+    for commands in groups:
         if args.dry:
             print("\n".join(shlex.join(["python", *command]) for command in commands))
         else:

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from speech_llm.constants import provenance
+from speech_llm.constants import gpu_memory, provenance
 from speech_llm.files import lock, read_json_lines, replace_file, write_json, writing
 from speech_llm.stage import load_tensors, refuse_other_constants
 from speech_llm.training import in_background, optimizer_step, processes, total_loss
@@ -170,7 +170,7 @@ class Run:
         if self.rank == 0:
             write_json(os.path.join(self.folder, "config.json"),
                        {**asdict(self.c), **self.facts, "trained": list(self.trained), "kept_step": step or self.step,
-                        **facts, **provenance()})
+                        **facts, **gpu_memory(), **provenance()})
             with suppress(FileNotFoundError):
                 os.remove(os.path.join(self.folder, "resume.pt"))
             print(f"weights of step {step or self.step} in {self.folder}/weights.pt, losses in log.jsonl\n"

@@ -6,7 +6,7 @@ Rehearse a real run in miniature: every command, with the system's page and mode
 
 reads   the downloads in <work>/raw and the models; both may be incomplete
 writes  <work>/rehearsal/: rows, features, stages, predictions and tables of the miniature; logs/ with the output of
-        every command; rehearsal.md, the report
+        every command; rehearsal.md, the report; rehearsal-<preset>.md of a variant, rehearsal-sweep.md of the sweep
 
 A recipe takes LIMIT utterances of every split, a training stage makes STEPS optimizer steps of the full size, and
 eval.py gives every score that is installed. A command that fails stops nothing: later ones do without its corpora and
@@ -58,7 +58,7 @@ def smaller(command, page, work, limit):
     c = stage_constants(name, page) | {key: option(command, f"--{key}") for key in ("corpora", "systems", "test_sets")
                                        if f"--{key}" in command}
     if name in TRAINING and c["steps"]:
-        more += ["--steps", str(STEPS), "--validate_every", str(STEPS), "--validate_rows", "1"]
+        more += ["--steps", str(STEPS), "--validate_every", str(STEPS), "--validate_rows", "4"]
     finished = {key: [entry for entry in c.get(key, "").split(",") if is_there(key, entry, work, page)]
                 for key in ("corpora", "test_sets")}
     if name == "infer":
@@ -85,13 +85,13 @@ def run_command(command, log):
         return subprocess.run([sys.executable, *command], stdout=file, stderr=subprocess.STDOUT).returncode
 
 
-def run_all(commands, page, work, limit):
+def run_all(commands, page, work, logs, limit):
     """Run the commands one after the other -> [(command, exit code, seconds, path of its output)]."""
     results = []
-    os.makedirs(os.path.join(work, "logs"), exist_ok=True)
+    os.makedirs(logs, exist_ok=True)
     for number, command in enumerate(commands, 1):
         command, began = smaller(command, page, work, limit), time.time()
-        log = os.path.join(work, "logs", f"{number:02d}-{name_of(command)}.txt")
+        log = os.path.join(logs, f"{number:02d}-{name_of(command)}.txt")
         print(f"+ {shlex.join(['python', *command])}", flush=True)
         code = run_command(command, log)
         results.append((command, code, time.time() - began, log))
@@ -204,8 +204,10 @@ def main(argv=None):
         if not os.path.lexists(link):
             os.symlink(os.path.join("..", name), link)
     commands = [command for group in PARTS[args.part](page, args.preset, work, args.seed) for command in group]
-    results = run_all(commands, page, work, args.limit)
-    path = os.path.join(work, "-".join(filter(None, ["rehearsal", args.part])) + ".md")
+    name = os.path.basename(args.preset).removesuffix(".py")
+    name = "-".join(["rehearsal", *[name] * (name != page["run"]), *[args.part] * bool(args.part)])
+    results = run_all(commands, page, work, os.path.join(work, "logs", name), args.limit)
+    path = os.path.join(work, f"{name}.md")
     write_report(path, args.preset, page, work, results, lacks)
     failed = sum(code != 0 for _, code, *_ in results)
     print(f"{len(results) - failed} of {len(results)} commands ran; the report is {path}")

@@ -208,11 +208,9 @@ def test_hours_draw_whole_recordings_by_the_seed(tmp_path, monkeypatch, capsys):
 def test_gigast_names_all_that_is_missing_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(gigast, "missing_models", lambda *names: [(name, "accept its licence") for name in names])
     os.makedirs(tmp_path / "raw/audio")
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 1e9}))
     with pytest.raises(SystemExit) as error:
         run_gigast(tmp_path, "--hours", "1000")
-    for what in ("GigaSpeech.json", "GigaST.de.json", "GigaST.zh.json", gigast.SEAMLESS, gigast.KIWI,
-                 r"disk .1,000 hours' frames at mean 2 takes 184.0 GB, .* has 1.0 GB free\)"):
+    for what in ("GigaSpeech.json", "GigaST.de.json", "GigaST.zh.json", gigast.SEAMLESS, gigast.KIWI):
         assert re.search(f"{what} is missing: ", str(error.value)), what
     assert not os.path.exists(tmp_path / "work")
 

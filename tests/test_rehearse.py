@@ -1,18 +1,21 @@
 """What a real run lacks is told at once; the real commands run in miniature, from the downloads to the tables."""
 import importlib.util
+import os
+import re
 import shutil
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
 import httpx
+import downloads
 import pytest
 from huggingface_hub.errors import GatedRepoError
 
 from data import check
 from data.recipe import spread
 from speech_llm.constants import read_page
-
-REAL = ("iwslt25", "iwslt26", "listeners")
 
 
 @pytest.fixture
@@ -58,3 +61,44 @@ def test_the_pages_state_the_hours_and_the_disk_of_the_formula(name, frames, aud
 
 def test_a_limit_is_spread_over_the_whole():
     assert spread(range(10), 5) == [0, 2, 4, 6, 8] and spread("abc", 5) == spread("abc", 0) == ["a", "b", "c"]
+
+
+# --- The real commands in miniature.
+
+LLAMA, QWEN, SEAMLESS = ("meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen3-4B-Instruct-2507",
+                         "facebook/seamless-m4t-v2-large")
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory, seamless):
+    """A hub's cache with random checkpoints under real names; the tokenizers of the LLMs are the real ones if there."""
+    folder, tokenizers = tmp_path_factory.mktemp("hub"), os.path.join(
+        os.path.dirname(downloads.PROJECT), "shared", "real", "tokenizers")
+    models = {SEAMLESS: seamless,
+              LLAMA: downloads.random_llm(folder / "llama", "llama", f"{tokenizers}/llama3_1_hf"),
+              QWEN: downloads.random_llm(folder / "qwen", "qwen3", f"{tokenizers}/qwen3_4b_instruct_2507")}
+    bert = downloads.random_bert(str(folder / "bert"))
+    for name in ("Unbabel/wmt22-cometkiwi-da", "microsoft/infoxlm-large",
+                 "sentence-transformers/multi-qa-MiniLM-L6-cos-v1"):
+        models[name] = bert                              # the makers are replaced: nobody loads these
+    for name, model in models.items():
+        downloads.to_hub(str(folder / "home"), name, model)
+    return str(folder / "home")
+
+
+def rehearse(work, cache, *runs, limit=6):
+    """Rehearse systems in one process; return what was printed."""
+    script = os.path.join(os.path.dirname(__file__), "rehearsing.py")
+    environment = {**os.environ, "HF_HOME": cache, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    done = subprocess.run([sys.executable, script, str(work), str(limit), *runs], env=environment, capture_output=True,
+                          text=True, cwd=downloads.PROJECT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_rehearsal_of_iwslt26(tmp_path, cache):
+    work = tmp_path / "work"
+    for corpus in ("mcif", "covost2", "europarlst", "librispeech", "librisqa", "gigast"):
+        getattr(downloads, corpus)(str(work / "raw" / corpus))
+    printed = rehearse(work, cache, "iwslt26", "iwslt26_setup2", "iwslt26_second")
+    assert "FAILED" not in printed, printed

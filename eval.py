@@ -107,7 +107,7 @@ def reads_text(c, system, folders):
     folder = folders.get(system.partition("@")[0])
     path = os.path.join(c.work, c.run, folder or "", "config.json")
     if not folder or not os.path.exists(path):
-        return system in ("llm", "seamless-text")
+        return (folder or system) in ("llm", "seamless-text")
     return "projector" not in read_json(path, f"remove {os.path.dirname(path)} and train it again")["trained"]
 
 
@@ -144,12 +144,11 @@ def read_outputs(c, notes):
             if rows and not {row["task"] for row in rows} & {*tasks_answered(system, text, test_set)}:
                 idle.append(test_set)
             elif by_page and not os.path.exists(path):
-                absent.append(test_set)
+                absent += [test_set] * (system in systems)             # a system of another page has its own test sets
             else:
                 outputs[system, test_set] = rows, read_predictions(path, rows, system, decode)
         if absent:
-            notes.append(f"{system} is left out on {', '.join(absent)}: no predictions"
-                         + (f"; run: {decode}" if system in systems else ""))
+            notes.append(f"{system} is left out on {', '.join(absent)}: no predictions; run: {decode}")
         if idle:
             notes.append(f"{system} is left out on {', '.join(idle)}: it has no task there")
     if not outputs:

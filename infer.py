@@ -57,7 +57,8 @@ class Config:                               # the 2025 paper's values; a page of
     work: str = "work"                      # everything that is written lies below this folder
     run: str = ""                           # the system's folder below work; the page names it
     out: str = "predictions"                # <work>/<run>/<out>
-    systems: str = "llm,B:lora,seamless,seamless-text,A.1:projector,C:merged"        # name:folder; hub:owner/model
+    # name:folder of <work>/<run>, hub:owner/model, or one of BUILT_IN, also under another name: iwslt25-llm:llm
+    systems: str = "llm,B:lora,seamless,seamless-text,A.1:projector,C:merged"
     test_sets: str = "acl6060.dev,acl6060.eval,covost2.test,europarlst.test,spokensquad.test"     # <corpus>.<split>
     llm: str = "meta-llama/Llama-3.1-8B-Instruct"         # of the systems llm and cascade
     prompt: str = "2025"                    # whose prompt the systems llm, cascade and hub:... read
@@ -73,6 +74,9 @@ class Config:                               # the 2025 paper's values; a page of
     language: str = "en"
     question: str = ""
     pieces: bool = False                    # answer a question on every piece of audio over 30 s, else refuse it
+    submission: str = ""                    # name of MCIF's XML: <team>_IWSLT26_IF_<track>_<condition>_<type>
+
+BUILT_IN = ("llm", "cascade", "seamless", "seamless-text")               # systems without a trained stage
 
 MAX_SECONDS = 30                            # longer audio is cut at its pauses; Whisper's window too is 30 s
 CHINESE_FONTS = ("Noto Sans CJK SC", "WenQuanYi Zen Hei", "SimHei", "PingFang SC", "Microsoft YaHei")   # if installed
@@ -307,58 +311,60 @@ def strengths(c):
         raise SystemExit(f"--lora_scale {c.lora_scale}: one number, or several with commas") from None
 
 
-def load_system(c, name, stage, model, device):
-    """Return (model, tokenizer, what else the system needs)."""
+def load_system(c, kind, stage, model, device):
+    """Return (model, tokenizer, what else the system needs). kind: one of BUILT_IN, if nothing else is given."""
     from transformers import (AutoTokenizer, SeamlessM4Tv2ForSpeechToText, SeamlessM4Tv2ForTextToText,
                               WhisperForConditionalGeneration)
     if stage:
         return load_speech_llm(c.work, stage, device)
     if model:
         return load_hub(locate(c.work, model), device)
-    if name.startswith("seamless"):
-        kind = SeamlessM4Tv2ForTextToText if name == "seamless-text" else SeamlessM4Tv2ForSpeechToText
-        return load_seamless(kind, locate(c.work, c.seamless))
+    if kind.startswith("seamless"):
+        model = SeamlessM4Tv2ForTextToText if kind == "seamless-text" else SeamlessM4Tv2ForSpeechToText
+        return load_seamless(model, locate(c.work, c.seamless))
     loaded = load_llm(locate(c.work, c.llm), device)
-    if name == "llm":
+    if kind == "llm":
         return *loaded, None
     path = locate(c.work, c.whisper)
     return *loaded, load_frozen(WhisperForConditionalGeneration, path, device), AutoTokenizer.from_pretrained(path)
 
 
-def run_system(c, system, stage, model, scales, test_sets, device):
+def run_system(c, system, kind, stage, model, scales, test_sets, device):
     """
     Decode what is not there yet, at every strength of the adapters; models are loaded once, or not at all. A system
-    has a finished stage, or a model of the hub, or neither.
+    has a finished stage, or a model of the hub, or is one of BUILT_IN, its `kind`.
     """
     loaded = None
     for scale, test_set in itertools.product(scales, test_sets):
         name = system if scale == 1 else f"{system}@{scale:g}"
         path = os.path.join(c.work, c.run, c.out, name, f"{test_set}.jsonl")
         rows = read_rows(rows_file(c.work, *test_set.rsplit(".", 1)))
-        text = "projector" not in stage.config["trained"] if stage else name in ("llm", "seamless-text")
-        if not {row["task"] for row in rows} & {*tasks_answered(system, text, test_set)}:
+        text = "projector" not in stage.config["trained"] if stage else kind in ("llm", "seamless-text")
+        if not {row["task"] for row in rows} & {*tasks_answered(kind, text, test_set)}:
             print(f"{name} is left out on {test_set}: it has no task there")
             continue
-        origin = {"llm": model or (c.seamless if name.startswith("seamless") else c.llm),
+        origin = {"llm": model or (c.seamless if kind.startswith("seamless") else c.llm),
                   "max_new_tokens": c.max_new_tokens,
                   "stage": fingerprint(os.path.join(stage.folder, "weights.pt")) if stage else "",
                   "trim_loops": c.trim_loops, "lora_scale": scale,
-                  **({"whisper": c.whisper} if name == "cascade" else {})}
+                  **({"whisper": c.whisper} if kind == "cascade" else {})}
         if not already_predicted(path, origin):
-            loaded = loaded or load_system(c, name, stage, model, device)
+            loaded = loaded or load_system(c, kind, stage, model, device)
             if model:
                 jobs, decode = hub_jobs(loaded, rows, c.prompt, c.max_new_tokens)
-            elif name.startswith("seamless"):
-                jobs, decode = seamless_jobs(c, loaded, rows, name == "seamless-text")
-            elif name == "cascade":
+            elif kind.startswith("seamless"):
+                jobs, decode = seamless_jobs(c, loaded, rows, kind == "seamless-text")
+            elif kind == "cascade":
                 jobs, decode = cascade_jobs(c, loaded, rows)
             else:
                 scale_lora(loaded[0], scale)
                 jobs, decode = llm_jobs(c, stage, loaded, rows, test_set)
             predict(path, f"{name}, {test_set}", loaded[1], jobs, decode, c.batch, c.max_new_tokens, c.trim_loops)
         if test_set.startswith("mcif.") and os.path.exists(path):          # the file that the shared task takes
-            write_output(path[:-len("jsonl")] + "xml", f"{c.preset}-{name}",
-                         {p["id"]: p["prediction"] for p in read_json_lines(path, "remove it and run the same again")})
+            answers = {p["id"]: p["prediction"] for p in read_json_lines(path, "remove it and run the same again")}
+            for file in [test_set, *[c.submission] * bool(c.submission)]:
+                write_output(os.path.join(os.path.dirname(path), f"{file}.xml"), c.submission or f"{c.preset}-{name}",
+                             answers)
 
 
 def existing_test_sets(c):
@@ -386,13 +392,14 @@ def main(argv=None):
     test_sets = existing_test_sets(c)
     for system in c.systems.split(","):
         name, folder, model = parse_system(system)
-        if not (folder or model) and name not in ("llm", "cascade", "seamless", "seamless-text"):
+        kind = folder or name
+        if not model and kind == name and kind not in BUILT_IN:
             raise SystemExit(f"--systems {name}: write {name}:<folder of {c.work}/{c.run}>; only llm, cascade, "
                              "seamless and seamless-text have none. hub:<owner/model> is a speech LLM of the hub")
-        stage = folder and open_stage(os.path.join(c.work, c.run, folder),
-                                      f"{run_all(c.preset, c.work)}, which makes {folder} first")
+        stage = None if model or kind in BUILT_IN else open_stage(
+            os.path.join(c.work, c.run, folder), f"{run_all(c.preset, c.work)}, which makes {folder} first")
         scales = strengths(c) if stage and "lora" in stage.config["trained"] else [1.0]
-        run_system(c, name, stage, model, scales, test_sets, device)
+        run_system(c, name, kind, stage, model, scales, test_sets, device)
     print(f"predictions in {c.work}/{c.run}/{c.out}\nnext: {next_command('infer', c)}")
 
 

@@ -74,7 +74,7 @@ def is_there(key, entry, work, page):
     folder = os.path.join(work, "rows", entry.rpartition(".")[0] if key == "test_sets" else entry)
     if key == "systems":
         folder = os.path.join(work, page["run"], entry.partition(":")[2])
-        if ":" not in entry or not os.path.isdir(os.path.join(work, page["run"])):
+        if entry.rpartition(":")[2] in ("llm", "cascade", "seamless", "seamless-text"):
             return True
     return os.path.exists(os.path.join(folder, "config.json"))
 

@@ -1,12 +1,14 @@
 """Downloads of the corpora in their real layouts, a few utterances each, and random checkpoints under hub names."""
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import soundfile
 from test_mcif import FIXED, definition, reference
 from test_recipes import split_files, talks_xml
 from test_recipes26 import make_part, segment, write_json
+from test_speech_ifeval import benchmark
 
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ANIMALS = "cat dog fox bird mouse horse cow sheep".split()
@@ -56,7 +58,6 @@ def covost2(raw, count=6, pairs=(("en", "de"), ("en", "zh-CN")), locale="en"):
 
 def europarlst(raw, count=4):
     """The speeches are wav files under the names of m4a: rehearsing.py reads them."""
-    from pathlib import Path
     for target in ("de", "it"):
         for split in ("train", "dev", "test"):
             folder = Path(raw, "v1.1", "en", target, split)
@@ -92,7 +93,6 @@ def spokensquad(raw, train=26, test=3):
 
 
 def mcif(raw, count=3):
-    from pathlib import Path
     for language in ("en", "de", "it", "zh"):
         ask, answer = FIXED[language]
         samples, references = [], []
@@ -137,6 +137,11 @@ def gigast(raw, count=6):
             {"segments": [{"sid": name, "text_raw": f"{language}: {sentence(n)}"}]} for n, name in enumerate(names)]})
     for n in range(count):
         sound(f"{raw}/audio/podcast/P0001/POD{n}.opus", 2.0, 48_000, format="OGG", subtype="OPUS")
+
+
+def speech_ifeval(raw):
+    os.makedirs(raw)
+    benchmark(Path(raw))
 
 
 # --- Checkpoints.

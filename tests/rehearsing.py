@@ -5,6 +5,7 @@ The models' libraries are imported once, and every command's main is called here
 need, so the makers are replaced: a translation begins with its language, every translation is good, the speech is
 noise, and the LLM's texts are fixed. Stages get small sizes.
 """
+import functools
 import importlib
 import os
 import sys
@@ -13,6 +14,7 @@ from contextlib import redirect_stderr, redirect_stdout
 
 import numpy as np
 import soundfile
+import transformers
 
 sys.path[:0] = [os.path.dirname(os.path.dirname(os.path.abspath(__file__))), os.path.dirname(os.path.abspath(__file__))]
 
@@ -97,6 +99,7 @@ def replace_makers():
 
 def main(work, limit, *runs):
     rehearse.run_command = run_here
+    transformers.AutoTokenizer.from_pretrained = functools.cache(transformers.AutoTokenizer.from_pretrained)
     replace_makers()
     codes = {}
     for run in runs:

@@ -25,7 +25,7 @@ import time
 from data.check import check, frames_gb, hours_of, report, stages_of, width_of
 from metrics.paper_tables import plan
 from speech_llm.cache import features_folder
-from speech_llm.constants import read_page, stage_constants
+from speech_llm.constants import STAGES, read_page, stage_constants
 from speech_llm.files import read_json, read_json_lines, replace_file
 from speech_llm.pipeline import PARTS, fillers
 
@@ -54,6 +54,8 @@ def smaller(command, page, work, limit):
         return [*command, "--limit", str(limit)]
     if name == "metrics.speech_ifeval":
         return [*command, "--data", os.path.join(work, "made", "speech_ifeval", "eval_data")]
+    if name not in STAGES:
+        return command
     page = read_page(option(command, "--preset")) if "--preset" in command else page
     c = stage_constants(name, page) | {key: option(command, f"--{key}") for key in ("corpora", "systems", "test_sets")
                                        if f"--{key}" in command}
@@ -71,7 +73,7 @@ def smaller(command, page, work, limit):
 
 def is_there(key, entry, work, page):
     """Return whether a corpus or test set has rows, or whether the stage of a system is finished."""
-    folder = os.path.join(work, "rows", entry.rpartition(".")[0] if key == "test_sets" else entry)
+    folder = os.path.join(work, "rows", entry.partition(".")[0])               # an entry is a corpus or one of its splits
     if key == "systems":
         folder = os.path.join(work, page["run"], entry.partition(":")[2])
         if entry.rpartition(":")[2] in ("llm", "cascade", "seamless", "seamless-text"):
@@ -187,7 +189,7 @@ def write_report(path, preset, page, work, results, lacks):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("preset", help="a page of config/ with recipes, or the path of a page")
-    parser.add_argument("part", nargs="?", default="", choices=list(PARTS))
+    parser.add_argument("part", nargs="?", default="", choices=["", "ablations", "sweep"])
     parser.add_argument("--work", default="work", help="root folder of the real run, with raw/ and models/")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=int, default=LIMIT, help="utterances of every split")

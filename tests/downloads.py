@@ -1,4 +1,5 @@
 """Downloads of the corpora in their real layouts, a few utterances each, and random checkpoints under hub names."""
+import json
 import os
 import shutil
 from pathlib import Path
@@ -9,6 +10,9 @@ from test_mcif import FIXED, definition, reference
 from test_recipes import split_files, talks_xml
 from test_recipes26 import make_part, segment, write_json
 from test_speech_ifeval import benchmark
+
+from data.covost2 import INTO_ENGLISH, LOCALES
+from speech_llm.rows import ALL_LANGUAGES
 
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ANIMALS = "cat dog fox bird mouse horse cow sheep".split()
@@ -142,6 +146,28 @@ def gigast(raw, count=6):
 def speech_ifeval(raw):
     os.makedirs(raw)
     benchmark(Path(raw))
+
+
+def commonvoice(raw, count=3):
+    for language in ALL_LANGUAGES:
+        folder = f"{raw}/cv-corpus-21.0-2025-03-14/{LOCALES.get(language, language)}"
+        for split in ("train", "dev", "test"):
+            clips = [f"common_voice_{language}_{split}{n}.mp3" for n in range(count)]
+            write(f"{folder}/{split}.tsv", "client_id\tpath\tsentence_id\tsentence\tlocale\n" + "".join(
+                f"{split}\t{clip}\t0\t{language}: {split} {sentence(n)}\t{language}\n" for n, clip in enumerate(clips)))
+            for clip in clips:
+                sound(f"{folder}/clips/{clip}", format="MP3")
+
+
+def into_english(raw, count=2):
+    for language in INTO_ENGLISH:
+        locale = LOCALES.get(language, language)
+        covost2(raw, count, [(locale, "en")], locale)
+
+
+def multispeechqa(raw, count=3100):
+    write(f"{raw}/questions.jsonl", "".join(json.dumps({"question": f"What is number {n}?", "answer": f"It is {n}."})
+                                            + "\n" for n in range(count)))
 
 
 # --- Checkpoints.

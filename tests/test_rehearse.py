@@ -71,20 +71,22 @@ LLAMA, QWEN, SEAMLESS = ("meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen3-4B-Inst
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory, seamless):
+def cache(tmp_path_factory, seamless, whisper):
     """A hub's cache with random checkpoints under real names; the tokenizers of the LLMs are the real ones if there."""
     folder, tokenizers = tmp_path_factory.mktemp("hub"), os.path.join(
         os.path.dirname(downloads.PROJECT), "shared", "real", "tokenizers")
-    models = {SEAMLESS: seamless,
+    models = {SEAMLESS: seamless, "openai/whisper-large-v3": whisper,
+              "CohereLabs/aya-expanse-8b": downloads.random_llm(folder / "aya", "cohere"),
               LLAMA: downloads.random_llm(folder / "llama", "llama", f"{tokenizers}/llama3_1_hf"),
               QWEN: downloads.random_llm(folder / "qwen", "qwen3", f"{tokenizers}/qwen3_4b_instruct_2507")}
     bert = downloads.random_bert(str(folder / "bert"))
-    for name in ("Unbabel/wmt22-cometkiwi-da", "microsoft/infoxlm-large",
-                 "sentence-transformers/multi-qa-MiniLM-L6-cos-v1"):
-        models[name] = bert                              # the makers are replaced: nobody loads these
+    for name in ("google-bert/bert-base-multilingual-cased", "Unbabel/wmt22-cometkiwi-da", "microsoft/infoxlm-large",
+                 "sentence-transformers/multi-qa-MiniLM-L6-cos-v1", "facebook/mms-tts-ell", "facebook/mms-tts-heb"):
+        models[name] = bert                              # the makers are replaced: nobody loads the others
     judge = downloads.random_llm(folder / "judge", "llama")
     for name in ("utter-project/EuroLLM-9B-Instruct", "google/gemma-3-12b-it", "google/gemma-3-27b-it",
-                 "meta-llama/Llama-3.1-70B-Instruct", "Qwen/Qwen3-30B-A3B-Instruct-2507"):
+                 "meta-llama/Llama-3.1-70B-Instruct", "Qwen/Qwen3-30B-A3B-Instruct-2507",
+                 "CohereLabs/c4ai-command-a-03-2025"):
         models[name] = judge
     if os.path.isdir(COMET):
         models["FacebookAI/xlm-roberta-large"] = os.path.join(COMET, "encoder")
@@ -163,3 +165,13 @@ def test_rehearsal_of_iwslt26(tmp_path, cache):
     for told in ("## What is missing", "| projector |", "| extract_features |", "10,950 h of speech", "2,018",
                  "| 2026 Table 1 | `bash run_all.sh iwslt26_setup2` | C-setup2 |"):
         assert told in report, told
+
+
+@pytest.mark.rehearsal
+def test_rehearsal_of_the_listeners_with_their_variants(tmp_path, cache):
+    work = tmp_path / "work"
+    get(work, "commonvoice", "multispeechqa", "speech_ifeval")
+    downloads.into_english(str(work / "raw" / "covost2"))
+    printed = rehearse(work, cache, "listeners", "listeners_ast", "listeners_ten", "listeners_ten_ast",
+                       "listeners sweep", limit=2)
+    assert "FAILED" not in printed, printed

@@ -24,6 +24,18 @@ from speech_llm.index import hashes_of  # noqa: E402
 from speech_llm.rows import read_rows, write_rows  # noqa: E402
 
 
+def pytest_configure(config):
+    """Know the marker of the long rehearsals, which run with -m rehearsal only."""
+    config.addinivalue_line("markers", "rehearsal: a long rehearsal of a real system; run with -m rehearsal")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out the long rehearsals unless they are asked for."""
+    if "rehearsal" not in config.getoption("-m"):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("rehearsal")])
+        items[:] = [item for item in items if not item.get_closest_marker("rehearsal")]
+
+
 @pytest.fixture(scope="session")
 def real():
     """The folder of real recordings beside the project; tests that need it are skipped without it."""

@@ -144,6 +144,28 @@ def reports(work, run):
 IWSLT25 = ("acl6060", "covost2", "europarlst", "spokensquad")
 
 
+def test_a_break_is_told_alone_and_a_whole_download_lacks_nothing(hub, tmp_path, monkeypatch, capsys):
+    """One corpus, one package, one licence and the disk: four entries. Mended, the run has all that it needs."""
+    work, find_spec = tmp_path / "work", importlib.util.find_spec
+    get(work, *IWSLT25)
+    os.rename(work / "raw" / "europarlst", tmp_path / "elsewhere")
+    missing = {"py3langid"}
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in missing else find_spec("json")
+                        if name == "py3langid" else find_spec(name))
+    monkeypatch.setattr("data.europarlst.find_decoder", lambda: print)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=50e9))
+    stops, _ = check.check("iwslt25", "", str(work))
+    assert [what.split(",")[0].replace(str(work), "work") for what, _ in stops] == [
+        "work/raw/europarlst/v1.1/en", "the package py3langid", LLAMA, "disk (frames of covost2"]
+
+    os.rename(tmp_path / "elsewhere", work / "raw" / "europarlst")
+    missing.clear()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1e12))
+    monkeypatch.setattr("huggingface_hub.auth_check", lambda name: None)
+    check.main(["iwslt25", "--work", str(work)])
+    assert capsys.readouterr().out.startswith("iwslt25 has all that its run needs.")
+
+
 @pytest.mark.rehearsal
 def test_rehearsal_of_iwslt25_with_its_variants_ablations_and_sweep(tmp_path, cache):
     work = tmp_path / "work"
@@ -153,7 +175,6 @@ def test_rehearsal_of_iwslt25_with_its_variants_ablations_and_sweep(tmp_path, ca
     assert "FAILED" not in printed, printed
 
 
-@pytest.mark.rehearsal
 def test_rehearsal_of_iwslt26(tmp_path, cache):
     """Setup 2, the second stage of SpeechMapper and the 2025 system fill their rows of the same tables."""
     work = tmp_path / "work"

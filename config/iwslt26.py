@@ -1,11 +1,12 @@
 """
 IWSLT 2026 submission, setup 1: SpeechMapper + LoRA on Qwen3-4B (arXiv 2607.01960). Sections and tables are the paper's.
 
-Audio: 10,950 h. Disk: 2,018 GB of frames (184 MB an hour; GigaST alone 1.84 TB), 16 GB of audio that recipes write, 8 GB
-of LLM. Memory: A100-80GB. Time (paper): A 2 days on four GPUs, B 4 days, C 2 hours.
+Audio: 10,950 h. Disk: 2,018 GB of frames (184 MB an hour; GigaST alone 1.84 TB), 16 GB of audio that recipes write,
+8 GB of LLM. Memory: A100-80GB. Time (paper): A 2 days on four GPUs, B 4 days, C 2 hours.
 `NPROC=4 bash run_all.sh iwslt26` uses four GPUs; `bash run_all.sh iwslt26 rehearse` measures the time.
 """
-hours = {"gigast": 10_000, "covost2": 430, "europarlst": 92, "librisqa": 364, "fakacl": 51, "librispeech": 11, "mcif": 2}
+hours = {"gigast": 10_000, "covost2": 430, "europarlst": 92, "librisqa": 364, "fakacl": 51, "librispeech": 11,
+         "mcif": 2}
 gpu_gb = 80
 recipes = ["mcif", "covost2", "europarlst", "librispeech", "librisqa", "fakacl", "gigast"]
 stages = ["extract_features", "train_projector", "train_lora", "merge_sft", "infer", "eval"]

@@ -1,6 +1,6 @@
 """
-The 2025 system and its zero-shot LLM on the test sets of 2026: rows of the 2026 paper's Tables 1, 2 and 4. It runs after
-iwslt25, whose C it decodes, and writes beside iwslt26. Frames are averages of three (2025, section 3).
+The 2025 system and its zero-shot LLM on the test sets of 2026: rows of the 2026 paper's Tables 1, 2 and 4. It runs
+after iwslt25, whose C it decodes, and writes beside iwslt26. Frames are averages of three (2025, section 3).
 """
 base = "iwslt26"
 recipes = ["mcif", "covost2", "europarlst", "librispeech", "librisqa"]

@@ -164,7 +164,7 @@ def missing_gpu(page):
 
 # ---------------------------------------------------------------------------------------------------------------------
 def check(preset, part, work):
-    """Return ([what the run cannot do without], [what costs a score or time]): pairs of what lacks and how to mend it."""
+    """Return ([what the run cannot do without], [what costs a score or time]): pairs of what lacks and its mend."""
     page = read_page(preset)
     models = needed_models(page, part, work)
     stops = missing_of_recipes(page, part, preset, work)

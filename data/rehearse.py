@@ -73,7 +73,7 @@ def smaller(command, page, work, limit):
 
 def is_there(key, entry, work, page):
     """Return whether a corpus or test set has rows, or whether the stage of a system is finished."""
-    folder = os.path.join(work, "rows", entry.partition(".")[0])               # an entry is a corpus or one of its splits
+    folder = os.path.join(work, "rows", entry.partition(".")[0])         # an entry is a corpus or one of its splits
     if key == "systems":
         folder = os.path.join(work, page["run"], entry.partition(":")[2])
         if entry.rpartition(":")[2] in ("llm", "cascade", "seamless", "seamless-text"):
@@ -145,8 +145,8 @@ def time_table(page, work):
         if rate:
             lines.append(f"| infer, {os.path.basename(folder)} | {rate:.2f} s an answer | 1,000 answers | "
                          f"{1000 * rate / 3600:.2f} | | |")
-    return "\n".join([*lines, "", "Steps have the page's full batches; validations are not in the hours. The disk is that of "
-                      "the frames, by the formula."])
+    return "\n".join([*lines, "", "Steps have the page's full batches; validations are not in the hours. The disk is "
+                      "that of the frames, by the formula."])
 
 
 def count_lines(path):

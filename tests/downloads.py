@@ -101,11 +101,12 @@ def mcif(raw, count=3):
         ask, answer = FIXED[language]
         samples, references = [], []
         for n in range(count):
-            samples += [(language, str(n), f"{n}.wav", ask), (language, str(100 + n), f"{n}.wav", answer + "Who speaks?")]
+            samples += [(language, str(n), f"{n}.wav", ask),
+                        (language, str(100 + n), f"{n}.wav", answer + "Who speaks?")]
             references.append((str(100 + n), "QA", f"{n}.wav", "Anna.", "", "A"))
         names, recordings = (",".join(texts) for texts in zip(*((str(n), f"{n}.wav") for n in range(count))))
-        references.append((names, "ASR" if language == "en" else "TRANS", recordings,
-                           "\n".join(sentence(n) for n in range(count)), "\n".join(sentence(n) for n in range(count)), ""))
+        text = "\n".join(sentence(n) for n in range(count))
+        references.append((names, "ASR" if language == "en" else "TRANS", recordings, text, text, ""))
         definition(Path(raw, f"MCIF0.2.IF.short.{language}.src.fixedprompts.xml"), samples)
         reference(Path(raw, f"MCIF.short.{language}.ref.xml.gz"), references, language=language)
     for n in range(count):
@@ -124,7 +125,8 @@ def librisqa(raw, count=3, speakers=10):
         for speaker in range(1, people + 1):
             for n in range(count):
                 item = {"speech_path": f"{part}/{speaker}/7/{speaker}-7-000{n}.flac", "text": sentence(n).lower()}
-                parts["I"].append({**item, "question": f"Where is number {n} of {speaker}?", "answer": f"In {TOWNS[n]}."})
+                parts["I"].append({**item, "question": f"Where is number {n} of {speaker}?",
+                                   "answer": f"In {TOWNS[n]}."})
                 parts["II"].append({**item, "answer": "ABCD"[n % 4], "question_and_option":
                                     f"Question: What sleeps?\nOptions:\nA. a {n}\nB. b\nC. c\nD. d"})
         for numeral, items in parts.items():

@@ -78,15 +78,17 @@ def missing_of_recipes(page, part, preset, work):
 
 
 def width_of(work, encoder):
-    """Return the width of an encoder's frames: from its config.json if it is here, else the known one; 0: unknown."""
+    """Return the width of an encoder's frames: of WIDTHS, or from its config.json if it is here; 0: unknown."""
     from huggingface_hub import try_to_load_from_cache
+    if encoder in WIDTHS:
+        return WIDTHS[encoder]
     path = os.path.join(locate(work, encoder), "config.json")
     if not os.path.isfile(path) and "models/" not in encoder:
         path = try_to_load_from_cache(encoder, "config.json")
     if isinstance(path, str) and os.path.isfile(path):
         config = read_json(path, "download it again")
-        return config.get("hidden_size") or config.get("d_model") or WIDTHS.get(encoder, 0)
-    return WIDTHS.get(encoder, 0)
+        return config.get("hidden_size") or config.get("d_model") or 0
+    return 0
 
 
 def hours_of(page):

@@ -16,7 +16,7 @@ import sys
 from datetime import date
 from typing import NamedTuple
 
-from speech_llm.thoughts import NO_THOUGHT, close_thought
+from speech_llm.thoughts import NO_THOUGHT, after_thought, close_thought
 
 
 CHAT = {  # the published formats: before the user's turn, between user and assistant, end of turn
@@ -114,8 +114,8 @@ def turn_of(tokenizer):
         raise ValueError(f"the chat template of {name} does not end an answer, nor has its tokenizer an end of text")
     if len(markers(tokenizer).sub(" ", head).split()) > 3 and os.environ.get("RANK", "0") == "0":
         print(f"every prompt begins with the system text of {name}: {head!r}", file=sys.stderr)
-    if lead.strip():                                     # markers before an answer, or a tail that opened a thought
-        tail, lead = between if between.startswith(tail) else tail, ""
+    if lead.strip():                                     # markers before an answer, an empty thought, or another tail
+        tail, lead = between if between.startswith(tail) and after_thought(lead) else tail, ""
     return Turn(head, tail, end, lead)
 
 

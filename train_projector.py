@@ -33,6 +33,7 @@ from speech_llm.run import Run
 from speech_llm.stage import already_finished, open_stage
 from speech_llm.speechmapper import (SlotTargets, SpeechMapper, TableObjective, encoder_layers, root_mean_square,
                                      slot_outputs)
+from speech_llm.token_objective import TokenObjective
 from speech_llm.training import learning_rate, processes, set_rate, total_loss, validate
 
 
@@ -48,7 +49,7 @@ class Config:                               # the 2025 paper's values; a page of
     pad: bool = False                       # whether Whisper's frames are those of its whole window
     llm: str = "meta-llama/Llama-3.1-8B-Instruct"
     prompt: str = "2025"                    # whose prompt; speech_llm/prompts.py
-    objective: str = "answers"              # or "embeddings": of the LLM its tokenizer and table alone (SpeechMapper)
+    objective: str = "answers"              # "embeddings", "tokens": on its table alone (SpeechMapper)
     mixture: dict = field(default_factory=lambda: {                  # A.1; section 5.1
         "ASR": (0.4, {"en": 1.0}),
         "ST": (0.6, {"de": 0.3, "it": 0.3, "zh": 0.4})})             # the text; Table 13: it 0.4, zh 0.3 (our choice)
@@ -134,6 +135,7 @@ class Identity(nn.Module):
         return frames
 
 
+TABLE_OBJECTIVES = {"embeddings": TableObjective, "tokens": TokenObjective}      # of SpeechMapper, without the LLM
 PROJECTORS = {"transformer": Projector, "mapper": SpeechMapper, "qformer": QFormer, "identity": Identity}
 
 
@@ -363,11 +365,11 @@ def main(argv=None):
 
     # 2. the frozen LLM or its table alone, a projector from the encoder's width to the LLM's, and the objective
     path, width = locate(c.work, c.llm), features.maps[0].config["width"]
-    if c.objective == "embeddings":
+    if c.objective in TABLE_OBJECTIVES:
         llm, tokenizer, table = None, load_tokenizer(path), load_table(path, device)
         projector, sizes = build_projector(c, width, table.shape[1], device)
         targets = SlotTargets(tokenizer, c.pad_token, c.normalize)
-        objective = TableObjective(projector, table, targets, features, c.micro_tokens)
+        objective = TABLE_OBJECTIVES[c.objective](projector, table, targets, features, c.micro_tokens)
         modules = {"projector": projector, "ctc_head": objective.head}
     else:
         llm, tokenizer = load_llm(path, device)

@@ -15,6 +15,8 @@ logits and frames). Time, computed at 10 TFLOP/s, a third of what a consumer GPU
 minutes (80 GFLOP an utterance), A.1 35 minutes (57,600 utterances of 372 GFLOP), B 5 minutes, C 15 minutes, answers
 half an hour: about two hours with validations. On a CPU: config/small_night.py.
 """
+hours = {"librispeech": 10.7, "librisqa": 115}                               # of speech, dev and test too
+gpu_gb = 8
 recipes = ["librispeech --download", "librisqa --english --hours 100 --download"]
 stages = ["extract_features", "train_projector", "train_lora", "merge_sft", "infer", "eval"]
 common = dict(corpora="librisqa", encoder="openai/whisper-base", mean=3, llm="HuggingFaceTB/SmolLM2-360M-Instruct",

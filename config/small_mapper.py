@@ -6,6 +6,7 @@ Stage A never runs the LLM: an utterance costs 55 GFLOP in place of 372, so that
 C are those of `small`.
 """
 base = "small"
+run = "small_mapper"
 common = dict(mean=2, systems="llm,cascade,B:lora,A:projector,C:merged")
 train_projector = dict(
     objective="embeddings", pad_token="<file_sep>", projector="mapper", layers=3, middle=1024, batch_frames=12_000,

@@ -5,7 +5,9 @@ hours, answers 1.5 hours.
 It needs a work folder of its own: WORK=work-night bash run_all.sh small_night
 """
 base = "small_mapper"
+run = "small_night"
 recipes = ["librispeech --download", "librisqa --english --hours 5 --download"]
+gpu_gb = 0
 common = dict(llm="HuggingFaceTB/SmolLM2-135M-Instruct", micro_tokens=2048,
               test_sets="librispeech.test,librisqa.test")
 train_projector = dict(objective="tokens", pad_token="<|endoftext|>", layers=2, middle=512, batch_frames=2400,

@@ -28,7 +28,8 @@ from speech_llm.pipeline import recipe_commands
 
 FRAME_RATE = 50                              # Hz, of the encoders before averaging
 OMNI = "Qwen/Qwen2.5-Omni-7B"                # its audio encoder has half as many frames
-WIDTHS = {"facebook/seamless-m4t-v2-large": 1024, "openai/whisper-large-v3": 1280, OMNI: 3584}
+WIDTHS = {"facebook/seamless-m4t-v2-large": 1024, "openai/whisper-large-v3": 1280, "openai/whisper-base": 512,
+          OMNI: 3584}
 SPOKEN = ("europarlst", "spokensquad", "fakacl", "multispeechqa")      # recipes that write audio
 AUDIO = 0.1152                               # GB an hour: 16,000 samples a second of 2 bytes
 PACKAGES = {"bert_score": "bert-score==0.3.13", "whisper_normalizer": "whisper-normalizer==0.1.0"}

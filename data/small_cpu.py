@@ -170,7 +170,7 @@ def parse_arguments(argv):
 def main(argv=None):
     args = parse_arguments(argv)
     work, raw = args.work, download(args.work, args.raw, "small_cpu")
-    settings = {"preset": args.preset, "seed": args.seed, **world_of(args.preset, "small_cpu")}
+    settings = {"seed": args.seed, **world_of(args.preset, "small_cpu")}
     if finished(work, "small_cpu", settings):
         return
     refuse_missing("small_cpu", missing(work, raw, args.models))
@@ -187,7 +187,7 @@ def main(argv=None):
     splits |= {split: rows + splits.get(split, []) for split, rows in human.items()}
     write_recorded(work, "small_cpu", splits, speak_one, jobs, "speak")
     write_world(work, "small_cpu", splits["test"])
-    finish_world(work, "small_cpu", settings, splits)
+    finish_world(work, args.preset, "small_cpu", settings, splits)
 
 
 if __name__ == "__main__":

@@ -47,10 +47,10 @@ def real():
 
 @pytest.fixture(scope="session")
 def small_models():
-    """The folder of real small checkpoints beside the project; tests that need it are skipped without it."""
-    folder = os.path.join(os.path.dirname(PROJECT), "small_models")
+    """The folder of real small checkpoints, SMALL_MODELS or beside the project; without it a test is skipped."""
+    folder = os.environ.get("SMALL_MODELS") or os.path.join(os.path.dirname(PROJECT), "small_models")
     if not os.path.isdir(folder):
-        pytest.skip(f"no real checkpoints at {folder}")
+        pytest.skip(f"no real checkpoints at {folder}; the environment variable SMALL_MODELS names their folder")
     return folder
 
 

@@ -10,7 +10,7 @@ recipes = ["librispeech --download", "librisqa --english --hours 5 --download"]
 gpu_gb = 0
 common = dict(llm="HuggingFaceTB/SmolLM2-135M-Instruct", micro_tokens=2048,
               test_sets="librispeech.test,librisqa.test")
-train_projector = dict(objective="tokens", pad_token="<|endoftext|>", layers=2, middle=512, batch_frames=2400,
+train_projector = dict(objective="tokens", pad_token="Ġ", layers=2, middle=512, batch_frames=2400,
                        micro_tokens=2400, accumulate=2, steps=2500, validate_every=250)
 train_lora = dict(batch=8, accumulate=2, steps=100, validate_every=50)
 merge_sft = dict(batch=8, accumulate=2, steps=400, lr_projector=3e-4, lr_lora=1e-3, validate_every=100)

@@ -4,7 +4,8 @@ Everything here is our choice; data/small_cpu.py makes the rows and says which d
 
 Stage A is the cheap way on a CPU: it never runs the LLM. The tokens of the transcript are trained by CTC on the LLM's
 embedding table, in the order of time (`objective`: tokens). The blank between them is a space ("Ġ" in the alphabet of
-byte-level BPE), which a real LLM reads over: with other blanks the frozen LLM reads the same tokens far worse. Disk: 0.6 GB. Memory: 3 GB.
+byte-level BPE), which a real LLM reads over: with other blanks the frozen LLM reads the same tokens far worse.
+Disk: 0.6 GB. Memory: 3 GB.
 """
 world = dict(recipe="small_cpu", human=300, words=60, train=330, dev=20, test=30)      # recordings, words, passages
 stages = ["extract_features", "train_projector", "train_lora", "merge_sft", "infer", "eval"]
@@ -24,7 +25,7 @@ train_lora = dict(
     warmup=5, validate_every=20, validate_rows=8)
 merge_sft = dict(
     mixture={"ASR": (0.7, {"en": 1.0}), "SQA": (0.3, {"en": (0.7, 0.3)})}, shares={"ASR": HUMAN}, batch=8, accumulate=2,
-    steps=60, lr_projector=3e-4, lr_lora=1e-3, warmup_projector=5, warmup=5, cosine=True, validate_every=30,
+    steps=60, lr_projector=1e-4, lr_lora=1e-3, warmup_projector=5, warmup=5, cosine=True, validate_every=30,
     validate_rows=8)
 infer = dict(max_new_tokens=80, batch=16)
 eval = dict(metrics="WER,CER,EM,CONTAINS,ROUGE-1,capped,loops", tables="", judges="")

@@ -43,6 +43,7 @@ HUB = {"whisper-tiny": "openai/whisper-tiny", "whisper-base": "openai/whisper-ba
        "smollm2-360m-instruct": "HuggingFaceTB/SmolLM2-360M-Instruct"}
 RATES = (150, 200)                          # words a minute of the passages
 HOLD_OUT = 10                               # every tenth human recording: in turn of dev and of human
+CONSTRAINED = 10                            # test passages of closed and plain, three rows each
 TEST_ARTICLES, DEV_ARTICLES = 4, 2          # of 48
 
 
@@ -184,9 +185,11 @@ def main(argv=None):
     articles = read_passages(os.path.join(raw, "spoken_squad", "spoken_test-v1.1.json"), settings["words"])
     splits, jobs = spoken_rows(work, articles, settings, args.seed)
     human = human_rows(raw, settings["human"])
+    # one question of either kind a passage: two cores have to answer them, system by system
+    splits["test"] = [row for row in splits["test"] if row["id"].endswith(("/ASR.en", "-0.en"))]
     splits |= {split: rows + splits.get(split, []) for split, rows in human.items()}
     write_recorded(work, "small_cpu", splits, speak_one, jobs, "speak")
-    write_world(work, "small_cpu", splits["test"])
+    write_world(work, "small_cpu", splits["test"][:3 * CONSTRAINED])
     finish_world(work, args.preset, "small_cpu", settings, splits)
 
 

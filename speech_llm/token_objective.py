@@ -1,7 +1,7 @@
 """
 The third objective of stage A: the transcript's tokens on the LLM's table, where they are spoken (our choice).
 
-B batch   D LLM width   V vocabulary   N slots of a batch
+B batch   D LLM width   V vocabulary   N slots of a batch   R tokens that compete
 """
 import torch
 import torch.nn.functional as F
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from speech_llm.batches import padding_mask
 from speech_llm.speechmapper import CHUNK, TableObjective, ctc_loss, root_mean_square, slot_outputs
 
+RIVALS = 4096                                # random tokens of the table beside those of a batch (our choice)
 SHARPNESS = 25                               # the cosines' factor in the softmax over the table (our choice)
 
 
@@ -42,8 +43,11 @@ class TokenObjective(TableObjective):
         """Return the sums (2,) of CTC a token over utterances and of the squared error of the size over slots."""
         centred = output - self.mean
         sizes = (centred.norm(dim=2) / self.radius - 1).square()[~padding_mask(output, lengths)]
-        scores = SHARPNESS * F.normalize(centred, dim=2) @ self.directions.T                         # (B, slots, V)
-        ctc = ctc_loss(scores, lengths, [s["target"] for s in batch.samples], self.targets.pad)
+        spoken = torch.tensor([self.targets.pad, *(token for s in batch.samples for token in s["target"])])
+        rows = torch.cat([spoken, torch.randint(len(self.table), (RIVALS,))]).unique()               # (R,), sorted
+        scores = SHARPNESS * F.normalize(centred, dim=2) @ self.directions[rows.to(output.device)].T     # (B, slots, R)
+        places = [torch.searchsorted(rows, torch.tensor(s["target"])).tolist() for s in batch.samples]
+        ctc = ctc_loss(scores, lengths, places, torch.searchsorted(rows, self.targets.pad).item())
         return torch.stack([ctc, sizes.sum()])
 
     def report(self, samples):

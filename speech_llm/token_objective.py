@@ -28,9 +28,9 @@ class TokenObjective(TableObjective):
         centred = self.table - self.mean
         self.directions, self.radius = F.normalize(centred), centred.square().sum(1).mean().sqrt()
 
-    def encode(self, row, text=False):
+    def sample(self, row, text=False):
         """Return a sample as TableObjective does, its "target" the tokens; None if CTC needs more slots for them."""
-        sample = super().encode(row)
+        sample = super().sample(row)
         tokens = self.targets.tokens(row)
         repeats = sum(first == second for first, second in zip(tokens, tokens[1:]))
         return sample and len(tokens) + repeats <= sample["slots"] and {**sample, "target": tokens} or None

@@ -168,10 +168,10 @@ def row_of(text):
 
 
 def test_a_sample_needs_a_slot_for_every_token_and_one_between_equal_tokens(objective):
-    sample = objective.encode(row_of("ABC"))                             # 12 frames are 4 slots
+    sample = objective.sample(row_of("ABC"))                             # 12 frames are 4 slots
     assert (sample["slots"], sample["target"]) == (4, [1, 2, 3])
-    assert objective.encode(row_of("abca"))["target"] == [1, 2, 3, 1]
-    assert objective.encode(row_of("abcda")) is None and objective.encode(row_of("aabc")) is None
+    assert objective.sample(row_of("abca"))["target"] == [1, 2, 3, 1]
+    assert objective.sample(row_of("abcda")) is None and objective.sample(row_of("aabc")) is None
 
 
 def test_the_loss_is_small_where_the_tokens_are_in_order_and_of_the_table_s_size(objective):
@@ -184,7 +184,7 @@ def test_the_loss_is_small_where_the_tokens_are_in_order_and_of_the_table_s_size
 
 
 def test_training_writes_the_tokens_in_order(objective):
-    samples = [objective.encode(row_of("abc"))]
+    samples = [objective.sample(row_of("abc"))]
     optimizer = torch.optim.AdamW([*objective.mapper.parameters(), *objective.head.parameters()], lr=1e-2)
     first, _ = optimizer_step([optimizer], objective, samples, objective.batches(samples))
     assert objective.report(samples)["token errors"] > 0
@@ -219,7 +219,7 @@ def test_a_few_steps_on_a_human_recording_lower_the_loss_on_a_real_table(small_m
     mapper = SpeechMapper(width=384, llm_width=576, layers=1, heads=2, ffn=64, dropout=0.0, middle=64)
     targets = SlotTargets(transformers.AutoTokenizer.from_pretrained(path), "<|endoftext|>", True)
     objective = TokenObjective(mapper, load_table(path, torch.device("cpu")), targets, frames, 1000)
-    samples = [objective.encode(row_of("in being comparatively modern."))]
+    samples = [objective.sample(row_of("in being comparatively modern."))]
     optimizer = torch.optim.AdamW([*mapper.parameters(), *objective.head.parameters()], lr=1e-3)
     losses = [optimizer_step([optimizer], objective, samples, objective.batches(samples), 1.0)[0] for _ in range(12)]
     assert all(last < first for last, first in zip(losses[-1], losses[0])) and sum(losses[-1]) < sum(losses[0]) / 2

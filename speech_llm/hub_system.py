@@ -23,6 +23,7 @@ from tqdm import tqdm
 from speech_llm.audio import SAMPLE_RATE, read_audio
 from speech_llm.llm import load_checkpoint, loading
 from speech_llm.prompts import instruction
+from speech_llm.thoughts import NO_THOUGHT, close_thought
 from speech_llm.turns import without_markers
 
 
@@ -74,11 +75,11 @@ def render(processor, text):
     for content in (parts[:1 + bool(text)], processor.audio_token + text):
         try:
             prompt = processor.apply_chat_template([{"role": "user", "content": content}], chat_template=template,
-                                                   tokenize=False, add_generation_prompt=True)
+                                                   tokenize=False, add_generation_prompt=True, **NO_THOUGHT)
         except Exception:                                # a template may raise any error for such content
             continue
         if prompt.count(processor.audio_token) == 1:
-            return prompt
+            return close_thought(prompt)
     raise ValueError(f"the chat template of {type(processor).__name__} has no place for audio")
 
 

@@ -129,6 +129,8 @@ def test_the_turn_holds_the_audio_once_and_the_words_of_the_row(qwen2_audio, gra
         "<|im_start|>user\nAudio 1: <|audio_bos|><|AUDIO|><|audio_eos|>\nTranscribe this utterance<|im_end|>\n"
         "<|im_start|>assistant\n")
     assert render(processor, "").endswith("<|audio_eos|>\n<|im_end|>\n<|im_start|>assistant\n")
+    processor.chat_template += "{% if not enable_thinking is defined %}No{% endif %}<think>\n"
+    assert render(processor, "").endswith("assistant\n<think>\n\n</think>\n\n")
     _, _, processor = load_hub(granite_speech, CPU)
     assert "<|audio|>Who?" in render(processor, "Who?")
     processor.chat_template = "{{ 'Hello' }}"

@@ -21,9 +21,7 @@ SPOKEN = [
     ("1,024 tokens & 12 layers", "one thousand twenty-four tokens and twelve layers"),
     ("0.85 F1 vs. 3.5 %", "zero point eight five F one vs. three point five percent"),
     ("$1.5M or $10,000.50", "one point five million dollars or ten thousand point five zero dollars"),
-    ("$3 million", "three million dollars"),
     ("10-20% and 5–10 times", "ten to twenty percent and five to ten times"),
-    ("in 2022-2023", "in twenty twenty-two to twenty twenty-three"),
     ("the 21st, 3rd and 112th", "the twenty-first, third and one hundred twelfth"),
     ("the 1990s, the 2000s", "the nineteen nineties, the two thousands"),
     ("1905, 1900, 2005, 2,005", "nineteen oh five, nineteen hundred, two thousand five, two thousand five"),
@@ -32,9 +30,7 @@ SPOKEN = [
     ("-5 degrees, ~7 points, ±3", "minus five degrees, about seven points, plus or minus three"),
     ("p < 0.05 and a+b=c", "p less than zero point zero five and a plus b equals c"),
     ("7B parameters, 10k words, 11.5", "seven billion parameters, ten thousand words, eleven point five"),
-    ("1,234,567", "one million two hundred thirty-four thousand five hundred sixty-seven"),
     ("007, 0, 1000000000000000", "zero zero seven, zero, " + " ".join(["one", *["zero"] * 15])),
-    ("state-of-the-art, well-known words", "state-of-the-art, well-known words"),
     ("１２ ②", "１２ ②"),                                                    # digits of other scripts are left alone
 ]
 

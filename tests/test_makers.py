@@ -201,8 +201,11 @@ def test_each_speaker_as_transformers_speaks_alone(seamless):
         assert not np.array_equal(*voices)
 
 
-def test_voices_depend_on_seed_and_name_alone(seamless, tmp_path):
+def test_voices_depend_on_seed_and_name_alone(seamless, tmp_path, capsys):
+    """A random model says anything but the text, which is counted."""
     forward = waves(speak.speak(NAMED, str(tmp_path / "a"), seamless, batch=3))
+    spoken = sum(map(bool, forward.values()))
+    assert f"{spoken} of 7 texts spoken" in (told := capsys.readouterr().out) and f"{spoken} of them in other" in told
     backward = waves(speak.speak(dict(reversed(NAMED.items())), str(tmp_path / "b"), seamless, batch=2))
     assert backward == forward and any(forward.values())
     other = waves(speak.speak(NAMED, str(tmp_path / "c"), seamless, seed=1, batch=3))
@@ -246,11 +249,7 @@ def test_spoken_rows_of_a_file(seamless, tmp_path, monkeypatch, capsys):
         speak.speak_rows(rows, f"{tmp_path}/audio", seamless)
 
 
-def test_changed_words_are_counted(seamless, tmp_path, capsys):
-    speak.speak(NAMED, str(tmp_path), seamless)          # a random model says anything but the text
-    assert "of 7 texts spoken" in (out := capsys.readouterr().out)
-    spoken = int(out.split(" of 7")[0].split()[-1])
-    assert f"{spoken} of them in other words" in out and spoken > 3
+def test_words_are_compared_without_marks_and_capitals():
     assert speak.bare("It's the U.S.A., isn't it?") == speak.bare("IT’S the u.s.a. isn't  it")
     assert speak.bare("two books") != speak.bare("two book")
 

@@ -35,17 +35,10 @@ from speech_llm.prompts import NOT_ANSWERABLE
     ("伦敦", "London", "zh", 0),
     ("Он живёт в Москве.", "в москве", "ru", 1 / 2),              # other scripts: whole words
     ("서울 특별시", "서울", "ko", 1 / 2), ("दिल्ली में", "दिल्ली", "hi", 1 / 2),
-    ("東京タワー", "東京", "ja", 2 / 5), ("กรุงเทพ", "กรุง", "th", 4 / 7)])        # no spaces: characters
+    ("東京タワー", "東京", "ja", 2 / 5), ("กรุงเทพ", "กรุง", "th", 4 / 7),         # no spaces: characters
+    ("القاهرة", "القاهرة", "ar", 1), ("NATO", "NATO", "ru", 1), ("IBM", "IBM", "zh", 1)])      # another script's word
 def test_rouge_recall_by_hand(reference, prediction, language, value):
     assert recall(reference, prediction, language) == pytest.approx(value, abs=0)
-
-
-@pytest.mark.parametrize("language, text", [
-    ("ru", "Москва"), ("ar", "القاهرة"), ("hi", "दिल्ली"), ("ko", "서울"), ("ja", "ひらがな"), ("th", "กรุงเทพ"),
-    ("de", "Ü"), ("ru", "NATO"), ("zh", "IBM")])
-def test_equal_texts_have_the_recall_100_in_every_script(language, text):
-    assert rouge1_recall([text], [text], language) == 100
-    assert rouge1_recall([text], ["?"], language) == 0
 
 
 def test_rouge_of_a_corpus_is_the_mean_in_percent():

@@ -15,8 +15,7 @@ TURNS = [  # task, language, what stands between "</speech>\n" and the end of th
     ("ST", "de", "Question: Können Sie den Inhalt der Rede in den deutschen Text übersetzen?\nYour answer:"),
     ("ST", "it", "Question: Puoi tradurre il contenuto del discorso in testo italiano?\nYour answer:"),
     ("ST", "zh", "Question: 你能把演讲内容翻译成中文吗?\nYour answer:"),
-    ("SQA", "en", "Question: Who sleeps?\nYour answer:"),
-    ("MCQ", "en", "Question: Who sleeps?\nYour answer:"),
+    ("SQA", "en", "Question: Who sleeps?\nYour answer:"), ("MCQ", "en", "Question: Who sleeps?\nYour answer:"),
 ]
 
 
@@ -37,13 +36,8 @@ def test_prompt_is_the_papers_byte_for_byte(task, language, after):
     row = {**SPOKEN, "task": task, "language": language, "question": "Who sleeps?"}
     assert user_turn(row) == ("Content: <speech>", "</speech>\n" + after)
     assert user_turn(row, text=True) == ("Content: <text>The cat sleeps.</text>\n" + after, "")
-
-
-@pytest.mark.parametrize("task, language, after", TURNS)
-def test_2026_has_a_blank_line_before_the_suffix(task, language, after):
-    """Table 7: one newline ends the task line, another begins the suffix."""
-    row = {**SPOKEN, "task": task, "language": language, "question": "Who sleeps?"}
-    assert user_turn(row, prompt="2026")[1] == "</speech>\n" + after.replace("\nYour", "\n\nYour")
+    blank_line = after.replace("\nYour", "\n\nYour")            # 2026, Table 7: before the suffix
+    assert user_turn(row, prompt="2026")[1] == "</speech>\n" + blank_line
 
 
 @pytest.mark.parametrize("task, language, suffix", [     # two of the four have a space before the newline

@@ -17,7 +17,7 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from data import acl6060, covost2, europarlst, recipe
 from data.recipe import begin, finish, finished
 from speech_llm.cache import features_folder, load_rows, write_shard
-from speech_llm.files import text_lines, write_json
+from speech_llm.files import write_json
 from speech_llm.rows import read_rows, remake, rows_file, write_rows
 
 RECIPES = ("acl6060", "commonvoice", "covost2", "europarlst", "multispeechqa", "speech_ifeval", "spokensquad")
@@ -46,22 +46,6 @@ def test_every_slice_of_jobs_has_its_own_process_and_a_failing_one_ends_the_work
     assert pids[0] == pids[1] and pids[2] == pids[3] and len(set(pids)) == 3 and f"{os.getpid()}\n" not in pids
     with pytest.raises(RuntimeError, match="jobs: a process ended with exit code 1"):
         recipe.in_processes(int, ["1", "2", "three", "4"], "jobs")
-
-
-def test_text_lines_names_the_line_that_is_not_utf8():
-    assert list(text_lines(io.BytesIO("\ufeffa\r\né\u2028b".encode()), "x")) == ["a\r\n", "é\u2028b"]
-    assert "x.txt line 2 is not UTF-8" in refused(list, text_lines(io.BytesIO(b"a\n\xff\n"), "x.txt"))
-
-
-def test_unreadable_says_why(tmp_path):
-    soundfile.write(tmp_path / "good.wav", np.zeros(1600), 16000)
-    soundfile.write(tmp_path / "silent.wav", np.zeros(0), 16000)
-    (tmp_path / "zero.wav").touch()
-    (tmp_path / "text.mp3").write_text("not audio")
-    names = ["good.wav", "silent.wav", "zero.wav", "text.mp3", "none.wav"]
-    reasons = recipe.unreadable([str(tmp_path / name) for name in names])
-    assert [reasons.get(str(tmp_path / name), "").split(":")[0] for name in names] == [
-        "", "no samples", "empty file", "cannot be decoded", "no such file"]
 
 
 def test_report_counts_beside_the_paper_and_stops_below_half_of_it(tmp_path, capsys):
@@ -237,24 +221,6 @@ def test_the_first_line_of_a_clip_stays(tmp_path, capsys):
     path = write(tmp_path / "x.tsv", TSV + "a.mp3\tA\ttest\na.mp3\tB\tdev\n")
     assert covost2.read_translations(path) == {"a.mp3": ("A", "test")}
     assert "1 lines name a clip a second time" in capsys.readouterr().out
-
-
-MARKS = {"zh": dict(train=7079, dev=4843, test=4898, train_covost=6, dev_covost=11, test_covost=10, dev_dup=9,
-                    test_dup=42),
-         "pt": dict(train=6014, dev=3318, test=4023, train_covost=3144, dev_covost=275, test_covost=233, dev_dup=2456,
-                    test_dup=2668)}
-
-
-@pytest.mark.parametrize("source, splits, removed", [("zh", [7079 + 6, 4843, 4898], 0),
-                                                     ("pt", [6014 + 3144, 3318 - 3, 4023 - 2], 9)])
-def test_released_translations(real, source, splits, removed):
-    translations = covost2.read_translations(os.path.join(real, "covost2", "raw_tsv", f"covost_v2.{source}_en.tsv"))
-    assert collections.Counter(mark for _, mark in translations.values()) == MARKS[source]
-    assert sum("[TO REMOVE]" in text for text, _ in translations.values()) == removed
-    ours, dropped = covost2.split_translations(translations)
-    assert [len(ours[split]) for split in ("train", "dev", "test")] == splits
-    assert len(dropped) == (5 if removed else 0)             # the other four are in no split
-    assert all(why == "translation marked [TO REMOVE]" for _, _, why in dropped)
 
 
 def test_the_english_test_set_survives_the_join(real, tmp_path):

@@ -1,7 +1,6 @@
 """MultiSpeechQA and MultiSpeech-Bench: the recipe with fast makers."""
 import json
 import os
-import random
 import sys
 from collections import Counter
 from pathlib import Path
@@ -36,7 +35,7 @@ for line in open(sys.argv[-1], encoding="utf-8"):
 def world(tmp_path, monkeypatch):
     """A folder with 100 pairs, makers that answer at once, a TTS command."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(multispeechqa, "BLOCK", 10)
+    monkeypatch.setattr(multispeechqa, "BLOCK", 40)
     os.mkdir("seamless")
     spoken = []
 
@@ -87,7 +86,7 @@ def test_the_shares_of_table_1():
     test = quotas(1000, sizes)         # 35.2, 35.2, 12.3, 34.1, 66.6, 9.2, 807.6: the two most cut get one more
     assert test == {"trivia-multi": 35, "trivia-single": 35, "assistant-v1": 12, "assistant-v2": 34, "alpaca": 67,
                     "identity": 9, "rlhf": 808}
-    assert sum(quotas(2000, sizes).values()) == 2000 and quotas(3, {"a": 1, "b": 1}) == {"a": 2, "b": 1}
+    assert quotas(3, {"a": 1, "b": 1}) == {"a": 2, "b": 1}
 
 
 @pytest.mark.parametrize("split_name, subset", [
@@ -113,22 +112,13 @@ def test_no_question_is_on_both_sides():
         split_pairs(pairs, {"dev": 3, "test": 8}, 5, 0, [])
 
 
-def test_other_subsets_go_by_their_size():
-    pairs = pairs_of(*(f"a {n}" for n in range(30)), *(f"rlhf {n}" for n in range(10)))
-    splits = split_pairs(pairs, {"dev": 4, "test": 4}, 2, 0, [])
-    assert Counter(pair["subset"] for pair in splits["test"]) == {"a": 3, "rlhf": 1}
-    assert Counter(pair["subset"] for pair in splits["train"]) == {"a": 24, "rlhf": 2}
-
-
-@pytest.mark.parametrize("subsets, told, train", [(("rlhf", "harmless"), "not in Table 1: harmless; ", 3 + 7),
-                                                  (("rlhf",), "", 3), (("pairs",), "", 5)])
-def test_a_subset_that_table_1_does_not_have_is_told(subsets, told, train, capsys):
+def test_subsets_go_by_their_size_and_one_that_table_1_does_not_have_is_told(capsys):
     """If RLHF had another name, all of its 379,621 pairs would be in train, and the screen must say so."""
-    pairs = [{"name": f"{subset}-{n}", "subset": subset, "question": f"{subset} {n}"} for subset in subsets
-             for n in range(9)]
-    assert len(split_pairs(pairs, {"dev": 2, "test": 2}, 3, 0, [])["train"]) == train
-    out = capsys.readouterr().out
-    assert out.startswith(told) and bool(out) == bool(told)
+    pairs = pairs_of(*(f"harmless {n}" for n in range(30)), *(f"rlhf {n}" for n in range(10)))
+    splits = split_pairs(pairs, {"dev": 4, "test": 4}, 2, 0, [])
+    assert Counter(pair["subset"] for pair in splits["test"]) == {"harmless": 3, "rlhf": 1}
+    assert Counter(pair["subset"] for pair in splits["train"]) == {"harmless": 24, "rlhf": 2}
+    assert capsys.readouterr().out.startswith("not in Table 1: harmless; ")
 
 
 # --- The recipe.
@@ -197,16 +187,16 @@ def test_recordings_of_the_download_are_taken(world):
 
 
 def test_a_killed_tts_command_goes_on(world):
-    """Blocks of ten: what a block has written when the command fails is written again, earlier blocks are not."""
+    """Blocks of forty: what a block has written when the command fails is written again, earlier blocks are not."""
     failing = ["--languages", "el", *ARGUMENTS[:-1], f"{sys.executable} tts.py 61?", "--rlhf", "200"]
-    with pytest.raises(SystemExit, match="ended with exit code 3.* goes on with these 10 texts"):
+    with pytest.raises(SystemExit, match="ended with exit code 3.* goes on with these 40 texts"):
         multispeechqa.main(failing)
     before, whole = open("tts.log").readlines(), [path.stem for path in Path("work/audio").glob("**/[!.]*.wav")]
-    assert len(whole) == 10 * (len(before) // 10) < 88 and len(before) % 10 > 0
+    assert len(whole) == 40 * (len(before) // 40) < 88 and len(before) % 40 > 0
     Path("tts.py").write_text(TTS.replace("sys.exit(3)", "pass"))
     multispeechqa.main(failing)
     after = open("tts.log").readlines()
-    assert len({*after}) == 100 and len(after) == 100 + len(before) % 10
+    assert len({*after}) == 100 and len(after) == 100 + len(before) % 40
     assert not list(Path("work/audio").glob("**/.*.wav"))
     assert len(list(Path("work/audio").glob("**/*.wav"))) == 100
 
@@ -215,7 +205,7 @@ def test_a_killed_tts_command_goes_on(world):
     (["--languages", "de,xx"], "--languages xx: known are en, de,"),
     (["--languages", "ja", "--tts_languages", "ja"], "--tts_languages ja: which command speaks them. Pass --tts"),
     (["--languages", "de"], "dev needs 1978 pairs of rlhf"),
-    (["--languages", "el", "--tts", "no_such_program x"], "no_such_program is missing: --tts no_such_program x cannot be"),
+    (["--languages", "el", "--tts", "no_such x"], "no_such is missing: --tts no_such x cannot be"),
     (["--languages", "de", "--raw", "nowhere"], "questions in .*nowhere is missing: download")])
 def test_refused_before_any_work(world, more, message):
     with pytest.raises(SystemExit, match=message):
@@ -223,9 +213,8 @@ def test_refused_before_any_work(world, more, message):
     assert not world and not os.path.exists("work/rows")
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"question": "a"}', '{"question": 1, "answer": 2}', '{"question": null}',
-                                  '{"question": "a", "answer": "b", "audio": 3}', "", "\0", "null", "[" * 100_000,
-                                  '{"question": "a", "answer": "b", "split_name": ["c"]}'])
+@pytest.mark.parametrize("line", ["{", '{"question": "a"}', '{"question": 1, "answer": 2}',
+                                  '{"question": "a", "answer": "b", "audio": 3}'])
 def test_a_damaged_line_is_named(world, line):
     with open("work/raw/multispeechqa/a.jsonl", "a") as file:
         file.write(line + "\n")
@@ -254,28 +243,6 @@ def test_the_hub_s_parquet(world):
         Path("work/raw/multispeechqa/1.parquet").write_bytes(damaged)
         with pytest.raises(SystemExit, match="1.parquet is damaged"):
             multispeechqa.main(["--work", "again", "--raw", "work/raw/multispeechqa", "--languages", "en", *MODEL])
-
-
-def test_with_the_real_makers(world, seamless, monkeypatch):
-    """The random Seamless translates and speaks German; dev and test have one of its five voices, train the others."""
-    from data import translate
-    from data.tiny import draw_sentence
-    for module in (speak, translate):
-        monkeypatch.setattr(module, "MAX_TOKENS", 16)
-    monkeypatch.setattr(multispeechqa, "speak", speak.speak)
-    monkeypatch.setattr(multispeechqa, "translate", translate.translate)
-    rng = random.Random(0)
-    texts = list(dict.fromkeys(draw_sentence(rng)["text"][0] for _ in range(200)))
-    write_pairs([{"question": question, "answer": answer} for question, answer in zip(texts[:30], texts[30:60])])
-    multispeechqa.main(["--languages", "de", *ARGUMENTS, "--seamless", seamless])
-    rows = {split: read_rows(f"work/rows/multispeechqa/{split}.jsonl") for split in ("train", "test")}
-    assert all(row["transcript"] == row["question"] != row["target"] for row in rows["train"] + rows["test"])
-    for split, voices in (("train", {0, 1, 2, 3}), ("test", {4})):
-        with open(f"work/audio/multispeechqa/de/{split}/spoken.jsonl", encoding="utf-8") as file:
-            spoken = [json.loads(line) for line in file][1:]
-        assert spoken and {line["result"]["speaker"] for line in spoken} <= voices
-        voiced = {line["item"][0] for line in spoken if line["result"]["spoken"]}
-        assert {row["utterance"].split("/")[-1] for row in rows[split]} == voiced
 
 
 @pytest.fixture

@@ -8,24 +8,19 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from references import lines, vectors
 
 from data import speech_ifeval as recipe
 from metrics import chat, speech_ifeval
 from metrics.error_rates import word_error_rate
 from metrics.ifeval import follows
-from metrics.speech_ifeval import GROUPS, judge_chat, normalize, questions_folder, scores, verdict
+from metrics.speech_ifeval import GROUPS, judge_chat, normalize, scores, verdict
 from speech_llm.cache import features_folder
 from speech_llm.prompts import TASK_LINES, user_turn
 from speech_llm.rows import read_rows
 
 
-PARITY = Path(__file__).parents[2] / "shared" / "parity" / "speech_ifeval_llm_step.jsonl"
 DESTA = "speech_ifeval/reference_outputs/DeSTA-ntu--DeSTA2-8B-beta"
-
-
-def lines(path):
-    with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
 
 
 # --- The published system.
@@ -62,9 +57,7 @@ def test_every_stored_verdict_comes_out_the_same(real):
 
 
 def test_the_judge_s_steps_agree_with_the_reference():
-    if not PARITY.exists():
-        pytest.skip(f"no reference vectors at {PARITY}")
-    for v in lines(PARITY):
+    for v in vectors("speech_ifeval_llm_step.jsonl"):
         if v["kind"] == "extract_result":
             assert verdict(v["text"]) is (v["expected"] and v["expected"].lower() == "yes"), v
         elif v["kind"] == "normalize_text":
@@ -105,6 +98,8 @@ def test_scores_by_hand():
     assert tasks["ASR"] == 100 * 5 / 8 and tasks["altered"] == 0             # c, d -> x and nothing; b, c, d are gone
     assert tasks["MMAU"] == 50 and tasks["unparsable"] == pytest.approx(100 / 3)
     assert set(scored["tasks"]) == {"closed"} and "SER" not in tasks
+    changed = [item("hello there", reply="hello my friend", **SPOKEN), item("hi", reply="", **SPOKEN)]
+    assert speech_ifeval.task_scores(changed)["altered"] == 50               # "my" and "friend" are the judge's words
 
 
 def test_without_a_judge_there_is_no_ifrate():
@@ -112,11 +107,6 @@ def test_without_a_judge_there_is_no_ifrate():
             for group, items in SMALL.items()}
     scored = scores(bare)
     assert scored["closed"] == 80 and scored["tasks"] == {} and not {"cot", "IFrate", "unparsable"} & scored.keys()
-
-
-def test_what_the_judge_adds_to_a_transcript_is_counted():
-    changed = [item("hello there", reply="hello my friend", **SPOKEN), item("hi", reply="", **SPOKEN)]
-    assert speech_ifeval.task_scores(changed)["altered"] == 50
 
 
 @pytest.mark.parametrize("rate, reference, published", [(36.89, 74.07, -50.20), (68.06, 74.07, -8.11),
@@ -150,26 +140,8 @@ def test_the_points_of_a_curve_over_lora_s_scale(tmp_path):
     assert first["accuracy"] == 75 and "WER" not in first                    # MMAU 50, GR 100, without a constraint
     assert last["accuracy"] == 50 and last["WER"] == 62.5                    # with one: there is nothing else
     assert speech_ifeval.point(scores({"creative": SMALL["creative"]})) == {"creative": 50}
-    drawn = []
-    for points in ([{"scale": 0.125, **first}, {"scale": 1, **last}], [{"scale": 0, "closed": 50}]):
-        speech_ifeval.plot_curve(points, str(tmp_path / "curve.png"), "C")
-        drawn.append((tmp_path / "curve.png").read_bytes())
-        assert drawn[-1][:4] == b"\x89PNG" and os.listdir(tmp_path) == ["curve.png"]
-    assert drawn[0] != drawn[1]
-
-
-def test_salmonn_stands_at_an_eighth_of_its_training(tmp_path, monkeypatch):
-    """alpha 4 of 32; the legend says whose figures they are."""
-    from matplotlib.axes import Axes
-    plotted, plot = [], Axes.plot
-
-    def note(axes, *xy, **style):
-        plotted.append((xy, style))
-        return plot(axes, *xy, **style)
-    monkeypatch.setattr(Axes, "plot", note)
-    speech_ifeval.plot_curve([{"scale": 1, "IFrate": 60}, {"scale": 0, "IFrate": 80}], str(tmp_path / "curve.png"))
-    (ours, _), (paper, style) = plotted
-    assert ours == ([0, 1], [80, 60]) and paper == ((4 / 32, 1), (68.06, 36.89)) and style["label"].startswith("paper")
+    speech_ifeval.plot_curve([{"scale": 0.125, **first}, {"scale": 1, **last}], str(tmp_path / "curve.png"), "C")
+    assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG" and os.listdir(tmp_path) == ["curve.png"]
 
 
 # --- The questions of the toy worlds.
@@ -181,6 +153,11 @@ WORLD = [{"id": f"tiny/test-{n}/{task}.{language}{invalid}", "utterance": f"tiny
          for n in range(8)
          for task, language, invalid in (("ASR", "en", ""), ("ST", "de", ""), ("SQA", "en", ""),
                                          ("SQA", "en", "-invalid"), ("SQA", "it", ""))]
+
+
+def results_of_toy():
+    """Return {system: its scores} of C and the text LLM."""
+    return {system: json.loads(Path(f"work/tiny/speech_ifeval/{system}.json").read_text()) for system in ("C", "llm")}
 
 
 @pytest.mark.parametrize("constraint", recipe.CONSTRAINTS, ids=lambda constraint: constraint[1])
@@ -216,7 +193,7 @@ def test_the_questions_of_a_small_world(tmp_path, monkeypatch, capsys):
     speech_ifeval.main(["work/tiny/predictions/C", "--reference", "work/tiny/predictions/llm", "--corpus", "tiny",
                         "--judge", "contains"])
     printed = capsys.readouterr().out
-    scored = {system: json.loads(Path(f"work/tiny/speech_ifeval/{system}.json").read_text()) for system in ("C", "llm")}
+    scored = results_of_toy()
     assert scored["C"]["closed"] == 0 and scored["llm"]["closed"] == 100 and "IFrate" not in scored["C"]
     assert "| system | closed | forgetting, closed |\n|---|---|---|\n| C | 0.00 | -100.00 |\n" in printed
     assert "| BP |" not in printed and "no IFrate" not in printed
@@ -251,11 +228,9 @@ def benchmark(raw):
     return items_of
 
 
-def test_the_rows_and_what_is_refused(tmp_path, monkeypatch, capsys):
+def test_the_rows(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     raw = tmp_path / "work" / "raw" / "speech_ifeval"
-    with pytest.raises(SystemExit, match="audios is missing: unpack audios.tar"):
-        recipe.main([])
     benchmark(raw)
     recipe.main(["--incomplete"])
     printed = capsys.readouterr().out
@@ -271,15 +246,10 @@ def test_the_rows_and_what_is_refused(tmp_path, monkeypatch, capsys):
     assert user_turn(row)[1].startswith("</speech>\nQuestion: Who speaks? Use capital letters only.\n")
     assert user_turn(row, text=True)[0].startswith("Content: <text>[0 - 1] Hi.</text>\nQuestion: Who speaks? Use")
 
-    with open(raw / "eval_data" / "chain-of-thought.jsonl", "a") as file:
-        file.write('{"instruction": "Why?"}\n')
-    with pytest.raises(SystemExit, match="chain-of-thought.jsonl line 3 has no 'metric'"):
-        recipe.main(["--work", "other", "--raw", str(raw)])
-
 
 def test_the_real_files_have_the_published_numbers(real, tmp_path, capsys):
-    (tmp_path / "audios").mkdir()
-    os.symlink(f"{real}/speech_ifeval/eval_data", tmp_path / "eval_data")
+    os.makedirs(tmp_path / "data" / "audios")
+    os.symlink(f"{real}/speech_ifeval/eval_data", tmp_path / "data" / "eval_data")               # as in the clone
     arguments = ["--work", str(tmp_path / "work"), "--raw", str(tmp_path)]
     with pytest.raises(SystemExit, match="recordings: 933 of 933 cannot be read"):
         recipe.main(arguments)
@@ -287,12 +257,6 @@ def test_the_real_files_have_the_published_numbers(real, tmp_path, capsys):
     assert capsys.readouterr().out.count("| +0 |") == 2 * 4
     rows = [row for group in GROUPS for row in read_rows(str(tmp_path / f"work/rows/speech_ifeval/{group}.jsonl"))]
     assert len(rows) == 2466 and len({row["utterance"] for row in rows}) == 933
-
-
-@pytest.mark.parametrize("place", [".", "data", "Speech-IFEval/data"])
-def test_the_questions_lie_in_the_download_or_in_a_clone(tmp_path, place):
-    (tmp_path / place / "eval_data").mkdir(parents=True)
-    assert os.path.normpath(questions_folder(str(tmp_path))) == os.path.normpath(tmp_path / place)
 
 
 def test_closed_and_plain_questions_share_their_frames():
@@ -329,7 +293,7 @@ def test_infer_runs_its_files_and_they_are_scored(after_training, run_stage, mon
     arguments = [folders[0], "--reference", folders[1], "--judge", "a judge"]
     speech_ifeval.main(arguments)
     printed = capsys.readouterr().out
-    scored = {system: json.loads(Path(f"work/tiny/speech_ifeval/{system}.json").read_text()) for system in ("C", "llm")}
+    scored = results_of_toy()
     answers = {p["id"]: p["prediction"] for p in lines(f"{folders[0]}/speech_ifeval.closed.jsonl")}
     assert list(answers) == [f"speech_ifeval/closed/{n}" for n in range(5)] and answers["speech_ifeval/closed/2"] == ""
     assert any(answers.values())
@@ -342,32 +306,24 @@ def test_infer_runs_its_files_and_they_are_scored(after_training, run_stage, mon
     question = f"Question: {items_of['plain'][0]['instruction']}\nGround Truth Answer: Al\nModel's Response: "
     assert {one[1]["content"] for one in asked} >= {question + text for text in answers.values()}
 
-    before = len(asked)
-    speech_ifeval.main(arguments)                                            # a second run asks nothing
-    assert len(asked) == before
-    with open(f"{folders[0]}/speech_ifeval.cot.jsonl", encoding="utf-8") as file:
-        first = file.readline()
-    Path(f"{folders[0]}/speech_ifeval.cot.jsonl").write_text(first)
+    cot = Path(f"{folders[0]}/speech_ifeval.cot.jsonl")
+    cot.write_text(cot.read_text().splitlines(keepends=True)[0])
     with pytest.raises(SystemExit, match="1 items of .*chain-of-thought.jsonl have no prediction"):
         speech_ifeval.main(arguments)
 
 
 def test_what_the_scores_refuse(tmp_path):
-    with pytest.raises(SystemExit, match="holds no responses; run infer.py"):
-        speech_ifeval.main([str(tmp_path), "--out", str(tmp_path / "out")])
-    for name in ("a/C", "b/C"):
+    def refused(*systems):
+        with pytest.raises(SystemExit) as error:
+            speech_ifeval.main([*(str(tmp_path / system) for system in systems), "--out", str(tmp_path / "out")])
+        return str(error.value)
+    for name in ("a/C", "b/C/reports"):
         (tmp_path / name).mkdir(parents=True)
-    with pytest.raises(SystemExit, match="two systems have one name"):
-        speech_ifeval.main([str(tmp_path / "a/C"), str(tmp_path / "b/C"), "--out", str(tmp_path / "out")])
+    assert "holds no responses; run infer.py" in refused("a")
+    assert "two systems have one name" in refused("a/C", "b/C")
     (tmp_path / "a/C/creative_writing.jsonl").write_text("{}\n")
-    with pytest.raises(SystemExit, match="creative_writing.jsonl line 1 has no 'instruction'; its name"):
-        speech_ifeval.main([str(tmp_path / "a/C"), "--out", str(tmp_path / "out")])
-    (tmp_path / "a/C/creative_writing.jsonl").write_text("{")
-    with pytest.raises(SystemExit, match="creative_writing.jsonl line 1 is damaged"):
-        speech_ifeval.main([str(tmp_path / "a/C"), "--out", str(tmp_path / "out")])
+    assert "creative_writing.jsonl line 1 has no 'instruction'; its name" in refused("a/C")
     told = item("x", metric="cot", reply="Result: YES")
-    (tmp_path / "b/C/reports").mkdir()
     (tmp_path / "b/C/chain-of-thought.jsonl").write_text(json.dumps(told) + "\n")
     (tmp_path / "b/C/reports/llm_eval@chain-of-thought.jsonl").write_text(json.dumps({**told, "response": "y"}) + "\n")
-    with pytest.raises(SystemExit, match="judges other responses"):
-        speech_ifeval.main([str(tmp_path / "b/C"), "--out", str(tmp_path / "out")])
+    assert "judges other responses" in refused("b/C")

@@ -132,9 +132,6 @@ def test_the_real_checkpoint_s_two_shards(real, tmp_path):
     write_json(tmp_path / "model.safetensors.index.json", {"metadata": index["metadata"], "weight_map": shard_of})
     with pytest.raises(ValueError, match="1 weights .* encoder.layers.20.ffn1.output_dense.weight"):
         stage.load_encoder(tmp_path, "cpu")
-    os.remove(tmp_path / shards[1])
-    with pytest.raises(ValueError, match=shards[1]):
-        stage.load_encoder(tmp_path, "cpu")
 
 
 @pytest.mark.parametrize("model, lengths", [
@@ -241,16 +238,6 @@ def test_the_padded_variant_is_never_mixed_in(world, whisper, capsys):
         run(world, encoder="models/tiny-whisper", mean=1)
     with pytest.raises(SystemExit, match="--pad: models/tiny-seamless has no window"):
         run(world, "--pad")
-
-
-def test_a_whisper_without_a_weight_is_refused(whisper, tmp_path):
-    from safetensors.torch import load_file, save_file
-    shutil.copytree(whisper, tmp_path / "copy")
-    weights = load_file(tmp_path / "copy" / "model.safetensors")
-    del weights["model.encoder.conv2.bias"]
-    save_file(weights, tmp_path / "copy" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="is not complete: 1 weights of WhisperEncoder .* conv2.bias"):
-        stage.load_encoder(tmp_path / "copy", "cpu")
 
 
 # --- Qwen2.5-Omni.

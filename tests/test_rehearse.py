@@ -13,7 +13,7 @@ import downloads
 import pytest
 from huggingface_hub.errors import GatedRepoError
 
-from data import check
+from data import check, rehearse
 from data.recipe import spread
 from speech_llm.constants import read_page
 
@@ -64,6 +64,30 @@ def test_a_limit_is_spread_over_the_whole():
     assert spread(range(10), 5) == [0, 2, 4, 6, 8] and spread("abc", 5) == spread("abc", 0) == ["a", "b", "c"]
 
 
+def test_a_command_does_without_what_is_not_there(tmp_path):
+    """CoVoST 2 alone was made, and of the stages the projector."""
+    work, page = str(tmp_path), read_page("iwslt25")
+    for folder in ("rows/covost2", "iwslt25/projector"):
+        downloads.write(f"{work}/{folder}/config.json", "{}")
+    steps = ["--steps", "2", "--validate_every", "2", "--validate_rows", "4"]
+    for command, more in ((["-m", "data.covost2"], ["--limit", "6"]),
+                          (["train_projector.py", "--preset", "iwslt25"], [*steps, "--corpora", "covost2"]),
+                          (["infer.py", "--preset", "iwslt25"], ["--test_sets", "covost2.test", "--systems",
+                                                                  "llm,seamless,seamless-text,A.1:projector"]),
+                          (["eval.py", "--preset", "iwslt25"], ["--test_sets", "covost2.test"]),
+                          (["train_projector.py", "--preset", "listeners"], [])):              # it has 0 steps
+        assert rehearse.smaller(command, page, work, 6) == command + more
+
+
+def test_the_pace_leaves_out_the_file_that_waits_for_the_model(tmp_path):
+    """Files of 10 lines, finished after 100, 105 and 115 s: 15 s for 20 lines."""
+    for name, seconds in (("a", 100), ("b", 105), ("c", 115)):
+        downloads.write(f"{tmp_path}/{name}", "x\n" * 10)
+        os.utime(tmp_path / name, (seconds, seconds))
+    assert rehearse.pace([f"{tmp_path}/{name}" for name in "cab"], rehearse.count_lines) == 0.75
+    assert rehearse.pace([f"{tmp_path}/a"], rehearse.count_lines) == 0
+
+
 # --- The real commands in miniature.
 
 COMET = os.path.join(os.path.dirname(downloads.PROJECT), "shared", "parity", "comet_tiny")
@@ -96,7 +120,7 @@ def cache(tmp_path_factory, seamless, whisper):
     return str(folder / "home")
 
 
-def rehearse(work, cache, *runs, limit=6):
+def run(work, cache, *runs, limit=6):
     """Rehearse systems in one process; return what was printed."""
     script = os.path.join(os.path.dirname(__file__), "rehearsing.py")
     environment = {**os.environ, "HF_HOME": cache, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
@@ -173,7 +197,7 @@ def test_a_break_is_told_alone_and_a_whole_download_lacks_nothing(hub, tmp_path,
 def test_rehearsal_of_iwslt25_with_its_variants_ablations_and_sweep(tmp_path, cache):
     work = tmp_path / "work"
     get(work, *IWSLT25, "mcif", "librispeech", "librisqa", "speech_ifeval")
-    printed = rehearse(work, cache, "iwslt25_a2", "iwslt25_short", "iwslt25_a2_short", "iwslt25 ablations",
+    printed = run(work, cache, "iwslt25_a2", "iwslt25_short", "iwslt25_a2_short", "iwslt25 ablations",
                        "iwslt25 sweep", "iwslt25", "iwslt25_mcif", "iwslt26_iwslt25")
     assert "FAILED" not in printed, printed
     report, results = reports(work, "iwslt25")
@@ -194,7 +218,7 @@ def test_rehearsal_of_iwslt26(tmp_path, cache):
     """Setup 2, the second stage of SpeechMapper and the 2025 system fill their rows of the same tables."""
     work = tmp_path / "work"
     get(work, "mcif", "covost2", "europarlst", "librispeech", "librisqa", "gigast", "speech_ifeval")
-    printed = rehearse(work, cache, "iwslt26_setup2", "iwslt26_second", "iwslt26", "iwslt26 sweep")
+    printed = run(work, cache, "iwslt26_setup2", "iwslt26_second", "iwslt26", "iwslt26 sweep")
     assert "FAILED" not in printed, printed
     report, results = reports(work, "iwslt26")
     assert empty_cells(results, ("iwslt25-llm", "iwslt25-C")) == []
@@ -208,7 +232,7 @@ def test_rehearsal_of_the_listeners_with_their_variants(tmp_path, cache):
     work = tmp_path / "work"
     get(work, "commonvoice", "multispeechqa", "speech_ifeval")
     downloads.into_english(str(work / "raw" / "covost2"))
-    printed = rehearse(work, cache, "listeners", "listeners_ast", "listeners_ten", "listeners_ten_ast",
+    printed = run(work, cache, "listeners", "listeners_ast", "listeners_ten", "listeners_ten_ast",
                        "listeners sweep", limit=2)
     assert "FAILED" not in printed, printed
     _, results = reports(work, "listeners")

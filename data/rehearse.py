@@ -203,6 +203,7 @@ def main(argv=None):
     os.makedirs(work, exist_ok=True)
     for name in ("raw", "models"):                       # the downloads are those of the real run
         link = os.path.join(work, name)
+        os.makedirs(os.path.join(args.work, name), exist_ok=True)
         if not os.path.lexists(link):
             os.symlink(os.path.join("..", name), link)
     commands = [command for group in PARTS[args.part](page, args.preset, work, args.seed) for command in group]

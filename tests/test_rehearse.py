@@ -100,7 +100,8 @@ def cache(tmp_path_factory, seamless, whisper):
     """A hub's cache with random checkpoints under real names; the tokenizers of the LLMs are the real ones if there."""
     folder, tokenizers = tmp_path_factory.mktemp("hub"), os.path.join(
         os.path.dirname(downloads.PROJECT), "shared", "real", "tokenizers")
-    models = {SEAMLESS: seamless, "openai/whisper-large-v3": whisper,
+    models = {SEAMLESS: seamless, "openai/whisper-large-v3": whisper, "openai/whisper-base": whisper,
+              "HuggingFaceTB/SmolLM2-360M-Instruct": downloads.random_llm(folder / "smol", "llama"),
               "CohereLabs/aya-expanse-8b": downloads.random_llm(folder / "aya", "cohere"),
               LLAMA: downloads.random_llm(folder / "llama", "llama", f"{tokenizers}/llama3_1_hf"),
               QWEN: downloads.random_llm(folder / "qwen", "qwen3", f"{tokenizers}/qwen3_4b_instruct_2507")}
@@ -225,6 +226,16 @@ def test_rehearsal_of_iwslt26(tmp_path, cache):
     for told in ("## What is missing", "| projector |", "| extract_features |", "10,950 h of speech", "2,018",
                  "| 2026 Table 1 | `bash run_all.sh iwslt26_setup2` | C-setup2 |"):
         assert told in report, told
+
+
+@pytest.mark.rehearsal
+def test_rehearsal_of_small(tmp_path, cache):
+    work = tmp_path / "work"
+    get(work, "librispeech", "librisqa")
+    printed = run(work, cache, "small")
+    assert "FAILED" not in printed, printed
+    _, results = reports(work, "small")
+    assert "| librispeech.test | WER |" in results and "cascade" in results
 
 
 @pytest.mark.rehearsal

@@ -198,8 +198,8 @@ def test_a_break_is_told_alone_and_a_whole_download_lacks_nothing(hub, tmp_path,
 def test_rehearsal_of_iwslt25_with_its_variants_ablations_and_sweep(tmp_path, cache):
     work = tmp_path / "work"
     get(work, *IWSLT25, "mcif", "librispeech", "librisqa", "speech_ifeval")
-    printed = run(work, cache, "iwslt25_a2", "iwslt25_short", "iwslt25_a2_short", "iwslt25 ablations",
-                       "iwslt25 sweep", "iwslt25", "iwslt25_mcif", "iwslt26_iwslt25")
+    printed = run(work, cache, "iwslt25_a2", "iwslt25_short", "iwslt25_a2_short", "iwslt25", "iwslt25 ablations",
+                  "iwslt25 sweep", "iwslt25_mcif", "iwslt26_iwslt25")
     assert "FAILED" not in printed, printed
     report, results = reports(work, "iwslt25")
     assert empty_cells(results) == [] and "| C@0.125 |" in (
@@ -244,7 +244,7 @@ def test_rehearsal_of_the_listeners_with_their_variants(tmp_path, cache):
     get(work, "commonvoice", "multispeechqa", "speech_ifeval")
     downloads.into_english(str(work / "raw" / "covost2"))
     printed = run(work, cache, "listeners", "listeners_ast", "listeners_ten", "listeners_ten_ast",
-                       "listeners sweep", limit=2)
+                  "listeners sweep", limit=2)
     assert "FAILED" not in printed, printed
     _, results = reports(work, "listeners")
     table = results[results.index("| listeners Table 3, WER"):].split("\n\n")[0].splitlines()

@@ -15,6 +15,7 @@ our choice: no paper has one.
 """
 import ctypes
 import functools
+import math
 import os
 import random
 
@@ -273,10 +274,12 @@ def load_espeak():
 
 
 def resample(wave, old, new):
-    """Return a wave at another sample rate, band-limited: the spectrum of the whole wave is cut or padded."""
-    count = round(len(wave) * new / old)
-    spectrum = np.fft.rfft(wave)[:count // 2 + 1]
-    return (np.fft.irfft(spectrum, count) * (count / len(wave))).astype(np.float32)
+    """Return a wave at a lower sample rate, band-limited: the spectrum of the wave and the silence after it is cut."""
+    period = 16 * old // math.gcd(old, new)              # Fourier transforms of multiples of 16 samples are fast
+    padded = -(-len(wave) // period) * period
+    count = padded * new // old
+    spectrum = np.fft.rfft(wave, padded)[:count // 2 + 1]
+    return (np.fft.irfft(spectrum, count) * (new / old))[:len(wave) * new // old].astype(np.float32)
 
 
 def speak_one(job):

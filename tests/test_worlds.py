@@ -6,9 +6,11 @@ import re
 
 import pytest
 import soundfile
+import torch
 
 from data import digits, recipe, tiny, tiny_listeners
 from data.recipe import finish, finished
+from data.tiny_models import llm_model, make_tokenizer, pack
 from speech_llm.prompts import CHAT, NOT_ANSWERABLE, encode_prompt
 from speech_llm.rows import LANGUAGES, read_rows
 
@@ -127,6 +129,29 @@ def test_a_recipe_refuses_to_mix_two_settings(tmp_path):
         finished(str(tmp_path), "tiny", {"preset": "tiny", "seed": 1})
 
 
+# --- the tiny LLM
+
+def test_prompts_that_begin_alike_are_packed_by_hand():
+    tokens, labels, positions, visible = pack([[([5, 6, 1], [7]), ([5, 6, 2], [8, 9])], [([5], [6])]])
+    assert tokens.tolist() == [[5, 6, 1, 7, 2, 8, 9], [5, 6, 0, 0, 0, 0, 0]]
+    assert labels.tolist() == [[-100, -100, 7, -100, 8, 9, -100], [6] + 6 * [-100]]
+    assert positions[0].tolist() == [0, 1, 2, 3, 2, 3, 4]
+    assert visible[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0],                       # 5 6, seen by all that follows
+        [1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0],                       # 1 7
+        [1, 1, 0, 0, 1, 0, 0], [1, 1, 0, 0, 1, 1, 0], [1, 1, 0, 0, 1, 1, 1]]                          # 2 8 9
+
+
+def test_packed_prompts_give_the_logits_of_single_ones():
+    torch.manual_seed(0)
+    model = llm_model(make_tokenizer(["a text"], 300), "llama").eval()
+    examples = [([5, 6, 1], [7]), ([5, 6, 2], [8, 9])]
+    tokens, labels, positions, visible = pack([examples])
+    logits = model(input_ids=tokens, position_ids=positions, attention_mask=visible).logits[labels != -100]
+    single = [model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1:-1] for prompt, answer in examples]
+    assert torch.allclose(logits, torch.cat(single), atol=1e-5)
+
+
 # --- the listeners' world
 
 def test_spoken_questions_and_answers_by_hand():
@@ -224,7 +249,6 @@ def test_spoken_questions_sound_the_same_to_the_byte(listeners, tmp_path):
 
 def test_the_tiny_whisper_is_a_whole_whisper(listeners):
     """Loaded by transformers alone: it detects the language and writes after the tokens of Whisper's own prompt."""
-    import torch
     from transformers import AutoFeatureExtractor, AutoTokenizer, WhisperForConditionalGeneration
     folder = os.path.join(listeners, "models", "tiny-whisper")
     model = WhisperForConditionalGeneration.from_pretrained(folder)
@@ -264,7 +288,6 @@ def test_the_mel_that_the_tiny_whisper_learns_from_is_the_extractors(listeners):
 
 
 def test_the_tiny_cohere_and_its_turns(listeners):
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, BertModel
     folder = os.path.join(listeners, "models", "tiny-cohere")
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)

@@ -27,49 +27,26 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.covost2 import INTO_ENGLISH
 from speech_llm.cache import committed, features_folder, finish_cache, write_shard
 from speech_llm.constants import configure, fingerprint, locate, pick_device, provenance, require
 from speech_llm.files import lock
 from speech_llm.llm import load_checkpoint, loading
-from speech_llm.rows import read_rows, remake
+from speech_llm.rows import read_rows, remake, rows_file
 
 
 @dataclass(frozen=True)
-class Config:                                # edit here, or pass --name value
-    preset: str = "tiny"                     # set by --preset
+class Config:                                # the 2025 paper's values; a page of config/ or --name value changes them
+    preset: str = "tiny"                     # a page of config/, or the path of a page
     work: str = "work"                       # everything that is written lies below this folder
-    corpora: str = "tiny"                    # comma-separated folders of work/rows
-    splits: str = ""                         # comma-separated; empty: every split a corpus has
-    encoder: str = "models/tiny-seamless"    # a folder below work, any other folder, or a name on the hub
-    mean: int = 3                            # consecutive frames to average; 2025, section 3 (2026: 2)
+    corpora: str = "covost2,europarlst,spokensquad,acl6060"         # comma-separated folders of work/rows
+    splits: str = ""                         # comma-separated; empty: every split that a corpus has
+    encoder: str = "facebook/seamless-m4t-v2-large"                 # a folder below work, any other, or a hub name
+    mean: int = 3                            # consecutive frames that are averaged; section 3
     pad: bool = False                        # Whisper: keep all frames of its window, silence too, as SALMONN does
     max_seconds: float = 30.0                # longer audio is dropped and counted, never cut (our choice)
-    batch_seconds: float = 60.0              # padded audio in one encoder batch (our choice)
-    shard_frames: int = 50_000               # a shard is closed above this (our choice)
-    workers: int = 2                         # threads that decode audio and make filterbanks
-
-PRESETS = {                                  # only what differs from the lines above
-    "tiny":    {},
-    "smoke":   {},                           # a smaller tiny world, for tests
-    "digits":  dict(corpora="digits", encoder="models/digits-seamless"),
-    "iwslt25": dict(corpora="covost2,europarlst,spokensquad,acl6060",
-                    encoder="facebook/seamless-m4t-v2-large",
-                    batch_seconds=200.0, shard_frames=2_000_000, workers=16),    # 12 TFLOP a batch, 4 GB a shard
-}
-for name in ("iwslt25-a2", "iwslt25-short", "iwslt25-a2-short"):    # they differ in later stages only
-    PRESETS[name] = PRESETS["iwslt25"]
-PRESETS["tiny26"] = PRESETS["smoke26"] = dict(corpora="tiny26", encoder="models/tiny26-seamless", mean=2)
-PRESETS["iwslt26"] = PRESETS["iwslt26-setup2"] = dict(
-    PRESETS["iwslt25"], corpora="covost2,europarlst,gigast,librispeech,librisqa,fakacl,mcif", mean=2)  # 2026, section 4
-PRESETS["tiny-listeners"] = PRESETS["smoke-listeners"] = dict(corpora="tiny-listeners", encoder="models/tiny-whisper",
-                                                              mean=1)
-for name in ("listeners", "listeners-ast", "listeners-ten", "listeners-ten-ast", "listeners-align",
-             "listeners-ten-align"):
-    PRESETS[name] = dict(PRESETS["iwslt25"], encoder="openai/whisper-large-v3", mean=1,           # listeners, A.6
-                         corpora=",".join(["commonvoice", "multispeechqa",
-                                           *(f"covost2-{language}_en" for language in INTO_ENGLISH)]))
-PRESETS["tiny-listeners-align"] = PRESETS["smoke-listeners-align"] = PRESETS["tiny-listeners"]
+    batch_seconds: float = 200.0             # padded audio in one encoder batch: 12 TFLOP (our choice)
+    shard_frames: int = 2_000_000            # a shard is closed above this: 4 GB (our choice)
+    workers: int = 16                        # threads that decode audio and make filterbanks
 
 SAMPLE_RATE = 16_000                         # Hz; this and the next two hold for SeamlessM4T and for Whisper
 FRAME_RATE = 50                              # Hz, encoder frames before averaging
@@ -327,14 +304,14 @@ def splits_of(c):
 
 
 def main(argv=None):
-    c = configure(Config, PRESETS, argv)
+    c = configure(Config, "extract_features", argv)
     # 1. the encoder: found now, loaded when a split needs it; and what all of a cache must have in common
     path, encoder = locate(c.work, c.encoder), None
     made = {"encoder": c.encoder, "weights": fingerprint(path), "layer": LAYER, "mean": c.mean,
             "pad": c.pad, "sample_rate": SAMPLE_RATE, "max_seconds": c.max_seconds}
     for corpus, split in splits_of(c):
         # 2. the utterances of the split: several rows may share one, a text-only row has none
-        rows = read_rows(os.path.join(c.work, "rows", corpus, f"{split}.jsonl"))
+        rows = read_rows(rows_file(c.work, corpus, split))
         rows = {row["utterance"]: row for row in rows if "utterance" in row}
         if not rows:
             print(f"{corpus}/{split}: text only")

@@ -1,25 +1,26 @@
 """
-ACL 60/60: talks of ACL 2022 with German and Chinese translations; dev selects checkpoints, eval is a test set (2025).
+Make the rows of ACL 60/60: talks of ACL 2022 with German and Chinese translations. dev selects checkpoints, eval is a
+test set (2025, section 2.1).
 
-    python -m data.acl6060                          # or --raw folder, where the download lies elsewhere
+    python -m data.acl6060                          # or --raw folder, where the download is elsewhere
 
-download into <work>/raw/acl6060 (or --raw)
-    2/acl_6060/     https://aclanthology.org/attachments/2023.iwslt-1.2.dataset.zip, unpacked there; CC BY 4.0; of it
-                    {dev,eval}/text/xml/ACL.6060.<split>.en-xx.{en,de,zh}.xml and
-                    {dev,eval}/segmented_wavs/gold/sent_<segment>.wav are read
+download into <work>/raw/acl6060 (or --raw): https://aclanthology.org/attachments/2023.iwslt-1.2.dataset.zip, unpacked;
+        data/README.md says more. The folder acl_6060/ may be at the top or in 2/
 
-reads   these, and the model --seamless (a hub name or a folder)
+reads   the download, and the model --seamless (a hub name or a folder)
 writes  <work>/rows/acl6060/{dev,eval}.jsonl, counts.md, dropped.txt, config.json last
-        <work>/made/acl6060/translate.it.jsonl, the Italian translations; a killed run goes on from there
+        <work>/made/acl6060/translate.it.jsonl: the Italian translations, from which a killed run goes on
 
-The corpus has no Italian: as in 2025, the English transcripts are translated with SeamlessM4T-v2-large. All of these
-translations stay; the quality filter of the training data is not used here.
+The corpus has no Italian. SeamlessM4T-v2-large translates the English transcripts, as in the paper; the quality filter
+of the training data is not applied.
 """
 import os
 import re
 import xml.etree.ElementTree as ElementTree
 
-from data.recipe import finish, finished, need, parser, report, speech_rows, unreadable
+from data.recipe import (begin, download, finish, finished, missing_files, missing_models, need, parser, refuse_missing,
+                         report, speech_rows, unreadable)
+from data.translate import SEAMLESS, translate
 from speech_llm.files import text_lines
 from speech_llm.rows import write_rows
 
@@ -32,11 +33,31 @@ RAW_AND = re.compile(r"&(?!(?:amp|lt|gt|quot|apos|#[0-9]+|#x[0-9A-Fa-f]+);)")   
 RAW_LESS = re.compile(r"<(?![?!]|/?(?:mteval|srcset|refset|doc|talkid|abstract|seg)\b)")  # begins no tag of the files
 
 
+def find_folder(raw):
+    """Return the folder acl_6060 of a download, which holds dev/ and eval/; where it belongs if it is not there."""
+    places = [os.path.join(raw, *parts) for parts in (("2", "acl_6060"), ("acl_6060",), ())]
+    return next((place for place in places if os.path.isdir(os.path.join(place, "eval"))), places[0])
+
+
+def xml_paths(folder, split):
+    """Return {language: path} of the texts of one split."""
+    return {language: os.path.join(folder, split, "text", "xml", f"ACL.6060.{split}.en-xx.{language}.xml")
+            for language in ("en", "de", "zh")}
+
+
+def missing(work, raw="", seamless=SEAMLESS):
+    """Return [(what lacks, how to mend it)]."""
+    folder = find_folder(download(work, raw, "acl6060"))
+    paths = [path for split in SIZES for path in (*xml_paths(folder, split).values(),
+                                                  os.path.join(folder, split, "segmented_wavs", "gold"))]
+    return missing_files(paths if os.path.isdir(folder) else [folder], DOWNLOAD) + missing_models(seamless)
+
+
 def read_segments(path):
     """
-    One XML file -> {segment id: (talk, text)}, in the file's order. The released files are not well formed: an & or <
-    of the text is taken as itself. SystemExit names the file, and the line where there is one, if it is damaged or
-    declares a document type (the only way to entities that grow without end; the release has none).
+    Return {segment id: (talk, text)} of one XML file, in the file's order.
+    The released files are not well formed: an & or < of the text stands for itself. SystemExit names the file, and the
+    line if there is one, for damage and for a document type: the release has none, and entities can grow without end.
     """
     with open(need(path, DOWNLOAD), "rb") as file:
         text = "".join(text_lines(file, path))
@@ -57,42 +78,48 @@ def read_segments(path):
 
 
 def read_split(folder, split):
-    """One split -> {segment id: {"en": text, "de": text, "zh": text}}; SystemExit unless all have the same ids."""
-    paths = {language: os.path.join(folder, "text", "xml", f"ACL.6060.{split}.en-xx.{language}.xml")
-             for language in ("en", "de", "zh")}
+    """Return {segment id: {"en": text, "de": text, "zh": text}}. SystemExit unless all languages have the same ids."""
+    paths = xml_paths(folder, split)
     files = {language: read_segments(path) for language, path in paths.items()}
-    talks = {language: {(number, talk) for number, (talk, _) in found.items()} for language, found in files.items()}
+    talks = {language: {(number, talk) for number, (talk, _) in segments.items()}
+             for language, segments in files.items()}
     for language in ("de", "zh"):
         for number, talk in sorted(talks["en"] ^ talks[language], key=str):
             raise SystemExit(f"{paths['en']} and {paths[language]} differ in segment {number} of talk {talk}; download "
                              "them again")
-    return {number: {language: found[number][1] for language, found in files.items()} for number in files["en"]}
+    return {number: {language: segments[number][1] for language, segments in files.items()} for number in files["en"]}
 
 
-def main(argv=None):
-    options = parser(__doc__, "acl6060")
-    options.add_argument("--seamless", default="facebook/seamless-m4t-v2-large", help="the model that translates")
-    args = options.parse_args(argv)
-    raw = args.raw or os.path.join(args.work, "raw", "acl6060")
-    settings = {"seamless": args.seamless}
-    if finished(args.work, "acl6060", settings):
-        return
-    folder = need(os.path.join(raw, "2", "acl_6060"), DOWNLOAD)
-    segments = {(split, number): texts for split in SIZES
-                for number, texts in read_split(os.path.join(folder, split), split).items()}
-    audio = {(split, number): os.path.join(folder, split, "segmented_wavs", "gold", f"sent_{number}.wav")
-             for split, number in segments}
+def drop_unusable(segments, audio, dropped):
+    """Return the segments that have all texts and a recording that opens; add the others to `dropped`."""
     broken = unreadable(list(audio.values()))
-    dropped = []
-    for (split, number), texts in list(segments.items()):
+    usable = {}
+    for (split, number), texts in segments.items():
         why = broken.get(audio[split, number]) or ("" if all(texts.values()) else "empty text")
         if why:
             dropped.append((split, f"acl6060/{split}/{number}", why))
-            del segments[split, number]
+        else:
+            usable[split, number] = texts
+    return usable
 
-    from data.translate import translate             # torch and transformers: not needed above
-    kept = os.path.join(args.work, "made", "acl6060", "translate.it.jsonl")
-    italian = translate([texts["en"] for texts in segments.values()], "it", model=args.seamless, kept=kept)
+
+def main(argv=None):
+    command = parser(__doc__, "acl6060")
+    command.add_argument("--seamless", default=SEAMLESS, help="the model that translates")
+    args = command.parse_args(argv)
+    settings = {"seamless": args.seamless}
+    if finished(args.work, "acl6060", settings):
+        return
+    refuse_missing("acl6060", missing(args.work, args.raw, args.seamless))
+    folder, dropped = find_folder(download(args.work, args.raw, "acl6060")), []
+    segments = {(split, number): texts for split in SIZES for number, texts in read_split(folder, split).items()}
+    audio = {(split, number): os.path.join(folder, split, "segmented_wavs", "gold", f"sent_{number}.wav")
+             for split, number in segments}
+    segments = drop_unusable(segments, audio, dropped)
+
+    begin(args.work, "acl6060", settings)
+    italian = translate([texts["en"] for texts in segments.values()], "it", args.seamless,
+                        os.path.join(args.work, "made", "acl6060", "translate.it.jsonl"))
     splits = {split: [] for split in SIZES}
     for ((split, number), texts), translation in zip(segments.items(), italian):
         utterance = f"acl6060/{split}/{number}"
@@ -103,9 +130,8 @@ def main(argv=None):
         splits[split] += speech_rows(utterance, {"audio": audio[split, number]}, texts["en"], translations)
     for split, rows in splits.items():
         write_rows(os.path.join(args.work, "rows", "acl6060", f"{split}.jsonl"), rows)
-    report(args.work, "acl6060", splits, PAPER, dropped)
-    finish(args.work, "acl6060", settings)
-    print(f"rows in {args.work}/rows/acl6060\nnext: python extract_features.py --preset iwslt25")
+    report(args.work, "acl6060", splits, PAPER, dropped, args.incomplete)
+    finish(args.work, "acl6060", settings, "iwslt25")
 
 
 if __name__ == "__main__":

@@ -1,40 +1,31 @@
 """
-CoVoST 2: English to German and to Chinese, on recordings of Common Voice 4; for the listeners also other pairs.
+Make the rows of CoVoST 2: English to German and Chinese, read from Common Voice 4; for the listeners also other pairs.
 
-    python -m data.covost2                          # or --raw folder, where the download lies elsewhere
-    python -m data.covost2 --into-english           # 13 languages into English; or of them: --into-english ar,id,ja
-    python -m data.covost2 --from-english           # English into 7 languages; or of them: --from-english ar,tr
+    python -m data.covost2                          # or --raw folder, where the download is elsewhere
+    python -m data.covost2 --into-english           # 13 languages into English; or some: --into-english ar,id,ja
+    python -m data.covost2 --from-english           # English into 7 languages; or some: --from-english ar,tr
 
-download into <work>/raw/covost2
-    covost_v2.en_de.tsv.tar.gz, covost_v2.en_zh-CN.tsv.tar.gz   from https://dl.fbaipublicfiles.com/covost/
-        the translations, about 40 MB each when unpacked (reckoned from other pairs), read packed or unpacked;
-        CC0 (the copy on the Hugging Face hub says CC BY-NC 4.0); other pairs alike: covost_v2.ar_en.tsv.tar.gz
-    en/validated.tsv, en/clips/*.mp3        the English part of Common Voice corpus 4 (cv-corpus-4-2019-12-10), unpacked
-        41.4 GB, CC0; https://commonvoice.mozilla.org/datasets; later versions may lack clips. For a pair into English
-        it is that language's part, ar/ and so on; Chinese is zh-CN/
+download into <work>/raw/covost2 (or --raw); data/README.md says more
+    covost_v2.<source>_<target>.tsv[.tar.gz]    the translations, https://dl.fbaipublicfiles.com/covost/
+    <language>/{validated.tsv,clips/*.mp3}      Common Voice corpus 4 of the spoken language, en/ for the IWSLT papers.
+        The folder may also lie in cv-corpus-4-2019-12-10/, and is not needed where only one language is there
 
 reads   these
 writes  <work>/rows/covost2/{train,dev,test}.jsonl, counts.md, dropped.txt, config.json last;
-        the same in a folder a pair, <work>/rows/covost2-ar_en/ and so on, where pairs are asked for
+        the same in <work>/rows/covost2-ar_en/ and so on, a folder for each pair that is asked for
 
-The released translations are joined with the recordings by the clip's name, as get_covost_splits.py does it (CoVoST's
-repository). The clips are named where they lie and stay mp3. An utterance has its ASR row once, over both languages,
-and an ST row for each translation. The release has 289,430 training clips, the paper 289,413 (2025, Table 1): clips
-that cannot be decoded, most likely; extract_features.py drops those whose damage shows only then. Double quotes around
-a sentence (a fifth of the test set) stay as the release has them (our choice).
-
-A pair's folder has ST rows alone. The listeners train on those into English, at most 20 % of their mixture, and are
-tested on Arabic, Indonesian, Japanese, Turkish and Chinese (listeners, section 6 and Table 3). dev and test of a pair
-are held out of that pair's train.
+The translations are joined with the recordings by the clip's name, as get_covost_splits.py of CoVoST's repository does.
+An utterance has one ASR row and an ST row for each translation; a pair's folder has ST rows alone. Double quotes around
+a sentence (a fifth of the test set) stay as released (our choice). dev and test of a pair are held out of its train.
 """
-import csv
+import glob
 import os
 import re
 import tarfile
 import zlib
 
-from data.recipe import finish, finished, need, parser, report, speech_rows, unreadable
-from speech_llm.files import text_lines
+from data.recipe import (begin, download, finish, finished, missing_files, need, parser, refuse_missing, report,
+                         speech_rows, unreadable)
 from speech_llm.rows import write_rows
 
 
@@ -46,7 +37,7 @@ SPLITS = {"train": "train", "train_covost": "train", "dev": "dev", "test": "test
           "dev_covost": None, "test_covost": None, "train_dup": None, "dev_dup": None, "test_dup": None}
 CLIP = re.compile(r"\w[\w.-]*")                                  # a plain file name, never a path
 KINDS = ("ASR en", "ST/MT de", "ST/MT zh")
-PAPER = {**{("train", kind): 289_413 for kind in KINDS},         # 2025, Table 1
+PAPER = {**{("train", kind): 289_413 for kind in KINDS},         # 2025, Table 1; the release has 289,430
          **{(split, kind): 15_531 for split in ("dev", "test") for kind in KINDS}}      # the release
 INTO_ENGLISH = {  # of Aya's 23 languages: the release's train, dev and test, [TO REMOVE] included
     "ar": (2_283, 1_758, 1_695), "de": (127_834, 13_511, 13_511), "es": (79_015, 13_221, 13_221),
@@ -57,21 +48,60 @@ INTO_ENGLISH = {  # of Aya's 23 languages: the release's train, dev and test, [T
 FROM_ENGLISH = dict.fromkeys(("ar", "de", "fa", "id", "ja", "tr", "zh"), (289_430, 15_531, 15_531))
 
 
-# --- Reading the released files.
+# --- Where a download has its files.
 
 def release(raw, source, target):
-    """The path of a pair's TSV, which may be packed or not be there; older links write zh for zh-CN."""
-    now = f"covost_v2.{LOCALES.get(source, source)}_{LOCALES.get(target, target)}.tsv"
-    paths = [os.path.join(raw, now), os.path.join(raw, now.replace("zh-CN", "zh"))]
+    """Return the path of a pair's TSV, which may be packed or missing; older links write zh for zh-CN."""
+    name = f"covost_v2.{LOCALES.get(source, source)}_{LOCALES.get(target, target)}.tsv"
+    paths = [os.path.join(raw, name), os.path.join(raw, name.replace("zh-CN", "zh"))]
     return next((path for path in paths if os.path.exists(path) or os.path.exists(f"{path}.tar.gz")), paths[0])
 
 
-def tsv_lines(path):
-    """The lines of a TSV; if it is not there, of that member of path + ".tar.gz". Nothing is unpacked to disk."""
+def locale_of(clips):
+    """Return the language that Common Voice writes into the names of its clips: "en" of common_voice_en_1.mp3."""
+    with os.scandir(clips) as entries:
+        match = next(filter(None, (re.fullmatch(r"common_voice_(.+)_\d+\.mp3", entry.name) for entry in entries)), None)
+    return match[1] if match else ""
+
+
+def voice_folder(raw, locale):
+    """
+    Return the folder of one language of Common Voice, the one with clips/; "" if there is none.
+    Releases unpack to <locale>/, to cv-corpus-<version>/<locale>/, or without a folder of the language, which the names
+    of the clips tell then. SystemExit if there are several.
+    """
+    tops = [raw, *sorted(glob.glob(os.path.join(glob.escape(raw), "cv-corpus-*")))]
+    places = [os.path.join(top, locale) for top in tops]
+    places += [top for top in tops if os.path.isdir(os.path.join(top, "clips"))
+               and locale_of(os.path.join(top, "clips")) == locale]
+    places = [place for place in places if os.path.isdir(os.path.join(place, "clips"))]
+    if len(places) > 1:
+        raise SystemExit(f"{locale} is there in several versions: {', '.join(places)}; leave one of them in {raw}")
+    return places[0] if places else ""
+
+
+def missing(work, raw="", pairs=tuple(("en", target) for target in TARGETS)):
+    """Return [(what lacks, how to mend it)] for pairs of a spoken and a written language."""
+    raw, lacking = download(work, raw, "covost2"), []
+    for source, target in pairs:
+        path = release(raw, source, target)
+        if not os.path.exists(path):
+            archive = f"{path}.tar.gz"
+            lacking += missing_files([archive], f"download it from {URL}{os.path.basename(archive)}")
+    for locale in dict.fromkeys(LOCALES.get(source, source) for source, _ in pairs):
+        folder = voice_folder(raw, locale) or os.path.join(raw, locale)
+        lacking += missing_files([os.path.join(folder, name) for name in ("clips", "validated.tsv")], COMMON_VOICE)
+    return lacking
+
+
+# --- Reading the released files.
+
+def tsv_bytes(path):
+    """Yield the lines of a TSV, as bytes; if it is not there, of that member of path + ".tar.gz", without unpacking."""
     name = os.path.basename(path)
     if os.path.exists(path):
         with open(path, "rb") as file:
-            yield from text_lines(file, path)
+            yield from file
         return
     archive = need(f"{path}.tar.gz", f"download it from {URL}{name}.tar.gz")
     try:
@@ -79,54 +109,68 @@ def tsv_lines(path):
             member = next((m for m in tar if m.isfile() and os.path.basename(m.name) == name), None)
             if member is None:
                 raise SystemExit(f"{archive} holds no {name}; download it again")
-            yield from text_lines(tar.extractfile(member), f"{name} in {archive}")
+            yield from tar.extractfile(member)
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise SystemExit(f"{archive} is damaged ({error}); download it again") from None
 
 
-def read_tsv(path, columns):
+def read_tsv(path, columns, dropped=None):
     """
-    Yield (line number, [the fields of `columns`]), columns found by their names in the first line.
-    As pandas reads it in get_covost_splits.py (QUOTE_NONE, escapechar, na_filter=False): quotes are characters like
-    any other, a backslash goes and the character after it stays, be it a tab or a line's end; "NA" is a text.
-    SystemExit, naming file and line, where a line has more or fewer fields than the first.
+    Yield (line number, [the fields of `columns`]); the first line names the columns.
+    Neither quotes nor backslashes mean anything, as Common Voice writes its files; a stray carriage return becomes a
+    space. A line with more or fewer fields than the first, or in another encoding than UTF-8, is left out, counted on
+    the screen and added to `dropped` as (split, place, why). SystemExit without the columns and for a cut-off file.
     """
-    reader = csv.reader(tsv_lines(path), delimiter="\t", quoting=csv.QUOTE_NONE, escapechar="\\")
-    try:
-        header = next(reader, [])
-        missing = [column for column in columns if column not in header]
-        if missing:
-            raise SystemExit(f"{path} line 1: no column {', '.join(missing)}; download it again")
-        places = [header.index(column) for column in columns]
-        for fields in reader:
-            if fields and len(fields) != len(header):
-                raise SystemExit(f"{path} line {reader.line_num}: {len(fields)} fields, expected {len(header)}; the "
-                                 "file is cut short or damaged, download it again")
-            if fields:
-                yield reader.line_num, [fields[place] for place in places]
-    except csv.Error as error:
-        raise SystemExit(f"{path} line {reader.line_num}: {error}; download it again") from None
+    header, bad, name = None, [], os.path.basename(path)
+    for number, line in enumerate(tsv_bytes(path), 1):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError:
+            bad.append((number, "not UTF-8"))
+            continue
+        fields = text.removesuffix("\n").removesuffix("\r").replace("\r", " ").split("\t")
+        if header is None:
+            header = fields
+            if lacking := [column for column in columns if column not in header]:
+                raise SystemExit(f"{path} line 1: no column {', '.join(lacking)}; download it again")
+            places = [header.index(column) for column in columns]
+        elif len(fields) == len(header):
+            yield number, [fields[place] for place in places]
+        elif not text.endswith("\n") and len(fields) < len(header):
+            raise SystemExit(f"{path} line {number}: {len(fields)} fields, expected {len(header)}, and the file ends "
+                             "there; download it again")
+        elif text.strip():
+            bad.append((number, f"{len(fields)} fields, expected {len(header)}"))
+    if header is None:
+        raise SystemExit(f"{path} is empty: no column {', '.join(columns)}; download it again")
+    if bad:
+        print(f"{path}: {len(bad)} lines are left out, the first is line {bad[0][0]}: {bad[0][1]}")
+    if dropped is not None:
+        dropped += [("all", f"{name} line {number}", f"bad line: {why}") for number, why in bad]
 
 
-def read_translations(path):
-    """A released covost_v2.<pair>.tsv (or its .tar.gz) -> {clip: (translation, mark)}, mark: a key of SPLITS."""
-    found, again = {}, 0
-    for number, (clip, translation, mark) in read_tsv(path, ("path", "translation", "split")):
+def read_translations(path, dropped=None):
+    """
+    Return {clip: (translation, mark)} of a released covost_v2.<pair>.tsv or its .tar.gz; mark: a key of SPLITS.
+    In these files a backslash goes and the character after it stays, as in get_covost_splits.py (escapechar).
+    """
+    translations, again = {}, 0
+    for number, (clip, translation, mark) in read_tsv(path, ("path", "translation", "split"), dropped):
         if mark not in SPLITS:
             raise SystemExit(f"{path} line {number}: unknown split {mark!r}; the file is cut short or damaged, "
                              "download it again")
         if not CLIP.fullmatch(clip):
             raise SystemExit(f"{path} line {number}: {clip!r} is no file name; download it again")
-        again += clip in found
-        found.setdefault(clip, (translation, mark))
+        again += clip in translations
+        translations.setdefault(clip, (re.sub(r"\\(.)", r"\1", translation), mark))
     if again:
         print(f"{path}: {again} lines name a clip a second time; its first line stays")
-    return found
+    return translations
 
 
 def split_translations(translations):
     """
-    {clip: (translation, mark)} -> {split: {clip: translation}}, [(split, clip, why it is dropped)].
+    Return ({split: {clip: translation}}, [(split, clip, why it is dropped)]) of {clip: (translation, mark)}.
     train is train and train_covost; dev and test are themselves only; the other marks belong to no split.
     """
     splits, dropped = {"train": {}, "dev": {}, "test": {}}, []
@@ -141,43 +185,47 @@ def split_translations(translations):
     return splits, dropped
 
 
-def read_sentences(path, clips):
-    """Common Voice's validated.tsv -> {clip: sentence} of those in `clips`."""
-    return {clip: sentence for _, (clip, sentence) in read_tsv(path, ("path", "sentence")) if clip in clips}
+def read_sentences(path, clips, dropped=None):
+    """Return {clip: sentence} of Common Voice's validated.tsv, for those in `clips`."""
+    return {clip: sentence for _, (clip, sentence) in read_tsv(path, ("path", "sentence"), dropped) if clip in clips}
 
 
 # --- Rows.
 
-def name(corpus, split, clip):
-    """The key of an utterance: "covost2/test/common_voice_en_699711"."""
+def utterance_name(corpus, split, clip):
+    """Return the key of an utterance: "covost2/test/common_voice_en_699711"."""
     return f"{corpus}/{split}/{clip.removesuffix('.mp3')}"
+
+
+def join_translations(raw, corpus, source, targets, dropped):
+    """Return {split: {clip: {language: translation}}} of all pairs; what no pair can use goes to `dropped`."""
+    translations = {"train": {}, "dev": {}, "test": {}}
+    for language in targets:
+        splits, bad = split_translations(read_translations(release(raw, source, language), dropped))
+        dropped += [(split, f"{utterance_name(corpus, split, clip)}/ST.{language}", why) for split, clip, why in bad]
+        for split, texts in splits.items():
+            for clip, text in texts.items():
+                translations[split].setdefault(clip, {})[language] = text
+    return translations
 
 
 def make_rows(raw, corpus="covost2", source="en", targets=TARGETS):
     """
-    The folder of the download -> {split: rows}, [(split, id, why it is dropped)]: speech in `source`, translations to
-    `targets`. Where `corpus` is a pair of its own there are ST rows alone.
+    Return ({split: rows}, [(split, id, why it is dropped)]) of a download: speech in `source`, translations to
+    `targets`. A `corpus` that is a pair of its own has ST rows alone.
     """
-    translations, dropped = {"train": {}, "dev": {}, "test": {}}, []         # {split: {clip: {language: translation}}}
-    for language in targets:
-        splits, bad = split_translations(read_translations(release(raw, source, language)))
-        dropped += [(split, f"{name(corpus, split, clip)}/ST.{language}", why) for split, clip, why in bad]
-        for split, texts in splits.items():
-            for clip, text in texts.items():
-                translations[split].setdefault(clip, {})[language] = text
+    dropped = []
+    translations = join_translations(raw, corpus, source, targets, dropped)
     held_out = {*translations["dev"], *translations["test"]}
-
-    locale = LOCALES.get(source, source)
-    folder = need(os.path.join(raw, locale, "clips"), COMMON_VOICE)
-    validated = need(os.path.join(raw, locale, "validated.tsv"), COMMON_VOICE)
-    sentences = read_sentences(validated, held_out | {*translations["train"]})
-    paths = {clip: os.path.join(folder, clip) for clip in sentences}
+    folder = voice_folder(raw, LOCALES.get(source, source))
+    sentences = read_sentences(os.path.join(folder, "validated.tsv"), held_out | {*translations["train"]}, dropped)
+    paths = {clip: os.path.join(folder, "clips", clip) for clip in sentences}
     broken = unreadable(list(paths.values()))
 
     rows = {split: [] for split in translations}
     for split, clips in translations.items():
         for clip, texts in clips.items():
-            utterance, sentence = name(corpus, split, clip), sentences.get(clip)
+            utterance, sentence = utterance_name(corpus, split, clip), sentences.get(clip)
             if split == "train" and clip in held_out:
                 why = "in dev or test of the other language"
             elif sentence is None:
@@ -187,25 +235,26 @@ def make_rows(raw, corpus="covost2", source="en", targets=TARGETS):
             if why:
                 dropped.append((split, utterance, why))
                 continue
-            made = speech_rows(utterance, {"audio": paths[clip]}, sentence, texts)
-            rows[split] += [row for row in made if corpus == "covost2" or row["task"] == "ST"]
+            utterance_rows = speech_rows(utterance, {"audio": paths[clip]}, sentence, texts)
+            rows[split] += [row for row in utterance_rows if corpus == "covost2" or row["task"] == "ST"]
     return rows, dropped
 
 
-def make_corpus(work, raw, corpus, source, targets, paper, preset):
-    """One rows folder, unless it is finished. paper: {(split, kind): count}; preset: the one that trains on it."""
-    if finished(work, corpus, {}):
+def make_corpus(args, corpus, source, targets, paper, preset):
+    """Write one rows folder, unless it is finished. paper: {(split, kind): count}; preset: a system that uses it."""
+    if finished(args.work, corpus, {}):
         return
-    splits, dropped = make_rows(raw, corpus, source, targets)
+    refuse_missing(corpus, missing(args.work, args.raw, [(source, target) for target in targets]))
+    begin(args.work, corpus, {})
+    splits, dropped = make_rows(download(args.work, args.raw, "covost2"), corpus, source, targets)
     for split, rows in splits.items():
-        write_rows(os.path.join(work, "rows", corpus, f"{split}.jsonl"), rows)
-    report(work, corpus, splits, paper, dropped)
-    finish(work, corpus, {})
-    print(f"rows in {work}/rows/{corpus}\nnext: python extract_features.py --preset {preset}")
+        write_rows(os.path.join(args.work, "rows", corpus, f"{split}.jsonl"), rows)
+    report(args.work, corpus, splits, paper, dropped, args.incomplete)
+    finish(args.work, corpus, {}, preset)
 
 
 def chosen(option, languages, known):
-    """Comma-separated languages, each of them in `known` -> list; SystemExit names the one that is not."""
+    """Return the list of comma-separated languages. SystemExit names one that is not in `known`."""
     languages = [language for language in languages.split(",") if language]
     for language in languages:
         if language not in known:
@@ -219,15 +268,18 @@ def main(argv=None):
         command.add_argument(option, nargs="?", const=",".join(known), default="", metavar="LANGUAGES",
                              help=f"pairs in place of the IWSLT papers', comma-separated; all: {','.join(known)}")
     args = command.parse_args(argv)
-    raw = args.raw or os.path.join(args.work, "raw", "covost2")
     pairs = [(language, "en") for language in chosen("--into-english", args.into_english, INTO_ENGLISH)]
     pairs += [("en", language) for language in chosen("--from-english", args.from_english, FROM_ENGLISH)]
     if not pairs:
-        make_corpus(args.work, raw, "covost2", "en", TARGETS, PAPER, "iwslt25")
-    for source, target in pairs:
+        make_corpus(args, "covost2", "en", TARGETS, PAPER, "iwslt25")
+    corpora = {f"covost2-{source}_{target}": (source, target) for source, target in pairs}
+    todo = [pair for corpus, pair in corpora.items()
+            if not os.path.exists(os.path.join(args.work, "rows", corpus, "config.json"))]
+    refuse_missing("CoVoST 2", missing(args.work, args.raw, todo))             # of all pairs, before the first
+    for corpus, (source, target) in corpora.items():
         sizes = INTO_ENGLISH[source] if target == "en" else FROM_ENGLISH[target]
         paper = {(split, f"ST/MT {target}"): size for split, size in zip(("train", "dev", "test"), sizes)}
-        make_corpus(args.work, raw, f"covost2-{source}_{target}", source, (target,), paper, "listeners-ast")
+        make_corpus(args, corpus, source, (target,), paper, "listeners_ast")
 
 
 if __name__ == "__main__":

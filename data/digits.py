@@ -22,7 +22,7 @@ import subprocess
 import numpy as np
 import soundfile
 
-from data.recipe import finish_world, finished, world_settings, write_recorded
+from data.recipe import begin, finish_world, finished, world_settings, write_recorded
 from data.speech_ifeval import write_world
 from speech_llm.files import replace_file
 from speech_llm.prompts import NOT_ANSWERABLE
@@ -177,7 +177,9 @@ def main(argv=None):
     settings["holdout"] = os.environ.get("HOLDOUT", "")
     if finished(work, "digits", settings):
         return
-    splits = make_world(work, find_recordings(work), settings["holdout"], settings, settings["seed"])
+    recordings = find_recordings(work)
+    begin(work, "digits", settings)
+    splits = make_world(work, recordings, settings["holdout"], settings, settings["seed"])
     from data.tiny_models import make_models                 # torch and transformers: not needed above
     make_models(os.path.join(work, "models", "digits"), splits, draw_rows, settings)
     finish_world(work, "digits", settings, splits)

@@ -1,20 +1,19 @@
 """
-Europarl-ST v1.1: English speeches of the European Parliament, with German and Italian translations.
+Make the rows of Europarl-ST v1.1: English speeches of the European Parliament, with German and Italian translations.
 
-    python -m data.europarlst                       # or --raw folder, where the download lies elsewhere
+    python -m data.europarlst                       # or --raw folder, where the download is elsewhere
 
-download into <work>/raw/europarlst (or --raw)
-    v1.1/       https://www.mllp.upv.es/europarl-st/v1.1.tar.gz, unpacked there; 20 GB, CC BY-NC 4.0; of it
-                en/audios/<speech>.m4a and en/{de,it}/{train,dev,test}/segments.{lst,en,de,it} are read
+download into <work>/raw/europarlst (or --raw): https://www.mllp.upv.es/europarl-st/v1.1.tar.gz, unpacked to v1.1/;
+        data/README.md says more
 needs           PyAV (pip install av), or the program ffmpeg on the PATH, to decode m4a
 
-reads   these
-writes  <work>/audio/europarlst/<speech>.flac, 16 kHz mono, every speech decoded once; those that are there stay
+reads   v1.1/en/audios/<speech>.m4a, v1.1/en/{de,it}/{train,dev,test}/segments.{lst,en,de,it}
+writes  <work>/audio/europarlst/<speech>.flac: every speech, decoded once to 16 kHz mono; a file that is there stays
         <work>/rows/europarlst/{train,dev,test}.jsonl, counts.md, dropped.txt, config.json last
 
-An utterance is a segment of a speech, known by speech, start and end. It has its ASR row once, over both languages,
-and an ST row for each translation; should its two English transcripts differ, the one beside the German stays in all
-rows (our choice). train-noisy is not used: the papers name no noisy split (our choice).
+An utterance is a segment of a speech, known by speech, start and end. It has one ASR row over both languages, and an ST
+row for each translation. If its two English transcripts differ, all rows take the one beside the German (our choice).
+train-noisy is not used: the papers name no noisy split (our choice).
 """
 import importlib.util
 import itertools
@@ -28,7 +27,8 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from data.recipe import finish, finished, need, parser, report, speech_rows
+from data.recipe import (begin, download, finish, finished, missing_files, need, parser, refuse_missing, report,
+                         speech_rows)
 from speech_llm.files import replace_file, text_lines
 from speech_llm.rows import write_rows
 
@@ -36,18 +36,31 @@ from speech_llm.rows import write_rows
 DOWNLOAD = "unpack https://www.mllp.upv.es/europarl-st/v1.1.tar.gz (20 GB) there"
 TARGETS = ("de", "it")
 SPLITS = ("train", "dev", "test")
-PAPER = {("train", "ASR en"): 35_372, ("train", "ST/MT de"): 32_628, ("train", "ST/MT it"): 29_552}   # 2025, Table 1
+PAPER = {("train", "ASR en"): 35_372, ("train", "ST/MT de"): 32_628, ("train", "ST/MT it"): 29_552,   # 2025, Table 1
+         ("test", "ASR en"): 1_345, ("test", "ST/MT de"): 1_253, ("test", "ST/MT it"): 1_130}         # the release
 SEGMENT = re.compile(r"(\w[\w.-]*)\s+([0-9.]+)\s+([0-9.]+)\s*")  # speech, a plain file name; start and end, seconds
 RATE = 16_000                                                    # Hz
 SLACK = 0.1                                                      # s that a segment may end after its audio (our choice)
+
+
+def missing(work, raw=""):
+    """Return [(what lacks, how to mend it)]."""
+    english = os.path.join(download(work, raw, "europarlst"), "v1.1", "en")
+    paths = [os.path.join(english, target, split, f"segments.{kind}") for target in TARGETS for split in SPLITS
+             for kind in ("lst", "en", target)]
+    paths = [os.path.join(english, "audios"), *paths] if os.path.isdir(english) else [english]
+    lacking = missing_files(paths, DOWNLOAD)
+    if not find_decoder():
+        lacking.append(("a decoder of m4a", "pip install av, or apt-get install ffmpeg"))
+    return lacking
 
 
 # --- Segments.
 
 def read_segments(folder, target):
     """
-    One split of one target -> [(speech, start, end, transcript, translation)], times in seconds.
-    SystemExit if the three files differ in length, or names the file and line that is malformed.
+    Return [(speech, start, end, transcript, translation)] of one split of one target, times in seconds.
+    SystemExit if the three files differ in length, and for a malformed line, with the file and the line.
     """
     paths = [need(os.path.join(folder, f"segments.{kind}"), DOWNLOAD) for kind in ("lst", "en", target)]
     texts = []
@@ -69,7 +82,7 @@ def read_segments(folder, target):
 
 
 def refuse_leaks(segments):
-    """SystemExit if a speech of train, of any target, is in dev or test of any target. {split: {target: segments}}"""
+    """Exit if a speech of train, of any target, is in dev or test of any target. segments: {split: {target: [...]}}"""
     speeches = {split: {segment[0] for part in segments[split].values() for segment in part} for split in SPLITS}
     for split in ("dev", "test"):
         for speech in sorted(speeches["train"] & speeches[split]):
@@ -78,8 +91,9 @@ def refuse_leaks(segments):
 
 def join(segments, audio):
     """
-    {split: {target: segments}}, {speech: (path, seconds) or why it has no audio} -> {split: rows}, what is dropped.
-    The targets' segments are one utterance where speech, start and end are the same.
+    Return {split: rows}, [(split, id, why it is dropped)] of {split: {target: segments}}.
+    audio: {speech: (path, seconds) or why it has no audio}. Segments of both targets with the same speech, start and
+    end are one utterance.
     """
     splits, dropped = {}, []
     for split in SPLITS:
@@ -115,17 +129,17 @@ def join(segments, audio):
 # --- Audio.
 
 def decode_av(path):
-    """A file, decoded with PyAV -> int16 samples at 16 kHz, mono."""
+    """Return a file's samples, decoded with PyAV: int16, 16 kHz, mono."""
     import av
     resampler, parts = av.AudioResampler(format="s16", layout="mono", rate=RATE), []
     with av.open(path) as container:
-        for frame in itertools.chain(container.decode(audio=0), [None]):     # None: give what is left
+        for frame in itertools.chain(container.decode(audio=0), [None]):     # None: the rest
             parts += [part.to_ndarray()[0] for part in resampler.resample(frame)]
     return np.concatenate(parts)
 
 
 def decode_ffmpeg(path):
-    """A file, decoded with the program ffmpeg -> int16 samples at 16 kHz, mono."""
+    """Return a file's samples, decoded with the program ffmpeg: int16, 16 kHz, mono. ValueError says why not."""
     command = ["ffmpeg", "-nostdin", "-v", "error", "-xerror", "-i", f"file:{path}", "-map", "0:a:0",
                "-ac", "1", "-ar", str(RATE), "-f", "s16le", "-"]
     done = subprocess.run(command, capture_output=True)
@@ -135,21 +149,19 @@ def decode_ffmpeg(path):
 
 
 def find_decoder():
-    """decode_av where PyAV is installed, else decode_ffmpeg; SystemExit where neither is installed."""
+    """Return decode_av if PyAV is installed, else decode_ffmpeg if ffmpeg is, else None."""
     if importlib.util.find_spec("av"):
         return decode_av
-    if shutil.which("ffmpeg"):
-        return decode_ffmpeg
-    raise SystemExit("m4a needs PyAV or ffmpeg: pip install av, or apt-get install ffmpeg")
+    return decode_ffmpeg if shutil.which("ffmpeg") else None
 
 
 def decode_speeches(speeches, raw, folder):
     """
-    raw/<speech>.m4a -> folder/<speech>.flac, unless it is there -> {speech: (path, seconds)}; for a speech that is
-    missing or cannot be decoded, {speech: why}.
+    Decode raw/<speech>.m4a to folder/<speech>.flac, unless that file is there. Return {speech: (path, seconds)}, and
+    {speech: why} for a speech that is missing or cannot be decoded.
     """
     paths = {speech: os.path.join(folder, f"{speech}.flac") for speech in speeches}
-    decode = None if all(map(os.path.exists, paths.values())) else find_decoder()
+    decode = find_decoder()
 
     def decode_one(speech):
         source, path = os.path.join(raw, f"{speech}.m4a"), paths[speech]
@@ -158,7 +170,7 @@ def decode_speeches(speeches, raw, folder):
                 return "no such file"
             try:
                 wave = decode(source)
-            except Exception as error:                           # whatever a corrupt file sets off, it stops nothing
+            except Exception as error:                           # libav has many errors; a corrupt file stops nothing
                 return f"cannot be decoded ({error})"
             if not len(wave):
                 return "cannot be decoded (no samples)"
@@ -166,29 +178,28 @@ def decode_speeches(speeches, raw, folder):
                 soundfile.write(temporary, wave, RATE, format="FLAC", subtype="PCM_16")
         return path, soundfile.info(path).duration
     with ThreadPool(os.cpu_count()) as pool:
-        found = list(tqdm(pool.imap(decode_one, speeches), total=len(speeches), desc="decode", unit=" speeches"))
-    return dict(zip(speeches, found))
+        results = list(tqdm(pool.imap(decode_one, speeches), total=len(speeches), desc="decode", unit=" speeches"))
+    return dict(zip(speeches, results))
 
 
 def main(argv=None):
     args = parser(__doc__, "europarlst").parse_args(argv)
-    raw = args.raw or os.path.join(args.work, "raw", "europarlst")
     if finished(args.work, "europarlst", {}):
         return
-    english = need(os.path.join(raw, "v1.1", "en"), DOWNLOAD)
+    refuse_missing("europarlst", missing(args.work, args.raw))
+    english = os.path.join(download(args.work, args.raw, "europarlst"), "v1.1", "en")
     segments = {split: {target: read_segments(os.path.join(english, target, split), target) for target in TARGETS}
                 for split in SPLITS}
     refuse_leaks(segments)
+    begin(args.work, "europarlst", {})
     speeches = sorted({segment[0] for parts in segments.values() for part in parts.values() for segment in part})
-    audio = decode_speeches(speeches, need(os.path.join(english, "audios"), DOWNLOAD),
-                            os.path.join(args.work, "audio", "europarlst"))
+    audio = decode_speeches(speeches, os.path.join(english, "audios"), os.path.join(args.work, "audio", "europarlst"))
     splits, dropped = join(segments, audio)
     for split, rows in splits.items():
         write_rows(os.path.join(args.work, "rows", "europarlst", f"{split}.jsonl"), rows)
-    report(args.work, "europarlst", splits, PAPER, dropped)
-    print(f"speeches without audio: {sum(isinstance(found, str) for found in audio.values())} of {len(speeches)}")
-    finish(args.work, "europarlst", {})
-    print(f"rows in {args.work}/rows/europarlst\nnext: python extract_features.py --preset iwslt25")
+    print(f"speeches without audio: {sum(isinstance(result, str) for result in audio.values())} of {len(speeches)}")
+    report(args.work, "europarlst", splits, PAPER, dropped, args.incomplete)
+    finish(args.work, "europarlst", {}, "iwslt25")
 
 
 if __name__ == "__main__":

@@ -20,12 +20,13 @@ import os
 import random
 import re
 
+import punkt
+
 from data.quality import KIWI, good_rows
 from data.recipe import finish, finished, report
 from data.rewrite import generate
 from data.speak import speak
 from data.translate import SEAMLESS, translate_rows
-from metrics.ifeval import sentences
 from speech_llm.prompts import NOT_ANSWERABLE
 from speech_llm.rows import LANGUAGES, write_rows
 
@@ -143,7 +144,7 @@ def read_script(text):
     lines = [re.sub(r"^(?:Speaker|Presenter|Slide|Sentence)\s?[0-9]*:\s*", "", line) for line in lines]
     spoken = [line for line in lines
               if re.search(r"[.!?…][\"”’')]*$", line) and not re.fullmatch(r"\(.*\)|Title:.*", line)]
-    return sentences(spell_out(re.sub("[\"“”]", "", " ".join(spoken))))
+    return punkt.sent_tokenize(spell_out(re.sub("[\"“”]", "", " ".join(spoken))))
 
 
 def read_pairs(text):

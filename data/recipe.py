@@ -1,12 +1,19 @@
 """
-What the recipes and makers in data/ share: checked reading, the rows of one utterance, work that a kill does not lose,
-work over several processes, and the table of counts that ends every recipe.
+Share what every recipe in data/ does: its command line, checks before any work, the rows of one utterance, work over
+several processes, the table of counts at its end.
 
-    results = resumable("work/made/acl6060/translate.it.jsonl", settings, texts, make, batch=64)
+    if finished("work", "acl6060", settings):                  # made already: say so and how to make it again
+        return
+    refuse_missing("acl6060", missing("work", "download"))     # one list of all files, packages and models that lack
+    begin("work", "acl6060", settings)                         # lock the rows folder; no other settings from here on
+    ...
     report("work", "acl6060", {"eval": rows}, {("eval", "ST/MT de"): 416}, [("eval", "acl6060/eval/7", "no audio")])
+    finish("work", "acl6060", settings, preset="iwslt25")
+
+Every recipe has missing(work, raw="") at its top level: [(what lacks, how to mend it)], empty if the recipe can run.
 """
 import argparse
-import json
+import importlib.util
 import multiprocessing
 import os
 from collections import Counter
@@ -16,32 +23,87 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from speech_llm.files import differences, lock, read_json, replace_file
-from speech_llm.rows import corpus_of, remake, write_rows
-
+from speech_llm.files import differences, lock, read_json, replace_file, write_json
+from speech_llm.rows import corpus_of, remake, work_option, write_rows
 
 SLICE = 64                                  # jobs that one process does before a fresh one takes over
-READERS = 16                                # threads that look at audio files: they wait for the disk (our choice)
+READERS = 16                                # threads that open audio files: they wait for the disk (our choice)
+ENOUGH = 0.5                                # of the paper's count; a recipe that makes less stops (our choice)
+LOCKS = {}                                  # {rows folder: its lock} of the recipes under way
 
 
 def parser(doc, corpus=""):
-    """The command line of a recipe: --work, --raw where its corpus is downloaded, and its docstring as the help."""
-    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--work", default="work", help="root folder of everything that is written")
+    """Return a recipe's command line: its docstring as the help, --work; for a download also --raw and --incomplete."""
+    command = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    command.add_argument("--work", default="work", help="root folder of everything that is written")
     if corpus:
-        made.add_argument("--raw", default="", help=f"folder of the download; <work>/raw/{corpus} if not given")
-    return made
+        command.add_argument("--raw", default="", help=f"folder of the download; <work>/raw/{corpus} if not given")
+        command.add_argument("--incomplete", action="store_true",
+                             help="finish with less than half of what the paper counts")
+    return command
+
+
+def download(work, raw, corpus):
+    """Return the folder of a corpus's download: `raw`, or <work>/raw/<corpus> if `raw` is empty."""
+    return raw or os.path.join(work, "raw", corpus)
 
 
 def need(path, what):
-    """`path` if it exists; else stop and say what belongs there and where it comes from."""
+    """Return `path` if it exists; else exit and say what belongs there and where it comes from."""
     if not os.path.exists(path):
         raise SystemExit(f"{path} is missing: {what}")
     return path
 
 
+# --- What a recipe lacks, before any work: [(what, how to mend it)].
+
+def missing_files(paths, how):
+    """Return (path, how) for each path that does not exist."""
+    return [(path, how) for path in paths if not os.path.exists(path)]
+
+
+def missing_packages(*names):
+    """Return (package, how to mend it) for each optional package that is not installed."""
+    return [(f"the package {name}", f"pip install {name}") for name in names if not importlib.util.find_spec(name)]
+
+
+def missing_models(*names):
+    """
+    Return (model, how to mend it) for each model that cannot be loaded: a name that is no folder, is not in the hub's
+    cache, and that the hub does not give to this user. It costs one request a model, no download.
+    """
+    import httpx
+    from huggingface_hub import auth_check, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    missing = []
+    for name in filter(lambda name: not os.path.isdir(name), names):
+        try:
+            snapshot_download(name, local_files_only=True)
+            continue
+        except (OSError, ValueError):
+            pass                                         # not in the cache: the hub decides
+        try:
+            auth_check(name)
+        except GatedRepoError:
+            missing.append((name, f"accept its licence at https://huggingface.co/{name} and run: hf auth login; or "
+                                  "name a folder that holds it"))
+        except (RepositoryNotFoundError, ValueError):
+            missing.append((name, "neither a folder nor a model of the hub has this name; name another one"))
+        except (OSError, httpx.HTTPError) as error:
+            missing.append((name, f"the hub cannot be reached ({error}); run: hf download {name}, or name a folder "
+                                  "that holds it"))
+    return missing
+
+
+def refuse_missing(corpus, missing):
+    """Exit with one list of everything that a recipe lacks, if it lacks anything."""
+    if missing:
+        lines = [f"  {what} is missing: {how}" for what, how in missing]
+        raise SystemExit("\n".join([f"{corpus} cannot be made:", *lines]))
+
+
 def unreadable(paths):
-    """{path: why} of the audio files that are missing or empty, or that libsndfile cannot open."""
+    """Return {path: why} for the audio files that are missing or empty, or that libsndfile cannot open."""
     import soundfile
 
     def why(path):
@@ -58,9 +120,17 @@ def unreadable(paths):
     return {path: reason for path, reason in zip(paths, reasons) if reason}
 
 
+def duration(path):
+    """Return the seconds of audio in a file that `unreadable` lets pass."""
+    import soundfile
+    return soundfile.info(path).duration
+
+
 def speech_rows(utterance, source, transcript, translations):
-    """The ASR row of one utterance and its ST rows. source: audio, and start and end of a slice;
-    translations: {language: text}."""
+    """
+    Return the ASR row of one English utterance and its ST rows.
+    source: audio, and start and end of a slice in seconds; translations: {language: text}.
+    """
     base = {"utterance": utterance, **source, "transcript": transcript}
     targets = [("ASR", "en", transcript), *(("ST", language, text) for language, text in translations.items())]
     return [{"id": f"{utterance}/{task}.{language}", **base, "task": task, "language": language, "target": target}
@@ -69,8 +139,9 @@ def speech_rows(utterance, source, transcript, translations):
 
 def in_processes(function, jobs, desc):
     """
-    function(job) for every job, over all cores. Each slice of jobs has a process of its own, so that what a library
-    remembers from job to job is the same in every run. RuntimeError if one of them fails.
+    Run function(job) for every job, over all cores. RuntimeError if one of them fails.
+    Each slice of jobs has a process of its own, so that what a library remembers from job to job is the same in every
+    run.
     """
     spawn = multiprocessing.get_context("spawn")
 
@@ -84,11 +155,12 @@ def in_processes(function, jobs, desc):
         for jobs_now, code in zip(slices, pool.map(run, slices)):
             if code:
                 pool.shutdown(cancel_futures=True)
-                raise RuntimeError(f"{desc}: a process ended with exit code {code}; what it said stands above")
+                raise RuntimeError(f"{desc}: a process ended with exit code {code}; its message stands above")
             bar.update(len(jobs_now))
 
 
 def run_slice(function, jobs):
+    """Run function(job) for every job of one process."""
     for job in jobs:
         function(job)
 
@@ -113,34 +185,35 @@ def world_settings(doc, recipe, argv):
 
 
 def write_recorded(work, corpus, splits, record, jobs, desc):
-    """The audio of every job, over all cores, then the rows of {split: rows}."""
+    """Write the audio of every job, over all cores, then the rows of {split: rows}."""
     in_processes(record, jobs, desc)
     for split, rows in splits.items():
         write_rows(os.path.join(work, "rows", corpus, f"{split}.jsonl"), rows)
 
 
 def finish_world(work, corpus, settings, splits):
-    """A world is complete: say where it lies and what is next."""
+    """Finish a world: write its config.json, print where its rows are and the next command."""
     finish(work, corpus, settings)
     print(f"{corpus} world in {work}/rows/{corpus}: "
           + ", ".join(f"{len(rows)} {split} rows" for split, rows in splits.items()))
-    print(f"next: python extract_features.py --preset {settings['preset']}")
+    print(f"next: python extract_features.py --preset {settings['preset']}{work_option(work)}")
 
 
 # --- The table of counts.
 
 def kind(row):
-    """What the paper's table of data counts a row as: "ASR en", "ST/MT de", "MT de", "SQA/QA en invalid", "QA it"."""
+    """Return how the paper's table of data names a row: "ASR en", "ST/MT de", "MT de", "SQA/QA en invalid", "QA it"."""
     text = {"ASR": "ASR", "ST": "MT", "SQA": "QA", "MCQ": "QA"}[row["task"]]
     task = row["task"] + "/" + text if "utterance" in row and row["task"] != "ASR" else text
     return f"{task} {row['language']}" + ("" if row.get("answerable", True) else " invalid")
 
 
-def report(work, corpus, splits, paper, dropped):
+def report(work, corpus, splits, paper, dropped, incomplete=False):
     """
-    Print and keep (counts.md, dropped.txt) what a recipe made beside what the paper counts.
-    splits: {split: rows}; paper: {(split, kind): count}, a part of the corpus by its name, such as
-    ("train", "spokensquad-fluent SQA/QA en"); dropped: [(split, id, reason)]. SystemExit if there are no rows at all.
+    Print the counts of a corpus beside the paper's and write them to counts.md, and the dropped rows to dropped.txt.
+    splits: {split: rows}; paper: {(split, kind): count}, where a part of the corpus goes by its name, such as
+    ("train", "spokensquad-fluent SQA/QA en"); dropped: [(split, id, reason)].
+    SystemExit without any row, and with less than ENOUGH of a count of the paper unless `incomplete`.
     """
     ours = Counter()
     for split, rows in splits.items():
@@ -164,36 +237,64 @@ def report(work, corpus, splits, paper, dropped):
     print("\n".join(lines))
     if not ours:
         raise SystemExit(f"{corpus}: everything was dropped, see {folder}/dropped.txt")
+    refuse_incomplete(folder, [f"{split}: {name} has {ours[split, name]} rows, the paper {known}"
+                               for (split, name), known in sorted(paper.items()) if ours[split, name] < ENOUGH * known],
+                      incomplete)
 
 
-LOCKS = {}           # of the recipes under way: {rows folder: its lock}
+def refuse_incomplete(folder, short, incomplete):
+    """Exit if parts of a corpus are far from whole, unless the user wants it so. short: what lacks, in words."""
+    if short and not incomplete:
+        raise SystemExit("\n".join([
+            f"{folder} is not finished, because it is far from whole:", *(f"  {part}" for part in short),
+            f"{folder}/dropped.txt says what was dropped. Mend the download and run the same command again, or add "
+            "--incomplete"]))
 
+
+# --- From the first look to the last file.
 
 def finished(work, corpus, settings):
-    """Whether a recipe is done with these settings; begun or done with others, it stops rather than mix the two."""
+    """
+    Return whether the rows of a corpus are finished with these settings; nothing is written.
+    SystemExit if they were finished or begun with other settings. Rows of more `languages` than are asked for will do.
+    """
     folder = os.path.join(work, "rows", corpus)
     for name in ("config.json", "started.json"):
         path = os.path.join(folder, name)
-        if os.path.exists(path):
-            old = read_json(path, f"remove it and run: {remake(path)}")
-            if old != settings:
-                raise SystemExit(f"{folder} was made with {differences(old, settings)}; choose another --work, or "
-                                 "remove it, its models and its features")
-            if name == "config.json":
-                Path(folder, "started.json").unlink(missing_ok=True)       # a kill may have come before this
-                print(f"{folder} is finished already")
-                return True
-    LOCKS[folder] = lock(folder)
-    with replace_file(path) as name, open(name, "w") as file:
-        json.dump(settings, file, indent=1)
+        if not os.path.exists(path):
+            continue
+        old = read_json(path, f"remove it and run: {remake(path)}")
+        wanted, languages = dict(settings), {*old.get("languages", "").split(",")}
+        if name == "config.json" and {*wanted.get("languages", "").split(",")} <= languages:
+            wanted.pop("languages", None)
+        if different := differences(old, wanted):
+            raise SystemExit(f"{folder} was made with {different}; choose another --work, or remove it, its models and "
+                             "its features")
+        if name == "config.json":
+            print(f"{folder} is finished already; to make it again, remove it and run: {remake(path)}")
+            return True
     return False
 
 
-def finish(work, corpus, settings):
-    """The last file of a recipe: its settings. A rows folder with config.json is complete."""
+def begin(work, corpus, settings):
+    """
+    Lock the rows folder of a corpus and write the settings to started.json, which forbids other settings until the
+    folder is removed. SystemExit if another process works in the folder.
+    """
     folder = os.path.join(work, "rows", corpus)
-    with replace_file(os.path.join(folder, "config.json")) as name, open(name, "w") as file:
-        json.dump(settings, file, indent=1)
+    LOCKS[folder] = lock(folder)
+    write_json(os.path.join(folder, "started.json"), settings)
+
+
+def finish(work, corpus, settings, preset=""):
+    """
+    Write the last file of a recipe, config.json: a rows folder with it is complete.
+    preset: the system whose first stage is printed as the next command; a recipe without it prints its own.
+    """
+    folder = os.path.join(work, "rows", corpus)
+    write_json(os.path.join(folder, "config.json"), settings)
     Path(folder, "started.json").unlink(missing_ok=True)
     if folder in LOCKS:
         LOCKS.pop(folder).close()
+    if preset:
+        print(f"rows in {folder}\nnext: python extract_features.py --preset {preset}{work_option(work)}")

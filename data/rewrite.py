@@ -16,9 +16,9 @@ import tempfile
 
 from data.translate import write_made
 from speech_llm.llm import load_checkpoint
-from speech_llm.prompts import CHAT, encode_text, turn_ids
 from speech_llm.resumable import resumable
 from speech_llm.rows import corpus_of, read_rows
+from speech_llm.turns import encode, end_id, turn_of
 
 
 LLM = "meta-llama/Llama-3.1-8B-Instruct"
@@ -39,24 +39,24 @@ def load_llm(path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
     device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
     llm = load_checkpoint(AutoModelForCausalLM, path, dtype=dtype).to(device)
-    if llm.config.model_type not in CHAT:
-        raise ValueError(f"{path}: no chat format for {llm.config.model_type!r}; there is one for {list(CHAT)}")
-    return llm, AutoTokenizer.from_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    turn_of(tokenizer)
+    return llm, tokenizer
 
 
 def generate_batch(llm, tokenizer, prompts, max_new_tokens):
     """-> a {"text", "capped"} for each prompt, a user's turn; greedy."""
     import torch
-    head, tail, end = turn_ids(tokenizer, llm.config.model_type)
-    ids = [head + encode_text(tokenizer, prompt) + tail for prompt in prompts]
+    turn, end = turn_of(tokenizer), end_id(tokenizer)
+    ids = [encode(tokenizer, turn.head, prompt, turn.tail) for prompt in prompts]
     width = max(map(len, ids))
     # on the left, so that every row's last token is its newest; the mask hides it, so any token will do
-    padded = torch.tensor([[end[0]] * (width - len(row)) + row for row in ids], device=llm.device)         # (B, L)
+    padded = torch.tensor([[end] * (width - len(row)) + row for row in ids], device=llm.device)         # (B, L)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids], device=llm.device)
     ends = llm.generation_config.eos_token_id
-    ends = {*(ends if isinstance(ends, list) else [ends]), end[0]} - {None}
+    ends = {*(ends if isinstance(ends, list) else [ends]), end} - {None}
     outputs = llm.generate(input_ids=padded, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False,
-                           num_beams=1, eos_token_id=sorted(ends), pad_token_id=end[0])[:, width:].tolist()
+                           num_beams=1, eos_token_id=sorted(ends), pad_token_id=end)[:, width:].tolist()
     stops = [next((n for n, token in enumerate(row) if token in ends), None) for row in outputs]
     return [{"text": tokenizer.decode(row[:stop], skip_special_tokens=True).strip(), "capped": stop is None}
             for row, stop in zip(outputs, stops)]

@@ -16,12 +16,16 @@ import os
 import random
 import re
 
+import numpy as np
+
 from data.translate import CODES, SEAMLESS, load_seamless, write_made
 from speech_llm.files import replace_file
+from speech_llm.llm import load_checkpoint
 from speech_llm.resumable import resumable
 from speech_llm.rows import name_defect, read_rows
 
 
+MMS = {"el": "facebook/mms-tts-ell", "he": "facebook/mms-tts-heb"}     # SeamlessM4T-v2 does not speak these two
 MAX_TOKENS = 256            # of the text that is spoken: the checkpoint's own limit, well over 30 s of speech
 SILENCE = 1e-3              # of full scale: a wave that never exceeds it is none (our choice)
 
@@ -65,7 +69,6 @@ def draw_speaker(seed, name, count, voices=(0.0, 1.0)):
 
 def write_wave(path, wave):
     """Whether the wave is worth keeping, and then it lies at `path` as FLAC."""
-    import numpy as np
     import soundfile
     if not len(wave) or not np.isfinite(wave).all() or np.abs(wave).max() < SILENCE:
         return False
@@ -117,6 +120,47 @@ def speak(texts, folder, model=SEAMLESS, seed=0, batch=16, language="en", voices
     other = sum(bare(result["said"]) != bare(texts[name]) for name, result in heard.items())
     print(f"{len(heard)} of {len(texts)} texts spoken, in {folder}; {other} of them in other words, see {kept}")
     return {name: path_of(name) if name in heard else None for name in texts}
+
+
+# --- MMS-TTS: transformers' VITS, one voice a language.
+
+def load_mms(path):
+    """Return (model, tokenizer) of an MMS-TTS checkpoint. SystemExit if it wants romanised text or another rate."""
+    import torch
+    from transformers import AutoTokenizer, VitsModel
+    model = load_checkpoint(VitsModel, path, dtype=torch.float32).to("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    if tokenizer.is_uroman or model.config.sampling_rate != 16_000:
+        raise SystemExit(f"{path} reads Latin letters only or does not speak at 16 kHz; name another model in MMS")
+    return model, tokenizer
+
+
+def say_mms(model, tokenizer, text, seed):
+    """Return the speech of one text, a float32 wave at 16 kHz; empty if the model knows none of its letters."""
+    import torch
+    inputs = tokenizer(text, return_tensors="pt").to(model.device)
+    if inputs["input_ids"].shape[1] < 2:                 # the tokenizer puts a blank around every letter
+        return np.zeros(0, np.float32)
+    torch.manual_seed(seed)                              # VITS draws durations and noise
+    with torch.no_grad():
+        return model(**inputs).waveform[0].float().cpu().numpy()
+
+
+def speak_mms(texts, folder, language, seed=0, batch=16):
+    """
+    Speak {name: text} with the MMS model of a language. Return {name: path of its FLAC, or None without any sound}.
+    The random numbers depend on seed and name alone; a killed run goes on from <folder>/spoken.jsonl.
+    """
+    loaded = functools.cache(lambda: load_mms(MMS[language]))
+
+    def make(items):
+        seeds = [random.Random(f"{seed} {name}").getrandbits(63) for name, _ in items]
+        return [write_wave(os.path.join(folder, f"{name}.flac"), say_mms(*loaded(), text, number))
+                for (name, text), number in zip(items, seeds)]
+
+    results = resumable(os.path.join(folder, "spoken.jsonl"), {"model": MMS[language], "seed": seed},
+                        [list(item) for item in texts.items()], make, batch, "speak", size=lambda item: len(item[1]))
+    return {name: os.path.join(folder, f"{name}.flac") if spoken else None for name, spoken in zip(texts, results)}
 
 
 # --- Rows: the same for a file.

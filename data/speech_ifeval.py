@@ -1,12 +1,12 @@
 """
-Speech-IFEval: instructions on speech whose form can be checked, to see what an LLM forgets as it learns to listen
-(arXiv 2505.19037).
+Make the rows of Speech-IFEval: instructions on speech whose form can be checked, which show what an LLM forgets when it
+learns to listen (arXiv 2505.19037).
 
-    python -m data.speech_ifeval                    # or --raw folder, where the download lies elsewhere
+    python -m data.speech_ifeval                    # or --raw folder, where the download is elsewhere
 
-download into <work>/raw/speech_ifeval
-    eval_data/*.jsonl           data/eval_data of https://github.com/kehanlu/Speech-IFEval; no licence is stated there
-    audios/<dataset>/<file>     audios.tar of https://huggingface.co/datasets/kehanlu/Speech-IFEval, unpacked
+download into <work>/raw/speech_ifeval (or --raw); data/README.md says more
+    eval_data/*.jsonl           data/eval_data of https://github.com/kehanlu/Speech-IFEval, or a clone of it
+    audios/<dataset>/<file>     audios.tar of https://huggingface.co/datasets/kehanlu/Speech-IFEval, unpacked beside it
 
 reads   these
 writes  <work>/rows/speech_ifeval/{closed,plain,creative,cot}.jsonl, counts.md, dropped.txt, config.json last
@@ -14,34 +14,32 @@ writes  <work>/rows/speech_ifeval/{closed,plain,creative,cot}.jsonl, counts.md, 
 closed      933 questions about speech with a constraint on the answer's form; plain: the same without the constraint
 creative    400 requests to write something, with a constraint; cot: 200 questions to be answered with reasoning
 
-A row is SQA with the whole instruction as its question. Its id is the benchmark's own, from which the scores
-(metrics/speech_ifeval.py) find constraint and label again: EM and a judge's scores of these rows mean little. Its
-transcript is the benchmark's, with times, the speaker's gender and emotion, so that the system "llm" is the text LLM
-that forgetting is measured against.
+A row is SQA with the whole instruction as its question. Its id is the benchmark's, from which metrics/speech_ifeval.py
+finds constraint and label; EM and a judge's scores of these rows mean little. Its transcript is the benchmark's, with
+times, the speaker's gender and emotion: the system "llm" reads it, and forgetting is measured against that system.
 
 Where we leave the benchmark: its prompt is "Speech Input: {transcript}", a blank line and the instruction, below the
-system turn "Follow the given instructions."; ours is that of the project, which has no system turn and puts the
-instruction on one line, so that the newline between task and constraint becomes a space. Its systems write up to 2048
-tokens. A recording that cannot be read, or is longer than features are made of, keeps its row: its answer is empty,
-and obeys nothing.
+system turn "Follow the given instructions."; ours is the project's, without a system turn and with the instruction on
+one line, so that the newline between task and constraint becomes a space. Its systems write up to 2048 tokens. A
+recording that cannot be read keeps its row: its answer is empty and obeys nothing.
 
-The small worlds (data/tiny.py, data/digits.py) have such questions too, closed and plain, on their own test utterances.
-Their LLM is taught the four CONSTRAINTS from text; no stage shows them again, so that what is forgotten is measured.
+The toy worlds (data/tiny.py, data/digits.py) have such questions, closed and plain, on their own test utterances. Their
+LLM learns the four CONSTRAINTS from text; no stage shows them again, so that forgetting can be measured.
 """
-import json
 import os
 
-from data.recipe import finish, finished, need, parser, report, unreadable
-from metrics.speech_ifeval import GROUPS, item_id, read_items
-from speech_llm.files import replace_file
+from data.recipe import (ENOUGH, begin, download, finish, finished, missing_files, parser, refuse_incomplete,
+                         refuse_missing, report, unreadable)
+from metrics.speech_ifeval import GROUPS, item_id, questions_folder, read_items
+from speech_llm.files import write_json_lines
 from speech_llm.prompts import TASK_LINES
-from speech_llm.rows import write_rows
+from speech_llm.rows import work_option, write_rows
 
 
 DOWNLOAD = "it belongs to data/eval_data of https://github.com/kehanlu/Speech-IFEval"
 AUDIO = "unpack audios.tar of https://huggingface.co/datasets/kehanlu/Speech-IFEval there"
 NOTHING = "-"                               # the target of what has no one right answer
-CONSTRAINTS = [  # those of the small worlds: what is asked, its verifier and arguments, the form of the answer
+CONSTRAINTS = [  # of the toy worlds: the words of the constraint, its verifier and arguments, the form of the answer
     ("Put your answer in quotation marks.", "startend:quotation", {}, '"{}"'),
     ("End your answer with: Over.", "startend:end_checker", {"end_phrase": "Over."}, "{} Over."),
     ("Begin your answer with: Well,", "combination:repeat_prompt", {"prompt_to_repeat": "Well,"}, "Well, {}"),
@@ -49,15 +47,15 @@ CONSTRAINTS = [  # those of the small worlds: what is asked, its verifier and ar
 ]
 
 
-# --- The small worlds.
+# --- The toy worlds.
 
 def plain(row):
-    """An ASR or SQA row in English -> the SQA row that asks for the same."""
+    """Return the SQA row that asks for the answer of an English ASR or SQA row."""
     return {**row, "task": "SQA", "question": row["question"] if row["task"] == "SQA" else TASK_LINES["ASR", "en"]}
 
 
 def constrained(row, constraint):
-    """The same with one of the CONSTRAINTS on a line of its own, and a target that obeys it."""
+    """Return the same row with one of the CONSTRAINTS on a line of its own, and a target that obeys it."""
     words, _, _, form = constraint
     row = plain(row)
     return {**row, "question": f"{row['question']}\n{words}", "target": form.format(row["target"])}
@@ -65,37 +63,43 @@ def constrained(row, constraint):
 
 def write_world(work, corpus, rows):
     """
-    A small world's questions, from its test rows: every utterance is to be transcribed and asked about, in English,
-    with one of the CONSTRAINTS (closed) and without (plain). Writes <work>/rows/<corpus>/{closed,plain}.jsonl and, in
-    the benchmark's own format, <work>/raw/<corpus>/eval_data/, from which they are scored.
+    Write a toy world's questions on its test rows: every utterance is to be transcribed and is asked about, in English,
+    with one of the CONSTRAINTS (closed) and without (plain). They go to <work>/rows/<corpus>/{closed,plain}.jsonl and,
+    in the benchmark's format, from which they are scored, to <work>/raw/<corpus>/eval_data/.
     """
-    asked = [row for row in rows if row["language"] == "en" and row["answerable"] and row["task"] in ("ASR", "SQA")]
-    made = {"closed": [], "plain": []}
-    for number, row in enumerate(asked):
+    answerable = [row for row in rows
+                  if row["language"] == "en" and row["answerable"] and row["task"] in ("ASR", "SQA")]
+    groups = {"closed": [], "plain": []}                                   # (row to be asked, test row, constraint)
+    for number, row in enumerate(answerable):
         constraint = CONSTRAINTS[number // 2 % len(CONSTRAINTS)]           # an utterance has two rows
-        made["closed"].append((constrained(row, constraint), row, constraint))
-        made["plain"].append((plain(row), row, None))
-    for group, found in made.items():
-        items = [world_item(number, *parts) for number, parts in enumerate(found)]
-        path = os.path.join(work, "raw", corpus, "eval_data", f"{GROUPS[group][0]}.jsonl")
-        with replace_file(path) as name, open(name, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
+        groups["closed"].append((constrained(row, constraint), row, constraint))
+        groups["plain"].append((plain(row), row, None))
+    for group, questions in groups.items():
+        items = [world_item(number, *question) for number, question in enumerate(questions)]
+        write_json_lines(os.path.join(work, "raw", corpus, "eval_data", f"{GROUPS[group][0]}.jsonl"), items)
         write_rows(os.path.join(work, "rows", corpus, f"{group}.jsonl"),
-                   [{**asks, "id": item_id(corpus, group, item, 0)} for item, (asks, *_) in zip(items, found)])
+                   [{**row, "id": item_id(corpus, group, item, 0)} for item, (row, *_) in zip(items, questions)])
 
 
-def world_item(number, asks, row, constraint):
-    """One question in the benchmark's format; its label is the answer in no form."""
+def world_item(number, question, row, constraint):
+    """Return one question in the benchmark's format; its label is the answer without the constraint's form."""
     dataset, metric = {"ASR": ("Automatic_speech_recognition", "wer"), "SQA": ("SQA", "accuracy")}[row["task"]]
     item = {"id": number, "audio_filepath": row["audio"], "textual_audio": row["transcript"], "dataset": dataset,
-            "metric": metric, "instruction": asks["question"], "label": row["target"]}
+            "metric": metric, "instruction": question["question"], "label": row["target"]}
     return {**item, "instruction_id_list": [constraint[1]], "kwargs": [constraint[2]]} if constraint else item
 
 
 # --- The benchmark.
 
+def missing(work, raw=""):
+    """Return [(what lacks, how to mend it)]."""
+    folder = questions_folder(download(work, raw, "speech_ifeval"))
+    paths = [os.path.join(folder, "eval_data", f"{name}.jsonl") for name, _ in GROUPS.values()]
+    return missing_files(paths, DOWNLOAD) + missing_files([os.path.join(folder, "audios")], AUDIO)
+
+
 def make_rows(group, items, folder):
-    """The items of one file -> their rows; `folder` holds the recordings."""
+    """Return the rows of one file's items. Questions on the same recording, closed and plain, share its utterance."""
     return [{"id": item_id("speech_ifeval", group, item, number),
              "utterance": f"speech_ifeval/{os.path.splitext(item['audio_filepath'])[0]}",
              "audio": os.path.join(folder, item["audio_filepath"]), "task": "SQA", "language": "en",
@@ -105,28 +109,33 @@ def make_rows(group, items, folder):
 
 def main(argv=None):
     args = parser(__doc__, "speech_ifeval").parse_args(argv)
-    raw = args.raw or os.path.join(args.work, "raw", "speech_ifeval")
-    settings = {"raw": raw}
+    settings = {"raw": download(args.work, args.raw, "speech_ifeval")}
     if finished(args.work, "speech_ifeval", settings):
         return
-    folder, splits = need(os.path.join(raw, "audios"), AUDIO), {}
-    for group, (name, _) in GROUPS.items():
-        items = read_items(need(os.path.join(raw, "eval_data", f"{name}.jsonl"), DOWNLOAD), "textual_audio")
-        splits[group] = make_rows(group, items, folder)
-        write_rows(os.path.join(args.work, "rows", "speech_ifeval", f"{group}.jsonl"), splits[group])
-    broken = unreadable(sorted({row["audio"] for rows in splits.values() for row in rows}))
+    refuse_missing("speech_ifeval", missing(args.work, args.raw))
+    folder = questions_folder(settings["raw"])
+    splits = {group: make_rows(group, read_items(os.path.join(folder, "eval_data", f"{name}.jsonl"), "textual_audio"),
+                               os.path.join(folder, "audios")) for group, (name, _) in GROUPS.items()}
+    begin(args.work, "speech_ifeval", settings)
+    for group, rows in splits.items():
+        write_rows(os.path.join(args.work, "rows", "speech_ifeval", f"{group}.jsonl"), rows)
+    recordings = sorted({row["audio"] for rows in splits.values() for row in rows})
+    broken = unreadable(recordings)
     for path in sorted(broken)[:10]:
         print(f"  {path}: {broken[path]}")
     print(f"{len(broken)} recordings cannot be read; their rows stay, and get empty answers")
     paper = {(group, "SQA/QA en"): count for group, (_, count) in GROUPS.items()}
-    report(args.work, "speech_ifeval", splits, paper, [])
+    report(args.work, "speech_ifeval", splits, paper, [], args.incomplete)
+    if len(broken) > (1 - ENOUGH) * len(recordings):
+        refuse_incomplete(os.path.join(args.work, "rows", "speech_ifeval"),
+                          [f"recordings: {len(broken)} of {len(recordings)} cannot be read"], args.incomplete)
     finish(args.work, "speech_ifeval", settings)
-    tests = ",".join(f"speech_ifeval.{group}" for group in GROUPS)
+    tests, work = ",".join(f"speech_ifeval.{group}" for group in GROUPS), work_option(args.work)
     print(f"rows in {args.work}/rows/speech_ifeval\n"
-          "next: python extract_features.py --preset <preset> --corpora speech_ifeval, then\n"
-          f"python infer.py --preset <preset> --test_sets {tests} --max_new_tokens 2048, then\n"
-          "python -m metrics.speech_ifeval <a folder of predictions> --reference <that of the system llm> "
-          "--judge <a chat LLM>")
+          f"next: python extract_features.py --preset <preset> --corpora speech_ifeval{work}, then\n"
+          f"python infer.py --preset <preset> --test_sets {tests} --max_new_tokens 2048{work}, then\n"
+          f"python -m metrics.speech_ifeval <a folder of predictions> --reference <that of the system llm> "
+          f"--data {folder}/eval_data --judge <a chat LLM>")
 
 
 if __name__ == "__main__":

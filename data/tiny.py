@@ -21,7 +21,7 @@ import random
 
 import numpy as np
 
-from data.recipe import finish_world, finished, world_settings, write_recorded
+from data.recipe import begin, finish_world, finished, world_settings, write_recorded
 from data.speech_ifeval import write_world
 from speech_llm.files import replace_file
 from speech_llm.prompts import NOT_ANSWERABLE
@@ -338,6 +338,7 @@ def main(argv=None):
     corpus, seed = settings["corpus"], settings["seed"]
     if finished(work, corpus, settings):
         return
+    begin(work, corpus, settings)
     splits = make_world(work, settings, seed)
     held_out = {row["transcript"] for split in ("dev", "test") for row in splits[split]}
     from data.tiny_models import make_models                 # torch and transformers: not needed above

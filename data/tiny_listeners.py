@@ -18,7 +18,7 @@ import os
 import random
 from collections import Counter
 
-from data.recipe import finish_world, finished, world_settings, write_recorded
+from data.recipe import begin, finish_world, finished, world_settings, write_recorded
 from data.tiny import ACCENTS, DAYS, NAMES, VOICES, speak_one
 from speech_llm.rows import LANGUAGES
 
@@ -207,6 +207,7 @@ def main(argv=None):
     work, settings = world_settings(__doc__, "tiny_listeners", argv)
     if finished(work, CORPUS, settings):
         return
+    begin(work, CORPUS, settings)
     splits, seed = make_world(work, settings, settings["seed"]), settings["seed"]
     from data.tiny_models import in_parallel, make_bert, make_llm, make_whisper      # torch: not needed above
     models = os.path.join(work, "models", "tiny-")

@@ -26,7 +26,8 @@ from tqdm import tqdm
 
 from data.speech_ifeval import CONSTRAINTS, constrained
 from speech_llm.normalize import mms_normalize
-from speech_llm.prompts import CHAT, encode_answer, encode_prompt, encode_text, user_turn
+from speech_llm.prompts import encode_answer, encode_prompt, user_turn
+from speech_llm.turns import CHAT, encode_text
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -477,7 +478,7 @@ def encode_prompts(tokenizer, family, rows, prompt, rng, like_speech):
     if like_speech and family == "llama":
         transcript = " ".join(piece for word in transcript.split() for piece in ["uh"] * rng.randint(0, 4) + [word])
     if not like_speech or family == "llama":
-        return [encode_prompt(tokenizer, family, {**row, "transcript": transcript}, True, prompt)[0] for row in rows]
+        return [encode_prompt(tokenizer, {**row, "transcript": transcript}, True, prompt)[0] for row in rows]
     if family == "cohere":
         spare = tokenizer.pad_token_id
         speech = [token for text_token in encode_text(tokenizer, transcript)
@@ -486,7 +487,7 @@ def encode_prompts(tokenizer, family, rows, prompt, rng, like_speech):
         spare = tokenizer.convert_tokens_to_ids("<|file_sep|>")
         text = mms_normalize(transcript, "en", remove_numbers=False)
         speech = encode_text(tokenizer, text) + [spare] * rng.randint(0, 8)
-    turns = [encode_prompt(tokenizer, family, row, False, prompt) for row in rows]
+    turns = [encode_prompt(tokenizer, row, False, prompt) for row in rows]
     return [before + speech + after for before, after in turns]
 
 
@@ -539,7 +540,7 @@ def make_llm(folder, draw_rows, steps, seed, hesitate_from=0, family="llama", se
         for _ in range(sentences):
             rows, like_speech = draw_rows(rng), step >= hesitate_from and rng.random() < 0.5
             questions = encode_prompts(tokenizer, family, rows, rng.choice(prompts), rng, like_speech)
-            batch.append([(question, encode_answer(tokenizer, family, row)) for question, row in zip(questions, rows)])
+            batch.append([(question, encode_answer(tokenizer, row)) for question, row in zip(questions, rows)])
         tokens, labels, positions, visible = pack(batch)
         hidden = model.model(input_ids=tokens, position_ids=positions, attention_mask=visible,
                              use_cache=False).last_hidden_state

@@ -1,122 +1,165 @@
 """
-A chat LLM that writes its replies: what the judges that explain themselves share (speech_ifeval.py, pairwise.py).
+Chat LLMs that judge: loading, prompts, written replies (judge.py, speech_ifeval.py, pairwise.py).
 
-    replies = kept_replies("work/x/replies.jsonl", "google/gemma-3-27b-it", chats)
+    texts = replies("work/x/replies.jsonl", "google/gemma-3-27b-it", chats)
+    after_thought("<think>Yes or no?</think>No")           -> "No"
 
-A chat is a list of {"role", "content"}, a system turn first where there is one; a reply is a text. Decoding is greedy
-(our choice: the papers asked an API, with its default sampling). The LLM is a folder or a hub name, loaded as
-metrics/judge.py loads one, and only if a chat has no reply in the file yet: a killed run loses one batch.
+A chat is a list of {"role", "content"}, a system turn first if there is one; a reply is a text. Decoding is greedy (our
+choice: the papers asked an API with its default sampling). Replies are kept in a file, so that a killed run loses one
+batch, and the LLM is loaded only if a chat has no reply in the file yet.
+
+Some LLMs write a thought before they answer. A thought that the template opens is closed at once in the prompt, so that
+the next token is the answer's; a thought that the LLM writes all the same is cut from the reply.
 """
-import json
-import os
+import functools
 
-from speech_llm.prompts import without_markers
+import torch
+
+from speech_llm.resumable import resumable
+from speech_llm.turns import without_markers
 
 
 MAX_NEW_TOKENS = 512        # of a reply: an explanation and a verdict, or a transcript (our choice)
 BATCH = 16                  # chats answered together
 CUT = "\ue000"              # a private character that no text has: where a template's output is cut
+THOUGHTS = {  # how a thought begins: how it ends
+    "<think>": "</think>", "<thinking>": "</thinking>", "<seed:think>": "</seed:think>", "[THINK]": "[/THINK]",
+    "<|START_THINKING|>": "<|END_THINKING|>",
+    "<|channel|>analysis<|message|>": "<|channel|>final<|message|>"}        # gpt-oss
 
 
-def load_chat(name):
-    """(LLM, tokenizer) of a folder or a hub name that is here already; errors as metrics.judge.load_judge's."""
-    import torch
-    from metrics.judge import load_judge
-    return load_judge(name, "text", torch.device("cuda" if torch.cuda.is_available() else "cpu")).args
-
+# --- Prompts.
 
 def chat_text(tokenizer, chat):
-    """A chat as the LLM's template writes it; a template without a system turn gets it before the user's words."""
+    """Return a chat as the LLM's template writes it. Without a system turn in it, its words precede the user's."""
     from jinja2 import TemplateError
+    render = functools.partial(tokenizer.apply_chat_template, add_generation_prompt=True, tokenize=False,
+                               enable_thinking=False)            # Qwen3's name; other templates do not read it
     try:
-        return tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        return render(chat)
     except TemplateError:
         system, user, *rest = chat
         if system["role"] != "system":
             raise
         joined = {"role": "user", "content": f"{system['content'].strip()}\n\n{user['content']}"}
-        return tokenizer.apply_chat_template([joined, *rest], add_generation_prompt=True, tokenize=False)
+        return render([joined, *rest])
+
+
+def close_thought(prompt):
+    """Return the prompt with an end for the thought that its last words open."""
+    for opening, closing in THOUGHTS.items():
+        if prompt.rstrip().endswith(opening):
+            return f"{prompt.rstrip()}\n\n{closing}\n\n"
+    return prompt
 
 
 def encode_chat(tokenizer, chat, add_special_tokens=False):
-    """Token ids of a chat as its template writes it; a turn marker inside somebody's words stays ordinary text."""
+    """Return the token ids of a chat; a turn marker inside somebody's words stays ordinary text."""
     chat = [{**turn, "content": CUT.join(without_markers(tokenizer, turn["content"].replace(CUT, "")))}
             for turn in chat]
-    first, *others = chat_text(tokenizer, chat).split(CUT)
+    first, *others = close_thought(chat_text(tokenizer, chat)).split(CUT)
     ids = tokenizer(first, add_special_tokens=add_special_tokens)["input_ids"]
     return ids + [token for piece in others for token in tokenizer(piece, add_special_tokens=False)["input_ids"]]
 
 
-def write(llm, tokenizer, chats):
-    """-> a {"reply", "capped"} for each chat: whether the reply was cut at MAX_NEW_TOKENS."""
-    import torch
+def pad_left(rows, pad, device):
+    """Return lists of token ids as ids (B, L) and mask (B, L), padded on the left."""
+    length = max(map(len, rows))
+    ids = [[pad] * (length - len(row)) + row for row in rows]
+    mask = [[0] * (length - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+# --- Replies.
+
+def after_thought(text):
+    """Return what a reply says after its last thought; "" if its thought has no end."""
+    for opening, closing in THOUGHTS.items():
+        if closing in text:
+            text = text.rpartition(closing)[2]
+        elif opening in text:
+            return ""
+    return text.strip()
+
+
+def reply_text(tokenizer, ids):
+    """Return the text of the token ids of a reply, without its thought and without special tokens."""
+    ids = list(ids)
+    for opening, closing in THOUGHTS.items():      # markers that are special tokens would not be in the text
+        if end := end_of(tokenizer, closing, ids):
+            ids = ids[end:]
+        elif end_of(tokenizer, opening, ids):
+            return ""
+    return after_thought(tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def end_of(tokenizer, marker, ids):
+    """
+    Return the position behind the last occurrence of a marker in a list of token ids; 0 if there is none.
+    A marker that is no added token is text like any other, which may be tokenised in several ways: 0 for it, too.
+    """
+    part, added = tokenizer.encode(marker, add_special_tokens=False), tokenizer.get_added_vocab().values()
+    if not part or not {part[0], part[-1]} <= {*added}:
+        return 0
+    return next((end for end in range(len(ids), len(part) - 1, -1) if ids[end - len(part):end] == part), 0)
+
+
+def load_chat(name, device):
+    """
+    Return (LLM, tokenizer) of a folder or a hub name, in eval mode.
+    bfloat16 on a GPU (our choice), spread over all GPUs if there are several; float32 on the CPU. FileNotFoundError
+    names the download, MemoryError says that the GPU is too small, ValueError that there is no chat template.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    several = device.type == "cuda" and torch.cuda.device_count() > 1
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True)     # no download unasked for
+        llm, info = AutoModelForCausalLM.from_pretrained(
+            name, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32, local_files_only=True,
+            output_loading_info=True, device_map="auto" if several else None)      # "auto" needs the package accelerate
+        llm = llm if several else llm.to(device)
+    except OSError as error:
+        raise FileNotFoundError(f"the LLM {name} is not here; accept its licence on the hub and run: hf download {name}"
+                                ) from error
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(f"the LLM {name} does not fit on this GPU; run the same command on a machine with two: "
+                          "CUDA_VISIBLE_DEVICES=0,1 and pip install accelerate") from error
+    except Exception as error:                           # libraries have an error of their own for each kind of damage
+        raise ValueError(f"the LLM {name} cannot be loaded ({error}); get it again") from error
+    if info["missing_keys"]:                             # transformers leaves them random and goes on
+        raise ValueError(f"the LLM {name} lacks {len(info['missing_keys'])} weights, such as "
+                         f"{min(info['missing_keys'])}; get it again")
+    if not tokenizer.chat_template:
+        raise ValueError(f"{name} has no chat template: a judge must be an instructed model")
+    # bergen pads with the first of these; padding is masked and changes nothing
+    tokenizer.pad_token = tokenizer.bos_token or tokenizer.pad_token or tokenizer.eos_token
+    return llm.eval(), tokenizer
+
+
+@torch.no_grad()
+def write_replies(llm, tokenizer, chats):
+    """Return a {"reply", "capped"} for each chat; capped: the reply was cut at MAX_NEW_TOKENS."""
     from transformers import GenerationConfig
-    rows = [encode_chat(tokenizer, chat) for chat in chats]
-    length, pad = max(map(len, rows)), tokenizer.pad_token_id
-    ids = torch.tensor([[pad] * (length - len(row)) + row for row in rows], device=llm.device)             # (B, L)
-    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=llm.device)
+    ids, mask = pad_left([encode_chat(tokenizer, chat) for chat in chats], tokenizer.pad_token_id, llm.device)
     ends = llm.generation_config.eos_token_id
-    greedy = GenerationConfig(max_new_tokens=MAX_NEW_TOKENS, do_sample=False, pad_token_id=pad, eos_token_id=ends)
-    with torch.no_grad():
-        written = llm.generate(input_ids=ids, attention_mask=mask, generation_config=greedy)[:, length:].tolist()
+    greedy = GenerationConfig(max_new_tokens=MAX_NEW_TOKENS, do_sample=False, pad_token_id=tokenizer.pad_token_id,
+                              eos_token_id=ends)
+    written = llm.generate(input_ids=ids, attention_mask=mask, generation_config=greedy)[:, ids.shape[1]:].tolist()
     ends = {*(ends if isinstance(ends, list) else [ends])}
-    return [{"reply": tokenizer.decode(row, skip_special_tokens=True).strip(), "capped": not ends & {*row}}
-            for row in written]
+    return [{"reply": reply_text(tokenizer, row), "capped": not ends & {*row}} for row in written]
 
 
-# --- Replies that are kept.
-
-def read_kept(path, settings):
-    """{chat as JSON: {"reply", "capped"}} that earlier runs left; a line cut short by a kill is cut off."""
-    if not os.path.exists(path):
-        return {}
-    done, good = {}, 0
-    with open(path, "rb+") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                break
-            try:
-                entry = json.loads(line.decode("utf-8"))
-                if number == 1 and entry != settings:
-                    raise SystemExit(f"{path} was made with {entry}, now it is {settings}; remove it, or choose "
-                                     "another --out")
-                if number > 1:
-                    done[as_key(entry["chat"])] = {"reply": entry["reply"], "capped": entry["capped"]}
-            except (ValueError, KeyError, TypeError, RecursionError):
-                raise SystemExit(f"{path} line {number} is damaged; remove the file and run the same command again"
-                                 ) from None
-            good += len(line)
-        file.truncate(good)
-    return done
-
-
-def as_key(chat):
-    return json.dumps(chat, ensure_ascii=False)
-
-
-def kept_replies(path, judge, chats):
+def replies(path, judge, chats):
     """
-    The LLM `judge`'s reply to each chat, kept in `path`; equal chats are answered once. Prints how many were cut.
-    SystemExit if the file is damaged or another LLM's.
+    Return the reply of the LLM `judge` to each chat, from the file `path` or a new one; equal chats are answered once.
+    Print how many replies were cut at MAX_NEW_TOKENS. SystemExit if the file is damaged or another LLM's.
     """
-    from tqdm import tqdm
-    settings = {"judge": judge, "max_new_tokens": MAX_NEW_TOKENS}
-    done, llm = read_kept(path, settings), None
-    order = sorted({as_key(chat): chat for chat in chats}.items(), key=lambda pair: (len(pair[0]), pair[0]))
-    batches = [order[i:i + BATCH] for i in range(0, len(order), BATCH)]      # the same ones after a kill
-    batches = [batch for batch in batches if any(key not in done for key, _ in batch)]
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
-        if not file.tell():
-            file.write(json.dumps(settings) + "\n")
-        for batch in tqdm(batches, desc=f"judge {judge}", unit=f" x{BATCH}", disable=not batches):
-            llm = llm or load_chat(judge)
-            replies = write(*llm, [chat for _, chat in batch])
-            file.write("".join(json.dumps({"chat": chat, **reply}, ensure_ascii=False) + "\n"
-                               for (_, chat), reply in zip(batch, replies)))
-            file.flush()
-            done |= {key: reply for (key, _), reply in zip(batch, replies)}
-    found = [done[as_key(chat)] for chat in chats]
-    print(f"{judge}: {len(found)} replies, {sum(reply['capped'] for reply in found)} of them cut at {MAX_NEW_TOKENS} "
-          f"tokens, in {path}")
-    return [reply["reply"] for reply in found]
+    @functools.cache
+    def llm():
+        return load_chat(judge, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    entries = resumable(path, {"judge": judge, "max_new_tokens": MAX_NEW_TOKENS}, chats,
+                        lambda batch: write_replies(*llm(), batch), BATCH, f"judge {judge}",
+                        size=lambda chat: sum(len(turn["content"]) for turn in chat))
+    print(f"{judge}: {len(entries)} replies, {sum(entry['capped'] for entry in entries)} of them cut at "
+          f"{MAX_NEW_TOKENS} tokens, in {path}")
+    return [entry["reply"] for entry in entries]

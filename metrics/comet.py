@@ -5,30 +5,32 @@ COMET scores from the published weights, without the published package.
     score(model, [{"src": "Hi.", "mt": "Hallo.", "ref": "Guten Tag."}])    -> [one float], higher is better
 
 unbabel-comet 2.2.7 cannot be installed beside transformers 5 and numpy 2, so the two metrics are written out
-here: the RegressionMetric (wmt22-comet-da: source, translation, reference, each encoded alone) and the
-UnifiedMetric (wmt22-cometkiwi-da: translation and source in one sequence). Fetch the weights first:
+here: the RegressionMetric (wmt22-comet-da: source, translation and reference are encoded one by one) and the
+UnifiedMetric (wmt22-cometkiwi-da: translation and source are one sequence). Fetch the weights first:
 
     hf download Unbabel/wmt22-comet-da --local-dir models/wmt22-comet-da   # kiwi: accept its licence first
 
-A corpus' score is the plain mean of its rows'; the 2026 paper's tables print it times 100.
+The score of a corpus is the mean over its rows; the 2026 paper's Table 1 prints it times 100.
 """
 import os
 
 import torch
 from torch import nn
 
+from speech_llm.normalize import nfc
+
 
 # B batch   S tokens   L layers + 1 (the embeddings count)   D encoder width
 
-# Hub names, for shape and tokenizer only: the weights come from the checkpoint
+# Hub names, for shape and tokenizer alone: the weights come from the checkpoint
 ENCODERS = {"regression": "FacebookAI/xlm-roberta-large", "unified": "microsoft/infoxlm-large"}
 
-# In these parts every tensor counts. Checkpoints hold others: layer dropout's, cometkiwi's word-level head
+# Every tensor of these parts is needed. Checkpoints have others: layer dropout's, those of cometkiwi's word-level head
 SCORING = ("encoder.model.encoder.", "layerwise_attention.scalar_parameters.", "estimator.ff.")
 
 
 class LayerMix(nn.Module):
-    """The encoder's layers -> one: gamma * sum of weight * layer, the weights positive and summing to 1."""
+    """Mix the encoder's layers: gamma * sum of weight * layer, where the weights are positive and sum to 1."""
     def __init__(self, layers, normalise):
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(1))
@@ -41,26 +43,26 @@ class LayerMix(nn.Module):
 
 
 class Comet(nn.Module):
-    """Rows -> quality. The names of its parts are the checkpoint's."""
+    """Score rows. The names of the parts are the checkpoint's."""
     def __init__(self, kind, config, tokenizer, hidden):
         super().__init__()
         from transformers import XLMRobertaModel
         self.kind, self.tokenizer = kind, tokenizer
         self.pad = config.pad_token_id
-        self.positions = config.max_position_embeddings - 2    # 512: RoBERTa counts from padding's index + 1
+        self.positions = config.max_position_embeddings - 2    # 512: RoBERTa's positions begin behind padding's index
         self.encoder = nn.ModuleDict({"model": XLMRobertaModel(config, add_pooling_layer=False)})
-        # cometkiwi's hparams say "sparsemax_patch", which unbabel-comet runs as softmax in every release but
-        # 2.2.4 (COMET issues 195 and 244)
+        # cometkiwi's hparams name "sparsemax_patch"; every release of unbabel-comet but 2.2.4 takes softmax for it
+        # (COMET issues 195 and 244)
         mix = sparsemax if kind == "regression" else lambda z: z.softmax(0)
         self.layerwise_attention = LayerMix(config.num_hidden_layers + 1, mix)
         sizes = [config.hidden_size * (6 if kind == "regression" else 1), *hidden]
         parts = []
         for a, b in zip(sizes, sizes[1:]):
-            parts += [nn.Linear(a, b), nn.Tanh(), nn.Dropout(0.1)]   # dropout: for the checkpoint's numbering
+            parts += [nn.Linear(a, b), nn.Tanh(), nn.Dropout(0.1)]   # dropout, because the checkpoint numbers it
         self.estimator = nn.ModuleDict({"ff": nn.Sequential(*parts, nn.Linear(sizes[-1], 1))})
 
     def encode(self, ids):
-        """Lists of token ids -> the mixed layer and its mask: (B, S, D), (B, S)."""
+        """Return the mixed layer (B, S, D) and the mask (B, S) of lists of token ids."""
         device = self.layerwise_attention.gamma.device
         ids = [torch.tensor(row, device=device) for row in ids]
         ids = nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=self.pad)   # (B, S)
@@ -69,11 +71,12 @@ class Comet(nn.Module):
         return self.layerwise_attention(out.hidden_states), mask
 
     def tokens(self, texts):
-        # 510 with <s> and </s>: COMET takes two off the encoder's 512, for both kinds
+        """Return lists of token ids, 510 at most with <s> and </s>: COMET takes two off the encoder's 512."""
+        texts = [nfc(text) for text in texts]
         return self.tokenizer(texts, truncation=True, max_length=self.positions - 2)["input_ids"]
 
     def sentence(self, texts):
-        """Texts -> the mean over their tokens, <s> and </s> included: (B, D)."""
+        """Return the mean over each text's tokens, <s> and </s> included: (B, D)."""
         tokens, mask = self.encode(self.tokens(texts))
         return (tokens * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
 
@@ -90,29 +93,29 @@ class Comet(nn.Module):
 
 
 def sparsemax(z):
-    """Scores (L,) -> the nearest point of the simplex: like softmax, but small ones become exactly 0."""
+    """Return the point of the simplex nearest to scores (L,): as softmax, but small scores become exactly 0."""
     ordered = z.sort(descending=True).values
     above = ordered.cumsum(0) - 1
     count = torch.arange(1, len(z) + 1, device=z.device, dtype=z.dtype)
-    kept = int((count * ordered > above).sum())            # how many stay positive
-    return (z - above[kept - 1] / kept).clamp(min=0)
+    positive = int((count * ordered > above).sum())        # how many of the result are above 0
+    return (z - above[positive - 1] / positive).clamp(min=0)
 
 
 # ----------------------------------------------------------------------------------------------------
 
 def load_comet(path, device="cpu", encoder=""):
-    """A COMET checkpoint -> a model for score(), in float32 and evaluation mode.
-
-    `path` is a downloaded folder (checkpoints/model.ckpt inside) or a file: Lightning's .ckpt, a plain state
-    dict, .safetensors. `encoder` is a folder or hub name with the encoder's config and tokenizer, "" the
-    published one. FileNotFoundError, or ValueError where the weights are not one of the two metrics'.
+    """
+    Return the model of a COMET checkpoint for score(), in float32 and evaluation mode.
+    `path` is a downloaded folder (with checkpoints/model.ckpt) or a file: Lightning's .ckpt, a plain state dict,
+    .safetensors. `encoder` is a folder or hub name with the encoder's config and tokenizer; "" is the published one.
+    FileNotFoundError if the file is missing, ValueError if the weights belong to neither of the two metrics.
     """
     from transformers import AutoConfig, AutoTokenizer
     state = read_state(path)
     if not {"estimator.ff.0.weight", "encoder.model.embeddings.word_embeddings.weight"} <= set(state):
         raise ValueError(f"{path} holds no COMET estimator; wanted wmt22-comet-da or wmt22-cometkiwi-da")
     width = state["encoder.model.embeddings.word_embeddings.weight"].shape[1]
-    kinds = {6 * width: "regression", width: "unified"}   # what the estimator reads tells the metrics apart
+    kinds = {6 * width: "regression", width: "unified"}   # the metrics differ in the estimator's input width
     features = state["estimator.ff.0.weight"].shape[1]
     if features not in kinds:
         raise ValueError(f"{path}: the estimator reads {features} features, wanted one of {sorted(kinds)}")
@@ -130,6 +133,7 @@ def load_comet(path, device="cpu", encoder=""):
 
 
 def read_state(path):
+    """Return {name: tensor} of a checkpoint. FileNotFoundError if it is missing, ValueError if it is damaged."""
     path = str(path)
     if os.path.isdir(path):
         path = os.path.join(path, "checkpoints", "model.ckpt")
@@ -140,18 +144,18 @@ def read_state(path):
             from safetensors.torch import load_file
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)   # never runs code from the file
-    except Exception as error:                                        # each kind of damage has one of its own
+    except Exception as error:                                        # each kind of damage has an error of its own
         raise ValueError(
-            f"{path} is incomplete, or holds Python objects beside its tensors. If you trust it, keep the "
+            f"{path} is incomplete, or holds Python objects beside its tensors. If you trust it, write the "
             "tensors alone: torch.save(torch.load(path, weights_only=False)['state_dict'], 'comet.pt')"
         ) from error
-    return state.get("state_dict", state)                             # Lightning keeps it one level down
+    return state.get("state_dict", state)                             # Lightning's checkpoints have it one level down
 
 
 @torch.no_grad()
 def score(model, rows, batch_size=16):
-    """Rows {"src", "mt", "ref"} (cometkiwi: no "ref") -> their scores as floats, in the rows' order."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]["src"] + rows[i]["mt"]))   # little padding
+    """Return the scores of rows {"src", "mt", "ref"} (cometkiwi: no "ref") as floats, in the rows' order."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]["src"] + rows[i]["mt"]))   # for little padding
     scores = [0.0] * len(rows)
     for begin in range(0, len(order), batch_size):
         batch = order[begin:begin + batch_size]

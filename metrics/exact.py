@@ -1,24 +1,34 @@
 """
-Answers compared with the reference letter by letter, after MMS normalisation; numbers stay, an answer may be one.
+Answers compared with the reference letter by letter, after MMS normalisation; numbers stay, since an answer may be one.
 
     exact_match(["London"], ["In london!"], "en")    -> 0.0
     contains(["London"], ["In london!"], "en")       -> 100.0
 """
+from metrics.texts import CHARACTERS, comparable, mean_percent
 from speech_llm.normalize import mms_normalize
 
 
 def plain(text, language):
-    """Lower case, no punctuation, numbers kept."""
-    return mms_normalize(text, language, remove_numbers=False)
+    """Return the text in lower case without punctuation; in Chinese and Japanese without spaces, too."""
+    text = mms_normalize(text, language, remove_numbers=False)
+    return text.replace(" ", "") if language in CHARACTERS else text
+
+
+def plain_pair(reference, prediction, language):
+    """Return both texts in their plain form."""
+    return plain(reference, language), plain(prediction, language)
 
 
 def exact_match(references, predictions, language):
-    """Share of answers that equal the reference, in percent."""
-    same = [plain(r, language) == plain(p, language) for r, p in zip(references, predictions, strict=True)]
-    return 100 * sum(same) / len(same)
+    """Return the share of predictions that equal their reference, in percent; None if every reference is empty."""
+    pairs = comparable(references, predictions, language, plain_pair)
+    return mean_percent([reference == prediction for reference, prediction in pairs])
 
 
 def contains(references, predictions, language):
-    """Share of answers in which the reference occurs, in percent: a right answer in a whole sentence counts too."""
-    found = [plain(r, language) in plain(p, language) for r, p in zip(references, predictions, strict=True)]
-    return 100 * sum(found) / len(found)
+    """
+    Return the share of predictions in which the reference occurs, in percent; None if every reference is empty.
+    A right answer inside a longer sentence counts as right.
+    """
+    pairs = comparable(references, predictions, language, plain_pair)
+    return mean_percent([reference in prediction for reference, prediction in pairs])

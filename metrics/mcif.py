@@ -3,20 +3,21 @@ MCIF and the IWSLT instruction-following tasks: the XML that is submitted, and t
 
     write_output("out.xml", "NLE.IWSLT26", {"mcif/short/de/7": "Ja."})                        # row id: answer
     official_scores("out.xml", "MCIF.short.de.ref.xml.gz", "de", load_comet=..., load_bertscore=...)
-    -> {"TRANS-COMET": 0.765, "QA-BERTScore": 0.47}, {}                # fractions, as the server gives them; left out
+    -> {"TRANS-COMET": 0.765, "QA-BERTScore": 0.47}, {}       # fractions, as the server's; then what is left out
 
-ASR-WER         a talk's answers, each normalised as Whisper does, joined by spaces, against its whole transcript; over
-                all talks. Needs pip install whisper-normalizer==0.1.0: the organisers' 0.0.10 fetches its spelling
-                table from the network whenever it is used, 0.1.0 brings it and has the same rules, newer ones differ
-TRANS-COMET     a talk's answers, cut anew to face the reference's sentences (metrics/resegment.py), then COMET
+ASR-WER         a talk's answers, each normalised as Whisper does, joined by spaces, against the whole transcript of the
+                talk; over all talks. It needs whisper-normalizer==0.1.0: the organisers' 0.0.10 fetches its spelling
+                table from the network whenever it is used, 0.1.0 contains it and has the same rules, newer ones differ
+TRANS-COMET     COMET of a talk's answers, cut into a piece for each sentence of the reference (metrics/resegment.py)
 QA-BERTScore    F1, rescaled; SUM-BERTScore the same
 QE-accuracy, QE-format-accuracy
-                the 2026 surprise task, a choice among options. Its scorer is not public; this one is our choice. An
-                answer is well formed if it equals an answer of the reference, but for case, spaces and a full stop;
-                accuracy is that of the well-formed ones: 2026, Table 4 has 33 % of accuracy where 0.5 % are well formed
+                the 2026 surprise task, a choice among options. The organisers' scorer is not public; this one is our
+                choice. An answer is well formed if it equals an answer of the reference, except for case, spaces and a
+                full stop; accuracy is the share of right ones among the well-formed answers, because Table 4 has an
+                accuracy of 33 % where 0.5 % are well formed
 
 The task names of MCIF (TRANS, QA, SUM) and of IWSLT 2025 (ST, SQA, SSUM) are both read. Files may be gzipped. Damaged
-files, missing and doubled ids stop the program (SystemExit), with the file and the id.
+files and missing or doubled ids end the program (SystemExit) with the file and the id.
 """
 import gzip
 import os
@@ -25,16 +26,21 @@ import zlib
 from collections import defaultdict
 from xml.etree import ElementTree
 
+from metrics.error_rates import word_error_rate
+from metrics.resegment import resegment
+from speech_llm.files import replace_file
+from speech_llm.normalize import nfc
+
 
 LARGEST = 2**27                             # bytes of an XML file, unpacked: 300 times the largest known (our choice)
-NOT_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")     # what XML 1.0 cannot hold, even escaped
+NOT_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")     # XML 1.0 forbids these, even escaped
 TASKS = {"ST": "TRANS", "SQA": "QA", "SSUM": "SUM"}                            # IWSLT 2025 -> MCIF
 
 
 # --- The files.
 
 def read_xml(path):
-    """The root element of a file, plain or gzipped; SystemExit if it is damaged, too large or declares entities."""
+    """Return the root element of a file, plain or gzipped. SystemExit if it is damaged, large or declares entities."""
     if not os.path.isfile(path):
         raise SystemExit(f"{path} is missing")
     try:
@@ -45,7 +51,7 @@ def read_xml(path):
         if len(content) > LARGEST:
             raise ValueError(f"more than {LARGEST >> 20} MB")
         text = content.decode("utf-8-sig")
-        if re.search("<!(DOCTYPE|ENTITY)", text):       # the only way to entities that grow without end
+        if re.search("<!(DOCTYPE|ENTITY)", text):       # without these no entity can grow without end
             raise ValueError("it declares a document type")
         return ElementTree.fromstring(text)
     except (ValueError, EOFError, OSError, zlib.error, ElementTree.ParseError) as error:
@@ -53,34 +59,35 @@ def read_xml(path):
 
 
 def read_samples(path):
-    """{(track, language): {id: sample element}} of a test definition, an output or a reference, in the file's order."""
-    found = {}
+    """Return {(track, language): {id: sample element}} of a definition, an output or a reference, in its order."""
+    tasks = {}
     for task in read_xml(path).iter("task"):
-        samples = found.setdefault((task.get("track"), task.get("text_lang")), {})
+        samples = tasks.setdefault((task.get("track"), task.get("text_lang")), {})
         for sample in task.iter("sample"):
             if not sample.get("id") or sample.get("id") in samples:
                 raise SystemExit(f"{path}: sample id {sample.get('id')!r} is missing or there twice")
             samples[sample.get("id")] = sample
-    return found
+    return tasks
 
 
 def samples_of(path, track, language):
-    """{id: sample element} of one task of a file; SystemExit names the tasks that it has if not this one."""
-    found = read_samples(path)
-    if (track, language) not in found:
-        raise SystemExit(f"{path} has no task {track} {language}, only {sorted(map(str, found))}")
-    return found[track, language]
+    """Return {id: sample element} of one task of a file. SystemExit with the tasks of the file if it has another."""
+    tasks = read_samples(path)
+    if (track, language) not in tasks:
+        raise SystemExit(f"{path} has no task {track} {language}, only {sorted(map(str, tasks))}")
+    return tasks[track, language]
 
 
 def read_output(path, track, language):
-    """{id: answer} of one task of an output; an empty element is an empty answer."""
-    return {name: (sample.text or "").strip() for name, sample in samples_of(path, track, language).items()}
+    """Return {id: answer} of one task of an output, in NFC; an empty element is an empty answer."""
+    return {name: nfc(sample.text or "").strip() for name, sample in samples_of(path, track, language).items()}
 
 
 def read_references(path, track, language):
     """
-    One task of a reference -> [{"task": "TRANS", "ids": [...], "audio": [...], "reference", "transcript", "qa_type"}].
-    ASR and TRANS: a talk with all its samples; the reference's lines are sentences, as are those of its transcript.
+    Return [{"task": "TRANS", "ids": [...], "audio": [...], "reference", "transcript", "qa_type"}] of one task of a
+    reference file. ASR and TRANS have one entry for a talk with all its samples; each line of the reference and of the
+    transcript is a sentence.
     """
     references = []
     for ids, sample in samples_of(path, track, language).items():
@@ -89,15 +96,16 @@ def read_references(path, track, language):
         if not text["reference"].strip() or not task or len(names) != len(audio):
             raise SystemExit(f"{path}: sample {ids[:20]} has no reference, no task or not one recording an id; this is "
                              "no reference file")
-        references.append({"task": TASKS.get(task, task), "ids": names, "audio": audio, "reference": text["reference"],
-                           "transcript": text["metadata/transcript"], "qa_type": sample.get("qa_type", "")})
+        references.append({"task": TASKS.get(task, task), "ids": names, "audio": audio,
+                           "reference": nfc(text["reference"]), "transcript": nfc(text["metadata/transcript"]),
+                           "qa_type": sample.get("qa_type", "")})
     return references
 
 
 def write_output(path, name, answers):
     """
-    Answers {row id of data/mcif.py: text} -> the XML to submit, one task for each track and language, every id in it.
-    name: the submission's. Characters that XML cannot hold become spaces; returns and prints in how many answers.
+    Write the XML to submit, with one task for each track and language, from answers {row id of data/mcif.py: text}.
+    `name` is the submission's. Characters that XML cannot hold become spaces; return and print in how many answers.
     """
     root, tasks, broken = ElementTree.Element("testset", name=name, type="output"), {}, 0
     for row_id, answer in answers.items():
@@ -108,17 +116,16 @@ def write_output(path, name, answers):
         broken += clean != answer
         ElementTree.SubElement(tasks[track, language], "sample", id=sample).text = clean.strip()
     ElementTree.indent(root)
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    ElementTree.ElementTree(root).write(f"{path}.part", encoding="utf-8", xml_declaration=True)
-    os.replace(f"{path}.part", path)
+    with replace_file(path) as temporary:
+        ElementTree.ElementTree(root).write(temporary, encoding="utf-8", xml_declaration=True)
     print(f"{path}: {len(answers)} answers, {broken} of them with characters that XML cannot hold")
     return broken
 
 
-# --- The scores: (answers {id: text}, references of one task, ...) -> a number.
+# --- The scores of answers {id: text} against the references of one task.
 
 def english_normalizer():
-    """Whisper's normalisation of English as a function of a text; ImportError says what to install."""
+    """Return Whisper's normalisation of English as a function of a text. ImportError says what to install."""
     try:
         from whisper_normalizer.english import EnglishTextNormalizer
         normalize = EnglishTextNormalizer()
@@ -130,15 +137,13 @@ def english_normalizer():
 
 
 def talk_error_rate(answers, talks, normalize):
-    """Word errors over reference words of all talks; a talk's answers are normalised one by one, joined by spaces."""
-    from metrics.error_rates import word_error_rate
+    """Return word errors over reference words of all talks; each answer is normalised before the talk is joined."""
     return word_error_rate([normalize(talk["reference"]) for talk in talks],
                            [" ".join(normalize(answers[name]) for name in talk["ids"]) for talk in talks]) / 100
 
 
 def sentence_items(answers, talks, language):
-    """[source, translation, reference] of every reference sentence, the answers cut anew; Chinese by characters."""
-    from metrics.resegment import resegment
+    """Return [source, translation, reference] for every reference sentence; Chinese answers are cut by characters."""
     items = []
     for talk in talks:
         sources, references = talk["transcript"].split("\n"), talk["reference"].split("\n")
@@ -151,21 +156,22 @@ def sentence_items(answers, talks, language):
 
 
 def option_accuracy(answers, references):
-    """(accuracy of the well-formed answers, share of answers that are well formed); see the head of this file."""
+    """Return (accuracy of the well-formed answers, share of well-formed answers), as the docstring above has them."""
     def bare(text):
         return text.strip().rstrip(".。").strip().casefold()
     pairs = [(bare(answers[one["ids"][0]]), bare(one["reference"])) for one in references]
     options = {right for _, right in pairs}
-    formed = [(said, right) for said, right in pairs if said in options]
-    return sum(said == right for said, right in formed) / max(len(formed), 1), len(formed) / len(pairs)
+    formed = [(answer, right) for answer, right in pairs if answer in options]
+    return sum(answer == right for answer, right in formed) / max(len(formed), 1), len(formed) / len(pairs)
 
 
 def official_scores(output, reference, language, track="short", load_comet=None, load_bertscore=None):
     """
-    The scores of one language of an output file against a reference file -> ({metric: fraction}, {metric: why not}).
-    load_comet() -> a function from [source, translation, reference] items to scores; load_bertscore() -> one from
-    [prediction, reference] pairs. Either may raise ImportError or OSError where it lacks a package or weights.
-    SystemExit if an id of the reference is not in the output.
+    Return ({metric: fraction}, {metric: why it is left out}) of one language of an output against a reference file.
+
+    load_comet() returns a function from [source, translation, reference] items to scores, load_bertscore() one from
+    [prediction, reference] pairs; both raise ImportError or OSError if a package or weights are missing. SystemExit if
+    an id of the reference is not in the output.
     """
     answers = read_output(output, track, language)
     tasks = defaultdict(list)
@@ -177,28 +183,28 @@ def official_scores(output, reference, language, track="short", load_comet=None,
 
     def mean(load, items):
         if not load:
-            raise ImportError("nothing given to score it with")
+            raise ImportError("no model was given to score it")
         values = load()(items)
         return sum(values) / len(values)
 
-    def pairs(some):
-        return [[answers[one["ids"][0]], one["reference"]] for one in some]
+    def pairs(references):
+        return [[answers[one["ids"][0]], one["reference"]] for one in references]
 
     scorers = {  # task: (its metrics, the function from its references to their values)
-        "ASR": (["ASR-WER"], lambda some: [talk_error_rate(answers, some, english_normalizer())]),
-        "TRANS": (["TRANS-COMET"], lambda some: [mean(load_comet, sentence_items(answers, some, language))]),
-        "QA": (["QA-BERTScore"], lambda some: [mean(load_bertscore, pairs(some))]),
-        "SUM": (["SUM-BERTScore"], lambda some: [mean(load_bertscore, pairs(some))]),
-        "QE": (["QE-accuracy", "QE-format-accuracy"], lambda some: option_accuracy(answers, some)),
+        "ASR": (["ASR-WER"], lambda talks: [talk_error_rate(answers, talks, english_normalizer())]),
+        "TRANS": (["TRANS-COMET"], lambda talks: [mean(load_comet, sentence_items(answers, talks, language))]),
+        "QA": (["QA-BERTScore"], lambda questions: [mean(load_bertscore, pairs(questions))]),
+        "SUM": (["SUM-BERTScore"], lambda talks: [mean(load_bertscore, pairs(talks))]),
+        "QE": (["QE-accuracy", "QE-format-accuracy"], lambda choices: option_accuracy(answers, choices)),
     }
     scores, left_out = {}, {}
-    for task, some in tasks.items():
+    for task, references in tasks.items():
         if task not in scorers:
             left_out[task] = "a task that is not scored here"
             continue
         names, score = scorers[task]
         try:
-            scores |= dict(zip(names, score(some)))
+            scores |= dict(zip(names, score(references)))
         except (ImportError, OSError) as error:
             left_out |= dict.fromkeys(names, str(error))
     return scores, left_out

@@ -1,51 +1,54 @@
 """
-Speech-IFEval (arXiv 2505.19037): does a speech LLM still do what it is told, and what has its training cost the LLM?
+Speech-IFEval (arXiv 2505.19037): does a speech LLM still follow instructions, and what did its LLM lose in training?
 
     python -m metrics.speech_ifeval work/iwslt25/predictions/C --reference work/iwslt25/predictions/llm
         --judge Qwen/Qwen3-30B-A3B-Instruct-2507
-    python -m metrics.speech_ifeval outputs/DeSTA-ntu--DeSTA2-8B-beta         # a folder of the benchmark's own outputs
+    python -m metrics.speech_ifeval outputs/DeSTA-ntu--DeSTA2-8B-beta         # a folder of the benchmark's outputs
     python -m metrics.speech_ifeval work/tiny/predictions/C --reference work/tiny/predictions/llm --corpus tiny
-        --judge contains                                    # a small world's own questions: no LLM needed
+        --judge contains                                    # the questions of a toy world: no LLM needed
 
-reads   a folder a system: <corpus>.<group>.jsonl as infer.py writes it, or the benchmark's own files with a "response"
-        a line, and then reports/llm_eval@*.jsonl, what its judge replied, unless --judge names another; the questions
-        (--data), which data/speech_ifeval.py made the rows from
-writes  below <out>, the folder speech_ifeval beside that of the predictions: results.md, <system>.json, from which
-        eval.py draws the curve over LoRA's scale, and <system>.replies.jsonl, what the judge replied: a second run asks
-        only what is new
+reads   one folder for each system: <corpus>.<group>.jsonl as infer.py writes it, or the benchmark's files with a
+        "response" in each line and reports/llm_eval@*.jsonl, the replies of its judge; --judge names another judge.
+        The questions (--data), from which data/speech_ifeval.py makes the rows
+writes  below <out>, the folder speech_ifeval beside the folder of the predictions: results.md, <system>.json, from
+        which eval.py draws the curve over LoRA's scale, and <system>.replies.jsonl, the judge's replies: a second run
+        asks the judge only about new responses
 
-closed, creative    percent of responses that obey their constraint (metrics/ifeval.py); cot: that show reasoning, as
-                    a judge finds. IFrate is the plain mean of the three, and there is none without the three
-forgetting          100 (IFrate - reference) / reference, where the reference is the text LLM that reads transcripts;
-                    and the same of closed alone, which is all that a small world has (our choice)
+closed, creative    percent of responses that obey their constraint (metrics/ifeval.py)
+cot                 percent of responses that show reasoning, as a judge sees it
+IFrate              the mean of the three; there is none without all three
+forgetting          100 (IFrate - reference) / reference. The reference is the text LLM that reads transcripts. The same
+                    of closed alone stands beside it, because a toy world has nothing else (our choice)
 tasks               closed-ended questions with and without the constraint: WER of the transcript that the judge cuts
-                    out of the response; percent of the other responses that the judge finds right
+                    out of the response; percent of the other responses that the judge calls right
 unparsable          percent of replies without a verdict, which count neither way (the published script stops at one)
 
-The paper's judge is gpt-4o-2024-11-20; any local chat LLM can be ours, and its figures are its own. The judge's system
-turns are the published ones, byte for byte. The judge "contains" is none: an answer is right that contains the label, a
-transcript is the whole response, and reasoning is not judged (our choice, for the small worlds). Published for DeSTA2:
-83.71, 91.75 and 91.50, whose mean is 88.99, and 89.23 as its IFrate.
+The paper's judge is gpt-4o-2024-11-20; here any local chat LLM can judge, and its figures are not the paper's. The
+system turns of the judge are the published ones, byte for byte. The judge "contains" is no LLM: an answer is right if
+the label stands in it, a transcript is the whole response, and reasoning is not judged (our choice for the toys).
+Published for DeSTA2: 83.71, 91.75 and 91.50, whose mean is 88.99, although the paper prints 89.23 as its IFrate.
 """
 import argparse
-import json
 import os
 import re
 from collections import defaultdict
 
+from metrics.chat import after_thought, replies
 from metrics.error_rates import word_error_rate
 from metrics.ifeval import CLOSED, CREATIVE, rates
-
+from metrics.texts import comparable
+from speech_llm.files import read_json_lines, replace_file, write_json
+from speech_llm.normalize import nfc
 
 
 CORPUS = "speech_ifeval"
 GROUPS = {                                  # name: (file of the benchmark, items)
     "closed": ("closed_ended_questions", 933),
-    "plain": ("closed_ended_questions-woprompt", 933),      # the closed-ended questions without a constraint
+    "plain": ("closed_ended_questions-woprompt", 933),      # the same questions without a constraint
     "creative": ("creative_writing", 400),
     "cot": ("chain-of-thought", 200),
 }
-WORLD = ("closed", "plain")                 # what a small world has of them
+WORLD = ("closed", "plain")                 # the groups that a toy world has
 CLASSES = {                                 # the paper's classes of constraints
     "CC": ["change_case:english_capital", "change_case:english_lowercase"],
     "SE": ["combination:repeat_prompt", "startend:end_checker"],
@@ -57,7 +60,7 @@ CLASSES = {                                 # the paper's classes of constraints
            "length_constraints:number_paragraphs"],
 }
 TASKS = {"Automatic_speech_recognition": "ASR", "Speech_emotion_recognition": "SER", "Gender_recognition": "GR",
-         "MMAU": "MMAU", "SQA": "SQA"}          # the last: of the small worlds
+         "MMAU": "MMAU", "SQA": "SQA"}          # SQA: of the toy worlds
 
 ANSWER = ("You will be given a question, a corresponding correct answer and a response from a model. \n"
           "Model's Response is a reply to the Question. Your task is to judge if \"Model's Response\" aligns with the "
@@ -89,144 +92,147 @@ JUDGE = {  # metric of an item: (system turn, user turn), as published (script/l
 # --- The judge.
 
 def judge_chat(item):
-    """What the judge reads of an item with a response: a system and a user turn; None for creative writing."""
+    """Return what the judge reads of an item with a response, a system and a user turn; None for creative writing."""
     if item["metric"] not in JUDGE:
         return None
     system, user = JUDGE[item["metric"]]
     question = item["instruction"]
-    if "instruction_id_list" in item:       # the constraint, all but the first line, is not shown
+    if "instruction_id_list" in item:       # the judge sees the first line alone: the constraint follows it
         question = question.split("\n")[0]
     user = user.format(question=question, label=item.get("label"), response=item["response"])
     return [{"role": "system", "content": system}, {"role": "user", "content": user}]
 
 
 def verdict(reply):
-    """True or False for the reply's first "Result: YES" or "Result: NO", in any case; None without one."""
-    found = re.search(r"(?<=result:\s)(yes|no)", reply, re.IGNORECASE)
-    return found and found[0].lower() == "yes"
+    """Return True or False for the first "Result: YES" or "Result: NO" after the thought, in any case; else None."""
+    result = re.search(r"(?<=result:\s)(yes|no)", after_thought(reply), re.IGNORECASE)
+    return result and result[0].lower() == "yes"
 
 
 def contains(item):
-    """What the judge "contains" replies, None where it has nothing to say."""
+    """Return the reply of the judge "contains"; None for an item that needs an LLM."""
     if item["metric"] == "wer":
         return item["response"]
     if item["metric"] == "accuracy":
-        return f"Result: {'YES' if normalize(item['label']) in normalize(item['response']) else 'NO'}"
+        label = normalize(item["label"])
+        return f"Result: {'YES' if label in normalize(item['response']) else 'NO'}" if label else "the label is empty"
     return None
 
 
 def judged(groups, judge, path):
-    """The same groups with the replies of the LLM `judge`, kept in `path`, as each item's "eval_response"."""
-    from metrics.chat import kept_replies
+    """Return the groups of items with the judge's reply to each item as its "eval_response"; replies stay in `path`."""
+    items = [item for group in groups.values() for item in group]
     if judge == "contains":
-        replies = {group: [contains(item) for item in items] for group, items in groups.items()}
-        return {group: [item if reply is None else {**item, "eval_response": reply}
-                        for item, reply in zip(items, replies[group])] for group, items in groups.items()}
-    chats = {(group, n): judge_chat(item) for group, items in groups.items() for n, item in enumerate(items)}
-    asked = {key: chat for key, chat in chats.items() if chat}
-    replies = dict(zip(asked, kept_replies(path, judge, list(asked.values()))))
-    return {group: [{**item, "eval_response": replies[group, n]} if (group, n) in replies else item
-                    for n, item in enumerate(items)] for group, items in groups.items()}
+        answers = map(contains, items)
+    else:
+        chats = [judge_chat(item) for item in items]
+        written = iter(replies(path, judge, list(filter(None, chats))))
+        answers = (next(written) if chat else None for chat in chats)
+    items = iter([item if answer is None else {**item, "eval_response": answer}
+                  for item, answer in zip(items, answers)])
+    return {name: [next(items) for _ in group] for name, group in groups.items()}
 
 
 # --- Scores.
 
 def percent_yes(items):
-    """Judged items -> (percent of the verdicts that are YES, None without any; percent of replies without one)."""
-    found = [verdict(item["eval_response"]) for item in items]
-    known = [yes for yes in found if yes is not None]
-    return 100 * sum(known) / len(known) if known else None, 100 * (1 - len(known) / len(found))
+    """Return (percent of the verdicts that are YES, None without any; percent of replies without a verdict)."""
+    verdicts = [verdict(item["eval_response"]) for item in items]
+    clear = [yes for yes in verdicts if yes is not None]
+    return 100 * sum(clear) / len(clear) if clear else None, 100 * (1 - len(clear) / len(verdicts))
 
 
 def normalize(text):
-    """Text for WER: without < and >, then as Whisper's basic normaliser leaves it."""
+    """Return a text for WER: without < and >, then in the form of Whisper's basic normaliser."""
     from transformers.models.whisper.english_normalizer import BasicTextNormalizer
     return BasicTextNormalizer()(text.replace("<", "").replace(">", "")).strip()
 
 
 def task_scores(items):
     """
-    Judged closed-ended items -> {"ASR": corpus WER, "SER", "GR", "MMAU": percent right; "altered": percent of the
-    transcripts that the judge did not leave as they were; "unparsable": percent of the replies without a verdict}.
+    Return {"ASR": corpus WER, "SER", "GR", "MMAU": percent right; "altered": percent of the transcripts that the judge
+    changed; "unparsable": percent of the replies without a verdict} of judged closed-ended items.
     """
-    found, heard = {}, [item for item in items if item["metric"] == "wer"]
-    if heard:
-        said = [normalize(item["eval_response"]) for item in heard]
-        found["ASR"] = word_error_rate([normalize(item["label"]) for item in heard], said)
-        found["altered"] = 100 * sum(text not in normalize(item["response"])
-                                     for text, item in zip(said, heard)) / len(heard)
+    scores, asr = {}, [item for item in items if item["metric"] == "wer"]
+    if asr:
+        transcripts = [item["eval_response"] for item in asr]
+        pairs = comparable([item["label"] for item in asr], transcripts, "en",
+                           lambda label, transcript, _: (normalize(label), normalize(transcript)))
+        scores["ASR"] = word_error_rate(*zip(*pairs)) if pairs else None
+        altered = [normalize(text) not in normalize(item["response"]) for text, item in zip(transcripts, asr)]
+        scores["altered"] = 100 * sum(altered) / len(asr)
     answered = [item for item in items if item["metric"] == "accuracy"]
     for dataset, task in TASKS.items():
-        some = [item for item in answered if item["dataset"] == dataset]
-        if some:
-            found[task] = percent_yes(some)[0]
+        part = [item for item in answered if item["dataset"] == dataset]
+        if part:
+            scores[task] = percent_yes(part)[0]
     if answered:
-        found["unparsable"] = percent_yes(answered)[1]
-    return found
+        scores["unparsable"] = percent_yes(answered)[1]
+    return scores
 
 
-def by_constraint(items):
-    """{constraint or class of constraints: (percent followed, items)}."""
+def constraint_rates(items):
+    """Return {constraint or class of constraints: (percent of responses that obey, number of items)}."""
     parts = defaultdict(list)
     for item in items:
         for constraint in item["instruction_id_list"]:
             parts[constraint].append(item)
     for name, members in CLASSES.items():
-        some = [item for constraint in members for item in parts.get(constraint, [])]
-        if some:
-            parts[name] = some
-    return {name: (max(rates(some).values()), len(some)) for name, some in parts.items()}     # rates of one group
+        part = [item for constraint in members for item in parts.get(constraint, [])]
+        if part:
+            parts[name] = part
+    return {name: (max(rates(part).values()), len(part)) for name, part in parts.items()}     # rates of one group
 
 
 def scores(groups):
     """
-    {group: items with responses} -> whatever they allow of {"closed", "creative", "cot", "IFrate", "constraints":
-    {name: (percent, items)}, "tasks": {"closed" or "plain": task_scores}, "unparsable": of cot}; in percent.
+    Return what {group: items with responses} allow of {"closed", "creative", "cot", "IFrate", "constraints": {name:
+    (percent, items)}, "tasks": {"closed" or "plain": task_scores}, "unparsable": of cot}; in percent.
     """
-    found, ruled = {}, [item for group in ("closed", "creative") for item in groups.get(group, [])]
-    found |= rates(ruled)
-    found["constraints"] = by_constraint(ruled)
-    found["tasks"] = {group: task_scores(groups[group]) for group in ("closed", "plain") if is_judged(groups, group)}
+    ruled = [item for group in ("closed", "creative") for item in groups.get(group, [])]
+    values = {**rates(ruled), "constraints": constraint_rates(ruled)}
+    values["tasks"] = {group: task_scores(groups[group]) for group in ("closed", "plain") if is_judged(groups, group)}
     if is_judged(groups, "cot"):
-        found["cot"], found["unparsable"] = percent_yes(groups["cot"])
-    parts = [found.get(group) for group in ("closed", "creative", "cot")]
-    if None not in parts:
-        found["IFrate"] = sum(parts) / 3
-    return found
+        values["cot"], values["unparsable"] = percent_yes(groups["cot"])
+    parts = [values.get(group) for group in ("closed", "creative", "cot")]
+    return values if None in parts else {**values, "IFrate": sum(parts) / 3}
 
 
 def is_judged(groups, group):
+    """Return whether the group is there and each of its items has a reply of the judge."""
     return group in groups and all("eval_response" in item for item in groups[group])
 
 
 def forgetting_rate(rate, reference):
-    """How far the IFrate is from that of the text LLM, in percent of it: negative where something was forgotten."""
+    """Return the difference of two rates in percent of the reference's: negative for a system that forgot something."""
     return 100 * (rate - reference) / reference
 
 
 # --- Test-time LoRA scaling.
 
 OBEYED = ("IFrate", "closed", "creative", "cot")
-PAPER = ((0.125, 68.06), (1, 36.89))        # SALMONN's IFrate with alpha 4 and with 32, as trained; Table 2
+# SALMONN's IFrate with alpha 4 and as it was trained (Table 2). The paper does not name the trained alpha: that 4 is
+# an eighth of it is our inference from SALMONN's published configuration, alpha 32.
+PAPER = ((0.125, 68.06), (1, 36.89))
 
 
-def point(found):
+def point(values):
     """
-    Scores -> what a curve over LoRA's scale shows of them: {"IFrate", "closed", "creative", "cot", "WER", "accuracy"},
-    without what is not known. WER and accuracy, the mean over the tasks, are those of the questions without a
-    constraint, or else of those with one.
+    Return what a curve over LoRA's scale shows of a system's scores: {"IFrate", "closed", "creative", "cot", "WER",
+    "accuracy"}, without those that are not known. WER and accuracy, the mean over the tasks, are those of the questions
+    without a constraint, or else of those with one.
     """
-    tasks = found["tasks"].get("plain") or found["tasks"].get("closed") or {}
+    tasks = values["tasks"].get("plain") or values["tasks"].get("closed") or {}
     right = [tasks[task] for task in TASKS.values() if task != "ASR" and tasks.get(task) is not None]
-    shown = {**{name: found.get(name) for name in OBEYED},
+    shown = {**{name: values.get(name) for name in OBEYED},
              "WER": tasks.get("ASR"), "accuracy": sum(right) / len(right) if right else None}
     return {name: value for name, value in shown.items() if value is not None}
 
 
 def plot_curve(points, path, title=""):
     """
-    A PNG at `path` of [{"scale", name: percent}]: what is obeyed over LoRA's scale, other scores dashed, and beside
-    them what the paper has for SALMONN.
+    Write a PNG of [{"scale", name: percent}]: rates of obeyed constraints over LoRA's scale, other scores dashed, and
+    SALMONN's figures from the paper.
     """
     import matplotlib
     matplotlib.use("Agg")                                   # no screen
@@ -234,126 +240,128 @@ def plot_curve(points, path, title=""):
     figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
     points = sorted(points, key=lambda p: p["scale"])
     for name in dict.fromkeys(name for p in points for name in p if name != "scale"):
-        some = [p for p in points if name in p]
-        axes.plot([p["scale"] for p in some], [p[name] for p in some], marker="o", label=name,
+        with_name = [p for p in points if name in p]
+        axes.plot([p["scale"] for p in with_name], [p[name] for p in with_name], marker="o", label=name,
                   linestyle="-" if name in OBEYED else "--", linewidth=2.5 if name in OBEYED[:2] else 1)
     axes.plot(*zip(*PAPER), marker="*", markersize=12, linestyle="", color="grey",
-              label="paper: SALMONN's IFrate,\nalpha 4 (0.125) and 32 (1)")
+              label="paper: SALMONN's IFrate,\nas trained (1) and with alpha 4\n(an eighth: our inference)")
     axes.axvline(PAPER[0][0], color="grey", linestyle=":", linewidth=0.8)
     axes.set(title=title, xlabel="LoRA's scale, 1: as trained", ylabel="percent", ylim=(0, None))
     axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(f"{path}.part", format="png", dpi=120)
-    os.replace(f"{path}.part", path)
+    with replace_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
     plt.close(figure)
 
 
 # --- Files.
 
 def read_items(path, *needed):
-    """The lines of one of the benchmark's files -> list of dict; SystemExit where one is no item or lacks a key."""
-    items = []
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                item = dict(json.loads(line.decode("utf-8")))
-                lacking = [key for key in ("instruction", "metric", "audio_filepath", *needed)
-                           if not isinstance(item.get(key), str)]
-            except (ValueError, TypeError, RecursionError) as error:
-                raise SystemExit(f"{path} line {number} is no item of Speech-IFEval ({error}); get it again") from None
-            if lacking:
-                raise SystemExit(f"{path} line {number} has no {lacking[0]!r}; it is another file than its name says")
-            items.append(item)
+    """Return the items of one of the benchmark's files. SystemExit for a line that is no item or lacks a key."""
+    items = read_json_lines(path, "get it again", complete=True)
+    for number, item in enumerate(items, 1):
+        lacking = [key for key in ("instruction", "metric", "audio_filepath", *needed)
+                   if not isinstance(item.get(key), str)]
+        if lacking:
+            raise SystemExit(f"{path} line {number} has no {lacking[0]!r}; its name is that of another file")
     if not items:
         raise SystemExit(f"{path} is empty; get it again")
     return items
 
 
+def questions_folder(raw):
+    """Return the folder that holds eval_data/: `raw`, or data/ of a clone that is `raw` or lies in it."""
+    places = [raw, os.path.join(raw, "data"), os.path.join(raw, "Speech-IFEval", "data")]
+    return next((place for place in places if os.path.isdir(os.path.join(place, "eval_data"))), raw)
+
+
 def item_id(corpus, group, item, number):
-    """The row id of the `number`-th item of a group, from 0; chain-of-thought has no ids of its own."""
+    """Return the row id of the `number`-th item of a group, from 0; chain-of-thought items have no ids."""
     return f"{corpus}/{group}/{item.get('id', number)}"
 
 
 def read_predictions(path, corpus, group, data):
-    """Our predictions of one group -> its questions with a response each; SystemExit unless each has one."""
+    """Return the questions of one group, each with our prediction as its response. SystemExit unless each has one."""
     again = "remove it, and run infer.py on the same rows again"
-    said = {}
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                prediction = json.loads(line)
-                name, text = prediction["id"] + "", prediction["prediction"] + ""
-            except (ValueError, KeyError, TypeError, RecursionError):
-                raise SystemExit(f"{path} line {number} is not a prediction; {again}") from None
-            if name in said:
-                raise SystemExit(f"{path} line {number}: id {name!r} is there twice; {again}")
-            said[name] = text
+    responses = {}
+    for number, line in enumerate(read_json_lines(path, again, complete=True), 1):
+        if not isinstance(line["id"], str) or not isinstance(line["prediction"], str):
+            raise SystemExit(f"{path} line {number} is not a prediction; {again}")
+        if line["id"] in responses:
+            raise SystemExit(f"{path} line {number}: id {line['id']!r} is there twice; {again}")
+        responses[line["id"]] = nfc(line["prediction"])
     source = os.path.join(data, f"{GROUPS[group][0]}.jsonl")
     if not os.path.exists(source):
         raise SystemExit(f"{source} is missing: --data names the folder eval_data with the questions")
     items = read_items(source)
     ids = [item_id(corpus, group, item, number) for number, item in enumerate(items)]
-    if {*ids} != said.keys():
-        raise SystemExit(f"{path}: {len({*ids} - said.keys())} items of {source} have no prediction, and "
-                         f"{len(said.keys() - {*ids})} predictions no item; {again}")
-    return [{**item, "response": said[name]} for name, item in zip(ids, items)]
+    if {*ids} != responses.keys():
+        raise SystemExit(f"{path}: {len({*ids} - responses.keys())} items of {source} have no prediction, and "
+                         f"{len(responses.keys() - {*ids})} predictions no item; {again}")
+    return [{**item, "response": responses[name]} for name, item in zip(ids, items)]
+
+
+def read_published(folder, name, stored):
+    """Return the items of one of the benchmark's output files, with the replies `stored` for the same responses."""
+    path, report = (os.path.join(folder, *parts) for parts in ((f"{name}.jsonl",),
+                                                              ("reports", f"llm_eval@{name}.jsonl")))
+    items = read_items(path, "response")
+    if not stored or not os.path.exists(report):
+        return items
+    judged_items = read_items(report, "response", "eval_response")
+    if [item["response"] for item in judged_items] != [item["response"] for item in items]:
+        raise SystemExit(f"{report} judges other responses than those in {path}; remove it, or name a --judge")
+    return judged_items
 
 
 def read_outputs(folder, corpus, data, stored=True):
     """
-    A system's responses -> {group: items}: our predictions, or the benchmark's own files, with what their judge replied
-    where that is `stored` beside them and was said of the same responses. SystemExit if there is nothing.
+    Return a system's responses as {group: items}: our predictions, or the benchmark's output files; these with the
+    replies of its judge if `stored`. SystemExit if there are none.
     """
-    groups, known = {}, GROUPS if corpus == CORPUS else {group: (GROUPS[group][0], None) for group in WORLD}
-    for group, (name, count) in known.items():
-        ours, theirs = (os.path.join(folder, file) for file in (f"{corpus}.{group}.jsonl", f"{name}.jsonl"))
+    groups, expected = {}, GROUPS if corpus == CORPUS else {group: (GROUPS[group][0], None) for group in WORLD}
+    for group, (name, count) in expected.items():
+        ours = os.path.join(folder, f"{corpus}.{group}.jsonl")
         if os.path.exists(ours):
             groups[group] = read_predictions(ours, corpus, group, data)
-        elif os.path.exists(theirs):
-            groups[group] = read_items(theirs, "response")
-            report = os.path.join(folder, "reports", f"llm_eval@{name}.jsonl")
-            if stored and os.path.exists(report):
-                told = read_items(report, "response", "eval_response")
-                if [item["response"] for item in told] != [item["response"] for item in groups[group]]:
-                    raise SystemExit(f"{report} judges other responses than those in {theirs}; remove it, or name "
-                                     "a --judge")
-                groups[group] = told
+        elif os.path.exists(os.path.join(folder, f"{name}.jsonl")):
+            groups[group] = read_published(folder, name, stored)
         else:
-            print(f"{folder}: no {group}, neither {os.path.basename(ours)} nor {os.path.basename(theirs)}")
+            print(f"{folder}: no {group}, neither {os.path.basename(ours)} nor {name}.jsonl")
             continue
         if count not in (None, len(groups[group])):
             print(f"{folder}: {len(groups[group])} items in {group}; published are {count}")
     if not groups:
         raise SystemExit(f"{folder} holds no responses; run infer.py with --test_sets "
-                         + ",".join(f"{corpus}.{group}" for group in known))
+                         + ",".join(f"{corpus}.{group}" for group in expected))
     return groups
 
 
 # --- Tables.
 
 def table(head, lines):
-    """A table in Markdown, without the columns that are empty."""
-    used = [n for n in range(len(head)) if any(line[n] for line in lines)]
-    lines = ["| " + " | ".join(line[n] for n in used) + " |" for line in [head, *lines]]
-    return "\n".join([lines[0], "|---" * len(used) + "|", *lines[1:]])
+    """Return a table in Markdown, without the columns that are empty."""
+    filled = [n for n in range(len(head)) if any(line[n] for line in lines)]
+    lines = ["| " + " | ".join(line[n] for n in filled) + " |" for line in [head, *lines]]
+    return "\n".join([lines[0], "|---" * len(filled) + "|", *lines[1:]])
 
 
 def cell(value):
+    """Return a value with two decimals; "" for None."""
     return "" if value is None else f"{value:.2f}"
 
 
 def tables(systems, reference=""):
-    """{system: scores} and the name of the text LLM among them -> Markdown."""
-    found, names = [], ["closed", "creative", "cot", "IFrate"]
-    base = systems.get(reference, {})
+    """Return three tables in Markdown of {system: scores}; `reference` is the name of the text LLM among them."""
+    names, base = ["closed", "creative", "cot", "IFrate"], systems.get(reference, {})
 
-    def forgotten(system, name):
-        known = system != reference and base.get(name) and name in systems[system]
-        return cell(forgetting_rate(systems[system][name], base[name]) if known else None)
-    found.append(table(["system", *names, "forgetting", "forgetting, closed", "cot unparsable"], [
-        [system, *(cell(s.get(name)) for name in names), forgotten(system, "IFrate"), forgotten(system, "closed"),
-         cell(s.get("unparsable"))] for system, s in systems.items()]))
+    def forgetting(system, name):
+        both = system != reference and base.get(name) and name in systems[system]
+        return cell(forgetting_rate(systems[system][name], base[name]) if both else None)
+    parts = [table(["system", *names, "forgetting", "forgetting, closed", "cot unparsable"], [
+        [system, *(cell(s.get(name)) for name in names), forgetting(system, "IFrate"), forgetting(system, "closed"),
+         cell(s.get("unparsable"))] for system, s in systems.items()])]
     ids = [*CLASSES, *CLOSED, *CREATIVE]
-    found.append(table(["constraint", "items", *systems], [
+    parts.append(table(["constraint", "items", *systems], [
         [name, str(max(s["constraints"].get(name, (0, 0))[1] for s in systems.values())),
          *(cell(s["constraints"].get(name, (None, 0))[0]) for s in systems.values())]
         for name in ids if any(name in s["constraints"] for s in systems.values())]))
@@ -361,27 +369,32 @@ def tables(systems, reference=""):
     lines = [[system, {"closed": "with", "plain": "without"}[group], *(cell(tasks.get(name)) for name in columns)]
              for system, s in systems.items() for group, tasks in s["tasks"].items()]
     if lines:
-        found.append(table(["system", "constraint", "ASR (WER)", *columns[1:]], lines))
-    return "\n\n".join(found)
+        parts.append(table(["system", "constraint", "ASR (WER)", *columns[1:]], lines))
+    return "\n\n".join(parts)
 
 
-def main(argv=None):
+def parse_arguments(argv):
+    """Return the arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("systems", nargs="+", help="folders of responses")
     parser.add_argument("--reference", default="", help="folder of the text LLM's responses")
-    parser.add_argument("--corpus", default=CORPUS, help="whose questions: the benchmark's, or a small world")
+    parser.add_argument("--corpus", default=CORPUS, help="whose questions: the benchmark's, or a toy world's")
     parser.add_argument("--data", default="", help="its questions; else <work>/raw/<corpus>/eval_data")
     parser.add_argument("--judge", default="", help="a chat LLM, folder or hub name; or contains")
     parser.add_argument("--out", default="", help="a folder; else speech_ifeval beside that of the predictions")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_arguments(argv)
     run = os.path.dirname(os.path.dirname(os.path.abspath(args.systems[0])))       # <work>/<run>
     out = args.out or os.path.join(os.path.relpath(run), "speech_ifeval")
-    data = args.data or os.path.join(os.path.dirname(run), "raw", args.corpus, "eval_data")
+    raw = os.path.join(os.path.dirname(run), "raw", args.corpus)
+    data = args.data or os.path.join(questions_folder(raw), "eval_data")
     folders = list(dict.fromkeys(filter(None, [*args.systems, args.reference])))
     names = [os.path.basename(os.path.normpath(folder)) for folder in folders]
     if len({*names}) < len(names):
         raise SystemExit(f"two systems have one name: {', '.join(names)}; score them one by one, each with an --out")
-    os.makedirs(out, exist_ok=True)
     systems = {}
     for name, folder in zip(names, folders):
         groups = read_outputs(folder, args.corpus, data, stored=not args.judge)
@@ -389,19 +402,13 @@ def main(argv=None):
             groups = judged(groups, args.judge, os.path.join(out, f"{name}.replies.jsonl"))
         systems[name] = scores(groups)
     text = tables(systems, names[folders.index(args.reference)] if args.reference else "")
-    if args.corpus == CORPUS and not all("IFrate" in found for found in systems.values()):
+    if args.corpus == CORPUS and not all("IFrate" in values for values in systems.values()):
         text += "\n\nno IFrate without closed, creative and a judge of cot: --judge names a chat LLM"
-    for name, found in systems.items():
-        write_text(os.path.join(out, f"{name}.json"), json.dumps(found, indent=1) + "\n")
-    write_text(os.path.join(out, "results.md"), text + "\n")
-    print(f"{text}\n\nin percent; in {out}/results.md, and a file a system beside it")
-
-
-def write_text(path, text):
-    """A whole file or none."""
-    with open(f"{path}.part", "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(f"{path}.part", path)
+    for name, values in systems.items():
+        write_json(os.path.join(out, f"{name}.json"), values)
+    with replace_file(os.path.join(out, "results.md")) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write(text + "\n")
+    print(f"{text}\n\nin percent; in {out}/results.md, and a file for each system beside it")
 
 
 if __name__ == "__main__":

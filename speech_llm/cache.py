@@ -1,60 +1,106 @@
 """TODO"""
 import errno
 import glob
+import itertools
 import json
 import os
-from collections import ChainMap
+from collections import ChainMap, Counter
 from dataclasses import asdict
 
 import numpy as np
 
 from speech_llm.constants import provenance, require
 from speech_llm.files import read_json, replace_file, write_json
-from speech_llm.rows import read_rows
+from speech_llm.index import Rows, hash_of, open_index, open_rows
+from speech_llm.rows import remake, rows_file
+
+
+PLACE = np.dtype([("shard", "<u2"), ("first", "<u4"), ("length", "<u4")])                 # of an utterance
 
 
 def features_folder(work, encoder, mean, corpus, split):
-    """Where the frames of one split lie."""
+    """
+    Return where the frames of one split lie.
+    Speech-IFEval asks its plain questions on the recordings of the closed ones: both splits share one cache.
+    """
     name = os.path.basename(encoder.rstrip("/"))
-    return os.path.join(work, "features", f"{name}-mean{mean}", corpus, split)
+    return os.path.join(work, "features", f"{name}-mean{mean}", corpus, "closed" if split == "plain" else split)
 
 
-class Features(dict):
-    """{utterance: float16 (frames, W)}, read-only views of the files; `config` says what made them."""
+class Features:
+    """
+    {utterance: float16 (frames, W)}: read-only views of memory-mapped files. An utterance takes 18 bytes of memory:
+    the hash of its name, its shard, its first frame and its number of frames. `config` is the cache's config.json.
+    """
+
+    def __init__(self, config, shards, hashes, places):
+        order = np.argsort(hashes)
+        self.config, self.shards, self.hashes, self.places = config, shards, hashes[order], places[order]
+
+    def __len__(self):
+        return len(self.hashes)
+
+    def holds(self, hashes):
+        """Return (N,) bool: which hashes of utterances (N,) have frames."""
+        numbers = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)
+        return self.hashes[numbers] == hashes
+
+    def lengths(self, hashes):
+        """Return the numbers of frames, (N,), of the hashes of utterances (N,), which must have frames."""
+        return self.places["length"][np.searchsorted(self.hashes, hashes)]
+
+    def __contains__(self, utterance):
+        return bool(self.holds(np.array([hash_of(utterance)], np.uint64))[0])
+
+    def __getitem__(self, utterance):
+        number = np.searchsorted(self.hashes, np.uint64(hash_of(utterance)))
+        if number == len(self.hashes) or self.hashes[number] != hash_of(utterance):
+            raise KeyError(utterance)
+        shard, first, length = self.places[number].tolist()
+        return self.shards[shard][first:first + length]
 
 
 def open_features(folder, expect=None):
     """
-    A finished cache, as Features; nothing is read before it is used. ValueError if a shard is damaged.
+    Return a finished cache as Features; no frame is read before it is used. ValueError if a shard is damaged.
     expect: what a stage counts on, such as {"encoder": name, "mean": 3}; a cache made otherwise is refused.
     """
     corpus, split = os.path.normpath(folder).split(os.sep)[-2:]
     redo = f"python extract_features.py --preset PRESET --corpora {corpus} --splits {split}"
-    features = Features()
     remove = f"remove {folder} and run: {redo}"
-    features.config = read_json(require(os.path.join(folder, "config.json"), redo), remove)
+    config = read_json(require(os.path.join(folder, "config.json"), redo), remove)
+    shards, hashes, places = [], [], []
     for index in read_indices(folder, expect or {}):
         if not index["lengths"]:                         # all of its utterances were dropped
             continue
-        path, total = os.path.join(folder, index["data"]), sum(index["lengths"].values())
-        try:
-            frames = np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
-            if frames.shape != (total, features.config["width"]) or frames.dtype != np.float16:
-                raise ValueError(f"{frames.dtype} of shape {frames.shape}, but its index says {total} frames")
-            if index.get("begin", begin_of(frames)) != begin_of(frames):
-                raise ValueError("it is another shard")
-        except Exception as error:                       # np.load refuses a file shorter than its header says
-            if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-                raise OSError(error.errno, f"{path} cannot be opened: {error.strerror}. A cache keeps every shard "
-                              "open: allow more files (ulimit -n 65536) and run the same command again") from None
-            raise ValueError(f"{path} is damaged: {error}; {remove}") from None
-        ends = np.cumsum(list(index["lengths"].values())).tolist()
-        for utterance, first, end in zip(index["lengths"], [0, *ends], ends):
-            features[utterance] = frames[first:end]
-    if len(features) != features.config["utterances"]:
-        raise ValueError(f"{folder} holds {len(features)} utterances, its config.json says "
-                         f"{features.config['utterances']}: a shard is gone, or there twice; {remove}")
+        lengths = np.fromiter(index["lengths"].values(), np.uint32, len(index["lengths"]))
+        place = np.empty(len(lengths), PLACE)
+        place["shard"], place["first"], place["length"] = len(shards), np.cumsum(lengths) - lengths, lengths
+        shards.append(open_shard(os.path.join(folder, index["data"]), int(lengths.sum()), config["width"],
+                                 index.get("begin"), remove))
+        hashes.append(np.fromiter(map(hash_of, index["lengths"]), np.uint64, len(lengths)))
+        places.append(place)
+    features = Features(config, shards, np.concatenate(hashes), np.concatenate(places))
+    if len(features) != config["utterances"] or (features.hashes[1:] == features.hashes[:-1]).any():
+        raise ValueError(f"{folder} holds {len(features)} utterances, its config.json says {config['utterances']}: a "
+                         f"shard is gone, or there twice; {remove}")
     return features
+
+
+def open_shard(path, total, width, begin, remove):
+    """Return the frames (total, width) of a shard, memory-mapped. ValueError if it is damaged or another shard."""
+    try:
+        frames = np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
+        if frames.shape != (total, width) or frames.dtype != np.float16:
+            raise ValueError(f"{frames.dtype} of shape {frames.shape}, but its index says {total} frames")
+        if begin not in (None, begin_of(frames)):
+            raise ValueError("it is another shard")
+    except Exception as error:                           # np.load refuses a file shorter than its header says
+        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise OSError(error.errno, f"{path} cannot be opened: {error.strerror}. A cache keeps every shard "
+                          "open: allow more files (ulimit -n 65536) and run the same command again") from None
+        raise ValueError(f"{path} is damaged: {error}; {remove}") from None
+    return frames
 
 
 def read_indices(folder, expect):
@@ -118,23 +164,34 @@ def finish_cache(c, made, width, folder, rows):
 
 def load_rows(c, split, made=None):
     """
-    (rows, {utterance: frames (T, W)}) of one split over all corpora that have it. `made` holds the encoder and the mean
-    of the frames; speech rows without frames are left out and counted. Without `made` no frames are opened.
+    Return (Rows, {utterance: frames (T, W)}) of one split over all corpora that have it, and print the rows per corpus.
+    `made` holds the encoder and the mean of the frames; speech rows without frames are left out and counted. Without
+    `made` no frames are opened. SystemExit for a corpus that is not finished, and if two corpora share an utterance.
     """
-    rows, found, missing = [], [], 0
-    for corpus in c.corpora.split(","):
-        path = os.path.join(c.work, "rows", corpus, f"{split}.jsonl")
-        if not os.path.exists(path):
-            require(os.path.dirname(path), f"python -m data.{corpus}")
-            continue                                                   # an evaluation corpus has no train.jsonl
-        own = read_rows(path)
-        if made and any("utterance" in row for row in own):
-            found.append(open_features(features_folder(c.work, made["encoder"], made["mean"], corpus, split), made))
-            heard = [row for row in own if "utterance" not in row or row["utterance"] in found[-1]]
-            missing, own = missing + len(own) - len(heard), heard
-        rows += own
-    if not rows or made and not found:
-        wanted = "speech in the " if rows else ""
-        raise SystemExit(f"no {wanted}{split} rows of {c.corpora}; run: python -m data.{c.corpora.split(',')[0]}")
-    print(f"{split}: {len(rows)} rows" + (f", {missing} without frames left out" if missing else ""))
-    return rows, ChainMap(*found)
+    paths = {corpus: rows_file(c.work, corpus, split) for corpus in c.corpora.split(",")}
+    paths = {corpus: path for corpus, path in paths.items() if os.path.exists(path)}       # a test corpus has no train
+    caches = {}
+    for corpus, path in paths.items() if made else ():
+        if any(kind.speech for kind in open_index(path)[1]):
+            caches[corpus] = open_features(features_folder(c.work, made["encoder"], made["mean"], corpus, split), made)
+    refuse_shared(caches)
+    rows, missing = open_rows(paths, caches if made else None) if paths else (Rows({}, None), 0)
+    if not len(rows) or made and not caches:
+        raise SystemExit(f"no {'speech in the ' if len(rows) else ''}{split} rows of {c.corpora}; run: "
+                         f"{remake(rows_file(c.work, c.corpora.split(',')[0], split))}")
+    counts = Counter()
+    for kind, numbers in rows.of_kind.items():
+        counts[kind.corpus] += len(numbers)
+    print(f"{split}: {len(rows)} rows (" + ", ".join(f"{corpus} {count}" for corpus, count in counts.items()) + ")"
+          + (f", {missing} without frames left out" if missing else ""))
+    return rows, ChainMap(*caches.values())
+
+
+def refuse_shared(caches):
+    """Exit if an utterance has frames in two corpora: one corpus would be trained on the frames of the other."""
+    for (first, features), (second, others) in itertools.combinations(caches.items(), 2):
+        shared = np.intersect1d(features.hashes, others.hashes)
+        if len(shared):
+            raise SystemExit(f"the corpora {first} and {second} share the names of {len(shared)} utterances; one would "
+                             f"get the frames of the other. Let the utterances of {second} begin with {second}/, "
+                             "remove its features and extract them again")

@@ -6,7 +6,8 @@ A stage's constants: the stage's file, then a page of config/, then the command 
 
 A page is a Python file of literals. `--preset` takes the name of a page in config/ or the path of any other file.
 A page with `base` starts from another page: constants of a stage are added to the base's, all else replaces it.
-`run` is the folder below --work where the stages write; a page without `run` has its base's, or its own name.
+`common` holds constants for every stage that has them. `run` is the folder below --work where the stages write; a page
+without `run` has its base's, or its own name.
 """
 import argparse
 import ast
@@ -16,14 +17,14 @@ import json
 import os
 import platform
 import runpy
+import shlex
 import subprocess
+import sys
 from contextlib import suppress
 from dataclasses import MISSING, fields
 from importlib.metadata import version
 
-import torch
-
-from speech_llm.rows import PROJECT
+from speech_llm.rows import PROJECT, work_option
 
 STAGES = ("extract_features", "train_projector", "train_lora", "merge_sft", "infer", "eval")
 
@@ -35,16 +36,18 @@ def read_page(preset):
     """
     path = preset if preset.endswith(".py") else os.path.join(PROJECT, "config", preset.replace("-", "_") + ".py")
     if not os.path.isfile(path):
-        names = sorted(os.path.basename(page)[:-len(".py")] for page in glob.glob(os.path.join(PROJECT, "config", "*.py")))
+        names = sorted(os.path.basename(name)[:-len(".py")] for name in glob.glob(f"{PROJECT}/config/*.py"))
         raise SystemExit(f"--preset {preset}: there is no file {path}; the pages of config/ are {', '.join(names)}")
     page = {name: value for name, value in runpy.run_path(path).items() if not name.startswith("__")}
+    if page.get("base", "").endswith(".py"):
+        page["base"] = os.path.join(os.path.dirname(path), page["base"])     # the path of a page starts at this page
     base = read_page(page["base"]) if "base" in page else {"run": os.path.basename(path)[:-len(".py")]}
-    for stage in STAGES:
+    for stage in ("common", *STAGES):
         if not isinstance(page.get(stage, {}), (dict, type(None))):
             raise SystemExit(f"{path}: {stage} must be a dict of constants, or None for a system without this stage")
         if page.get(stage) and base.get(stage):
             page[stage] = {**base[stage], **page[stage]}
-    return {**base, **page, "file": os.path.relpath(path)}
+    return {**base, **page, "file": min(os.path.relpath(path), path, key=len)}
 
 
 def parse_dict(text):
@@ -58,7 +61,8 @@ def parse_dict(text):
 def configure(Config, stage, argv=None):
     """
     Return the Config of one stage and print every constant with the place that its value comes from.
-    Constants are bool, int, float, str or dict and keep their type; dicts are JSON objects, so tuples become lists.
+    Constants are bool, int, float, str, a list of str or a dict and keep their type; dicts are JSON objects, so tuples
+    become lists. The print goes to standard error, so that standard output holds results alone.
     `preset` and `run` are filled in; `ablation`, where a stage has it, names an entry of the page's `ablations`.
     SystemExit for an unknown page, constant or ablation and for a value of another type.
     """
@@ -68,17 +72,18 @@ def configure(Config, stage, argv=None):
     for name, default in defaults.items():
         if type(default) is bool:
             parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction)
+        elif type(default) is list:
+            parser.add_argument(f"--{name}", nargs="+", metavar="str")
         else:
             kind = parse_dict if type(default) is dict else type(default)
             parser.add_argument(f"--{name}", type=kind, metavar=type(default).__name__)
     typed = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
     preset = typed.get("preset", defaults["preset"])
     page = read_page(preset)
-    constants = page.get(stage, {})
-    if constants is None:
-        raise SystemExit(f"{page['file']}: this system has no stage {stage}; bash run_all.sh {preset} runs those it has")
-    if "run" in defaults:
-        constants = {"run": page["run"], **constants}
+    if page.get(stage, {}) is None:
+        raise SystemExit(f"{page['file']}: this system has no stage {stage}; see its `stages`")
+    common = {"run": page["run"], **page.get("common", {})}
+    constants = {**{name: value for name, value in common.items() if name in defaults}, **page.get(stage, {})}
     if typed.get("ablation"):
         constants = {**constants, **ablation_of(page, typed["ablation"])}
     values, source = dict(defaults), dict.fromkeys(defaults, f"{stage}.py")
@@ -91,9 +96,9 @@ def configure(Config, stage, argv=None):
             if type(value) is not wanted:
                 raise SystemExit(f"{place}: {stage}'s {name} must be {wanted.__name__}, got {value!r}")
             values[name], source[name] = value, place
-    print(f"{stage}, preset {preset} (* differs from {stage}.py)")
+    print(f"{stage}, preset {preset} (* differs from {stage}.py)", file=sys.stderr)
     for name, value in values.items():
-        print(f"{'*' if value != defaults[name] else ' '} {f'{name} = {value!r}':60} {source[name]}")
+        print(f"{'*' if value != defaults[name] else ' '} {f'{name} = {value!r}':60} {source[name]}", file=sys.stderr)
     return Config(**{name: json.loads(json.dumps(value)) for name, value in values.items()})
 
 
@@ -102,6 +107,11 @@ def ablation_of(page, name):
     if name not in page.get("ablations", {}):
         raise SystemExit(f"--ablation {name} is not one of {page['file']}: {', '.join(page.get('ablations', {}))}")
     return {"out": f"merged-{name}", **page["ablations"][name]}
+
+
+def command(stage, c):
+    """Return the command of another stage of the same system, for a message."""
+    return f"python {stage}.py --preset {shlex.quote(c.preset)}{work_option(c.work)}"
 
 
 def require(path, command):
@@ -121,6 +131,7 @@ def locate(work, name):
 
 def pick_device():
     """Return this process's GPU, or the CPU on a machine without one."""
+    import torch                         # recipes read pages without it
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))    # torchrun sets LOCAL_RANK
     return torch.device("cpu")

@@ -1,90 +1,113 @@
-"""TODO"""
+"""
+The sampler: rows -> draws, in two levels (2025, section 3 and Table 13).
+
+    draws = draw(rows, mixture, shares, batch=16, batch_sqa=8, seed=0)       # rows: Rows of speech_llm/index.py
+    rows_of_one_kind, text = next(draws)         # text: whether the transcript is read in place of the speech
+
+A mixture is {task: (share, {language: share})}. For SQA and QA the share of a language may be a pair: questions with
+and without an answer. Shares are {task or "task language": {corpus: share}}; without an entry, corpora go by size.
+Both stand in the pages of config/ as literals.
+"""
 import random
 
-from speech_llm.rows import corpus_of
+import numpy as np
+
+TEXT_TASK = {"ST": "MT", "SQA": "QA", "MCQ": "QA"}      # the name of a task when the transcript is read
 
 
-TEXT_TASK = {"ST": "MT", "SQA": "QA", "MCQ": "QA"}      # a task's name when the transcript is read
-
-
-def drawn_as(row):
-    """The tasks that a row can be drawn for: its speech's, where it has any, and its text's; MCQ counts as SQA."""
-    spoken = ["SQA" if row["task"] == "MCQ" else row["task"]] if "utterance" in row else []
-    return spoken + ([TEXT_TASK[row["task"]]] if row["task"] in TEXT_TASK else [])
-
-
-def choose(table, name):
-    """One of a stage's literal tables, by the name given as --mixture or --shares."""
-    if name not in table:
-        raise SystemExit(f"{name!r} is not one of {', '.join(table)}")
-    return table[name]
+def tasks_of(kind):
+    """Return the tasks that rows of a Kind can be drawn for: of their speech and of their text. MCQ counts as SQA."""
+    speech = ["SQA" if kind.task == "MCQ" else kind.task] if kind.speech else []
+    return speech + ([TEXT_TASK[kind.task]] if kind.task in TEXT_TASK else [])
 
 
 def cells(mixture):
-    """[(task, language, answerable, share within the task)] of a mixture."""
+    """Return [(task, language, answerable, share within the task)] of a mixture."""
     return [(task, language, answerable, share) for task, (_, languages) in mixture.items()
             for language, shares in languages.items()
-            for answerable, share in zip((True, False), shares if isinstance(shares, tuple) else (shares,)) if share]
+            for answerable, share in zip((True, False), shares if isinstance(shares, (list, tuple)) else (shares,))
+            if share]
 
 
-def draw(rows, mixture, corpus_shares, batch, batch_sqa, seed, twin=False):
+def corpus_shares(shares, task, language):
+    """Return {corpus: share} of a task in a language; {} where corpora go by size."""
+    return shares.get(f"{task} {language}", shares.get(task, {}))
+
+
+def draw(rows, mixture, shares, batch, batch_sqa, seed, paired_text=False):
     """
-    Endless draws, each (rows, text) of one task, language, validity and corpus (2025, section 3 and Table 13): the
-    task by its share, then language and validity, then the corpus, then the next rows of that pool's shuffled order.
-    With `twin` a draw of ST or SQA is followed by one of its text task, MT or QA, drawn independently (section 5.1 C).
+    Yield draws without end, each (rows, text) of one task, language, validity and corpus (2025, section 3, Table 13).
+
+    The task is drawn by its share, then language and validity, then the corpus; then the next `batch` rows of that
+    pool come, in an order that is shuffled anew when it ends. With `paired_text` every draw of ST or SQA is followed by
+    one of its text task, MT or QA, with rows of their own (section 5.1 C). SystemExit for a kind without rows.
     """
-    pools = {}
-    for row in rows:
-        for task in drawn_as(row):
-            pool = pools.setdefault((task, row["language"], row["answerable"]), {})
-            pool.setdefault(corpus_of(row), []).append(row)
-    every = cells(mixture)
-    for task, language, answerable, _ in every:
-        for name in (task, TEXT_TASK.get(task)) if twin else (task,):
+    pools = pools_of(rows)
+    kinds = cells(mixture)
+    for task, language, answerable, _ in kinds:
+        for name in (task, TEXT_TASK.get(task)) if paired_text else (task,):
             if name and (name, language, answerable) not in pools:
                 raise SystemExit(f"the mixture wants {name} in {language}, {'' if answerable else 'un'}answerable, "
                                  "but no row is of that kind")
-    rng, orders = random.Random(seed), {}
+    rng, shuffle, orders = random.Random(seed), np.random.default_rng(seed), {}
 
-    def pick(key):
-        corpora = pools[key]
-        shares = [corpus_shares.get((key[0], corpus), corpus_shares.get((*key[:2], corpus), 0)) for corpus in corpora]
-        corpus = rng.choices(list(corpora), shares if any(shares) else [len(r) for r in corpora.values()])[0]
-        order, picked = orders.setdefault((key, corpus), []), []
-        while len(picked) < (batch_sqa if key[0] == "SQA" else batch):
-            if not order:                                              # every row once before any row twice
-                order.extend(rng.sample(range(len(corpora[corpus])), len(corpora[corpus])))
-            picked.append(corpora[corpus][order.pop()])
-        return picked
+    def next_rows(kind):
+        task, language, _ = kind
+        corpora, table = pools[kind], corpus_shares(shares, task, language)
+        weights = [table.get(corpus, 0) for corpus in corpora]
+        corpus = rng.choices(list(corpora), weights if any(weights) else [len(pool) for pool in corpora.values()])[0]
+        if (kind, corpus) not in orders:
+            orders[kind, corpus] = endless(corpora[corpus], shuffle)
+        return [rows[next(orders[kind, corpus])] for _ in range(batch_sqa if task == "SQA" else batch)]
 
     while True:
         task = rng.choices(list(mixture), [share for share, _ in mixture.values()])[0]
-        choices = [cell for cell in every if cell[0] == task]
-        _, language, answerable, _ = rng.choices(choices, [cell[3] for cell in choices])[0]
-        yield pick((task, language, answerable)), task in TEXT_TASK.values()
-        if twin and task in TEXT_TASK:
-            yield pick((TEXT_TASK[task], language, answerable)), True
+        choices = [kind for kind in kinds if kind[0] == task]
+        _, language, answerable, _ = rng.choices(choices, [share for *_, share in choices])[0]
+        yield next_rows((task, language, answerable)), task in TEXT_TASK.values()
+        if paired_text and task in TEXT_TASK:
+            yield next_rows((TEXT_TASK[task], language, answerable)), True
+
+
+def pools_of(rows):
+    """Return {(task, language, answerable): {corpus: numbers of its rows}} of every task that rows can be drawn for."""
+    pools = {}
+    for kind, numbers in rows.of_kind.items():
+        for task in tasks_of(kind):
+            pool = pools.setdefault((task, kind.language, kind.answerable), {})
+            pool[kind.corpus] = np.concatenate([pool.get(kind.corpus, numbers[:0]), numbers])
+    return pools
+
+
+def endless(numbers, shuffle):
+    """Yield numbers without end, shuffled anew at every end: each comes once before any comes twice."""
+    while True:
+        yield from shuffle.permutation(numbers)
 
 
 def draw_frames(rows, features, batch_frames, seed):
-    """Endless draws, each (rows, False) of `batch_frames` frames at least; every row once before any row twice."""
-    rng, picked, frames = random.Random(seed), [], 0
-    while True:
-        for row in rng.sample(rows, len(rows)):
-            picked.append(row)
-            frames += len(features[row["utterance"]])
-            if frames >= batch_frames:
-                yield picked, False
-                picked, frames = [], 0
+    """Yield draws (ASR rows, False) of at least `batch_frames` frames; each row comes once before any comes twice."""
+    numbers = [numbers for kind, numbers in rows.of_kind.items() if kind.task == "ASR" and kind.speech]
+    drawn, frames = [], 0
+    for number in endless(np.concatenate(numbers), np.random.default_rng(seed)):
+        drawn.append(rows[number])
+        frames += len(features[drawn[-1]["utterance"]])
+        if frames >= batch_frames:
+            yield drawn, False
+            drawn, frames = [], 0
 
 
-def pick_validation(rows, mixture, count):
-    """The same `count` dev rows for each task, language and validity of the mixture in every run -> list of rows."""
-    picked = []
+def pick_validation(rows, mixture, shares, count):
+    """
+    Return up to `count` dev rows for each task, language and validity of the mixture, of the corpora that the shares
+    draw; the same ones in every run. SystemExit if there are none at all.
+    """
+    picked, pools = [], pools_of(rows)
     for task, language, answerable, _ in cells(mixture):
-        kind = [row for row in rows if (row["language"], row["answerable"]) == (language, answerable)
-                and task in drawn_as(row)]
-        picked += random.Random(0).sample(kind, min(count, len(kind)))
+        corpora, table = pools.get((task, language, answerable), {}), corpus_shares(shares, task, language)
+        drawn = [corpora[corpus] for corpus in corpora if table.get(corpus)] or list(corpora.values())
+        numbers = np.concatenate([np.empty(0, np.uint32), *drawn])
+        picked += [rows[number] for number in np.random.default_rng(0).permutation(numbers)[:count]]
     if not picked:
         raise SystemExit(f"the dev rows hold nothing for {', '.join(mixture)}")
     return picked

@@ -40,6 +40,12 @@ class JsonObject(dict):
     def __missing__(self, key):
         raise SystemExit(f"{self.where} has no {key!r}; {self.redo}")
 
+    def text(self, key):
+        """Return the text under `key`. SystemExit, as for a missing key, if the value is not a text."""
+        if not isinstance(self[key], str):
+            raise SystemExit(f"{self.where}: {key!r} is not a text; {self.redo}")
+        return self[key]
+
 
 def read_json(path, redo):
     """Return the JsonObject in a file. `redo` says in the error message what to do about a damaged file."""
@@ -47,14 +53,15 @@ def read_json(path, redo):
         return JsonObject(file.read(), path, redo)
 
 
-def read_json_lines(path, redo):
+def read_json_lines(path, redo, complete=False):
     """
     Return the list of JsonObjects in a file with one object a line.
-    A last line without its newline is left out: a killed process had not finished it.
+    A last line without its newline is left out, because a killed process had not finished it. In a `complete` file,
+    which nobody is adding to, it counts.
     """
     with open(path, "rb") as file:
         return [JsonObject(line, f"{path} line {number}", redo) for number, line in enumerate(file, 1)
-                if line.endswith(b"\n")]
+                if complete or line.endswith(b"\n")]
 
 
 def write_json(path, value):

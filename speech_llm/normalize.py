@@ -1,19 +1,25 @@
-"""TODO"""
+"""
+Text in the form in which it is compared: Unicode's composed form, and the MMS form of transcripts.
+
+    nfc("u\\u0308")                                    -> "ü", one character in place of two
+    mms_normalize("Hello, World! (aged 20)", "en")        -> "hello world"
+
+mms_normalize gives what MMS's text_normalize gives (fairseq, examples/mms/data_prep) for English and the 22 other
+languages of our rows. The character classes are those that MMS's norm_config.py and punctuations.lst resolve to.
+"""
 import re
 import unicodedata
 
 
-ISO = {  # our rows' language codes -> ISO 639-3; of these 23 only Hebrew has a rule of its own
-    "ar": "ara", "cs": "ces", "de": "deu", "el": "ell", "en": "eng", "es": "spa", "fa": "fas", "fr": "fra",
-    "he": "heb", "hi": "hin", "id": "ind", "it": "ita", "ja": "jpn", "ko": "kor", "nl": "nld", "pl": "pol",
-    "pt": "por", "ro": "ron", "ru": "rus", "tr": "tur", "uk": "ukr", "vi": "vie", "zh": "cmn",
-}
+HEBREW = ("he", "heb")          # of the 23 languages the only one with a rule beyond the common ones
 
 
 def charset(ranges):
-    """Hexadecimal code points and ranges -> the inside of a regular expression's [...]."""
+    """Return hexadecimal code points and ranges, separated by spaces, as the inside of a regular expression's [...]."""
     return "".join("-".join(f"\\u{point}" for point in part.split("-")) for part in ranges.split())
-# The classes that MMS's norm_config.py and punctuations.lst resolve to. Of ASCII's marks ' - \ ` are kept.
+
+
+# Of ASCII's marks only ' - \ ` are no punctuation.
 PUNCTUATION = charset("""
     0008 001A 0021-0026 0028-002C 002E-002F 003A-0040 005B 005D-005F 007B-007E 0081 008D 008F-0090 0092-0094
     009D 00A1 00A3 00A9 00AB-00AC 00AF-00B0 00B6-00B7 00BB-00BD 00BF 00D7 02C7 02DC 037E 0387 055A-055F 0589
@@ -28,38 +34,35 @@ DELETED = charset("064B-0652 0656-0657 200B-200C 200E-200F 202A 202C")   # Arabi
 DIGITS = charset("""
     0030-0039 06F0-06F9 0966-096F 09E6-09EF 0B66-0B6F 0D66-0D6F 1040-1049 17E0-17E9 206F 2170-2179 A900-A909
     FF10-FF19""")
-EXTRA_PUNCTUATION = {"tha": charset("200D")}
-EXTRA_DELETED = {"mon": charset("00AD"), "khk": charset("00AD"), "heb": charset("05B0-05CF")}
+HEBREW_DELETED = charset("05B0-05CF")                                    # Hebrew vowels
 MAPPINGS = [   # regular expressions, in this order, for every language
     ("&lt;", ""), ("&gt;", ""), ("&nbsp", ""),
     ("(\\S+)[\u201b\u2019\u2018](\\S+)", "\\1'\\2"),   # greedy: the last curly apostrophe of a word only
-    ("\u0671", "\u0627"),   # alef wasla -> alef: written for Arabic, in force everywhere
+    ("\u0671", "\u0627"),   # alef wasla -> alef: MMS means it for Arabic and applies it to every language
 ]
 
 
-def mms_normalize(text, language="eng", lower_case=True, remove_numbers=True, remove_brackets=False):
-    """Text -> its MMS form; `language` is ISO 639-3 or a key of ISO; unlisted ones get the common rules.
+def nfc(text):
+    """Return the text in Unicode's composed form, so that two spellings of the same characters are equal."""
+    return unicodedata.normalize("NFC", text)
 
-    Words of digits vanish, but a text that is nothing but digits survives ("2020"). Javanese (jav) needs the
-    optional package unidecode: ImportError without it.
+
+def mms_normalize(text, language="en", lower_case=True, remove_numbers=True, remove_brackets=False):
     """
-    language = ISO.get(language, language)
+    Return the MMS form of a text: lower case, without punctuation and without words of digits.
+    A text that is nothing but digits is left as it is ("2020"). A bracket with a digit in it is always removed.
+    `language` is the code of a row or an ISO 639-3 code.
+    """
     text = unicodedata.normalize("NFKC", text)
     if lower_case:
         text = text.lower()
-    text = re.sub(r"\([^\)]*\d[^\)]*\)", " ", text)     # "(Sam 23:17)", "(aged 20-30)": always dropped
+    text = re.sub(r"\([^\)]*\d[^\)]*\)", " ", text)     # "(Sam 23:17)", "(aged 20-30)"
     if remove_brackets:
         text = re.sub(r"\([^\)]*\)", " ", text)
     for pattern, replacement in MAPPINGS:
         text = re.sub(pattern, replacement, text)
-    text = re.sub(f"[{PUNCTUATION}{EXTRA_PUNCTUATION.get(language, '')}]", " ", text)
-    text = re.sub(f"[{DELETED}{EXTRA_DELETED.get(language, '')}]", "", text)
+    text = re.sub(f"[{PUNCTUATION}]", " ", text)
+    text = re.sub(f"[{DELETED}{HEBREW_DELETED if language in HEBREW else ''}]", "", text)
     if remove_numbers:
         text = re.sub(rf"^[{DIGITS}]+(?=\s)|(?<=\s)[{DIGITS}]+(?=\s)|(?<=\s)[{DIGITS}]+$", " ", text)
-    if language == "jav":
-        try:
-            from unidecode import unidecode
-        except ImportError as error:
-            raise ImportError("normalising Javanese needs unidecode; run: pip install unidecode") from error
-        text = unidecode(text)
     return re.sub(r"\s+", " ", text).strip()

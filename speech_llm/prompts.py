@@ -1,34 +1,23 @@
-"""TODO"""
-import functools
-import re
-from functools import cache
+"""
+The prompts of the papers: from a row to the token ids that the LLM reads, in training and inference alike.
+
+    before, after = encode_prompt(tokenizer, row)              # the speech stands between them
+    ids, _ = encode_prompt(tokenizer, row, text=True)          # the transcript stands in place of the speech
+    answer = encode_answer(tokenizer, row)
+
+Prompt styles: "2025" (IWSLT 2025, section 4 and appendix A.4), "2026" and "2026-zero-shot" (IWSLT 2026, Table 7),
+"listeners" (multilingual listeners, A.6), "omni" (Qwen2.5-Omni).
+"""
+from speech_llm.turns import encode, turn_of
 
 
-@functools.cache
-def markers(tokenizer):
-    """A pattern of all added tokens that are words, turn markers first of all; many are not marked as special."""
-    words = sorted((word for word in tokenizer.get_added_vocab() if len(word) > 1 and re.search(r"[^\W_]", word)),
-                   key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, words)) or "(?!)")
-
-
-def without_markers(tokenizer, text):
-    """
-    Text that a user, a corpus or a model wrote -> its pieces, none of which holds a marker of the tokenizer: cut after
-    a marker's first character. Tokenised one by one they stay ordinary text; a text without markers is one piece.
-    """
-    pieces, start = [], 0
-    while found := markers(tokenizer).search(text, start):
-        pieces.append(text[start:found.start() + 1])
-        start = found.start() + 1
-    return [*pieces, text[start:]]
 TASK_LINES = {  # the language of the instruction is the language of the answer (2025, appendix A.4)
     ("ASR", "en"): "Can you transcribe the Speech content into English text?",
     ("ST", "de"): "Können Sie den Inhalt der Rede in den deutschen Text übersetzen?",
     ("ST", "it"): "Puoi tradurre il contenuto del discorso in testo italiano?",
     ("ST", "zh"): "你能把演讲内容翻译成中文吗?",
 }
-SUFFIXES = {  # what stands before "Your answer:"; 2026: then a newline more, so that the prompt holds a blank line
+SUFFIXES = {  # the line before "Your answer:"; in 2026 it is there even when empty, as a blank line
     "2025": {}, "2026": {},
     "2026-zero-shot": {  # 2026, Table 7; two of them have a space before the newline
         ("ASR", "en"): "Do not add anything else to your answer. ",
@@ -37,10 +26,11 @@ SUFFIXES = {  # what stands before "Your answer:"; 2026: then a newline more, so
         ("ST", "zh"): "仅回复翻译。请勿在答案中添加任何其他内容。 ",
     },
 }
-SPOKEN = {  # prompt "listeners": the speech is the whole turn, but for these tasks (multilingual listeners, A.6)
+SPOKEN = {  # prompts "listeners" and "omni": tasks with words beside the speech (multilingual listeners, A.6)
     "ASR": "Transcribe this utterance",
-    "ST": "Translate this utterance into {}",                                  # the paper is silent (our choice)
+    "ST": "Translate this utterance into {}",                      # the paper has no words for it (our choice)
 }
+AUDIO_TAGS = "<|audio_bos|>", "<|audio_eos|>"      # prompt "omni": what Qwen2.5-Omni's processor puts around speech
 TRANSLATED_INTO = {  # CoVoST 2's target languages among the 23, and Italian
     "en": "English", "ar": "Arabic", "de": "German", "fa": "Persian", "id": "Indonesian", "it": "Italian",
     "ja": "Japanese", "tr": "Turkish", "zh": "Chinese",
@@ -51,21 +41,13 @@ NOT_ANSWERABLE = {  # the organisers' answer to a question that the speech does 
     "it": "Non è possibile rispondere.",
     "zh": "无法回答。",
 }
-QWEN = ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>")
-CHAT = {  # model_type: (before the user's turn, between user and assistant, end of turn); no system or date block
-    "llama": ("<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n",
-              "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>"),
-    "qwen2": QWEN, "qwen3": QWEN,
-    "cohere": ("<BOS_TOKEN><|START_OF_TURN_TOKEN|><|USER_TOKEN|>",
-               "<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>", "<|END_OF_TURN_TOKEN|>"),
-}
 
 
 def question_line(row):
-    """The line after the speech: the task's own instruction, or the row's question."""
+    """Return the line after the speech: the task's instruction, or the row's question."""
     if row["task"] in ("SQA", "MCQ"):
-        # one line, always: options and instructions with newlines are joined by spaces (2026, Table 7)
-        return "Question: " + " ".join(row["question"].split("\n")).strip() + "\n"
+        # one line, always: options and instructions with line breaks are joined by spaces (2026, Table 7)
+        return "Question: " + " ".join(row["question"].splitlines()).strip() + "\n"
     key = (row["task"], row["language"])
     if key not in TASK_LINES:
         raise ValueError(f"row {row['id']}: no prompt for {key[0]} in {key[1]!r}; there is one for {list(TASK_LINES)}")
@@ -73,7 +55,7 @@ def question_line(row):
 
 
 def spoken_instruction(row):
-    """Of the prompt "listeners": what is written beside the speech; nothing where the question is what is spoken."""
+    """Return what is written beside the speech: nothing where the speech is the question itself."""
     if row["task"] in ("SQA", "MCQ"):
         return "" if row["question"] == row["transcript"] else row["question"].strip()
     if row["task"] == "ST" and row["language"] not in TRANSLATED_INTO:
@@ -83,14 +65,16 @@ def spoken_instruction(row):
 
 
 def user_turn(row, text=False, prompt="2025"):
-    """The user's turn around the speech -> (before, after); with `text` it is one piece and `after` is empty."""
-    if prompt == "listeners":
-        asked = spoken_instruction(row)
+    """Return the user's words (before, after) the speech; with `text` all of them, and `after` is empty."""
+    if prompt in ("listeners", "omni"):
+        instruction = spoken_instruction(row)
         if text:
-            return "\n".join(filter(None, (row["transcript"].strip(), asked))), ""
-        return "<Speech>", f"</Speech> {asked}".rstrip()               # as SALMONN has it
+            return "\n".join(filter(None, (row["transcript"].strip(), instruction))), ""
+        if prompt == "omni":
+            return "", instruction
+        return "<Speech>", f"</Speech> {instruction}".rstrip()         # as SALMONN has it
     if prompt not in SUFFIXES:
-        raise ValueError(f"prompt {prompt!r} is not one of {', '.join(SUFFIXES)}, listeners")
+        raise ValueError(f"prompt {prompt!r} is not one of {', '.join(SUFFIXES)}, listeners, omni")
     ending = SUFFIXES[prompt].get((row["task"], row["language"]), "")
     after = question_line(row) + ending + ("" if prompt == "2025" else "\n") + "Your answer:"
     if text:
@@ -98,39 +82,40 @@ def user_turn(row, text=False, prompt="2025"):
     return "Content: <speech>", f"</speech>\n{after}"
 
 
-def encode_text(tokenizer, string):
-    """Token ids of text that a user or a corpus wrote: a turn marker inside it stays ordinary text."""
-    pieces = without_markers(tokenizer, string)      # not all are called special: Qwen's <think>
-    return [token for piece in pieces for token in tokenizer(piece, add_special_tokens=False)["input_ids"]]
+def audio_tags(tokenizer, prompt):
+    """Return the two tokens, as text, that a prompt style puts around the speech. ValueError if the LLM lacks them."""
+    if prompt != "omni":
+        return "", ""
+    if not {*AUDIO_TAGS} <= tokenizer.get_added_vocab().keys():
+        raise ValueError(f"prompt 'omni': the tokenizer of {tokenizer.name_or_path} lacks {' or '.join(AUDIO_TAGS)}")
+    return AUDIO_TAGS
 
 
-@cache
-def turn_ids(tokenizer, model_type):
-    """Token ids of what stands before the user's turn, after it, and after the answer; ValueError for other LLMs."""
-    if model_type not in CHAT:
-        raise ValueError(f"no chat format for {model_type!r}; there is one for {list(CHAT)}")
-    return [tokenizer(marker, add_special_tokens=False)["input_ids"] for marker in CHAT[model_type]]
-
-
-def encode_prompt(tokenizer, model_type, row, text=False, prompt="2025"):
-    """Token ids (before, after) of the speech; the three pieces are tokenised apart (2025, section 4)."""
-    head, tail, _ = turn_ids(tokenizer, model_type)
-    before, after = user_turn(row, text, prompt)
+def encode_prompt(tokenizer, row, text=False, prompt="2025"):
+    """Return the token ids (before, after) of the speech; the two are tokenised apart (2025, section 4)."""
+    turn, (before, after) = turn_of(tokenizer), user_turn(row, text, prompt)
     if text:
-        return head + encode_text(tokenizer, before) + tail, []
-    return head + encode_text(tokenizer, before), encode_text(tokenizer, after) + tail
+        return encode(tokenizer, turn.head, before, turn.tail), []
+    begin, end = audio_tags(tokenizer, prompt)
+    return encode(tokenizer, turn.head, before, begin), encode(tokenizer, end, after, turn.tail)
 
 
-def encode_answer(tokenizer, model_type, row):
-    """Token ids of the target and its end-of-turn token; the loss falls on these and on nothing else."""
-    return encode_text(tokenizer, row["target"].strip()) + turn_ids(tokenizer, model_type)[2]
+def encode_answer(tokenizer, row):
+    """
+    Return the token ids of the target and its end-of-turn token; the loss falls on these and on nothing else. They are
+    the ids that the target has after the assistant's header, where a word may have no space before it.
+    """
+    turn, answer = turn_of(tokenizer), row["target"].strip()
+    header = encode(tokenizer, turn.tail, "", "")
+    ids = encode(tokenizer, turn.tail + turn.lead, answer, turn.end)
+    return ids[len(header):] if ids[:len(header)] == header else encode(tokenizer, turn.lead, answer, turn.end)
 
 
-def prompts_of(tokenizer, model_type, prompt):
-    """{task, language and how it is read: the turn as text}: what a stage is trained on and infer.py compares."""
-    row = {"id": "example", "question": "QUESTION", "transcript": "TRANSCRIPT"}
-    turns = {(task, language, text): encode_prompt(tokenizer, model_type, {**row, "task": task, "language": language},
-                                                   text, prompt)
-             for task, language in [*TASK_LINES, ("SQA", "en")] for text in (False, True)}
-    return {f"{task} {language} {'text' if text else 'speech'}": "SPEECH".join(map(tokenizer.decode, turn))
-            for (task, language, text), turn in turns.items()}
+def prompts_of(tokenizer, prompt):
+    """Return {"TASK LANGUAGE speech or text": the prompt as text}, which a stage keeps and a later stage compares."""
+    row, prompts = {"id": "example", "question": "QUESTION", "transcript": "TRANSCRIPT"}, {}
+    for task, language in [*TASK_LINES, ("SQA", "en")]:
+        for kind in ("speech", "text"):
+            pieces = encode_prompt(tokenizer, {**row, "task": task, "language": language}, kind == "text", prompt)
+            prompts[f"{task} {language} {kind}"] = "SPEECH".join(map(tokenizer.decode, pieces))
+    return prompts

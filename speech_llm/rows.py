@@ -1,17 +1,32 @@
-"""TODO"""
+"""
+Read, check and write rows. A row is a training or test example: one JSON object a line of
+<work>/rows/<corpus>/<split>.jsonl.
+
+    {"id": "europarlst/en.1/0.0-10.77/ST.de",         unique over all rows; begins with the corpus
+     "utterance": "europarlst/en.1/0.0-10.77",        names its frames, unique over all corpora; absent from text rows
+     "audio": "path", "start": 0.0, "end": 10.77,     start and end only where the utterance is a slice, in seconds
+     "task": "ST", "language": "de", "answerable": true, "transcript": "...", "question": "...", "target": "..."}
+"""
 import json
 import math
 import os
 import re
+import shlex
+import unicodedata
 
-from speech_llm.files import replace_file
+from speech_llm.files import write_json_lines
 
 
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TASKS = ("ASR", "ST", "SQA", "MCQ")      # in text mode ST is MT and SQA is QA: a row without its speech
 LANGUAGES = ("en", "de", "it", "zh")     # of the IWSLT tasks: of target and question; the speech is English
-ALL_LANGUAGES = (*LANGUAGES, "ar", "cs", "el", "es", "fa", "fr", "he", "hi", "id", "ja", "ko", "nl", "pl", "pt", "ro",
-                 "ru", "tr", "uk", "vi")          # of any row: those of Aya Expanse, MultiSpeechQA's too
+ALL_LANGUAGES = {  # of any row: the 23 of Aya Expanse and MultiSpeechQA, as the listeners' Table 2 names them
+    "en": "English", "de": "German", "it": "Italian", "zh": "Chinese", "ar": "Arabic", "cs": "Czech", "el": "Greek",
+    "es": "Spanish", "fa": "Farsi", "fr": "French", "he": "Hebrew", "hi": "Hindi", "id": "Indonesian",
+    "ja": "Japanese", "ko": "Korean", "nl": "Dutch", "pl": "Polish", "pt": "Portuguese", "ro": "Romanian",
+    "ru": "Russian", "tr": "Turkish", "uk": "Ukrainian", "vi": "Vietnamese",
+}
+TEXTS = ("transcript", "question", "target")
 REQUIRED = ("id", "task", "language", "transcript", "target")
 OPTIONAL = ("utterance", "audio", "start", "end", "answerable", "question")
 HALF = re.compile("[\ud800-\udfff]")
@@ -20,38 +35,69 @@ LONGEST = 200                            # bytes between two "/" of a name: 255 
 
 
 def read_rows(path):
-    """All rows of one file, checked -> list of dict; ValueError names file, line, row and next command."""
+    """Return all rows of one file, checked, their texts as NFC. ValueError names file, line, row and next command."""
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path} is missing; run: {remake(path)}")
-    rows = []
-    with open(path, "rb") as file:       # bytes: broken UTF-8 is then the defect of one line
-        for number, line in enumerate(file, 1):
-            try:
-                rows.append(json.loads(line.decode("utf-8")))
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path} line {number}: not JSON ({error}); run: {remake(path)}") from None
+    with open(path, "rb") as file:       # bytes, so that broken UTF-8 is the defect of one line
+        rows = [parse_row(line, path, number) for number, line in enumerate(file, 1)]
     if not rows:
         raise ValueError(f"{path} has no rows; run: {remake(path)}")
     check(rows, path)
-    return [{"answerable": True, **row} for row in rows]
+    return rows
+
+
+def parse_row(line, path, number):
+    """Return the row of a line of a file, with `answerable`, its texts as NFC. ValueError if the line is not JSON."""
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} line {number}: not JSON ({error}); run: {remake(path)}") from None
+    return {"answerable": True, **composed(row)} if isinstance(row, dict) else row
 
 
 def write_rows(path, rows):
-    """Check rows as read_rows would, then write them all or nothing."""
+    """Check rows as read_rows would, then write them all or nothing; their texts become NFC."""
     rows = list(rows)
     check(rows, path)
-    with replace_file(path) as name, open(name, "w", encoding="utf-8", newline="\n") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    write_json_lines(path, map(composed, rows))
+
+
+def composed(row):
+    """Return a row with its texts in Unicode's composed form (NFC): the same letters are then the same tokens."""
+    return {key: unicodedata.normalize("NFC", value) if key in TEXTS and isinstance(value, str) else value
+            for key, value in row.items()}
+
+
+def rows_file(work, corpus, split):
+    """
+    Return the path of a split's rows. SystemExit if the recipe of the corpus did not finish.
+    Rows that no recipe makes, a user's own, need no config.json.
+    """
+    folder = os.path.join(work, "rows", corpus)
+    path = os.path.join(folder, f"{split}.jsonl")
+    if not os.path.isdir(folder):
+        raise SystemExit(f"{folder} is missing; run: {remake(path)}")
+    begun = os.path.exists(os.path.join(folder, "started.json"))
+    if (begun or recipe_of(corpus)) and not os.path.exists(os.path.join(folder, "config.json")):
+        raise SystemExit(f"{folder} is not finished: its recipe was ended early or failed; run: {remake(path)}")
+    return path
+
+
+def not_made(work, test_set):
+    """Return whether the recipe of <corpus>.<split> is finished and could not make this split."""
+    corpus, split = test_set.rsplit(".", 1)
+    folder = os.path.join(work, "rows", corpus)
+    return os.path.exists(os.path.join(folder, "config.json")) and not os.path.exists(
+        os.path.join(folder, f"{split}.jsonl"))
 
 
 def corpus_of(row):
-    """The corpus a row belongs to: the first component of its id."""
+    """Return the corpus that a row belongs to: the first component of its id."""
     return row["id"].split("/")[0]
 
 
 def check(rows, path):
-    """ValueError for the first defect: in a row, an id used twice, one utterance with two recordings."""
+    """Raise ValueError for the first defect: in a row, an id used twice, one utterance with two recordings."""
     ids, sources = set(), {}
     for number, row in enumerate(rows, 1):
         wrong = defect(row)
@@ -63,12 +109,17 @@ def check(rows, path):
                 wrong = f"utterance {row['utterance']!r} has another audio, start or end in an earlier row"
             ids.add(row["id"])
         if wrong:
-            name = row.get("id") if isinstance(row, dict) else None
-            raise ValueError(f"{path} line {number}, row {name!r}: {wrong}; run: {remake(path)}")
+            refuse_row(path, number, row, wrong)
+
+
+def refuse_row(path, number, row, wrong):
+    """Raise a ValueError that names the file, the line, the row and the command that writes the rows anew."""
+    name = row.get("id") if isinstance(row, dict) else None
+    raise ValueError(f"{path} line {number}, row {name!r}: {wrong}; run: {remake(path)}")
 
 
 def defect(row):
-    """What is wrong with one row, in words; an empty string if nothing is."""
+    """Return what is wrong with one row, in words; "" if nothing is."""
     if not isinstance(row, dict):
         return "not a JSON object"
     for key, value in row.items():
@@ -107,7 +158,7 @@ def defect(row):
 
 
 def name_defect(name):
-    """What is wrong with a name that may become a path below a folder, in words; an empty string if nothing is."""
+    """Return what is wrong with a name that may become a path below a folder, in words; "" if nothing is."""
     if name.startswith("/") or "\\" in name or "\0" in name or ".." in name.split("/"):
         return f"{name!r} would leave its folder as a path"
     if CONTROL.search(name) or max(len(part.encode()) for part in name.split("/")) > LONGEST:
@@ -115,12 +166,29 @@ def name_defect(name):
     return ""
 
 
-def remake(path):
-    """The command that writes the rows at `path` anew."""
-    corpus = os.path.basename(os.path.dirname(os.path.abspath(path)))
+def recipe_of(corpus):
+    """Return the recipe that makes a corpus, such as "data.covost2 --into-english ar"; "" if there is none."""
     for option, pairs in (("--into-english", r"covost2-(\w+)_en"), ("--from-english", r"covost2-en_(\w+)")):
         if pair := re.fullmatch(pairs, corpus):
-            return f"python -m data.covost2 {option} {pair[1]}"
+            return f"data.covost2 {option} {pair[1]}"
     recipe = corpus.replace("-", "_")
-    exists = os.path.exists(os.path.join(PROJECT, "data", f"{recipe}.py"))
-    return f"python -m data.{recipe}" if exists else f"bash run_all.sh {corpus}"                     # tiny26
+    return f"data.{recipe}" if os.path.exists(os.path.join(PROJECT, "data", f"{recipe}.py")) else ""
+
+
+def work_option(work):
+    """Return " --work WORK" for a printed command, or "" if it is the default."""
+    return "" if os.path.normpath(work) == "work" else f" --work {shlex.quote(os.path.normpath(work))}"
+
+
+def run_all(preset, work):
+    """Return the command that runs a whole system below `work`."""
+    work = os.path.normpath(work)
+    return ("" if work == "work" else f"WORK={shlex.quote(work)} ") + f"bash run_all.sh {shlex.quote(preset)}"
+
+
+def remake(path):
+    """Return the command that writes the rows at `path`, <work>/rows/<corpus>/<split>.jsonl, anew."""
+    folder, corpus = os.path.split(os.path.dirname(path) or os.getcwd())
+    work = os.path.dirname(folder) or "." if os.path.basename(folder) == "rows" else "work"
+    recipe = recipe_of(corpus)
+    return f"python -m {recipe}{work_option(work)}" if recipe else run_all(corpus, work)

@@ -1,102 +1,110 @@
-"""TODO"""
+"""
+The folder of one stage: its log, what a killed run goes on from, its weights and constants.
+
+    run = Run(c, {"projector": (projector.state_dict, projector.load_state_dict)}, [optimizer], frozen=llm)
+
+writes <work>/<run>/<out>/  log.jsonl      one line a step and one line a validation
+                            resume.pt      with every validation, removed at the end
+                            step-NNNNN.pt  the weights at a validation, where the stage chooses among them
+                            weights.pt     {"projector": {name: tensor}, "lora": {name: tensor}}
+                            config.json    last: a folder with it is a finished stage
+"""
 import json
 import os
 import time
+from contextlib import suppress
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from speech_llm.constants import provenance, require
-from speech_llm.files import differences, lock, read_json, read_json_lines, replace_file, write_json, writing
-from speech_llm.training import processes, update
+from speech_llm.constants import provenance
+from speech_llm.files import lock, read_json_lines, replace_file, write_json, writing
+from speech_llm.stage import load_tensors, refuse_other_constants
+from speech_llm.training import in_background, optimizer_step, processes, total_loss
 
-
-FAR = 100                  # times between the RMS of a projector's output and of the embeddings: a warning (our choice)
-
-
-def read_config(folder):
-    """config.json of a finished stage: its constants, what it was made from, versions."""
-    path = require(os.path.join(folder, "config.json"), "bash run_all.sh, which makes the stages in order")
-    return read_json(path, f"remove {folder} and train it again")
-
-
-def load_tensors(path, redo):
-    """A file of tensors and plain values; SystemExit if it is cut short, or holds anything else: code never runs."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:                                         # whatever a damaged file sets off
-        why = (str(error) or type(error).__name__).splitlines()[0]
-        raise SystemExit(f"{path} is damaged or no file of tensors ({why}); {redo}") from None
-
-
-def load_weights(folder, section):
-    """{name: tensor} of one section of a finished stage's weights.pt, "projector" or "lora"."""
-    redo = f"remove {folder} and train it again"
-    weights = load_tensors(os.path.join(folder, "weights.pt"), redo)
-    found = weights.get(section) if isinstance(weights, dict) else None
-    if not found or not isinstance(found, dict) or not all(isinstance(one, torch.Tensor) for one in found.values()):
-        raise SystemExit(f"{folder}/weights.pt holds no {section}; {redo}")
-    return found
+RMS_RATIO = 100       # a warning where the projector's output and the embeddings differ by more (our choice)
 
 
 class Run:
     """
-    One stage's folder. `trained` maps a section of weights.pt to the callable that gives its tensors and the one that
-    loads them; `frozen` is the model of which nothing else trains. A killed run goes on from resume.pt, written with
-    every validation, to the same weights: draws and dropout depend on the seed, the step and the process alone. Of
-    several processes the first writes.
+    One stage that is being trained, in the folder <work>/<run>/<out>.
+
+    `trained` maps each section of weights.pt to two functions: one returns its tensors, one loads them. `frozen` is a
+    model; its tensors that no optimizer has must not learn. A killed run goes on from resume.pt to the same weights:
+    rows and dropout depend on the seed, the step and the rank alone. With several processes the first one writes.
     """
 
     def __init__(self, c, trained, optimizers, frozen=None, **facts):
+        self.c, self.trained, self.optimizers, self.facts = c, trained, optimizers, facts
         self.folder = os.path.join(c.work, c.run, c.out)
-        self.c, self.trained, self.optimizers = c, trained, optimizers
-        self.facts, self.log_path = {**asdict(c), **facts}, os.path.join(self.folder, "log.jsonl")
+        self.redo = f"remove {self.folder} to begin again"
         self.step, (self.rank, self.world) = 0, processes()
-        # another number of processes draws other rows for a step, and other dropout
-        self.constants, self.lock = {**asdict(c), "processes": self.world}, lock(self.folder)
-        own = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
-        self.frozen = [(name, p) for name, p in (frozen.named_parameters() if frozen else []) if id(p) not in own]
-        path = os.path.join(self.folder, "resume.pt")
-        if os.path.exists(path):
-            state = load_tensors(path, f"remove {self.folder} to begin again")
-            refuse_other_constants(self.folder, state["constants"], self.constants)
-            for name, (_, load) in trained.items():
-                load(state["trained"][name])
-            for optimizer, saved in zip(optimizers, state["optimizers"]):
-                optimizer.load_state_dict(saved)
-            self.step = state["step"]
-            print(f"resuming {self.folder} at step {self.step}")
+        if c.steps and c.accumulate % self.world:
+            raise SystemExit(f"{self.world} processes cannot share the {c.accumulate} draws of a step equally; "
+                             "set --accumulate to a multiple of the number of processes")
+        self.lock = lock(self.folder)
+        learning = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
+        self.frozen = [(name, p) for name, p in (frozen.named_parameters() if frozen else []) if id(p) not in learning]
+        if os.path.exists(os.path.join(self.folder, "resume.pt")):
+            self.resume()
+        self.log_path = os.path.join(self.folder, "log.jsonl")
         if self.rank == 0:
-            kept = [line for line in self.lines() if line["step"] <= self.step] if self.step else []
-            with replace_file(self.log_path) as name, open(name, "w") as log:
-                log.writelines(json.dumps(line) + "\n" for line in kept)   # lines of steps that will be done again go
+            lines = [line for line in self.log_lines() if line["step"] <= self.step] if self.step else []
+            with replace_file(self.log_path) as temporary, open(temporary, "w") as file:
+                file.writelines(json.dumps(line) + "\n" for line in lines)       # later steps will be made again
         self.bar = tqdm(total=c.steps, initial=self.step, desc=c.out, unit=" step", mininterval=1.0,
                         disable=self.rank > 0)
         self.started = time.time()
-        self.reseed()
+        self.seed_dropout()
 
-    def reseed(self):
+    def resume(self):
+        """Load the weights, the optimizers and the step of a run that was killed."""
+        state = load_tensors(os.path.join(self.folder, "resume.pt"), self.redo)
+        refuse_other_constants(self.folder, state["constants"], asdict(self.c))
+        for name, (_, load) in self.trained.items():
+            load(state["trained"][name])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"]):
+            optimizer.load_state_dict(saved)
+        self.step = state["step"]
+        print(f"resuming {self.folder} at step {self.step}")
+
+    def seed_dropout(self):
+        """Seed torch for the next step, so that dropout is the same after a kill."""
         torch.manual_seed((self.c.seed * 1_000_003 + self.step) * 1009 + self.rank)
 
-    def mine(self, draws):
-        """This process's draws of one optimizer step: c.accumulate of them, every world-th of what is drawn."""
-        return [next(draws) for _ in range(self.c.accumulate * self.world)][self.rank::self.world]
+    # --- the training loop calls these, in this order
+    def samples(self, draws, objective):
+        """
+        Yield (samples, micro-batches, dropped) of every step that is left, made in the background. A step has
+        c.accumulate draws, of which this process takes every world-th; `dropped` counts rows that give no sample.
+        """
+        def steps():
+            for _ in range(self.c.steps):
+                window = [next(draws) for _ in range(self.c.accumulate)][self.rank::self.world]
+                yield [(row, text) for rows, text in window for row in rows]
 
-    def skip(self, draws):
-        """After a kill: pass over the draws already trained on."""
-        for _ in range(self.step):
-            self.mine(draws)
+        first = self.step                                # after a kill: the draws of earlier steps are passed over
 
-    def update(self, samples, loss_of, weights=(1.0,), clip=0.0):
-        """update's step; stops with a list of its rows where it is not finite, and for a frozen tensor that learns."""
+        def encoded():
+            for number, rows in enumerate(steps()):
+                if number >= first:
+                    samples = [objective.encode(row, text) for row, text in rows]
+                    there = [sample for sample in samples if sample]
+                    yield there, objective.batches(there), len(samples) - len(there)
+        return in_background(encoded())
+
+    def optimizer_step(self, objective, samples, batches, clip=0.0):
+        """
+        Make one optimizer_step (speech_llm/training.py) -> (losses, gradient norm); None if no process has a sample.
+        SystemExit with the list of the step's rows if it is not finite; SystemExit if a frozen tensor has a gradient.
+        """
         try:
-            losses, norm = update(self.optimizers, samples, loss_of, self.c.micro_tokens, weights, clip)
+            result = optimizer_step(self.optimizers, objective, samples, batches, clip)
         except FloatingPointError as error:
             path = os.path.join(self.folder, f"not-finite-{self.rank}.txt")
-            with replace_file(path) as name, open(name, "w", encoding="utf-8") as file:
+            with replace_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
                 file.writelines(f"{row_id}\n" for row_id in error.args[1])
             raise SystemExit(f"{self.folder}, step {self.step + 1}: {error.args[0]}. The step is not made; the ids of "
                              f"its rows are in {path}: look at their audio and text, or at --lr") from None
@@ -104,92 +112,103 @@ class Run:
         if learning:
             raise SystemExit(f"{self.folder}: {len(learning)} frozen tensors of the LLM have a gradient, such as "
                              f"{learning[0]}; none may, load_llm freezes them")
-        return losses, norm
+        return result
 
-    def lines(self):
-        """log.jsonl: a dict a step, and one a validation."""
-        return read_json_lines(self.log_path, f"remove {self.folder} to begin again")
-
-    def log(self, **values):
-        """One step is done: its line in log.jsonl and on the bar."""
+    def log_step(self, objective, result, dropped, **values):
+        """
+        Write a line to log.jsonl for the step that was just made, and show it on the bar. `result` is optimizer_step's;
+        a step without a single sample is counted as "skipped".
+        """
+        if result is None:
+            values |= {"skipped": 1}
+        else:
+            losses, norm = result
+            values = {"loss": total_loss(losses, objective.losses), "norm": norm, **values}
+            if len(losses) > 1:
+                values |= dict(zip(objective.losses, losses))
+        if dropped:
+            values["dropped"] = dropped
         self.step += 1
-        self.reseed()
+        self.seed_dropout()
         self.write(step=self.step, seconds=round(time.time() - self.started, 2), **values)
-        self.bar.set_postfix({k: f"{v:.3g}" for k, v in values.items()}, refresh=False)
+        self.bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()}, refresh=False)
         self.bar.update()
 
-    def write(self, **values):
-        if self.rank == 0:
-            with writing(self.log_path), open(self.log_path, "a") as log:
-                log.write(json.dumps(values) + "\n")
-                if "validation_loss" in values:                        # A's weights are chosen by it: down to the disk
-                    log.flush()
-                    os.fsync(log.fileno())
+    def validation_is_due(self):
+        """Return whether the step that was just made ends with a validation."""
+        return self.step % self.c.validate_every == 0 or self.step == self.c.steps
 
-    def validated(self, loss, keep=False, **scores):
-        """A validation: logged; with `keep` the weights stay as step-NNNNN.pt; then resume.pt."""
-        self.write(step=self.step, validation_loss=loss, **scores)
+    def validated(self, loss, choose_later=False, **figures):
+        """
+        Log a validation and write resume.pt. With `choose_later` the weights also stay as step-NNNNN.pt.
+        Warn if the projector's output and the embeddings have very different sizes ("RMS" and "table RMS").
+        """
+        self.write(step=self.step, validation_loss=loss, **figures)
         tensors = {name: state() for name, (state, _) in self.trained.items()}
         self.refuse_untrained(tensors)
-        if "RMS" in scores and not 1 / FAR < scores["RMS"] / scores["table RMS"] < FAR:
-            tqdm.write(f"warning: the projector's output has an RMS of {scores['RMS']:.3g}, the LLM's embeddings of "
-                       f"{scores['table RMS']:.3g}: more than {FAR} times apart")
-        if keep:
+        if "RMS" in figures and not 1 / RMS_RATIO < figures["RMS"] / figures["table RMS"] < RMS_RATIO:
+            tqdm.write(f"warning: the projector's output has an RMS of {figures['RMS']:.3g}, the LLM's embeddings of "
+                       f"{figures['table RMS']:.3g}: more than {RMS_RATIO} times apart")
+        if choose_later:
             self.save(f"step-{self.step:05d}.pt", tensors)
-        self.save("resume.pt", {"step": self.step, "trained": tensors, "constants": self.constants,
+        self.save("resume.pt", {"step": self.step, "trained": tensors, "constants": asdict(self.c),
                                 "optimizers": [o.state_dict() for o in self.optimizers]})
         if self.rank == 0:
             tqdm.write(f"{self.c.out} step {self.step}/{self.c.steps}: validation loss {loss:.4f}"
-                       + "".join(f", {name} {score:.3g}" for name, score in scores.items()))
-
-    def refuse_untrained(self, tensors):
-        """SystemExit for tensors that no gradient has reached by now, and for adapters whose B is still zero."""
-        reached = {p.data_ptr() for o in self.optimizers for p, state in o.state.items() if state}
-        still = [name for section in tensors.values() for name, tensor in section.items()
-                 if tensor.data_ptr() not in reached or name.endswith("lora_B") and not tensor.any()]
-        if still:
-            raise SystemExit(f"{self.folder}: {len(still)} tensors are not trained after {self.step} steps, such as "
-                             f"{still[0]}: what the loss is made from is not what is saved, or the rate is 0")
-
-    def save(self, name, value):
-        if self.rank == 0:                   # an open file: torch would write the temporary name into the archive
-            with replace_file(os.path.join(self.folder, name)) as temporary, open(temporary, "wb") as file:
-                torch.save(value, file)
+                       + "".join(f", {name} {figure:.3g}" for name, figure in figures.items()))
 
     def finish(self, next_command, step=None, **facts):
-        """weights.pt, the last or those of `step`; config.json makes the folder a finished stage."""
+        """Write weights.pt, of the last step or of `step`; then config.json: the folder is a finished stage."""
         self.bar.close()
+        dropped = sum(line.get("dropped", 0) for line in self.log_lines()) if self.rank == 0 else 0
+        if dropped:
+            print(f"{dropped} samples dropped: their transcripts have more tokens than their speech has slots")
         tensors = {name: state() for name, (state, _) in self.trained.items()}
         if step is not None and self.rank == 0:
-            path = os.path.join(self.folder, f"step-{step:05d}.pt")
-            tensors = load_tensors(path, f"remove {self.folder} to begin again")
+            tensors = load_tensors(os.path.join(self.folder, f"step-{step:05d}.pt"), self.redo)
         self.save("weights.pt", tensors)
         if self.rank == 0:
             write_json(os.path.join(self.folder, "config.json"),
-                       {**self.facts, "trained": list(self.trained), "kept_step": step or self.step, **facts,
-                        **provenance()})
-            Path(self.folder, "resume.pt").unlink(missing_ok=True)
+                       {**asdict(self.c), **self.facts, "trained": list(self.trained), "kept_step": step or self.step,
+                        **facts, **provenance()})
+            with suppress(FileNotFoundError):
+                os.remove(os.path.join(self.folder, "resume.pt"))
             print(f"weights of step {step or self.step} in {self.folder}/weights.pt, losses in log.jsonl\n"
                   f"next: {next_command}")
         if dist.is_initialized():
             dist.destroy_process_group()
         self.lock.close()
 
+    # --- files
+    def log_lines(self):
+        """Return log.jsonl as a list of JSON objects, one a step and one a validation."""
+        return read_json_lines(self.log_path, self.redo)
 
-def refuse_other_constants(folder, old, new):
-    """A folder belongs to one set of constants, but for how it was called, where it lies and what fits into memory."""
-    free = ("preset", "work", "micro_tokens", "decode_batch")
-    told = differences(old, {key: value for key, value in new.items() if key not in free})
-    if told:
-        raise SystemExit(f"{folder} was made with {told}; remove it, or choose another --out")
+    def scored_lines(self):
+        """Return the lines of the validations that hold scores of decoded answers, in the first process."""
+        lines = self.log_lines() if self.rank == 0 else []             # other processes may come before it is written
+        return [line for line in lines if {"BLEU", "WER", "SQA"} & line.keys()]
 
+    def write(self, **values):
+        """Append a line to log.jsonl."""
+        if self.rank == 0:
+            with writing(self.log_path), open(self.log_path, "a") as log:
+                log.write(json.dumps(values) + "\n")
+                if "validation_loss" in values:          # A chooses its weights by this line: it must be on the disk
+                    log.flush()
+                    os.fsync(log.fileno())
 
-def finished(c):
-    """Whether this stage's folder is complete, with these constants."""
-    folder = os.path.join(c.work, c.run, c.out)
-    if not os.path.exists(os.path.join(folder, "config.json")):
-        return False
-    refuse_other_constants(folder, read_config(folder), asdict(c))
-    Path(folder, "resume.pt").unlink(missing_ok=True)                  # a kill may have come before this
-    print(f"{folder} is finished already")
-    return True
+    def refuse_untrained(self, tensors):
+        """Exit if no gradient has reached a tensor so far, or if the B of an adapter is still zero."""
+        reached = {p.data_ptr() for o in self.optimizers for p, state in o.state.items() if state}
+        untrained = [name for section in tensors.values() for name, tensor in section.items()
+                     if tensor.data_ptr() not in reached or name.endswith("lora_B") and not tensor.any()]
+        if untrained and reached:
+            raise SystemExit(f"{self.folder}: {len(untrained)} tensors are not trained after {self.step} steps, such "
+                             f"as {untrained[0]}: the loss is not made from what is saved, or the rate is 0")
+
+    def save(self, name, value):
+        """Write a file of tensors in the folder."""
+        if self.rank == 0:                   # torch.save writes a path's name into the archive, but not that of a file
+            with replace_file(os.path.join(self.folder, name)) as temporary, open(temporary, "wb") as file:
+                torch.save(value, file)

@@ -1,17 +1,38 @@
-"""TODO"""
+"""
+SpeechMapper: a projector that is trained on the LLM's embedding table alone, without the LLM (2026, sections 3 and 4).
+
+Frames at 25 Hz become slots at 6.25 Hz. The first slots should be the embeddings of the transcript's tokens, the rest
+the embedding of a pad token. TableObjective is its training objective: four losses.
+
+B batch   T frames   W encoder width   M width between the blocks   D LLM width   V vocabulary   N slots of a batch
+"""
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from speech_llm.batches import padding_mask, micro_batches, pad_frames
+from speech_llm.batches import micro_batches, padding_mask
 from speech_llm.normalize import mms_normalize
-from speech_llm.prompts import encode_text
+from speech_llm.turns import encode_text
+
+LETTERS = " 'abcdefghijklmnopqrstuvwxyz0123456789"       # CTC labels from 1 on; 0 is the blank (our choice)
+CHUNK = 512                                              # slots that are scored against all V rows of the table at once
+# Frames of padding in a micro-batch. On an A100 the kernels of a pass start in the time that it takes to compute 256
+# positions of an 8B LLM; a layer of SpeechMapper has 12 times fewer parameters than one of the LLM (computed).
+PADDING = 3072
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# the model
 def encoder_layers(count, width, heads, ffn, dropout):
-    """Pre-norm Transformer encoder layers with ReLU, torch's own."""
+    """Return `count` pre-norm Transformer encoder layers with ReLU, torch's own."""
     return nn.ModuleList(nn.TransformerEncoderLayer(width, heads, ffn, dropout, batch_first=True, norm_first=True)
                          for _ in range(count))
+
+
+def sinusoids(length, width, device):
+    """Return the positions of the original Transformer, (length, width): sines, then cosines."""
+    angle = torch.arange(length, device=device)[:, None] / 10_000 ** (torch.arange(0, width, 2, device=device) / width)
+    return torch.cat([angle.sin(), angle.cos()], 1)
 
 
 class Block(nn.Module):
@@ -19,7 +40,7 @@ class Block(nn.Module):
 
     def __init__(self, width, out, stride, layers, heads, ffn, dropout):
         super().__init__()
-        # kernel 6 as in the original; padding, GELU, LayerNorm, sinusoidal positions: the paper is silent (our choice)
+        # kernel 6 as in the original; the paper is silent on padding, GELU, LayerNorm and positions (our choice)
         self.stride, self.dropout = stride, nn.Dropout(dropout)
         self.convolution = nn.Conv1d(width, width, 6, stride, padding=3)
         self.first_norm = nn.LayerNorm(width)
@@ -28,8 +49,8 @@ class Block(nn.Module):
         self.output = nn.Linear(width, out)
 
     def forward(self, x, lengths):
-        """x (B, T, W), lengths (B,) -> (B, T // stride + 1, out), its lengths (B,)."""
-        x = x.masked_fill(padding_mask(x, lengths)[..., None], 0)            # the convolution looks across a sample's end
+        """x (B, T, W), lengths (B,) -> (B, T // stride + 1, out) and its lengths (B,)."""
+        x = x.masked_fill(padding_mask(x, lengths)[..., None], 0)      # the convolution reads beyond a sample's end
         x = F.gelu(self.convolution(x.transpose(1, 2))).transpose(1, 2)
         lengths = lengths // self.stride + 1
         x = self.dropout(self.first_norm(x) + sinusoids(x.shape[1], x.shape[2], x.device))
@@ -38,17 +59,8 @@ class Block(nn.Module):
         return self.output(self.norm(x)), lengths
 
 
-def sinusoids(length, width, device):
-    """Positions of the original Transformer -> (length, width): sines, then cosines."""
-    angle = torch.arange(length, device=device)[:, None] / 10_000 ** (torch.arange(0, width, 2, device=device) / width)
-    return torch.cat([angle.sin(), angle.cos()], 1)
-
-
 class SpeechMapper(nn.Module):
-    """
-    Frames -> what the transcript's embeddings would be, one token a slot from the first slot on, then the pad token's
-    (2026, section 3). 25 frames a second; block 1 keeps the rate, for the CTC head; block 2 makes 6.25 slots a second.
-    """
+    """Two blocks: the first keeps 25 Hz, for the CTC head; the second makes 6.25 slots a second (2026, section 4)."""
 
     def __init__(self, width=1024, llm_width=2560, layers=6, heads=8, ffn=2048, dropout=0.1, middle=2048):
         super().__init__()
@@ -57,94 +69,139 @@ class SpeechMapper(nn.Module):
 
     @staticmethod
     def slots(frames):
-        """Output vectors of so many frames."""
+        """Return the number of output vectors for a number of frames."""
         return (frames + 1) // 4 + 1
 
     def forward(self, frames, lengths):
-        """frames (B, T, W), lengths (B,) -> (B, slots(T), D); what lies beyond a sample's length changes nothing."""
+        """frames (B, T, W), lengths (B,) -> (B, slots(T), D). Values beyond a sample's length have no effect."""
         return self.second(*self.first(frames, lengths))[0]
-LOSSES = {"L1": 1.0, "cosine": 1.0, "softmax": 0.1, "CTC": 1.0}        # weights in the total; section 3.1
-LETTERS = " 'abcdefghijklmnopqrstuvwxyz0123456789"                     # CTC labels 1.. ; 0 is the blank (our choice)
-CHUNK = 512                                                            # slots scored against all V rows at once
 
 
-def encode_slots(row, tokenizer, pad, features, slots):
+# ---------------------------------------------------------------------------------------------------------------------
+# its training
+class SoftmaxLoss(torch.autograd.Function):
     """
-    One row as a SpeechMapper learns it: the frames, a token id for every slot - the normalised transcript's, then the
-    pad's - and the letters for CTC. None if the transcript has more tokens than there are slots.
-    """
-    frames = features[row["utterance"]]                                                         # (T, W)
-    text = mms_normalize(row["transcript"], "en", remove_numbers=False)                         # (our choice)
-    tokens, count = encode_text(tokenizer, text), slots(len(frames))
-    if len(tokens) > count:
-        return None
-    letters = [LETTERS.index(letter) + 1 for letter in text if letter in LETTERS]
-    return {"id": row["id"], "frames": frames, "slots": count, "target": tokens + [pad] * (count - len(tokens)),
-            "letters": letters, "length": len(frames), "counts": (count, count, count, 1)}
-
-
-class RowLoss(torch.autograd.Function):
-    """
-    Summed cross-entropy of cosines: said (N, D) and unit (V, D) of length one, target (N,). Its gradient is made with
-    it, CHUNK slots at a time, so that (N, V) scores are neither kept nor made twice.
+    Cross-entropy of cosines, summed over slots: output (N, D) and table (V, D), rows of length one; target (N,) rows.
+    The gradient is made with the loss, CHUNK slots at a time, so the scores (N, V) are never stored.
     """
 
     @staticmethod
-    def forward(ctx, said, target, unit):
-        total, gradient = said.new_zeros(()), torch.zeros_like(said)
-        for rows, right, its in zip(said.split(CHUNK), target.split(CHUNK), gradient.split(CHUNK)):
-            scores = rows @ unit.T                                                                   # (CHUNK, V)
-            whole = scores.logsumexp(1, keepdim=True)
-            total += (whole - scores.gather(1, right[:, None])).sum()
+    def forward(ctx, output, target, table):
+        loss, gradient = output.new_zeros(()), torch.zeros_like(output)
+        for rows, right, rows_gradient in zip(output.split(CHUNK), target.split(CHUNK), gradient.split(CHUNK)):
+            scores = rows @ table.T                                                                  # (CHUNK, V)
+            normaliser = scores.logsumexp(1, keepdim=True)
+            loss += (normaliser - scores.gather(1, right[:, None])).sum()
             if ctx.needs_input_grad[0]:
-                its.copy_(scores.sub_(whole).exp_() @ unit - unit[right])
+                rows_gradient.copy_(scores.sub_(normaliser).exp_() @ table - table[right])
         ctx.save_for_backward(gradient)
-        return total
+        return loss
 
     @staticmethod
     def backward(ctx, outer):
         return ctx.saved_tensors[0] * outer, None, None
 
 
-def embedding_losses(mapper, head, table, unit, samples):
+class TableObjective:
     """
-    The sums (4,) of L1, cosine and softmax over a micro-batch's slots and of CTC over its utterances. unit: the table's
-    rows at length one.
+    What SpeechMapper learns from a row: an embedding for each slot, and the letters at the rate of the first block
+    (2026, section 3.1). See speech_llm/training.py for the methods of an objective.
     """
-    frames, lengths = pad_frames(samples, table.device)
-    with torch.autocast(table.device.type, torch.bfloat16, enabled=table.device.type == "cuda"):
-        middle, middle_lengths = mapper.first(frames, lengths)                                       # (B, T', M)
-        output, lengths = mapper.second(middle, middle_lengths)                                      # (B, slots, D)
-        labels = head(middle)                                                                        # (B, T', labels)
-    said = output.float()[~padding_mask(output, lengths)]                                                  # (N, D)
-    target = torch.tensor([token for s in samples for token in s["target"]], device=table.device)    # (N,)
-    wanted, direction = table[target], F.normalize(said)
-    softmax = RowLoss.apply(direction, target, unit)
-    letters = torch.tensor([len(s["letters"]) for s in samples], device=table.device)
-    spelled = torch.tensor([letter for s in samples for letter in s["letters"]], device=table.device)
-    ctc = F.ctc_loss(labels.float().log_softmax(-1).transpose(0, 1), spelled, middle_lengths, letters,
-                     reduction="none", zero_infinity=True) / letters.clamp(min=1)
-    return torch.stack([(said - wanted).abs().mean(1).sum(), (1 - F.cosine_similarity(said, wanted)).sum(), softmax,
-                        ctc.sum()])
+    losses = {"L1": 1.0, "cosine": 1.0, "softmax": 0.1, "CTC": 1.0}    # weights; section 3.1
+
+    def __init__(self, mapper, table, targets, features, micro_frames):
+        self.mapper, self.table, self.directions = mapper, table, F.normalize(table)                 # (V, D)
+        self.head = nn.Linear(mapper.second.convolution.in_channels, len(LETTERS) + 1).to(table.device)
+        self.targets, self.features, self.micro_frames = targets, features, micro_frames
+        if table.device.type == "cuda":      # TF32 for the scores: an A100 has 156 TFLOP/s of it, of float32 19.5
+            torch.set_float32_matmul_precision("high")
+
+    def encode(self, row, text=False):
+        """
+        Return a sample: the frames, a token id for every slot and the letters for CTC, of the normalised transcript.
+        Return None if the transcript has more tokens than there are slots.
+        """
+        frames = self.features[row["utterance"]]                                                     # (T, W)
+        target = self.targets(row, self.mapper.slots(len(frames)))
+        letters = [LETTERS.index(letter) + 1 for letter in normalized(row) if letter in LETTERS]
+        return target and {"id": row["id"], "frames": frames, "slots": len(target), "target": target,
+                           "letters": letters}
+
+    def batches(self, samples):
+        """Return micro-batches of at most `micro_frames` padded frames."""
+        return micro_batches(samples, lambda sample: len(sample["frames"]), self.micro_frames, PADDING)
+
+    def counts(self, samples):
+        """Return how many terms each loss has: slots three times, and utterances for CTC."""
+        slots = sum(sample["slots"] for sample in samples)
+        return torch.tensor([slots, slots, slots, len(samples)], dtype=torch.float32)
+
+    def loss(self, batch):
+        """Return the sums (4,) of L1, cosine and softmax over a micro-batch's slots, and of CTC over its utterances."""
+        device = self.table.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            middle, middle_lengths = self.mapper.first(batch.frames.to(device, non_blocking=True),
+                                                       batch.lengths.to(device, non_blocking=True))  # (B, T', M)
+            output, lengths = self.mapper.second(middle, middle_lengths)                             # (B, slots, D)
+            labels = self.head(middle)                                                               # (B, T', labels)
+        output = output.float()[~padding_mask(output, lengths)]                                      # (N, D)
+        target = torch.tensor([token for s in batch.samples for token in s["target"]], device=device)
+        wanted = self.table[target]                                                                  # (N, D)
+        letters = torch.tensor([letter for s in batch.samples for letter in s["letters"]], device=device)
+        counts = torch.tensor([len(s["letters"]) for s in batch.samples], device=device)
+        ctc = F.ctc_loss(labels.float().log_softmax(-1).transpose(0, 1), letters, middle_lengths, counts,
+                         reduction="none", zero_infinity=True) / counts.clamp(min=1)
+        return torch.stack([(output - wanted).abs().mean(1).sum(), (1 - F.cosine_similarity(output, wanted)).sum(),
+                            SoftmaxLoss.apply(F.normalize(output), target, self.directions), ctc.sum()])
+
+    def report(self, samples):
+        """
+        Return "RMS" and "table RMS", the sizes of the output and of the embeddings, and "nearest": % of slots whose
+        nearest row of the table is the right one.
+        """
+        squares, right, slots = 0.0, 0, sum(sample["slots"] for sample in samples)
+        for output, batch in slot_outputs(self.mapper, self.batches(samples), self.table.device):
+            target = torch.tensor([token for s in batch.samples for token in s["target"]], device=self.table.device)
+            squares += output.square().mean(1).sum().item()
+            right += sum((F.normalize(rows) @ self.directions.T).argmax(1).eq(tokens).sum().item()
+                         for rows, tokens in zip(output.split(CHUNK), target.split(CHUNK)))
+        return {"RMS": (squares / slots) ** 0.5, "table RMS": root_mean_square(self.table),
+                "nearest": 100 * right / slots}
+
+
+class SlotTargets:
+    """
+    targets(row, slots) -> a token id for each slot, the transcript's tokens and then pads; None for too many tokens.
+    `normalize`: the tokens are those of the MMS-normalised transcript, as in the original SpeechMapper.
+    """
+
+    def __init__(self, tokenizer, pad_token, normalize):
+        self.tokenizer, self.normalize = tokenizer, normalize
+        self.pad = tokenizer.convert_tokens_to_ids(pad_token)
+        if self.pad in (None, tokenizer.unk_token_id):
+            raise SystemExit(f"--pad_token {pad_token}: the LLM's tokenizer has no such token")
+
+    def __call__(self, row, slots):
+        tokens = encode_text(self.tokenizer, normalized(row) if self.normalize else row["transcript"].strip())
+        return tokens + [self.pad] * (slots - len(tokens)) if len(tokens) <= slots else None
+
+
+def normalized(row):
+    """Return the MMS-normalised English transcript of a row, with its numbers."""
+    return mms_normalize(row["transcript"], "en", remove_numbers=False)
 
 
 @torch.no_grad()
-def inspect_slots(projector, table, samples, micro_tokens, unit=None):
-    """
-    {"RMS", "table RMS"}: sizes of what the projector says to samples with frames and of the LLM's embeddings; with
-    `unit` also "nearest", % of slots whose nearest row is the right one. Dropout is off while it lasts.
-    """
+def slot_outputs(projector, batches, device):
+    """Yield (output (N, D) float32 of all slots of a batch, the batch) without dropout."""
     projector.eval()
-    squares, right, count = 0.0, 0, sum(s["slots"] for s in samples)
-    for micro in micro_batches(samples, micro_tokens):
-        output = projector(*pad_frames(micro, table.device))
-        said = output[~padding_mask(output, torch.tensor([s["slots"] for s in micro], device=table.device))]
-        squares += said.square().mean(1).sum().item()
-        if unit is not None:
-            target = torch.tensor([token for s in micro for token in s["target"]], device=table.device)
-            right += sum((F.normalize(a) @ unit.T).argmax(1).eq(b).sum().item()
-                         for a, b in zip(said.split(CHUNK), target.split(CHUNK)))
+    for batch in batches:
+        output = projector(batch.frames.to(device), batch.lengths.to(device))                        # (B, slots, D)
+        slots = torch.tensor([s["slots"] for s in batch.samples if s["frames"] is not None], device=device)
+        yield output.float()[~padding_mask(output, slots)], batch
     projector.train()
-    sizes = {"RMS": (squares / count) ** 0.5,
-             "table RMS": (torch.linalg.vector_norm(table, dtype=torch.float32) / table.numel() ** 0.5).item()}
-    return sizes if unit is None else {**sizes, "nearest": 100 * right / count}
+
+
+def root_mean_square(table):
+    """Return the root of the mean square of a table's numbers, a float."""
+    return (torch.linalg.vector_norm(table, dtype=torch.float32) / table.numel() ** 0.5).item()

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -17,6 +18,9 @@ sys.path.insert(0, PROJECT)
 
 import extract_features  # noqa: E402, it needs the line above
 from speech_llm import cache  # noqa: E402
+from speech_llm.constants import configure  # noqa: E402
+from speech_llm.files import write_json  # noqa: E402
+from speech_llm.rows import read_rows, write_rows  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +32,15 @@ def real():
     return folder
 
 
+@pytest.fixture(scope="session")
+def small_models():
+    """The folder of real small checkpoints beside the project; tests that need it are skipped without it."""
+    folder = os.path.join(os.path.dirname(PROJECT), "small_models")
+    if not os.path.isdir(folder):
+        pytest.skip(f"no real checkpoints at {folder}")
+    return folder
+
+
 # --- A world so small that every stage runs in a second: random models, made-up frames, nothing to learn.
 
 TINY_TRAINING = ["--steps", "6", "--validate_every", "2", "--validate_rows", "1", "--warmup", "2", "--batch", "4",
@@ -36,33 +49,46 @@ ARGUMENTS = {
     "train_projector": [*TINY_TRAINING, "--batch_sqa", "2", "--layers", "1", "--heads", "2", "--ffn", "32"],
     "train_lora": TINY_TRAINING, "merge_sft": TINY_TRAINING, "infer": ["--max_new_tokens", "6", "--batch", "8"],
 }
+ON_TABLE = [*ARGUMENTS["train_projector"], "--objective", "embeddings", "--mixture", '{"ASR": (1.0, {"en": 1.0})}',
+            "--projector", "mapper", "--middle", "16", "--pad_token", "<|finetune_right_pad_id|>", "--batch_frames", "40",
+            "--dropout", "0", "--clip", "1"]                     # a tiny SpeechMapper on the tiny Llama's table
+RUN_STAGES = """
+import importlib, json, sys
+for stage, arguments in json.loads(sys.argv[1]):
+    importlib.import_module(stage).main(arguments)
+"""
 
 
-@pytest.fixture(scope="session")
-def run_stage():
-    """run_stage("train_lora", "--seed", "1") runs a stage's main in this process, below the current folder."""
-    def run(stage, *more):
-        return importlib.import_module(stage).main([*ARGUMENTS[stage], *more])
-    return run
+def run_stage(stage, *more):
+    """Run a stage's main in this process, below the current folder: run_stage("train_lora", "--seed", "1")."""
+    return importlib.import_module(stage).main([*ARGUMENTS[stage], *more])
 
 
-@pytest.fixture
-def run_killed(run_stage, monkeypatch):
-    """run_killed(3, "train_lora", ...) runs a stage that ends, as by Ctrl-C, in place of its fourth optimizer step."""
-    def run(updates, stage, *more):
-        from speech_llm import training
-        from speech_llm import run as run_folder
-        update, calls = training.update, []
+def start_stages(folder, stages, **environment):
+    """Start a process that runs [(module, arguments)] one after the other in a folder."""
+    environment = {**os.environ, "PYTHONPATH": PROJECT, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1",
+                   "GIT_DIR": os.devnull, **environment}         # a commit in the meantime is no difference
+    return subprocess.Popen([sys.executable, "-c", RUN_STAGES, json.dumps(stages)], cwd=folder, env=environment,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
-        def killed(*arguments):
-            calls.append(1)
-            if len(calls) > updates:
-                raise KeyboardInterrupt
-            return update(*arguments)
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(run_folder, "update", killed)
-            run_stage(stage, *more)
-    return run
+
+def read_log(folder):
+    """Return log.jsonl of a stage's folder as a list of JSON objects."""
+    with open(os.path.join(folder, "log.jsonl")) as file:
+        return [json.loads(line) for line in file]
+
+
+def shorten_transcripts(folder="."):
+    """Make every transcript one letter, so that its tokens fit into the slots of the made-up frames."""
+    for split in ("train", "dev", "test"):
+        path = os.path.join(folder, "work", "rows", "tiny", f"{split}.jsonl")
+        write_rows(path, [{**row, "transcript": "a"} for row in read_rows(path)])
+
+
+@pytest.fixture(name="run_stage", scope="session")
+def run_stage_fixture():
+    """run_stage, for tests that take it as a fixture."""
+    return run_stage
 
 
 @pytest.fixture(scope="session")
@@ -167,14 +193,13 @@ def whisper(tmp_path_factory):
 @pytest.fixture(scope="session")
 def untrained(llama, tmp_path_factory):
     """A folder whose work/ is as stage A finds it: rows of three splits, a finished cache of random frames, the LLM."""
-    from speech_llm.rows import write_rows
     from data.tiny import draw_sentence, sentence_rows
     from data.tiny_models import seamless_config
     folder = tmp_path_factory.mktemp("untrained")
     shutil.copytree(llama, folder / "work" / "models" / "tiny-llama")
     rng, noise = random.Random(1), np.random.default_rng(1)
     with contextlib.chdir(folder):
-        c = extract_features.Config()
+        c = configure(extract_features.Config, "extract_features", [])
         made = {"encoder": c.encoder, "mean": c.mean, "pad": False}
         for split, count in (("train", 24), ("dev", 3), ("test", 4)):
             rows = [row for n in range(count)
@@ -186,17 +211,18 @@ def untrained(llama, tmp_path_factory):
             folder_of_cache = cache.features_folder(c.work, c.encoder, c.mean, "tiny", split)
             cache.write_shard(folder_of_cache, "frames-00000", frames, {"made": made, "dropped": [], "seconds": 1.0})
             assert cache.finish_cache(c, made, width, folder_of_cache, frames)
+        write_json(os.path.join("work", "rows", "tiny", "config.json"), {})          # the recipe is finished
     return folder
 
 
 @pytest.fixture(scope="session")
-def finished_stages(untrained, run_stage, tmp_path_factory):
+def finished_stages(untrained, tmp_path_factory):
     """The same with the stages A.1, A.2, B and C finished in work/tiny, six steps each."""
     folder = tmp_path_factory.mktemp("finished") / "all"
     shutil.copytree(untrained, folder)
     with contextlib.chdir(folder):
         run_stage("train_projector")
-        run_stage("train_projector", "--mixture", "A.2", "--out", "projector-A.2")
+        run_stage("train_projector", "--preset", "tiny_a2")
         run_stage("train_lora")
         run_stage("merge_sft")
     return folder

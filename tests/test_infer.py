@@ -1,5 +1,4 @@
 """Greedy decoding: the batch changes nothing, predictions survive a kill, and any audio file gets an answer."""
-import contextlib
 import json
 import os
 import shutil
@@ -11,16 +10,17 @@ import soundfile
 import torch
 import transformers
 
+import extract_features
 import infer
-import train_projector
 from data.tiny_models import seamless_config
-from infer import cut_at_pauses, find_loop
+from data.translate import translate
+from infer import cut_at_pauses
+from speech_llm import batches, decode
 from speech_llm.decode import generate
 from speech_llm.llm import load_llm, stop_ids
+from speech_llm.predictions import find_loop, predict
 from speech_llm.rows import read_rows, write_rows
-
-
-PREDICTIONS = "work/tiny/predictions/C/tiny.test.jsonl"
+from train_projector import make_projector
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +66,8 @@ def test_a_batch_is_each_alone_and_is_decoding_without_a_cache(llm, prompts):
 def test_prompts_read_in_groups_are_answered_alike(llm, prompts, monkeypatch, positions, groups):
     """Forty prompts of 1 to 25 vectors, one after the other, in groups of like length, and all at once."""
     made, free = prompts
-    monkeypatch.setattr(train_projector, "PREFILL", positions)
-    monkeypatch.setattr(train_projector, "PADDING", 10 ** 6)
+    monkeypatch.setattr(decode, "PREFILL", positions)
+    monkeypatch.setattr(batches, "PADDING", 10 ** 6)
     read = []
     hook = llm[0].model.register_forward_pre_hook(lambda module, args, given: read.append(given.get("inputs_embeds")),
                                                   with_kwargs=True)
@@ -99,7 +99,7 @@ def test_the_cap_is_respected(llm, prompts):
 
 def test_finished_rows_leave_the_batch(llm, prompts, monkeypatch):
     """The rows that the model is run on fall from all to the few that never stop."""
-    monkeypatch.setattr(train_projector, "PADDING", 10 ** 6)               # all prompts are read at once
+    monkeypatch.setattr(batches, "PADDING", 10 ** 6)               # all prompts are read at once
     made, free = prompts
     stops = {free[0][2], free[1][5]}
     sizes = []
@@ -124,63 +124,44 @@ def test_stop_ids_are_all_that_end_a_turn(llm):
 
 # --- Test sets.
 
-def read_predictions(path):
-    with open(path, encoding="utf-8") as file:
+def answers_of(system, test_set="tiny.test", out="predictions"):
+    """Return the predictions of one system, a list of JSON objects."""
+    with open(f"work/tiny/{out}/{system}/{test_set}.jsonl", encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 
 
-def test_every_system_predicts_its_rows_in_order(after_training, run_stage):
+def edit_json(path, **values):
+    with open(path) as file:
+        content = {**json.load(file), **values}
+    with open(path, "w") as file:
+        json.dump(content, file)
+
+
+def test_every_system_predicts_its_rows_in_order_whatever_the_batch(after_training, run_stage):
     run_stage("infer")
     rows = read_rows("work/rows/tiny/test.jsonl")
     for system in ("llm", "B", "A.1", "A.2", "C"):
         text = system in ("llm", "B")
-        wanted = [row for row in rows if row["task"] != "ASR" or not text]  # the LLM has no speech to transcribe
-        made = read_predictions(f"work/tiny/predictions/{system}/tiny.test.jsonl")
-        assert [p["id"] for p in made] == [row["id"] for row in wanted]
-        assert {p["task"] for p in made} == ({"MT", "QA"} if text else {"ASR", "ST", "SQA"})
-        assert all(p["tokens"] <= 6 and p["capped"] is (p["tokens"] == 6) for p in made)
-        assert not any(p["loops"] for p in made)                            # a loop has 16 tokens at least
+        wanted = [row for row in rows if row["task"] != "ASR" or not text]  # a transcript is not transcribed
+        answers = answers_of(system)
+        assert [p["id"] for p in answers] == [row["id"] for row in wanted]
+        assert {p["task"] for p in answers} == ({"MT", "QA"} if text else {"ASR", "ST", "SQA"})
+        assert all(p["tokens"] <= 6 and p["capped"] is (p["tokens"] == 6) for p in answers)
+        assert not any(p["loops"] for p in answers)                         # a loop has 16 tokens at least
     assert sorted(os.listdir("work/tiny/predictions/C")) == ["lock", "tiny.test.jsonl", "tiny.test.made.json"]
+    run_stage("infer", "--systems", "C:merged", "--batch", "1", "--out", "single")
+    assert answers_of("C", out="single") == answers_of("C")
 
 
-def test_one_by_one_predicts_the_same(after_training, run_stage):
-    run_stage("infer", "--systems", "C:merged", "--batch", "16")
-    batched = open(PREDICTIONS, "rb").read()
-    os.remove(PREDICTIONS)
-    run_stage("infer", "--systems", "C:merged", "--batch", "1")
-    assert open(PREDICTIONS, "rb").read() == batched
-
-
-def test_a_killed_run_goes_on_by_id(after_training, run_stage, monkeypatch, capsys):
-    asked, answer = [], infer.answer
-    monkeypatch.setattr(infer, "answer", lambda *a: asked.extend(s["id"] for s in a[3]) or answer(*a))
-    run_stage("infer", "--systems", "C:merged")
-    unbroken = open(PREDICTIONS, "rb").read()
-    rows = {json.loads(row)["id"]: row for row in unbroken.splitlines(keepends=True)}
-    batches = [[rows[name] for name in asked[i:i + 8]] for i in range(0, len(asked), 8)]
-    os.remove(PREDICTIONS)
-    with open(PREDICTIONS + ".partial.0", "wb") as file:                    # two batches, and half of a row
-        file.writelines([*sum(batches[:2], []), batches[2][0][:20]])
-    asked = []
-    run_stage("infer", "--systems", "C:merged")
-    assert open(PREDICTIONS, "rb").read() == unbroken
-    assert sorted(asked) == sorted(json.loads(row)["id"] for batch in batches[2:] for row in batch)
-    capsys.readouterr()
-    run_stage("infer", "--systems", "C:merged")
-    assert f"{PREDICTIONS} is finished already" in capsys.readouterr().out and len(asked) == len(rows) - 16
-
-
-def test_an_utterance_without_frames_counts_as_wrong_and_is_told(after_training, run_stage, capsys):
+def test_an_utterance_without_frames_counts_as_wrong(after_training, run_stage, capsys):
     path = "work/features/tiny-seamless-mean3/tiny/test/frames-00000.json"
     with open(path) as file:
-        index = json.load(file)
-    index["lengths"] = {name.replace("test-3", "test-x"): n for name, n in index["lengths"].items()}
-    with open(path, "w") as file:
-        json.dump(index, file)
+        lengths = json.load(file)["lengths"]
+    edit_json(path, lengths={name.replace("test-3", "another"): n for name, n in lengths.items()})
     run_stage("infer", "--systems", "C:merged")
-    assert "12 cannot be heard: their answer is empty and counts as wrong" in capsys.readouterr().out
-    made = read_predictions(PREDICTIONS)
-    assert len(made) == 48 and [p["prediction"] for p in made if "test-3/" in p["id"]] == [""] * 12
+    assert "the audio of 12 cannot be read: their answers are empty and count as wrong" in capsys.readouterr().out
+    answers = answers_of("C")
+    assert len(answers) == 48 and [p["prediction"] for p in answers if "test-3/" in p["id"]] == [""] * 12
 
 
 def test_text_only_rows_are_for_text_systems_alone(after_training, run_stage):
@@ -188,23 +169,79 @@ def test_text_only_rows_are_for_text_systems_alone(after_training, run_stage):
     text = {"id": "tiny/test/text", "task": "ST", "language": "de", "transcript": "Yes.", "target": "Ja."}
     write_rows("work/rows/tiny/test.jsonl", [*rows, text])
     run_stage("infer", "--systems", "B:lora,C:merged")
-    assert read_predictions("work/tiny/predictions/B/tiny.test.jsonl")[-1]["id"] == "tiny/test/text"
-    assert [p["id"] for p in read_predictions(PREDICTIONS)] == [row["id"] for row in rows]
+    assert answers_of("B")[-1]["id"] == "tiny/test/text"
+    assert [p["id"] for p in answers_of("C")] == [row["id"] for row in rows]
+
+
+def test_a_system_skips_the_test_sets_that_have_no_task_for_it(after_training, run_stage, seamless, capsys):
+    """Transcripts are not transcribed, MCIF has none, and Seamless answers no questions."""
+    rows = read_rows("work/rows/tiny/test.jsonl")
+    for corpus, tasks in (("librispeech", ["ASR"]), ("librisqa", ["SQA"]), ("mcif", ["ASR", "ST", "SQA"])):
+        write_rows(f"work/rows/{corpus}/test.jsonl", [row for row in rows if row["task"] in tasks])
+        open(f"work/rows/{corpus}/config.json", "w").write("{}")
+    run_stage("infer", "--systems", "llm,B:lora,seamless-text", "--seamless", seamless,
+              "--test_sets", "librispeech.test,mcif.test")
+    printed = capsys.readouterr().out
+    for system in ("llm", "B", "seamless-text"):
+        for test_set in ("librispeech.test", "mcif.test"):
+            assert f"{system} is left out on {test_set}: it has no task there\n" in printed
+    run_stage("infer", "--systems", "B:lora,seamless", "--seamless", seamless, "--test_sets", "librisqa.test")
+    assert "seamless is left out on librisqa.test: it has no task there" in capsys.readouterr().out
+    assert os.listdir("work/tiny/predictions") == ["B"] and len(answers_of("B", "librisqa.test")) == 32
 
 
 def test_a_split_that_its_recipe_could_not_make_is_left_out(after_training, run_stage, capsys):
     """Spoken-SQuAD without its test recordings: the other test sets are decoded all the same."""
     os.makedirs("work/rows/spokensquad")
-    with open("work/rows/spokensquad/config.json", "w") as file:
-        file.write("{}")
+    open("work/rows/spokensquad/config.json", "w").write("{}")
     run_stage("infer", "--systems", "B:lora", "--test_sets", "spokensquad.test,tiny.test")
     assert "spokensquad.test is left out: its recipe could not make it" in capsys.readouterr().out
-    assert os.listdir("work/tiny/predictions/B") and not os.path.exists("work/tiny/predictions/B/spokensquad.test.jsonl")
+    assert not os.path.exists("work/tiny/predictions/B/spokensquad.test.jsonl") and answers_of("B")
     with pytest.raises(SystemExit, match="missing; run: python -m data.europarlst"):
         run_stage("infer", "--test_sets", "europarlst.test,tiny.test")
 
 
-# --- Loops (2025, appendix B.1).
+@pytest.mark.parametrize("arguments, message", [
+    (["--test_sets", "tiny"], "--test_sets tiny: write <corpus>.<split>"),
+    (["--systems", "D"], "--systems D: write D:<folder of work/tiny>"),
+    (["--systems", "D:nowhere"], "nowhere/config.json is missing; run: bash run_all.sh tiny, which makes nowhere"),
+    (["--systems", "C:merged", "--lora_scale", "half"], "--lora_scale half: one number, or several with commas")])
+def test_constants_that_are_refused(after_training, run_stage, arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        run_stage("infer", *arguments)
+
+
+# --- The loop over batches, and loops inside an answer (2025, appendix B.1).
+
+@pytest.fixture
+def decode_rows(llama, tmp_path):
+    """decode_rows(ids, ...) predicts five rows, each of which gets the ids -> (predictions, numbers of decoded rows)."""
+    tokenizer, path = transformers.AutoTokenizer.from_pretrained(llama), str(tmp_path / "tiny.test.jsonl")
+    jobs = [({"id": f"tiny/test/{n}"}, "ASR", n, n) for n in range(5)]
+
+    def run(ids, batch=2, cap=30, trim=False):
+        decoded = []
+
+        def decode(numbers):
+            decoded.extend(numbers)
+            return [ids for _ in numbers]
+        return predict(path, "C, tiny.test", tokenizer, jobs, decode, batch, cap, trim), decoded
+    run.path, run.tokenizer = path, tokenizer
+    return run
+
+
+def test_a_killed_run_decodes_only_the_batches_that_lack_a_row(decode_rows):
+    """Batches of two, the longest first: 4 and 3, 2 and 1, 0. The kill came in the middle of the second."""
+    lines = [json.dumps({"id": f"tiny/test/{n}", "task": "ASR", "prediction": f"before {n}", "tokens": 2,
+                         "capped": False, "loops": False}) + "\n" for n in range(5)]
+    with open(decode_rows.path + ".partial.0", "w") as file:
+        file.write(lines[4] + lines[3] + lines[2] + lines[1][:30])          # half of a row
+    predictions, decoded = decode_rows([40, 41])
+    assert decoded == [2, 1, 0]
+    assert [p["id"] for p in predictions] == [f"tiny/test/{n}" for n in range(5)]                 # in the rows' order
+    assert [p["prediction"].startswith("before") for p in predictions] == [False, False, False, True, True]
+    assert sorted(os.listdir(os.path.dirname(decode_rows.path))) == ["lock", "tiny.test.jsonl"]
+
 
 @pytest.mark.parametrize("ids, loop", [
     ([1, 2] + [7, 8, 9, 5] * 4, (6, 4)),                # four copies of four, 16 in all: the first copy ends at 6
@@ -217,77 +254,23 @@ def test_a_loop_is_four_copies_and_sixteen_tokens(ids, loop):
     assert find_loop(ids) == loop
 
 
-def test_loops_are_counted_and_trimmed_only_when_asked(after_training, run_stage, monkeypatch, capsys):
-    monkeypatch.setattr(infer, "answer", lambda *a: [[50, 60] + [40, 41, 42, 43] * 5 for _ in a[3]])
-    run_stage("infer", "--systems", "C:merged", "--max_new_tokens", "30")
+@pytest.mark.parametrize("trim, text", [(False, [50, 60] + [40, 41, 42, 43] * 5), (True, [50, 60, 40, 41, 42, 43])])
+def test_loops_are_counted_and_trimmed_only_when_asked(decode_rows, capsys, trim, text):
+    predictions, _ = decode_rows([50, 60] + [40, 41, 42, 43] * 5, trim=trim)
     assert "0.0 % stopped by the cap of 30 tokens, 100.0 % loop" in capsys.readouterr().out
-    whole = read_predictions(PREDICTIONS)
-    run_stage("infer", "--systems", "C:merged", "--max_new_tokens", "30", "--trim_loops", "--out", "trimmed")
-    trimmed = read_predictions(PREDICTIONS.replace("predictions", "trimmed"))
-    tokenizer = transformers.AutoTokenizer.from_pretrained("work/models/tiny-llama")
-    for long, short in zip(whole, trimmed):
-        assert long["loops"] and short["loops"] and long["tokens"] == short["tokens"] == 22
-        assert long["prediction"] == tokenizer.decode([50, 60] + [40, 41, 42, 43] * 5).strip()
-        assert short["prediction"] == tokenizer.decode([50, 60, 40, 41, 42, 43]).strip()
-
-
-# --- SeamlessM4T-v2 itself.
-
-def test_the_seamless_baseline_hears_and_reads(after_training, run_stage, seamless, capsys):
-    """ASR and ST from the audio, MT from the transcript; batch 1 gives the same; a lost recording counts as wrong."""
-    rows = read_rows("work/rows/tiny/test.jsonl")
-    noise = np.random.default_rng(0)
-    for utterance in sorted({row["utterance"] for row in rows})[1:]:
-        soundfile.write(f"{utterance.split('/')[-1]}.flac", 0.1 * noise.standard_normal(noise.integers(4000, 20000)), 16000)
-    arguments = ["--systems", "seamless,seamless-text", "--seamless", seamless]
-    run_stage("infer", *arguments)
-    heard, read = (read_predictions(f"work/tiny/predictions/{name}/tiny.test.jsonl")
-                   for name in ("seamless", "seamless-text"))
-    assert [p["id"] for p in heard] == [row["id"] for row in rows if row["task"] in ("ASR", "ST")]
-    assert [p["id"] for p in read] == [row["id"] for row in rows if row["task"] == "ST"]
-    assert {p["task"] for p in heard} == {"ASR", "ST"} and {p["task"] for p in read} == {"MT"}
-    lost = [p["prediction"] == "" for p in heard if "test-0/" in p["id"]]
-    assert all(lost) and len(lost) == 4 and any(p["prediction"] for p in heard) and all(p["tokens"] <= 6 for p in read)
-    run_stage("infer", *arguments, "--batch", "1", "--out", "single")
-    for name, together in (("seamless", heard), ("seamless-text", read)):
-        assert read_predictions(f"work/tiny/single/{name}/tiny.test.jsonl") == together
-    texts = {row["id"]: row["transcript"] for row in rows}
-    from data.translate import translate
-    by_maker = translate([texts[p["id"]] for p in read if p["id"].endswith("de")], "de", seamless)
-    for whole, cut in zip(by_maker, [p["prediction"] for p in read if p["id"].endswith("de")]):
-        assert whole.startswith(cut[:3])                                    # the same model, here cut at six tokens
+    assert all(p["loops"] and p["tokens"] == 22 and not p["capped"] for p in predictions)
+    assert {p["prediction"] for p in predictions} == {decode_rows.tokenizer.decode(text).strip()}
 
 
 # --- Test-time LoRA scaling.
 
-def test_scale_0_is_the_base_llm_and_1_the_trained_one(after_training):
-    """The logits of the text prompt, and half way between neither; B is made large so that the three differ."""
-    from merge_sft import load_speech_llm
-    from train_lora import scale_lora
-    path = "work/tiny/lora/weights.pt"
-    weights = torch.load(path, weights_only=True)
-    weights["lora"] = {name: tensor + ("lora_B" in name) * 0.3 for name, tensor in weights["lora"].items()}
-    torch.save(weights, path)
-    ids, logits = torch.arange(20)[None], {}
-    llm = load_speech_llm("work", "work/tiny/lora", torch.device("cpu"))[0]
-    trained = llm(input_ids=ids).logits
-    for scale in (0.0, 0.5, 1.0):
-        scale_lora(llm, scale)
-        logits[scale] = llm(input_ids=ids).logits
-    base = transformers.AutoModelForCausalLM.from_pretrained("work/models/tiny-llama")
-    assert torch.equal(logits[0.0], base(input_ids=ids).logits)
-    assert torch.equal(logits[1.0], trained)
-    assert (logits[0.5] - logits[0.0]).abs().max() > 0.1 < (logits[0.5] - logits[1.0]).abs().max()
-
-
 def test_a_sweep_of_scales_from_the_base_llm_to_the_trained_one(after_training, run_stage, monkeypatch):
     """
     One command, a system a scale; at 0 the tokens of the LLM without adapters, at 1 those of the trained one. The LLM
-    of B and of C is loaded once each.
+    of B and of C is loaded once each. B's matrices are made large, so that the answers differ.
     """
-    loads = []
-    load = infer.load_speech_llm
-    monkeypatch.setattr(infer, "load_speech_llm", lambda *given: loads.append(given[1]) or load(*given))
+    loads, load = [], infer.load_speech_llm
+    monkeypatch.setattr(infer, "load_speech_llm", lambda *given: loads.append(given[1].folder) or load(*given))
     for folder in ("lora", "merged"):
         path = f"work/tiny/{folder}/weights.pt"
         weights = torch.load(path, weights_only=True)
@@ -303,25 +286,19 @@ def test_a_sweep_of_scales_from_the_base_llm_to_the_trained_one(after_training, 
     assert sorted(os.listdir("work/tiny/predictions")) == ["A.1", "B", "B@0", "B@0.125", "C", "C@0", "C@0.125", "llm"]
     for name, time in before.items():                                       # nothing is decoded twice
         assert os.stat(f"work/tiny/predictions/{name}/tiny.test.jsonl").st_mtime_ns == time
-    said = {name: read_predictions(f"work/tiny/predictions/{name}/tiny.test.jsonl")
-            for name in os.listdir("work/tiny/predictions")}
-    assert said["B@0"] == said["llm"] and said["B@0"] != said["B@0.125"] != said["B"]
-    assert said["C@0"] != said["C@0.125"] != said["C"]
+    answers = {name: answers_of(name) for name in os.listdir("work/tiny/predictions")}
+    assert answers["B@0"] == answers["llm"] and answers["B@0"] != answers["B@0.125"] != answers["B"]
+    assert answers["C@0"] != answers["C@0.125"] != answers["C"]
     with open("work/tiny/predictions/C@0.125/tiny.test.made.json") as file:
         assert json.load(file)["lora_scale"] == 0.125
 
     weights["lora"] = {name: 0 * tensor for name, tensor in weights["lora"].items()}
     torch.save(weights, path)                                               # C's projector with the base LLM
     run_stage("infer", "--systems", "C:merged", "--out", "base")
-    assert read_predictions(PREDICTIONS.replace("predictions", "base")) == said["C@0"]
-    with pytest.raises(SystemExit, match="--lora_scale half: one number, or several with commas"):
-        run_stage("infer", *systems, "--lora_scale", "half")
+    assert answers_of("C", out="base") == answers["C@0"]
 
 
-# --- The cascade: Whisper, then the text LLM.
-
-CASCADE = "work/tiny/predictions/cascade/tiny.test.jsonl"
-
+# --- SeamlessM4T-v2 itself, and the cascade: Whisper, then the text LLM.
 
 @pytest.fixture
 def recorded(after_training):
@@ -333,105 +310,61 @@ def recorded(after_training):
     return rows, lost[0]
 
 
-def heard_by_transformers(folder, paths):
-    """{file: what Whisper makes of it}, by transformers' own feature extractor, one by one."""
-    model = transformers.WhisperForConditionalGeneration.from_pretrained(folder)
-    extractor, tokenizer = (kind.from_pretrained(folder) for kind in (transformers.AutoFeatureExtractor,
-                                                                      transformers.AutoTokenizer))
-    mels = {path: extractor(soundfile.read(path, dtype="float32")[0], sampling_rate=16000, return_tensors="pt")
-            for path in paths}
-    return {path: tokenizer.decode(model.generate(**mel, task="transcribe")[0], skip_special_tokens=True).strip()
-            for path, mel in mels.items()}
-
-
-def test_the_cascade_answers_what_whisper_hears(recorded, run_stage, whisper, monkeypatch, capsys):
+def test_the_seamless_baseline_hears_and_reads(recorded, run_stage, seamless):
+    """ASR and ST from the audio, MT from the transcript; batch 1 gives the same; a lost recording counts as wrong."""
     rows, lost = recorded
-    asked, answer = {}, infer.answer
-    monkeypatch.setattr(infer, "answer", lambda *a: asked.update({s["id"]: s for s in a[3]}) or answer(*a))
-    cascade = ["--systems", "cascade", "--whisper", whisper, "--max_new_tokens", "40"]
-    run_stage("infer", *cascade)
-    assert f"{sum(row['utterance'] == lost for row in rows)} cannot be heard" in capsys.readouterr().out
-    said = {p["id"]: p for p in read_predictions(CASCADE)}
-    assert list(said) == [row["id"] for row in rows] and {p["task"] for p in said.values()} == {"ASR", "ST", "SQA"}
-    tokenizer = transformers.AutoTokenizer.from_pretrained("work/models/tiny-llama")
-    heard = heard_by_transformers(whisper, {row["audio"] for row in rows if row["utterance"] != lost})
-    assert len({*heard.values()}) == len(heard) and all(heard.values())
-    for row in rows:
-        if row["utterance"] == lost:
-            assert said[row["id"]]["prediction"] == "" and row["id"] not in asked
-        elif row["task"] == "ASR":                                          # the transcript is the answer
-            assert said[row["id"]]["prediction"] == heard[row["audio"]] and row["id"] not in asked
-        else:
-            prompt = tokenizer.decode(asked[row["id"]]["before"])
-            assert f"Content: <text>{heard[row['audio']]}</text>" in prompt and row["transcript"] not in prompt
-            assert row["task"] != "SQA" or f"Question: {row['question']}" in prompt
-    with open(CASCADE.replace("jsonl", "made.json")) as file:
-        made = json.load(file)
-    assert made["whisper"] == whisper and made["llm"] == "models/tiny-llama"
-    run_stage("infer", *cascade, "--batch", "1", "--out", "single")
-    assert read_predictions(CASCADE.replace("predictions", "single")) == list(said.values())
+    arguments = ["--systems", "seamless,seamless-text", "--seamless", seamless]
+    run_stage("infer", *arguments)
+    speech, text = answers_of("seamless"), answers_of("seamless-text")
+    assert [p["id"] for p in speech] == [row["id"] for row in rows if row["task"] in ("ASR", "ST")]
+    assert [p["id"] for p in text] == [row["id"] for row in rows if row["task"] == "ST"]
+    assert {p["task"] for p in speech} == {"ASR", "ST"} and {p["task"] for p in text} == {"MT"}
+    assert [p["prediction"] for p in speech if p["id"].startswith(lost)] == [""] * 4
+    assert any(p["prediction"] for p in speech) and all(p["tokens"] <= 6 for p in text)
+    run_stage("infer", *arguments, "--batch", "1", "--out", "single")
+    assert (answers_of("seamless", out="single"), answers_of("seamless-text", out="single")) == (speech, text)
+    transcripts, german = {row["id"]: row["transcript"] for row in rows}, [p for p in text if p["id"].endswith("de")]
+    whole = translate([transcripts[p["id"]] for p in german], "de", seamless)
+    for translation, cut in zip(whole, german):                             # the same model, here cut at six tokens
+        assert translation.startswith(cut["prediction"][:3])
 
 
-def test_a_spoken_question_is_asked_as_whisper_heard_it(recorded, run_stage, whisper, monkeypatch):
-    """Where the question is what is spoken, the row's own must not slip in beside what was heard."""
+@pytest.mark.parametrize("prompt", ["2025", "listeners"])
+def test_the_cascade_is_the_text_llm_on_what_whisper_transcribes(recorded, run_stage, whisper, capsys, prompt):
+    """A question that is spoken (the listeners') is asked as Whisper transcribes it, too."""
     rows, lost = recorded
-    row = next(row for row in rows if row["task"] == "SQA" and row["utterance"] != lost)
-    write_rows("work/rows/tiny/test.jsonl", [{**row, "question": row["transcript"]}])
-    asked = []
-    monkeypatch.setattr(infer, "answer", lambda *a: asked.extend(a[3]) or [[]] * len(a[3]))
-    tokenizer = transformers.AutoTokenizer.from_pretrained("work/models/tiny-llama")
-    heard = heard_by_transformers(whisper, [row["audio"]])[row["audio"]]
-    for prompt, turn in (("listeners", heard), ("2025", f"Content: <text>{heard}</text>\nQuestion: {heard}\n")):
-        run_stage("infer", "--systems", "cascade", "--whisper", whisper, "--prompt", prompt, "--out", prompt)
-        read = tokenizer.decode(asked.pop()["before"])
-        assert f"<|end_header_id|>\n\n{turn}" in read and row["transcript"] not in read
+    model = transformers.WhisperForConditionalGeneration.from_pretrained(whisper)
+    extractor, tokenizer = (kind.from_pretrained(whisper) for kind in (transformers.AutoFeatureExtractor,
+                                                                       transformers.AutoTokenizer))
+    transcripts = {lost: "?"}
+    for utterance, path in {row["utterance"]: row["audio"] for row in rows if row["utterance"] != lost}.items():
+        mel = extractor(soundfile.read(path, dtype="float32")[0], sampling_rate=16000, return_tensors="pt")
+        ids = model.generate(**mel, task="transcribe")[0]
+        transcripts[utterance] = tokenizer.decode(ids, skip_special_tokens=True).strip()
+    assert len({*transcripts.values()}) == len(transcripts) and all(transcripts.values())
 
-
-def test_a_killed_cascade_goes_on(recorded, run_stage, whisper, monkeypatch):
-    cascade = ["--systems", "cascade", "--whisper", whisper]
-    run_stage("infer", *cascade)
-    unbroken, batches, transcribe = open(CASCADE, "rb").read(), [], infer.transcribe
-    os.remove(CASCADE)
-
-    def killed(*a):
-        batches.append(len(a[2]))
-        if len(batches) == 3:
-            raise KeyboardInterrupt
-        return transcribe(*a)
-    monkeypatch.setattr(infer, "transcribe", killed)
-    with pytest.raises(KeyboardInterrupt):
-        run_stage("infer", *cascade)
-    assert not os.path.exists(CASCADE)
-    run_stage("infer", *cascade)
-    assert open(CASCADE, "rb").read() == unbroken and sum(batches) == 48 + 8     # the batch that was under way
-
-
-# --- Speech-IFEval.
-
-def test_speech_ifeval_s_rows_go_through(recorded, run_stage, whisper):
-    """The whole instruction on one line; a lost recording keeps its row, which the text LLM answers all the same."""
-    from data.speech_ifeval import make_rows
-    items = [{"id": n, "audio_filepath": f"MMAU/{n}.wav", "textual_audio": f"[00:00:00 - 00:00:05] Hi {n}.",
-              "instruction": "Who speaks?\nAnswer in capital letters.", "label": "Al"} for n in range(4)]
-    rows = make_rows("closed", items, "raw")
-    write_rows("work/rows/speech_ifeval/closed.jsonl", rows)
-    os.makedirs("raw/MMAU")
-    for row in rows[1:]:
-        soundfile.write(row["audio"], 0.1 * np.random.default_rng(0).standard_normal(16000), 16000)
-    from extract_features import Config
-    from speech_llm.cache import features_folder, finish, write_shard
-    c, noise = Config(), np.random.default_rng(1)
-    cache = features_folder(c.work, c.encoder, c.mean, "speech_ifeval", "closed")
-    frames = {row["utterance"]: noise.standard_normal((9, seamless_config().hidden_size)).astype(np.float16)
-              for row in rows[1:]}
-    made = {"encoder": c.encoder, "mean": c.mean, "pad": False}
-    write_shard(cache, "frames-00000", frames, {"made": made, "dropped": [], "seconds": 1.0})
-    assert finish(c, made, seamless_config().hidden_size, cache, frames)
-    run_stage("infer", "--systems", "llm,cascade,C:merged", "--whisper", whisper, "--test_sets", "speech_ifeval.closed")
-    for system, silent in (("llm", []), ("cascade", rows[:1]), ("C", rows[:1])):
-        said = read_predictions(f"work/tiny/predictions/{system}/speech_ifeval.closed.jsonl")
-        assert [p["id"] for p in said] == [row["id"] for row in rows]
-        assert [p["id"] for p in said if not p["tokens"]] == [row["id"] for row in silent]
+    def as_transcribed(row):
+        text = transcripts[row["utterance"]]
+        return {**row, "transcript": text, **({"question": text} if row.get("question") == row["transcript"] else {})}
+    if prompt == "listeners":
+        rows = [{**row, "question": row["transcript"]} if row["task"] == "SQA" else row for row in rows]
+        write_rows("work/rows/tiny/test.jsonl", rows)
+    arguments = ["--whisper", whisper, "--max_new_tokens", "40", "--prompt", prompt]
+    run_stage("infer", "--systems", "cascade", *arguments)
+    assert f"the audio of {sum(row['utterance'] == lost for row in rows)} cannot be read" in capsys.readouterr().out
+    run_stage("infer", "--systems", "cascade", *arguments, "--batch", "1", "--out", "single")
+    answers = answers_of("cascade")
+    assert answers_of("cascade", out="single") == answers and [p["id"] for p in answers] == [row["id"] for row in rows]
+    write_rows("work/rows/tiny/test.jsonl", map(as_transcribed, rows))
+    run_stage("infer", "--systems", "llm", *arguments, "--out", "transcribed")
+    expected = {p["id"]: p["prediction"] for p in answers_of("llm", out="transcribed")}
+    assert len({*expected.values()}) > 10
+    for row, p in zip(rows, answers):
+        right = transcripts[row["utterance"]] if row["task"] == "ASR" else expected[row["id"]]
+        assert p["task"] == row["task"] and p["prediction"] == ("" if row["utterance"] == lost else right)
+    with open("work/tiny/predictions/cascade/tiny.test.made.json") as file:
+        origin = json.load(file)
+    assert origin["whisper"] == whisper and origin["llm"] == "models/tiny-llama"
 
 
 # --- One audio file.
@@ -452,107 +385,94 @@ def test_long_audio_is_cut_at_its_pauses():
         assert sum(lengths) == pytest.approx(seconds) and max(lengths) <= 30 and min(lengths) >= 0.9
 
 
-@pytest.fixture(scope="module")
-def with_encoder(finished_stages):
-    """`finished_stages` with a random speech encoder beside the LLM."""
+@pytest.fixture
+def encoders(after_training, whisper):
+    """`after_training` with a random SeamlessM4T's encoder and a random Whisper beside the LLM."""
     from transformers import SeamlessM4Tv2Model
     torch.manual_seed(0)
-    with contextlib.chdir(finished_stages):
-        SeamlessM4Tv2Model(seamless_config()).save_pretrained("work/models/tiny-seamless")
-    return finished_stages
+    SeamlessM4Tv2Model(seamless_config()).save_pretrained("work/models/tiny-seamless")
+    shutil.copytree(whisper, "work/models/tiny-whisper")
+    return after_training
 
 
-ASK = [["--task", "ASR"], ["--task", "ST", "--language", "de"],
-       ["--task", "SQA", "--language", "it", "--question", "Chi?"]]
+def train_on_whisper(mean, pad):
+    """Rewrite C as if it had been trained on the tiny Whisper with the listeners' prompt; a random projector of width 32."""
+    path = "work/tiny/merged"
+    with open(f"{path}/config.json") as file:
+        config = json.load(file)
+    del config["prompts"]                                                   # which are those of 2025
+    sizes = {**config["sizes"], "width": 32}
+    with open(f"{path}/config.json", "w") as file:
+        json.dump({**config, "sizes": sizes, "encoder": "models/tiny-whisper", "mean": mean, "pad": pad,
+                   "prompt": "listeners"}, file)
+    torch.manual_seed(0)
+    weights = torch.load(f"{path}/weights.pt", weights_only=True)
+    torch.save({**weights, "projector": make_projector(**sizes).state_dict()}, f"{path}/weights.pt")
 
 
-@pytest.mark.parametrize("ending, rate, channels", [("wav", 8000, 1), ("flac", 44100, 2), ("ogg", 22050, 2),
-                                                    ("mp3", 48000, 1)])
-def test_a_file_of_any_kind_gets_an_answer(with_encoder, run_stage, monkeypatch, tmp_path, capsys, ending, rate,
-                                           channels):
-    monkeypatch.chdir(with_encoder)
-    time = np.arange(int(1.3 * rate)) / rate
-    tone = 0.3 * np.sin(2 * np.pi * 300 * time * (1 + time))
-    soundfile.write(tmp_path / f"a b.{ending}", np.stack([tone] * channels, 1), rate)
-    said, decode = [], infer.answer
-    monkeypatch.setattr(infer, "answer", lambda *a: said.append(decode(*a)) or said[-1])
-    tokenizer = transformers.AutoTokenizer.from_pretrained("work/models/tiny-llama")
-    for more in ASK:
-        run_stage("infer", "--audio", str(tmp_path / f"a b.{ending}"), *more)
-        printed = capsys.readouterr().out
-        answer = tokenizer.decode(said[-1][0], skip_special_tokens=True).strip() + "\n"
-        assert printed.endswith(answer) and "audio = " in printed
-        assert "pieces = " in printed.removesuffix(answer).splitlines()[-1]      # the constants, then nothing else
+def ask_file(run_stage, capsys, *arguments):
+    """Return what infer.py prints about one audio file, without the constants."""
+    capsys.readouterr()
+    run_stage("infer", *arguments)
+    return capsys.readouterr().out.split("pieces = ")[1].partition("\n")[2]
+
+
+@pytest.mark.parametrize("encoder, mean, pad", [("seamless", 3, False), ("whisper", 4, False), ("whisper", 4, True)])
+def test_a_file_is_answered_as_the_row_of_a_test_set(encoders, run_stage, capsys, encoder, mean, pad):
+    """Any rate, any number of channels, any format; a Whisper hears its whole window where it was trained so."""
+    rows, time = [], np.arange(2 * 48000) / 48000
+    question = "Chi?" if encoder == "seamless" else "x"                     # as the transcript: the question is spoken
+    for ending, rate, channels, task, language in (
+            ("wav", 8000, 1, "ASR", "en"), ("flac", 44100, 2, "ST", "de"), ("ogg", 22050, 2, "SQA", "it"),
+            ("mp3", 48000, 1, "ASR", "en")):
+        wave = 0.3 * np.sin(2 * np.pi * 300 * time[:int(1.3 * rate)] * (1 + len(rows)))
+        soundfile.write(f"a b.{ending}", np.stack([wave] * channels, 1), rate)
+        rows.append({"id": f"spoken/{ending}", "utterance": f"spoken/{ending}", "audio": f"a b.{ending}", "task": task,
+                     "language": language, "transcript": "x", "target": "x",
+                     **({"question": question} if task == "SQA" else {})})
+    write_rows("work/rows/spoken/test.jsonl", rows)
+    if encoder == "whisper":
+        train_on_whisper(mean, pad)
+    extract_features.main(["--corpora", "spoken", "--encoder", f"models/tiny-{encoder}", "--mean", str(mean),
+                           *["--pad"] * pad])
+    run_stage("infer", "--systems", "C:merged", "--test_sets", "spoken.test")
+    for row, p in zip(rows, answers_of("C", "spoken.test"), strict=True):
+        asked = ["--question", question] if row.get("question") == "Chi?" else []
+        assert p["tokens"] and ask_file(run_stage, capsys, "--audio", row["audio"], "--task", row["task"], "--language",
+                                        row["language"], *asked) == p["prediction"] + "\n"
+
+
+@pytest.mark.parametrize("joint, arguments", [
+    (" ", ["--task", "ASR"]), ("", ["--task", "ST", "--language", "zh"]),
+    ("\n2.1-4.0 s: ", ["--task", "SQA", "--question", "Who?", "--pieces"])])
+def test_the_pieces_of_long_audio_are_joined(encoders, run_stage, capsys, joint, arguments):
+    """A Whisper takes pieces of its own window, here of 3 s."""
+    train_on_whisper(4, False)
+    wave = 0.1 * np.random.default_rng(0).standard_normal(4 * 16000)
+    wave[2 * 16000:int(2.2 * 16000)] = 0                                    # the quietest 0.2 s: cut in their middle
+    for name, piece in (("long", wave), ("first", wave[:33600]), ("second", wave[33600:])):           # 2.1 s
+        soundfile.write(f"{name}.wav", piece, 16000, subtype="FLOAT")
+    first, second = (ask_file(run_stage, capsys, "--audio", f"{name}.wav", *arguments) for name in ("first", "second"))
+    start = "0.0-2.1 s: " if "--pieces" in arguments else ""
+    assert ask_file(run_stage, capsys, "--audio", "long.wav", *arguments) == start + first[:-1] + joint + second
+    assert first != second
+    with pytest.raises(SystemExit, match="long.wav is longer than 3 s"):
+        run_stage("infer", "--audio", "long.wav", "--task", "SQA", "--question", "Who?")
 
 
 @pytest.mark.parametrize("arguments, message", [
     (["--task", "SQA"], "--task SQA needs --question"),
     (["--task", "TTS"], "--task is one of ASR, ST, SQA, MCQ"),
     (["--task", "ST", "--language", "xx"], "--language one of en, de, it, zh, ar"),
-    (["--task", "ST", "--language", "fr"], "no prompt for ST in 'fr'"),
+    (["--task", "ST", "--language", "fr"], "no prompt for ST in 'fr'"), (["--task", "ST"], "no prompt for ST in 'en'"),
+    (["--task", "ASR", "--language", "de"], "no prompt for ASR in 'de'"),
     (["--audio", "nowhere.wav"], "nowhere.wav: no such file"),
     (["--audio", "long.wav", "--task", "SQA", "--question", "Who?"], "long.wav is longer than 30 s"),
     (["--audio", "short.wav"], "short.wav: 0.0300 s, shorter than 0.04 s"),
     (["--audio", "text.wav"], "text.wav: cannot be decoded")])
-def test_what_it_refuses_in_one_line(with_encoder, run_stage, monkeypatch, tmp_path, arguments, message):
-    monkeypatch.chdir(tmp_path)
+def test_what_it_refuses_in_one_line(encoders, run_stage, arguments, message):
     for name, seconds in (("long", 31), ("short", 0.03), ("good", 1)):
         soundfile.write(f"{name}.wav", np.zeros(int(16000 * seconds)), 16000)
-    (tmp_path / "text.wav").write_text("no audio")
+    (encoders / "text.wav").write_text("no audio")
     with pytest.raises(SystemExit, match=message):
-        run_stage("infer", "--work", str(with_encoder / "work"), "--audio", "good.wav", *arguments)
-
-
-@pytest.mark.parametrize("more, joined", [
-    (["--task", "ASR"], "one one"), (["--task", "ST", "--language", "zh"], "oneone"),
-    (["--task", "SQA", "--question", "Who?", "--pieces"], "0.0-15.9 s: one\n15.9-31.0 s: one")])
-def test_the_pieces_of_long_audio_are_joined(with_encoder, run_stage, monkeypatch, tmp_path, capsys, more, joined):
-    monkeypatch.chdir(with_encoder)
-    wave = np.full(31 * 16000, 0.1)
-    wave[int(15.8 * 16000):int(16.0 * 16000)] = 0                         # the quietest 0.2 s: cut in their middle
-    soundfile.write(tmp_path / "long.wav", wave, 16000)
-    monkeypatch.setattr(infer, "decode_text", lambda tokenizer, ids: "one")
-    monkeypatch.setattr(infer, "answer", lambda *a: [[1]])
-    run_stage("infer", "--audio", str(tmp_path / "long.wav"), *more)
-    assert capsys.readouterr().out.endswith(joined + "\n")
-
-
-def test_a_whisper_hears_one_file_too(after_training, run_stage, whisper, monkeypatch, capsys):
-    """Pieces of its own window; the prompt of the listeners takes a question that is spoken."""
-    shutil.copytree(whisper, "work/models/tiny-whisper")
-    path = "work/tiny/merged/config.json"
-    with open(path) as file:
-        config = json.load(file) | {"encoder": "models/tiny-whisper", "mean": 4, "prompt": "listeners"}
-    del config["prompts"]                                                   # which were those of 2025
-    with open(path, "w") as file:
-        json.dump(config, file)
-    wave = 0.1 * np.random.default_rng(0).standard_normal(7 * 16000)
-    soundfile.write("long.wav", wave, 16000)
-    soundfile.write("short.wav", wave[:32001], 16000)
-    heard, sample = [], infer.encode_sample
-    def listen(row, text, tokenizer, model_type, features, *more):
-        heard.append(features[row["utterance"]].shape)
-        return sample(row, text, tokenizer, model_type, {name: np.zeros((len(x), 128)) for name, x in features.items()},
-                      *more)                                                # the projector was made for 128
-    monkeypatch.setattr(infer, "encode_sample", listen)
-    run_stage("infer", "--audio", "short.wav", "--task", "SQA", "--language", "fr")
-    assert heard == [(26, 32)]                                              # 101 frames, 4 by 4
-    with pytest.raises(SystemExit, match="long.wav is longer than 3 s"):
-        run_stage("infer", "--audio", "long.wav", "--task", "SQA", "--language", "fr")
-    heard.clear()
-    run_stage("infer", "--audio", "long.wav")
-    assert len(heard) == 3 and all(frames <= 38 for frames, _ in heard)
-    config["pad"] = True                                                    # as SALMONN: the whole window
-    with open(path, "w") as file:
-        json.dump(config, file)
-    heard.clear()
-    run_stage("infer", "--audio", "short.wav")
-    assert heard == [(38, 32)]
-
-
-@pytest.mark.parametrize("arguments", [["--task", "ST"], ["--task", "ASR", "--language", "de"]])
-def test_a_task_without_a_prompt_is_named(with_encoder, run_stage, monkeypatch, tmp_path, arguments):
-    monkeypatch.chdir(with_encoder)
-    soundfile.write(tmp_path / "a.wav", np.zeros(16000), 16000)
-    with pytest.raises((SystemExit, ValueError), match="no prompt for"):
-        run_stage("infer", "--audio", str(tmp_path / "a.wav"), *arguments)
+        run_stage("infer", "--audio", "good.wav", *arguments)

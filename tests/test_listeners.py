@@ -9,9 +9,10 @@ from safetensors.torch import save_file
 import train_projector as stage
 from data.covost2 import INTO_ENGLISH
 from merge_sft import MIXTURES, PRESETS, TEN
-from speech_llm.prompts import CHAT, user_turn
+from speech_llm.prompts import user_turn
 from speech_llm.qformer import QFormer, start_from_bert
 from speech_llm.rows import ALL_LANGUAGES
+from speech_llm.turns import CHAT
 from train_lora import TARGETS, add_lora, lora_parameters
 
 

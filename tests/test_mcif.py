@@ -354,7 +354,7 @@ def test_a_metric_that_lacks_its_model_is_left_out_with_the_reason(tmp_path, mon
         raise FileNotFoundError("no weights; run: hf download them")
     ref, out = reference(tmp_path / "r.xml", ANSWERS), output(tmp_path / "o.xml", "de", {"0": "A", "3": "B", "4": "C"})
     assert mcif.official_scores(out, ref, "de", load_comet=missing) == (
-        {}, {"TRANS-COMET": "no weights; run: hf download them", "QA-BERTScore": "nothing given to score it with"})
+        {}, {"TRANS-COMET": "no weights; run: hf download them", "QA-BERTScore": "no model was given to score it"})
     monkeypatch.setitem(sys.modules, "whisper_normalizer.english", None)
     ref = reference(tmp_path / "r.xml", [("0", "ASR", "a.wav", "Yes.", "", "")], language="en")
     scores, left_out = mcif.official_scores(output(tmp_path / "o.xml", "en", {"0": "Yes."}), ref, "en")

@@ -1,18 +1,22 @@
-"""ROUGE-1 recall, BLEU, the judge, BERTScore and the paper's figures: by hand, and against the reference code."""
+"""Scores of texts, the judge and BERTScore: by hand, and against the reference code."""
 import json
-import re
 import shutil
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
+import sacrebleu
 import torch
 
 from metrics import bertscore, judge
-from metrics.bleu import bleu
-from metrics.paper_tables import SYSTEMS, TABLES, figures
+from metrics.bleu import bleu, chrf
+from metrics.chat import after_thought, close_thought, encode_chat, reply_text
+from metrics.dev_scores import best_steps, score_answers
+from metrics.exact import contains, exact_match
 from metrics.rouge import recall, rouge1_recall
-from metrics.tables import NAMES
+from metrics.scores import TEXT_SCORES, score_texts
+from speech_llm.prompts import NOT_ANSWERABLE
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -21,13 +25,13 @@ def vectors(name, **wanted):
     path = SHARED / "parity" / name
     if not path.exists():
         pytest.skip(f"no reference vectors at {path}")
-    found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    found = [v for v in found if all(v.get(key) == value for key, value in wanted.items())]
-    assert found
-    return found
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [v for v in lines if all(v.get(key) == value for key, value in wanted.items())]
+    assert lines
+    return lines
 
 
-# --- ROUGE-1 recall, BLEU.
+# --- ROUGE-1 recall.
 
 @pytest.mark.parametrize("reference, prediction, language, value", [
     ("The cat sat.", "the CAT", "en", 2 / 3),
@@ -39,13 +43,26 @@ def vectors(name, **wanted):
     ("无法回答。", "无法回答", "zh", 1),                              # the full stop is no character to recall
     ("安娜有3只猫", "安娜有2只狗", "zh", 4 / 6),
     ("好好好", "好", "zh", 1 / 3),
-    ("伦敦", "London", "zh", 0)])
+    ("伦敦", "London", "zh", 0),
+    ("Он живёт в Москве.", "в москве", "ru", 1 / 2),              # other scripts: whole words
+    ("서울 특별시", "서울", "ko", 1 / 2), ("दिल्ली में", "दिल्ली", "hi", 1 / 2),
+    ("東京タワー", "東京", "ja", 2 / 5), ("กรุงเทพ", "กรุง", "th", 4 / 7)])        # no spaces: characters
 def test_rouge_recall_by_hand(reference, prediction, language, value):
     assert recall(reference, prediction, language) == pytest.approx(value, abs=0)
 
 
+@pytest.mark.parametrize("language, text", [
+    ("ru", "Москва"), ("ar", "القاهرة"), ("el", "Αθήνα"), ("hi", "दिल्ली"), ("fa", "تهران"), ("he", "ירושלים"),
+    ("uk", "Київ"), ("ko", "서울"), ("ja", "ひらがな"), ("th", "กรุงเทพ"), ("de", "Ü"), ("vi", "Ở"), ("ru", "NATO"),
+    ("sv", "Malmö"), ("zh", "IBM")])
+def test_equal_texts_have_the_recall_100_in_every_script(language, text):
+    assert rouge1_recall([text], [text], language) == 100
+    assert rouge1_recall([text], ["?"], language) == 0
+
+
 def test_rouge_of_a_corpus_is_the_mean_in_percent():
-    assert rouge1_recall(["a b", "c"], ["a", "c"], "en") == 75.0
+    assert rouge1_recall(["a b", "c", "..."], ["a", "c", "x"], "en") == 75.0          # the last has no word to recall
+    assert rouge1_recall(["..."], ["x"], "en") is None
     with pytest.raises(ValueError):
         rouge1_recall(["a"], [], "en")
 
@@ -55,9 +72,117 @@ def test_rouge_agrees_with_rouge_score():
         assert recall(v["reference"], v["prediction"], "en") == v["rouge_score_rouge1"]["recall"]
 
 
+# --- BLEU and chrF.
+
 def test_bleu_agrees_with_sacrebleu_2_3_1():
     for v in vectors("sacrebleu.jsonl", kind="corpus"):
         assert bleu(v["refs"], v["hyps"], v["lang"]) == v["bleu"]
+
+
+def test_bleu_is_sacrebleu_with_the_paper_s_signature():
+    predictions, references = ["the cat sat on the mat"], ["the cat sat on the red mat"]
+    # precisions 6/6, 4/5, 3/4, 2/3, brevity exp(1 - 7/6)
+    assert bleu(references, predictions, "de") == pytest.approx(100 * 2.718281828**(-1 / 6) * (4/5 * 3/4 * 2/3) ** 0.25)
+    metric = sacrebleu.metrics.BLEU(tokenize="13a")
+    predictions = ["Anna hat drei Katzen.", "Wien ist am Montag schön."]
+    references = ["Anna hat drei Katzen, ja.", "Wien wird am Montag schön."]
+    assert bleu(references, predictions, "de") == metric.corpus_score(predictions, [references]).score
+    assert str(metric.get_signature()).startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp")
+
+
+def test_bleu_of_chinese_counts_characters():
+    predictions, references = ["安娜在伦敦买了两本书。"], ["安娜在伦敦买了三本书。"]
+    theirs = sacrebleu.corpus_bleu(predictions, [references], tokenize="zh").score
+    assert bleu(references, predictions, "zh") == theirs > 50
+    assert bleu(references, predictions, "it") < 20                                   # one word, as 13a sees it
+
+
+def test_chrf_by_hand():
+    assert chrf(["abc"], ["abc"], "en") == pytest.approx(100)
+    # "ab": all letters and pairs are right, 2 of the 3 letters and 1 of the 2 pairs are there; recall counts four times
+    precision, recall_ = 1, (2/3 + 1/2) / 2
+    assert chrf(["abc"], ["ab"], "en") == pytest.approx(100 * 5 * precision * recall_ / (4 * precision + recall_))
+    theirs = sacrebleu.corpus_chrf(["the cat sat"], [["the cat is here"]])
+    assert chrf(["the cat is here"], ["the cat sat"], "de") == theirs.score
+    assert str(sacrebleu.metrics.CHRF().corpus_score(["a"], [["a"]])).startswith("chrF2")
+
+
+# --- Exact match and contains.
+
+@pytest.mark.parametrize("language, prediction, reference, equal, inside", [
+    ("en", "London.", "London", True, True),
+    ("en", "In london!", "London", False, True),
+    ("en", "Paris", "London", False, False),
+    ("en", "", "London", False, False),
+    ("en", "In 15 days", "15", False, True),                                          # numbers stay
+    ("en", "16", "15", False, False),
+    ("en", "3, 4, 5.", "3 4 5", True, True),
+    ("de", "„Zürich“", "Zürich", True, True),
+    ("de", "Zurich", "Zürich", False, False),
+    ("it", "Lunedì", "lunedì", True, True),
+    ("zh", "伦敦。", "伦敦", True, True),
+    ("zh", "答案是伦敦。", "伦敦", False, True),
+    ("zh", "巴黎", "伦敦", False, False),
+    ("zh", "无法回答", NOT_ANSWERABLE["zh"], True, True),
+    ("zh", "2008 年", "2008年", True, True), ("zh", "是 2008 年", "2008年", False, True),   # no space is an error
+    ("zh", "在IBM 工作", "在 IBM工作", True, True), ("ja", "第 3 回", "第3回", True, True)])
+def test_exact_match_and_contains_by_hand(language, prediction, reference, equal, inside):
+    assert exact_match([reference], [prediction], language) == 100 * equal
+    assert contains([reference], [prediction], language) == 100 * inside
+
+
+def test_shares_are_of_all_answers():
+    assert exact_match(["a", "b", "c"], ["a", "b", "x"], "en") == pytest.approx(200 / 3)
+
+
+# --- What all scores of texts share.
+
+def test_the_two_normal_forms_of_a_text_are_equal_for_every_score():
+    text = "Die Größe für Müller über Äpfel ist höher."
+    other = unicodedata.normalize("NFD", text)
+    for name in set(TEXT_SCORES) - {"language"}:
+        perfect, _ = score_texts(name, [text], [text], "de")
+        assert perfect == pytest.approx(0 if name in ("WER", "CER") else 100)
+        for pair in (([other], [text]), ([text], [other]), ([other], [other])):
+            assert score_texts(name, *pair, "de")[0] == perfect, name
+
+
+@pytest.mark.parametrize("name", ["WER", "CER", "EM", "CONTAINS", "ROUGE-1"])
+def test_a_reference_of_which_nothing_is_left_is_named_and_the_rest_is_scored(name):
+    scored, _ = score_texts(name, ["Rome"], ["In Rome"], "en")
+    assert score_texts(name, ["...", "Rome", "?!"], ["anything", "In Rome", ""], "en") == (scored, [0, 2])
+    assert score_texts(name, ["...", "?!"], ["a", "b"], "en") == (None, [0, 1])
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setattr("metrics.language.available", lambda: False)
+    with pytest.raises(ImportError, match="pip install py3langid"):
+        score_texts("language", ["x"], ["x"], "en")
+    monkeypatch.setitem(sys.modules, "MeCab", None)
+    with pytest.raises(ImportError, match=r"into ja it needs MeCab; run: pip install 'sacrebleu\[ja\]'"):
+        bleu(["今日は良い天気"], ["今日"], "ja")
+
+
+# --- Scores of the dev set.
+
+def test_dev_scores_of_several_languages_are_apart_and_averaged():
+    rows = [{"task": task, "language": language, "target": target} for task, language, target in [
+        ("ASR", "en", "one two"), ("ASR", "de", "eins zwei drei vier"), ("ASR", "zh", "一二三四"),
+        ("ST", "de", "Anna hat drei Katzen."), ("SQA", "en", "Rome"), ("SQA", "zh", "2008年"), ("SQA", "en", "...")]]
+    scores = score_answers(rows, ["one three", "eins zwei drei vier", "一二三", "Anna hat drei Katzen.", "In Rome.",
+                                  "2009 年", "x"])
+    assert scores["WER en"] == 50 and scores["WER de"] == 0 and scores["CER zh"] == 25 and "WER zh" not in scores
+    assert scores["WER"] == 25 and scores["BLEU de"] == scores["BLEU"] == pytest.approx(100)
+    assert scores["SQA"] == 50                                               # of the two that have a reference
+    assert score_answers(rows[:1], ["one two"]) == {"WER en": 0, "WER": 0}
+
+
+def test_dev_scores_of_numbers_and_of_nothing():
+    row = {"task": "ASR", "language": "en", "target": "3 4 5"}
+    assert score_answers([row], ["3 4"]) == {"WER en": pytest.approx(100 / 3), "WER": pytest.approx(100 / 3)}
+    assert score_answers([{**row, "target": "..."}], ["x"]) == {}
+    assert best_steps([{"step": 4, "WER": 9.0, "WER en": 9.0}, {"step": 8, "WER": 7.0, "WER en": 7.0}]) == {
+        "ASR": 8, "all": 8}
 
 
 # --- The judge.
@@ -75,8 +200,9 @@ def test_scores_agree_with_bergen():
         assert judge.expectation(torch.tensor(v["option_logits"]), [1, 0.5, 0]).tolist() == v["scores"]
 
 
-@pytest.mark.parametrize("text, score", [("Yes", 1), ("No", 0), ("Yes.", 1), ("yes", -100), ("", -100), ("Nothing", 0),
-                                         ("Yes, not No", -100), ("Yes Yes", 1)])
+@pytest.mark.parametrize("text, score", [
+    ("Yes", 1), ("No", 0), ("Yes.", 1), ("yes", -100), ("", -100), ("Nothing", 0), ("Yes, not No", -100), ("Yes Yes", 1),
+    ("<think>Yes or No?</think>No", 0), ("<think>Yes", -100), ("thought without a beginning</think>\n\nYes", 1)])
 def test_written_verdicts_by_hand(text, score):
     assert judge.parse(text) == score
 
@@ -113,15 +239,49 @@ def llms(llama, tmp_path_factory):
 def test_probability_is_that_of_the_first_token(llms, name):
     ask = judge.load_judge(llms[name], "probability", torch.device("cpu"))
     model, tokenizer = ask.args
-    found = ask(ITEMS)
-    for item, value in zip(ITEMS, found):
+    values = ask(ITEMS)
+    for item, value in zip(ITEMS, values):
         chat = judge.messages(*item, name == "system")
         ids = tokenizer(tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False))["input_ids"]
         logits = model(torch.tensor([ids])).logits[0, -1]
         no, yes = (logits[tokenizer.encode(word, add_special_tokens=False)[0]].item() for word in ("No", "Yes"))
         assert value == pytest.approx(1 / (1 + 2.718281828459045 ** (no - yes)), abs=1e-5)
         assert ask([item]) == pytest.approx([value], abs=1e-5)                           # a batch changes nothing
-    assert len({round(value, 3) for value in found}) == len(ITEMS)
+    assert len({round(value, 3) for value in values}) == len(ITEMS)
+
+
+THINKER = TEMPLATE.replace("assistant<|end_header_id|>\n\n{% endif %}",
+                           "assistant<|end_header_id|>\n\n{% if enable_thinking is false %}<think>\n\n</think>\n\n"
+                           "{% elif not enable_thinking is defined %}<think>\n{% endif %}{% endif %}")
+OPENER = TEMPLATE.replace("assistant<|end_header_id|>\n\n{% endif %}",
+                          "assistant<|end_header_id|>\n\n<think>\n{% endif %}")
+
+
+@pytest.mark.parametrize("template", [THINKER, OPENER])
+def test_a_judge_is_read_after_an_empty_thought(llms, template):
+    """Qwen3's template closes the thought when it is asked to, that of an R1 distillation opens one always."""
+    ask = judge.load_judge(llms["alone"], "probability", torch.device("cpu"))
+    model, tokenizer = ask.args
+    tokenizer.chat_template = template
+    chat = judge.messages(*ITEMS[0], False)
+    ids = encode_chat(tokenizer, chat, add_special_tokens=True)
+    end = "<|start_header_id|>assistant<|end_header_id|>\n\n<think>\n\n</think>\n\n"
+    assert tokenizer.decode(ids).endswith(end)
+    logits = model(torch.tensor([ids])).logits[0, -1]
+    no, yes = (logits[tokenizer.encode(word, add_special_tokens=False)[0]].item() for word in ("No", "Yes"))
+    assert ask(ITEMS[:1]) == pytest.approx([1 / (1 + 2.718281828459045 ** (no - yes))], abs=1e-5)
+
+
+def test_a_thought_is_cut_from_a_reply(llms):
+    _, tokenizer = judge.load_judge(llms["alone"], "text", torch.device("cpu")).args
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|START_THINKING|>", "<|END_THINKING|>"]})
+
+    def read(text):
+        return reply_text(tokenizer, tokenizer.encode(text, add_special_tokens=False))
+    assert read("<think>No?</think>\n\nYes") == read("<|START_THINKING|>No?<|END_THINKING|>Yes") == read("Yes") == "Yes"
+    assert read("<|START_THINKING|>No, I") == read("<think>No") == "" and read("No thought at all.") == "No thought at all."
+    assert after_thought("[THINK]a[/THINK] b [THINK]c[/THINK]d") == "d"
+    assert close_thought("Yes <think> No") == "Yes <think> No" and close_thought("a <think>\n").endswith("</think>\n\n")
 
 
 def test_special_tokens_are_added_to_what_the_template_writes(llms):
@@ -226,20 +386,20 @@ def test_bertscore_runs_the_package(bert, tmp_path):
     bert_score = pytest.importorskip("bert_score")
     pairs = [["anna has a cat", "anna has a cat"], ["a cat", "anna has a dog, or two"], ["", "anna"], ["a" * 600, "b"]]
     f1 = bertscore.load_bertscore("en", bert, 2, "cpu")          # no baseline for such a model: raw
-    found = f1(pairs)
-    assert found[0] == pytest.approx(1) and 0 < found[1] < 0.999 and found[2] == 0.0
-    assert found == pytest.approx([f1([pair])[0] for pair in pairs], abs=1e-6)
-    by_hand = own_f1(f1.args[0], *pairs[1])
-    assert found[1] == pytest.approx(by_hand, abs=1e-6)
+    values = f1(pairs)
+    assert values[0] == pytest.approx(1) and 0 < values[1] < 0.999 and values[2] == 0.0
+    assert values == pytest.approx([f1([pair])[0] for pair in pairs], abs=1e-6)
+    assert values[1] == pytest.approx(f1_by_hand(f1.args[0], *pairs[1]), abs=1e-6)
+    assert f1([["Mu\u0308ller", "Müller"]]) == pytest.approx([1])
     (tmp_path / "baseline.tsv").write_text("LAYER,P,R,F\n0,0,0,0\n1,0,0,0\n2,0.1,0.2,0.25\n")
     scorer = bert_score.BERTScorer(bert, 2, lang="en", rescale_with_baseline=True,
                                    baseline_path=str(tmp_path / "baseline.tsv"))
     scorer._tokenizer.model_max_length = 512
-    assert bertscore.f1(scorer, pairs) == pytest.approx([(x - 0.25) / 0.75 for x in found], abs=1e-6)
+    assert bertscore.f1(scorer, pairs) == pytest.approx([(x - 0.25) / 0.75 for x in values], abs=1e-6)
 
 
 @torch.no_grad()
-def own_f1(scorer, prediction, reference):
+def f1_by_hand(scorer, prediction, reference):
     """Greedy matching of normalised token vectors; [CLS] and [SEP] can be matched, but do not count themselves."""
     sides = []
     for text in (prediction, reference):
@@ -260,47 +420,9 @@ def test_bertscore_says_what_is_missing(monkeypatch):
         bertscore.load_bertscore("en", "roberta-large", 17, "cpu")
 
 
-# --- The paper's figures.
+# --- The language of a text.
 
-def test_tables_are_whole_and_their_systems_known():
-    for name in TABLES:
-        for system, row in figures(name).items():
-            assert system in {**NAMES, **SYSTEMS}, system
-            assert list(row) == TABLES[name][0] and all(re.fullmatch(r"\d*\.?\d*", cell) for cell in row.values())
-    assert figures("Table 2")["C"]["acl6060.eval", "WER", "en"] == "18.6"
-    assert figures("Table 2")["B"]["acl6060.eval", "WER", "en"] == ""
-    assert figures("Table 9")["C-A.2"]["spokensquad.test", "BERTScore-xlmr-unanswerable", "zh"] == "0.998"
-
-
-def test_means_that_the_paper_s_text_states():
-    """2025, section 6: BLEU 37.9 and 35.1, judge 83.7 and 85.3."""
-    for system, translation, answers in (("C", 37.9, 83.7), ("C-A.2", 35.1, 85.3)):
-        row = figures("Table 2")[system]
-        for metric, value in (("BLEU", translation), ("judge", answers)):
-            cells = [float(cell) for (_, other, _), cell in row.items() if other == metric]
-            assert sum(cells) / len(cells) == pytest.approx(value, abs=0.051)
-
-
-def test_every_row_stands_in_the_paper():
-    path = SHARED / "papers" / "iwslt2025_nle_paper.txt"
-    if not path.exists():
-        pytest.skip(f"no paper at {path}")
-    lines = [re.sub(r"</?\w+>|%|,(?=\d{3})", "", line) for line in path.read_text(encoding="utf-8").splitlines()]
-    for name in TABLES:
-        if not name.startswith("Table"):
-            continue
-        end = next(i for i, line in enumerate(lines) if line.startswith(f"{name}:"))
-        start = max((i for i, line in enumerate(lines[:end]) if re.match(r"Table \d+:", line)), default=0)
-        rows = [[cell.strip() for cell in line.rstrip().split("\t")[1:]] for line in lines[start:end]]
-        found = [[cell.strip("-") for cell in row] for row in rows if row and re.fullmatch(r"[\d.]+|-", row[-1])]
-        assert found == [list(row.values()) for row in figures(name).values()], name
-    text = " ".join(lines)
-    assert "respectively: 81.4, 63.1, 69.5, 79.0" in text and "English in 98 and 98.5 of the cases" in text
-
-
-# --- Languages beyond the four.
-
-def test_a_share_in_a_language_beyond_the_four_is_told_among_the_23():
+def test_a_share_in_a_language_beyond_the_four_is_chosen_among_the_23():
     pytest.importorskip("py3langid", reason="py3langid is not installed")
     from metrics.language import share_in_language
     texts = ["Dit is een korte zin in het Nederlands.", "This is a short English sentence.", "これは日本語の文です。", "7"]

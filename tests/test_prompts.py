@@ -1,4 +1,4 @@
-"""data/prompts.py: the strings of the papers byte for byte, and their ids in the two real vocabularies."""
+"""Prompts: the strings of the papers byte for byte, and their ids in the two real vocabularies."""
 import os
 
 import pytest
@@ -41,36 +41,32 @@ def test_2026_has_a_blank_line_before_the_suffix(task, language, after):
     assert user_turn(row, prompt="2026")[1] == "</speech>\n" + after.replace("\nYour", "\n\nYour")
 
 
-@pytest.mark.parametrize("task, language, said", [     # two of the four have a space before the newline
+@pytest.mark.parametrize("task, language, suffix", [     # two of the four have a space before the newline
     ("ASR", "en", "Do not add anything else to your answer. "),
     ("ST", "de", "Antworten Sie nur mit der Übersetzung. Fügen Sie Ihrer Antwort nichts weiter hinzu."),
     ("ST", "it", "Rispondi solo con la traduzione. Non aggiungere altro alla tua risposta."),
     ("ST", "zh", "仅回复翻译。请勿在答案中添加任何其他内容。 "), ("SQA", "en", "")])
-def test_zero_shot_suffixes_of_2026(task, language, said):
+def test_zero_shot_suffixes_of_2026(task, language, suffix):
     row = {**SPOKEN, "task": task, "language": language, "question": "Who sleeps?"}
-    assert user_turn(row, prompt="2026-zero-shot")[1].endswith(f"?\n{said}\nYour answer:")
+    assert user_turn(row, prompt="2026-zero-shot")[1].endswith(f"?\n{suffix}\nYour answer:")
     with pytest.raises(ValueError, match="prompt '2027' is not one of 2025, 2026, 2026-zero-shot"):
         user_turn(row, prompt="2027")
-
-
-def test_a_surprise_instruction_is_one_line():
-    row = {**SPOKEN, "task": "MCQ", "language": "de", "question": "Which is better?\nA: Ja.\nB: Nein.\nChoose one."}
-    assert user_turn(row, prompt="2026")[1] == ("</speech>\nQuestion: Which is better? A: Ja. B: Nein. Choose one.\n\n"
-                                                "Your answer:")
 
 
 def test_ids_of_qwen_in_2026(tokenizers):
     """No BOS, no think block; the blank line is one token: "?" and two newlines together (architecture 4.3)."""
     row = {**SPOKEN, "task": "ASR", "language": "en"}
-    before, after = encode_prompt(tokenizers["qwen3"], "qwen3", row, prompt="2026")
+    before, after = encode_prompt(tokenizers["qwen3"], row, prompt="2026")
     assert before == [151644, 872, 198, 2762, 25, 366, 88225, 29]
-    one_newline = encode_prompt(tokenizers["qwen3"], "qwen3", row)[1]
+    one_newline = encode_prompt(tokenizers["qwen3"], row)[1]
     assert after[-8:] == [7771, 4226, 25, 151645, 198, 151644, 77091, 198] == one_newline[-8:]
     assert len(after) == len(one_newline) and [a for a, b in zip(after, one_newline) if a != b] == [1939]
 
 
-def test_a_question_of_several_lines_becomes_one():
-    row = {**SPOKEN, "task": "MCQ", "language": "en", "question": "Who sleeps?\nA. The cat\nB. The dog\n"}
+@pytest.mark.parametrize("lines", ["\n", "\r\n", "\r", "\u2028", "\u2029", "\x85", "\v", "\f"])
+def test_a_question_of_several_lines_becomes_one(lines):
+    row = {**SPOKEN, "task": "MCQ", "language": "en",
+           "question": f"Who sleeps?{lines}A. The cat{lines}B. The dog{lines}"}
     assert user_turn(row)[1] == "</speech>\nQuestion: Who sleeps? A. The cat B. The dog\nYour answer:"
 
 
@@ -80,17 +76,11 @@ def test_a_task_without_a_prompt_is_an_error_that_names_the_row(task, language):
         user_turn({**SPOKEN, "task": task, "language": language})
 
 
-def test_a_model_without_a_chat_format_is_an_error(llama):
-    tokenizer = transformers.AutoTokenizer.from_pretrained(llama)
-    with pytest.raises(ValueError, match="no chat format for 'gpt2'; there is one for .*llama.*qwen3"):
-        encode_prompt(tokenizer, "gpt2", {**SPOKEN, "task": "ASR", "language": "en"})
-
-
 # --- Ids, architecture.md 4.2 and 4.3.
 
 def test_ids_of_llama(tokenizers):
     row = {**SPOKEN, "task": "ASR", "language": "en"}
-    before, after = encode_prompt(tokenizers["llama"], "llama", row)
+    before, after = encode_prompt(tokenizers["llama"], row)
     # <|begin_of_text|> <|start_header_id|> user <|end_header_id|> \n\n, then Content : _< speech >
     assert before == [128000, 128006, 882, 128007, 271, 2831, 25, 366, 89325, 29]
     assert after[:3] == [524, 89325, 397]                                     # </ speech >\n
@@ -101,7 +91,7 @@ def test_ids_of_llama(tokenizers):
 
 def test_ids_of_qwen(tokenizers):
     row = {**SPOKEN, "task": "ASR", "language": "en"}
-    before, after = encode_prompt(tokenizers["qwen3"], "qwen3", row)
+    before, after = encode_prompt(tokenizers["qwen3"], row)
     # <|im_start|> user \n, then Content : _< speech >; the pieces fall as Llama's do, with other numbers
     assert before == [151644, 872, 198, 2762, 25, 366, 88225, 29]
     assert after[:3] == [522, 88225, 397]                                     # </ speech >\n
@@ -111,27 +101,15 @@ def test_ids_of_qwen(tokenizers):
 
 def test_a_text_turn_is_tokenised_whole(tokenizers):
     row = {**SPOKEN, "task": "ST", "language": "de"}
-    ids, nothing = encode_prompt(tokenizers["llama"], "llama", row, text=True)
+    ids, nothing = encode_prompt(tokenizers["llama"], row, text=True)
     assert nothing == [] and 16761 in ids                                     # ">The" of "<text>The" is one token
-    for model, tokenizer in tokenizers.items():
-        ids, _ = encode_prompt(tokenizer, model, row, text=True)
+    for tokenizer in tokenizers.values():
+        ids, _ = encode_prompt(tokenizer, row, text=True)
         assert "".join(user_turn(row, text=True)) in tokenizer.decode(ids)
 
 
 @pytest.mark.parametrize("model, end", [("llama", 128009), ("qwen3", 151645)])
 def test_an_answer_is_stripped_and_ends_its_turn(tokenizers, model, end):
-    ids = encode_answer(tokenizers[model], model, {"target": "  The cat.\n"})
+    ids = encode_answer(tokenizers[model], {"target": "  The cat.\n"})
     assert ids[-1] == end and end not in ids[:-1]
     assert tokenizers[model].decode(ids[:-1]) == "The cat."
-
-
-@pytest.mark.parametrize("model, marker, end", [("llama", "<|eot_id|>", 128009), ("qwen3", "<|im_end|>", 151645)])
-def test_a_turn_marker_that_a_user_wrote_stays_text(tokenizers, model, marker, end):
-    row = {**SPOKEN, "task": "SQA", "language": "en", "transcript": f"A {marker} B", "question": f"Is {marker} a word?",
-           "target": f"It is {marker}."}
-    tokenizer = tokenizers[model]
-    for text in (False, True):
-        ids = sum(encode_prompt(tokenizer, model, row, text), [])
-        assert ids.count(end) == 1                                            # the user's turn ends once
-        assert f"Is {marker} a word?" in tokenizer.decode(ids)
-    assert encode_answer(tokenizer, model, row).count(end) == 1

@@ -25,6 +25,17 @@ def test_rows_come_back_as_written(tmp_path):
     assert os.listdir(path.parent) == ["test.jsonl"]                  # nothing temporary is left
 
 
+def test_texts_are_composed_and_names_stay(tmp_path):
+    """The letter ö as one character (NFC) or as o and two dots (NFD) is the same text, whoever wrote the row."""
+    composed, decomposed = "Größe", "Gro\u0308ße"
+    row = {**ROW, "audio": f"{decomposed}.wav", "transcript": decomposed, "question": decomposed, "target": decomposed}
+    read = {**row, "transcript": composed, "question": composed, "target": composed}
+    write_rows(tmp_path / "a.jsonl", [row])
+    assert json.loads((tmp_path / "a.jsonl").read_text(encoding="utf-8")) == read
+    (tmp_path / "b.jsonl").write_text(json.dumps(row))                # a user's own file
+    assert read_rows(tmp_path / "b.jsonl") == [read]
+
+
 DEFECTS = [
     (dict(id=None), "id must be a text"), (dict(id=7), "id must be a text"), (dict(id=...), "no id"),
     (dict(task="TTS"), "unknown task 'TTS'"), (dict(language="sv"), "unknown language 'sv'"),

@@ -13,7 +13,8 @@ from data import speech_ifeval as recipe
 from metrics import chat, speech_ifeval
 from metrics.error_rates import word_error_rate
 from metrics.ifeval import follows
-from metrics.speech_ifeval import GROUPS, judge_chat, normalize, scores, verdict
+from metrics.speech_ifeval import GROUPS, judge_chat, normalize, questions_folder, scores, verdict
+from speech_llm.cache import features_folder
 from speech_llm.prompts import TASK_LINES, user_turn
 from speech_llm.rows import read_rows
 
@@ -126,7 +127,8 @@ def test_the_published_forgetting_rates(rate, reference, published):
 
 @pytest.mark.parametrize("reply, expected", [
     ("It reasons.\nResult: yes", True), ("RESULT:\nNO. Result: YES", False), ("Result:  YES", None), ("YES", None),
-    ("Result:YES", None), ("Result: maybe", None)])
+    ("Result:YES", None), ("Result: maybe", None), ("<think>Result: no?</think>Result: yes", True),
+    ("<think>Result: no", None)])
 def test_verdicts_by_hand(reply, expected):
     assert verdict(reply) is expected
 
@@ -255,7 +257,7 @@ def test_the_rows_and_what_is_refused(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="audios is missing: unpack audios.tar"):
         recipe.main([])
     benchmark(raw)
-    recipe.main([])
+    recipe.main(["--incomplete"])
     printed = capsys.readouterr().out
     assert "gone.wav: no such file" in printed and "1 recordings cannot be read" in printed
     assert "| closed: SQA/QA en | 5 | 933 | -928 |" in printed
@@ -278,10 +280,24 @@ def test_the_rows_and_what_is_refused(tmp_path, monkeypatch, capsys):
 def test_the_real_files_have_the_published_numbers(real, tmp_path, capsys):
     (tmp_path / "audios").mkdir()
     os.symlink(f"{real}/speech_ifeval/eval_data", tmp_path / "eval_data")
-    recipe.main(["--work", str(tmp_path / "work"), "--raw", str(tmp_path)])
-    assert capsys.readouterr().out.count("| +0 |") == 4
+    arguments = ["--work", str(tmp_path / "work"), "--raw", str(tmp_path)]
+    with pytest.raises(SystemExit, match="recordings: 933 of 933 cannot be read"):
+        recipe.main(arguments)
+    recipe.main([*arguments, "--incomplete"])
+    assert capsys.readouterr().out.count("| +0 |") == 2 * 4
     rows = [row for group in GROUPS for row in read_rows(str(tmp_path / f"work/rows/speech_ifeval/{group}.jsonl"))]
     assert len(rows) == 2466 and len({row["utterance"] for row in rows}) == 933
+
+
+@pytest.mark.parametrize("place", [".", "data", "Speech-IFEval/data"])
+def test_the_questions_lie_in_the_download_or_in_a_clone(tmp_path, place):
+    (tmp_path / place / "eval_data").mkdir(parents=True)
+    assert os.path.normpath(questions_folder(str(tmp_path))) == os.path.normpath(tmp_path / place)
+
+
+def test_closed_and_plain_questions_share_their_frames():
+    folders = {split: features_folder("work", "e", 3, "speech_ifeval", split) for split in GROUPS}
+    assert folders["closed"] == folders["plain"] and len({*folders.values()}) == 3
 
 
 def test_infer_runs_its_files_and_they_are_scored(after_training, run_stage, monkeypatch, capsys):
@@ -291,7 +307,7 @@ def test_infer_runs_its_files_and_they_are_scored(after_training, run_stage, mon
     torch.manual_seed(0)
     SeamlessM4Tv2Model(seamless_config()).save_pretrained("work/models/tiny-seamless")
     made = benchmark(Path("work/raw/speech_ifeval"))
-    recipe.main([])
+    recipe.main(["--incomplete"])
     import extract_features
     extract_features.main(["--corpora", "speech_ifeval"])
     tests = ",".join(f"speech_ifeval.{group}" for group in GROUPS)
@@ -308,8 +324,8 @@ def test_infer_runs_its_files_and_they_are_scored(after_training, run_stage, mon
     assert json.loads(Path("work/untrained/C.json").read_text())["unparsable"] == 100          # it knows no verdicts
     assert len(lines("work/untrained/C.replies.jsonl")) > 1
 
-    monkeypatch.setattr(chat, "load_chat", lambda name: (None, None))
-    monkeypatch.setattr(chat, "write", reply)
+    monkeypatch.setattr(chat, "load_chat", lambda name, device: (None, None))
+    monkeypatch.setattr(chat, "write_replies", reply)
     arguments = [folders[0], "--reference", folders[1], "--judge", "a judge"]
     speech_ifeval.main(arguments)
     printed = capsys.readouterr().out
@@ -342,11 +358,11 @@ def test_what_the_scores_refuse(tmp_path):
         (tmp_path / name).mkdir(parents=True)
     with pytest.raises(SystemExit, match="two systems have one name"):
         speech_ifeval.main([str(tmp_path / "a/C"), str(tmp_path / "b/C"), "--out", str(tmp_path / "out")])
-    (tmp_path / "a/C/creative_writing.jsonl").write_text("[]\n")
-    with pytest.raises(SystemExit, match="creative_writing.jsonl line 1 has no 'instruction'"):
+    (tmp_path / "a/C/creative_writing.jsonl").write_text("{}\n")
+    with pytest.raises(SystemExit, match="creative_writing.jsonl line 1 has no 'instruction'; its name"):
         speech_ifeval.main([str(tmp_path / "a/C"), "--out", str(tmp_path / "out")])
     (tmp_path / "a/C/creative_writing.jsonl").write_text("{")
-    with pytest.raises(SystemExit, match="creative_writing.jsonl line 1 is no item"):
+    with pytest.raises(SystemExit, match="creative_writing.jsonl line 1 is damaged"):
         speech_ifeval.main([str(tmp_path / "a/C"), "--out", str(tmp_path / "out")])
     told = item("x", metric="cot", reply="Result: YES")
     (tmp_path / "b/C/reports").mkdir()

@@ -2,14 +2,17 @@
 import json
 import os
 import random
+import zipfile
 from collections import Counter
 
+import httpx
 import numpy as np
 import pytest
 import soundfile
+from huggingface_hub.errors import GatedRepoError
+from test_recipes import refused
 
 from data import spokensquad
-from metrics.language import identify, load_identifier
 from speech_llm.prompts import NOT_ANSWERABLE
 from speech_llm.resumable import resumable
 from speech_llm.rows import read_rows
@@ -48,12 +51,12 @@ def test_recording(paragraph, answer, expected):
     assert spokensquad.recording(paragraph, paragraph.index(answer), answer) == expected
 
 
-def test_of_several_human_answers_the_one_that_reads_alike_is_meant_then_the_one_ASR_heard():
+def test_of_several_human_answers_one_with_the_same_letters_counts_first_then_one_in_the_recording_of_ASR():
     text = "Gold was found in 1850. The town of Ore grew. By 1860 gold and Ore were gone."
     original = {"context": text, "answers": [("Gold", 0), ("1850", 18), ("Ore", 36), ("1860", 49), ("Ore", 63)]}
-    for answer, heard, expected in (("gold", 2, 0), ("ore", 1, 1), ("ore", 2, 2), ("ore", 0, 1),
+    for answer, number, expected in (("gold", 2, 0), ("ore", 1, 1), ("ore", 2, 2), ("ore", 0, 1),
                                     ("eighteen sixty", 2, 2), ("eighteen fifty", 0, 0), ("something", 7, 0)):
-        assert spokensquad.reference(original, answer, heard)[0] == expected, (answer, heard)
+        assert spokensquad.reference(original, answer, number)[0] == expected, (answer, number)
 
 
 # --- The real test file.
@@ -61,9 +64,9 @@ def test_of_several_human_answers_the_one_that_reads_alike_is_meant_then_the_one
 def test_counts_of_the_real_test_file(real, capsys):
     """2025, Table 3: 8,026. Without the duplicates there are 8,031; three are empty, and two begin in the space
     between two sentences: they need more than one recording. (The original SQuAD is not at hand: ASR stands for it.)"""
-    asked = spokensquad.read_squad(os.path.join(real, "spoken_squad", "spoken_test-v1.1.json"), spokensquad.SPOKEN)
+    questions = spokensquad.read_squad(os.path.join(real, "spoken_squad", "spoken_test-v1.1.json"), spokensquad.SPOKEN)
     dropped = []
-    entries = spokensquad.make_entries("test", asked, {one["id"]: one for one in asked}, dropped)
+    entries = spokensquad.make_entries("test", questions, {one["id"]: one for one in questions}, dropped)
     assert "5351 questions, 15875 answers, 8031 without duplicates, 8026 entries" in capsys.readouterr().out
     assert len(entries) == spokensquad.PAPER["test", "SQA/QA en"] == 8026
     assert Counter(why for _, _, why in dropped) == {"empty answer": 3, "answer in more than one recording": 2}
@@ -73,16 +76,16 @@ def test_counts_of_the_real_test_file(real, capsys):
 
 
 def test_the_place_of_an_answer_in_the_real_file_is_where_its_letters_stand_first(real):
-    """Why the original decides: "gold" stands in "goldstein", far from the gold that was meant."""
-    asked = spokensquad.read_squad(os.path.join(real, "spoken_squad", "spoken_test-v1.1.json"), spokensquad.SPOKEN)
-    places = {(one["id"], text): (start, one["context"].find(text)) for one in asked for text, start in one["answers"]}
+    """Why the original decides: the place of "gold" may be in "goldstein"."""
+    questions = spokensquad.read_squad(os.path.join(real, "spoken_squad", "spoken_test-v1.1.json"), spokensquad.SPOKEN)
+    places = {(one["id"], text): (start, one["context"].find(text)) for one in questions for text, start in one["answers"]}
     assert all(given == first for given, first in places.values())
-    several = [text for one in asked for text in {text for text, _ in one["answers"]} - {""}
+    several = [text for one in questions for text in {text for text, _ in one["answers"]} - {""}
                if sum(text in sentence for sentence in one["context"].split(". ")) > 1]
     assert len(several) == 1131                                                 # of 8,028
 
 
-# --- A miniature corpus. Original paragraphs, what ASR heard, and (id, question, ASR answers, original answers).
+# --- A miniature corpus: original paragraphs, their ASR, and (id, question, ASR's answers, original answers).
 
 RIVER = ("The Alder is a river. It ends in Lake Tarn.", "the all there is a river. it ends in lake tarn.",
          [("r1", "Where does the Alder end?", ["lake tarn"], ["Lake Tarn"])])
@@ -113,16 +116,17 @@ def squad(themes, spoken):
         return [{"text": t, "answer_start": context.index(t)} if isinstance(t, str) else
                 {"text": t[0], "answer_start": t[1]} for t in texts]
     return {"version": "1.1", "data": [{"title": f"Theme_{n}", "paragraphs": [
-        {"context": heard if spoken else text,
-         "qas": [{"id": i, "question": q, "answers": answers(heard, a) if spoken else answers(text, b)}
-                 for i, q, a, b in asked if spoken or b]}
-        for text, heard, asked in theme]} for n, theme in enumerate(themes)]}
+        {"context": asr if spoken else text,
+         "qas": [{"id": i, "question": q, "answers": answers(asr, a) if spoken else answers(text, b)}
+                 for i, q, a, b in questions if spoken or b]}
+        for text, asr, questions in theme]} for n, theme in enumerate(themes)]}
 
 
 @pytest.fixture
 def corpus(tmp_path, monkeypatch):
     """The four files and two of three recordings in work/raw/spokensquad; dev is the first two themes of train."""
     monkeypatch.chdir(tmp_path)
+    os.mkdir("model")
     monkeypatch.setattr(spokensquad, "DEV_THEMES", 2)
     folder = tmp_path / "work" / "raw" / "spokensquad"
     for part in ("zip/test_wav", "zip/train_wav"):
@@ -135,13 +139,21 @@ def corpus(tmp_path, monkeypatch):
     return folder
 
 
+MODELS = [word for option in ("--seamless", "--kiwi", "--llm") for word in (option, "model")]
+
+
+def make(*more):
+    """Run the recipe on the miniature, which has far less than the paper."""
+    spokensquad.main([*MODELS, "--incomplete", *more])
+
+
 BAD = {("de", "mice"), ("it", "When do foxes hunt?"), ("it", "What do foxes eat?"), ("it", "night"),
        ("zh", "What do foxes eat?"), ("zh", "It rang at night.")}          # translations below the threshold
 
 
 @pytest.fixture
 def makers(monkeypatch):
-    """Makers without models, which keep what they made; -> {maker: how often it made something}, and a switch."""
+    """Makers without models, whose results a killed run keeps; -> {maker: how many items it made}, and a switch."""
     made = Counter()
 
     def counted(name, function):
@@ -150,15 +162,15 @@ def makers(monkeypatch):
             return [function(item) for item in items]
         return make
 
-    def translate(texts, language, model, kept):
+    def translate(texts, language, model, path):
         make = counted("translate", lambda text: "" if (language, text) == ("zh", "nine") else f"{language}:{text}")
-        return resumable(kept, {"model": model}, texts, make, 2)
+        return resumable(path, {"model": model}, texts, make, 2)
 
-    def quality(pairs, model, kept):
+    def quality(pairs, model, path):
         def score(pair):
             assert pair[1].strip()
             return 0.8 if (pair[1][:2], pair[0]) in BAD else 0.85
-        return resumable(kept, {"model": model}, pairs, counted("quality", score), 2)
+        return resumable(path, {"model": model}, pairs, counted("quality", score), 2)
 
     def speak(texts, folder, model, seed):
         paths = {name: os.path.join(folder, f"{name}.flac") for name in texts}
@@ -169,21 +181,21 @@ def makers(monkeypatch):
                 file.write(f"{texts[name]} {seed}")
         return {name: None if "Tick" in texts[name] else path for name, path in paths.items()}
 
-    def rewrite(triples, model, kept):
+    def rewrite(triples, model, path):
         def sentence(triple):
             if made["fails"]:
                 raise RuntimeError("killed")
             context, question, answer = triple
             assert question[2] != ":" or question[:3] == answer[:3]
             return {"de:nine": "It is\tnine.", "nine": ""}.get(answer, f"{answer} is it.")
-        return resumable(kept, {"model": model}, triples, counted("rewrite", sentence), 2)
+        return resumable(path, {"model": model}, triples, counted("rewrite", sentence), 2)
 
     def marked(texts):
         return [text[:2] if text[2:3] == ":" else "en" for text in texts]
 
     for name, fake in (("data.translate.translate", translate), ("data.quality.quality", quality),
                        ("data.rewrite.rewrite", rewrite), ("metrics.language.identify", marked),
-                       ("data.spokensquad.identify", marked), ("data.spokensquad.speak", speak)):
+                       ("data.spokensquad.speak", speak)):
         monkeypatch.setattr(name, fake)
     return made
 
@@ -200,9 +212,16 @@ def sqa(split, key, language, question, answer, transcript, utterance="", audio=
 
 
 def test_the_test_split_row_by_row(corpus, makers):
-    """COOK: the answer "stone" lies in recording 1 ("Eva B. Stone" would need two), "she" and "bread" in 2; "bread "
-    is a duplicate but for its space and stays, as in the paper's count. LOST has no recording."""
-    spokensquad.main([])
+    """
+    COOK: the answer "stone" lies in recording 1 ("Eva B. Stone" would need two), "she" and "bread" in 2; "bread " is a
+    duplicate but for its space and stays, as in the paper's count. LOST has no recording. Every recording has an invalid
+    question in each language (appendix B), also where the translation of its own question is not good enough.
+    """
+    BAD.add(("it", "stone"))
+    try:
+        make()
+    finally:
+        BAD.discard(("it", "stone"))
     rows = rows_of("test")
     texts = {"k1-1": ("Who is the cook?", "stone", "Stone.", "0_0_1"),
              "k2-1": ("What does she bake?", "bread", "She bakes bread daily.", "0_0_2"),
@@ -214,7 +233,7 @@ def test_the_test_split_row_by_row(corpus, makers):
         for key, (question, answer, transcript, wav) in texts.items():
             valid = sqa("test", key, language, tag + question, tag + answer, transcript, f"spokensquad/test/{wav}",
                         f"work/raw/spokensquad/zip/test_wav/{wav}.wav")
-            assert rows.pop(valid["id"]) == valid
+            assert rows.pop(valid["id"], None) == (None if (language, key) == ("it", "k1-1") else valid)
             other = tag + "Who sails the ship?"                                 # the only question of the other theme
             invalid = rows.pop(f"spokensquad/test/{key}/SQA-invalid.{language}")
             assert invalid == {**valid, "id": invalid["id"], "question": invalid["question"], "answerable": False,
@@ -224,8 +243,8 @@ def test_the_test_split_row_by_row(corpus, makers):
 
 
 def test_the_train_split_row_by_row(corpus, makers):
-    """f3 begins before its sentence; c2 ("Tick ...") could not be spoken; what is left is f1, f2, c1, c3."""
-    spokensquad.main([])
+    """f3 begins before its sentence; c2 ("Tick ...") could not be spoken; f1, f2, c1 and c3 remain."""
+    make()
     rows = rows_of("train")
     texts = {"f1": ("When do foxes hunt?", "night", "Foxes hunt at night."),
              "f2": ("What do foxes eat?", "mice", "They eat mice."),
@@ -238,8 +257,8 @@ def test_the_train_split_row_by_row(corpus, makers):
             "language": "en", "transcript": transcript, "target": transcript, "answerable": True}
         with open(f"work/audio/spokensquad/{key}.flac", encoding="utf-8") as file:
             assert file.read() == f"{transcript} 0"
-    kept = {"en": ["f1", "f2", "c1", "c3"], "de": ["f1", "c1", "c3"], "it": ["c1"], "zh": ["f1", "c3"]}  # both pass
-    for language, keys in kept.items():
+    good = {"en": ["f1", "f2", "c1", "c3"], "de": ["f1", "c1", "c3"], "it": ["c1"], "zh": ["f1", "c3"]}  # both pass
+    for language, keys in good.items():
         tag = "" if language == "en" else f"{language}:"
         for key in keys:
             question, answer, transcript = texts[key]
@@ -266,8 +285,8 @@ def test_the_train_split_row_by_row(corpus, makers):
     assert not rows
 
 
-def test_the_dev_split_is_the_first_themes_and_hears_the_right_sentence(corpus, makers, capsys):
-    spokensquad.main([])
+def test_the_dev_split_is_the_first_themes_with_the_right_sentences(corpus, makers, capsys):
+    make()
     rows = rows_of("dev")
     assert {row_id.split("/")[2] for row_id in rows} == {"r1", "m1", "m2"}
     assert rows["spokensquad/dev/m2/SQA.en"]["transcript"] == "The roof was of gold!"
@@ -281,7 +300,7 @@ def test_the_dev_split_is_the_first_themes_and_hears_the_right_sentence(corpus, 
 
 
 def test_everything_dropped_is_listed_and_counted(corpus, makers, capsys):
-    spokensquad.main([])
+    make()
     with open("work/rows/spokensquad/dropped.txt", encoding="utf-8") as file:
         dropped = [line.rstrip("\n").split("\t") for line in file]
     assert sorted(dropped) == sorted([
@@ -305,20 +324,9 @@ def test_everything_dropped_is_listed_and_counted(corpus, makers, capsys):
         ["train", "spokensquad-fluent/train/c1/SQA.en", "empty answer in en"],
         ["train", "spokensquad-fluent/train/c1/SQA.de", "not in de: en: It is nine."]])
     out = capsys.readouterr().out
-    assert "| train: MT de | 8 | 39362 | -39354 |" in out and "| test: SQA/QA en invalid | 5 | 8026 | -8021 |" in out
+    assert "| train: MT de | 8 | 39362 | -39354 |" in out and "| test: SQA/QA zh invalid | 5 | 8026 | -8021 |" in out
     assert "| train: spokensquad-fluent SQA/QA en | 3 | 32320 | -32317 |" in out
     assert out.rstrip().endswith("next: python extract_features.py --preset iwslt25")
-
-
-def test_spoken_questions_are_rows_of_their_own_part(corpus, makers, capsys):
-    spokensquad.main(["--questions"])
-    rows = [row for row in rows_of("train").values() if row["id"].startswith("spokensquad-questions")]
-    assert {row["transcript"] for row in rows} == {"When do foxes hunt?", "What do foxes eat?", "When did it ring?",
-                                                   "What does the clock strike?"}
-    assert rows[0] == {"id": "spokensquad-questions/train/f1/ASR.en", "utterance": "spokensquad-questions/train/f1",
-                       "audio": "work/audio/spokensquad/questions/f1.flac", "task": "ASR", "language": "en",
-                       "transcript": "When do foxes hunt?", "target": "When do foxes hunt?", "answerable": True}
-    assert "| train: spokensquad-questions ASR en | 4 | 28000 | -27996 |" in capsys.readouterr().out
 
 
 def test_an_invalid_question_is_of_another_theme_and_the_seed_draws_it():
@@ -326,8 +334,10 @@ def test_an_invalid_question_is_of_another_theme_and_the_seed_draws_it():
     themes = [n % 6 for n in range(60)]
     valid = [{"id": f"spokensquad/train/{n}/SQA.it", "language": "it", "question": str(n % 6)} for n in range(60)]
 
+    theme_of = {f"spokensquad/train/{n}": theme for n, theme in enumerate(themes)}
+
     def draw(seed):
-        return spokensquad.invalid_rows(valid, themes, random.Random(seed), "train", [])
+        return spokensquad.invalid_rows(valid, valid, theme_of, random.Random(seed), "train", [])
     pairs = {(theme, int(row["question"])) for seed in range(20) for theme, row in zip(themes, draw(seed))}
     assert pairs == {(a, b) for a in range(6) for b in range(6) if a != b}
     assert draw(3) == draw(3) != draw(4)
@@ -338,7 +348,7 @@ def test_an_invalid_question_is_of_another_theme_and_the_seed_draws_it():
 def test_a_seed_makes_the_same_files_again(corpus, makers):
     files = {}
     for run, seed in (("one", "5"), ("two", "5"), ("three", "6")):
-        spokensquad.main(["--seed", seed])
+        make("--seed", seed)
         files[run] = [(corpus.parents[1] / "rows" / "spokensquad" / f"{split}.jsonl").read_bytes()
                       for split in ("train", "dev", "test")]
         os.remove("work/rows/spokensquad/config.json")
@@ -348,99 +358,91 @@ def test_a_seed_makes_the_same_files_again(corpus, makers):
 def test_a_killed_run_makes_nothing_twice(corpus, makers):
     makers["fails"] = 1
     with pytest.raises(RuntimeError, match="killed"):
-        spokensquad.main([])
+        make()
     before = Counter(makers)
     assert before["translate"] == before["quality"] == 3 * 9                    # dev: three questions, answers, sentences
     assert before["speak"] == 3 and not os.path.exists("work/rows/spokensquad/config.json")
     makers["fails"] = 0
-    spokensquad.main([])
+    make()
     # dev again: nothing; test: 3 questions, 4 answers, 3 languages; train: 4, 3 and 4 sentences; spoken: f1 to c3
     assert makers["translate"] == 3 * (9 + 7 + 11)
     assert makers["quality"] == makers["translate"] - 1                         # one was empty
     assert makers["speak"] == 3 + 5
     after = Counter(makers)
-    spokensquad.main([])                                                        # finished
+    make()                                                        # finished
     assert makers == after
 
 
-def test_a_kill_changes_no_row(corpus, makers):
-    spokensquad.main([])
-    whole = {split: rows_of(split) for split in ("train", "dev", "test")}
-    os.remove("work/rows/spokensquad/config.json")
-    for name in ("translate.de", "quality.it", "rewrite"):                      # half of each is lost
-        path = f"work/made/spokensquad/{name}.jsonl"
-        with open(path, encoding="utf-8") as file:
-            lines = file.readlines()
-        with open(path, "w", encoding="utf-8") as file:
-            file.writelines(lines[:len(lines) // 2] + [lines[-1][:9]])
-    spokensquad.main([])
-    assert {split: rows_of(split) for split in ("train", "dev", "test")} == whole
+def test_the_zip_of_the_download_is_unpacked(corpus, makers):
+    """Spoken-SQuAD_audio.zip holds train_wav.zip and dev_wav.zip; dev_wav.zip holds the test recordings."""
+    names = ("0_0_1", "0_0_2", "1_0_0")
+    for part in ("train", "dev"):
+        with zipfile.ZipFile(f"{part}_wav.zip", "w") as archive:
+            for name in names:
+                archive.write(corpus / "zip" / "test_wav" / f"{name}.wav", f"{part}_wav/{name}.wav")
+            archive.writestr("../escaped_0_0_0.wav", "x")
+    for name in names:
+        os.remove(corpus / "zip" / "test_wav" / f"{name}.wav")                  # train_wav/0_0_1.wav is still there
+    message = refused(spokensquad.main, MODELS)
+    assert "raw/spokensquad/Spoken-SQuAD_audio.zip is missing: download http://speech.ee.ntu.edu.tw" in message
+    with zipfile.ZipFile(corpus / "Spoken-SQuAD_audio.zip", "w") as archive:
+        for part in ("train", "dev"):
+            archive.write(f"{part}_wav.zip", f"Spoken-SQuAD_audio/{part}_wav.zip")
+    assert "test: SQA/QA en has 5 rows" in refused(spokensquad.main, MODELS)
+    assert sorted(os.listdir("work/audio/spokensquad/test")) == [f"{name}.wav" for name in names]
+    assert {row["audio"] for row in rows_of("test").values()} == {
+        f"work/audio/spokensquad/test/{name}.wav" for name in names}
+    (corpus / "dev_wav.zip").write_bytes(b"PK")
+    assert "dev_wav.zip is damaged (" in refused(spokensquad.unpack_recordings, str(corpus / "dev_wav.zip"), "new")
 
 
-def test_without_recordings_there_is_no_test_split(corpus, makers, capsys):
+def test_with_incomplete_and_without_recordings_there_is_no_test_split(corpus, makers):
     for name in ("0_0_1", "0_0_2", "1_0_0"):
         os.remove(corpus / "zip" / "test_wav" / f"{name}.wav")                  # train_wav/0_0_1.wav is still there
-    spokensquad.main([])
-    assert "no test split" in capsys.readouterr().out
+    make()
     assert sorted(os.listdir("work/rows/spokensquad")) == ["config.json", "counts.md", "dev.jsonl", "dropped.txt",
                                                            "lock", "train.jsonl"]
 
 
 def test_a_broken_recording_costs_its_rows_only(corpus, makers):
     (corpus / "zip" / "test_wav" / "1_0_0.wav").write_bytes(b"RIFF")
-    spokensquad.main([])
+    make()
     assert {row_id.split("/")[2] for row_id in rows_of("test")} == {"k1-1", "k2-1", "k2-2", "k2-3"}
 
 
 # --- Bad input.
 
-def test_missing_file(corpus, makers):
-    os.remove(corpus / "dev-v1.1.json")
-    with pytest.raises(SystemExit, match=r"dev-v1.1.json is missing: download it from https://rajpurkar"):
-        spokensquad.main([])
-
-
 @pytest.mark.parametrize("content, told", [
-    (json.dumps(squad(TEST, True))[:300], r"is damaged \(.*line 1 column .*char"),
+    (json.dumps(squad(TEST, True))[:300], r"is damaged \(.*line 1 column .*char"), ('"\xff"', "is damaged"),
     ('{"data": [{"paragraphs": []}, {}]}', r"is not in SQuAD 1.1's format \(KeyError: 'paragraphs'\)"),
-    ("[1, 2]", "is not in SQuAD 1.1's format"),
+    ("[1, 2]", "is damaged .not a JSON object."), ("{}", "has no 'data'"),
     ('{"data": [{"paragraphs": [{"context": "a", "qas": [{"id": "q", "question": 5, "answers": []}]}]}]}', "format"),
     ('{"data": [{"paragraphs": [{"context": "a", "qas": [{"id": "q", "question": "?", "answers": [{"text": "a"}]}]}]}'
      ']}', "answer_start"),
 ])
 def test_damaged_file(corpus, makers, content, told):
-    (corpus / "spoken_test-v1.1.json").write_text(content, encoding="utf-8")
+    (corpus / "spoken_test-v1.1.json").write_text(content, encoding="latin-1")
     with pytest.raises(SystemExit, match=r"spoken_test-v1.1.json.*" + told) as stopped:
-        spokensquad.main([])
+        make()
     assert str(stopped.value).endswith(spokensquad.SPOKEN)
     assert not makers
-
-
-def test_bytes_that_are_not_UTF8(corpus, makers):
-    (corpus / "spoken_train-v1.1.json").write_bytes(b'{"data": "\xff"}')
-    with pytest.raises(SystemExit, match="is damaged .*0xff in position 10"):
-        spokensquad.main([])
 
 
 def test_two_recordings_of_one_name(corpus, makers):
     (corpus / "zip" / "test_wav_noise").mkdir()
     soundfile.write(corpus / "zip" / "test_wav_noise" / "1_0_0.wav", np.zeros(160), 16000)
     with pytest.raises(SystemExit, match="two test recordings of one name"):
-        spokensquad.main([])
+        make()
 
 
-def test_a_missing_package_is_missed_at_the_start(corpus, makers, monkeypatch):
-    monkeypatch.setattr("data.spokensquad.identify", identify)                  # the real one
-    monkeypatch.setattr("metrics.language.available", lambda: False)
-    load_identifier.cache_clear()
-    with pytest.raises(SystemExit, match="pip install py3langid"):
-        spokensquad.main([])
-    assert not makers
+def test_a_missing_package_or_licence_is_told_before_any_work(corpus, makers, monkeypatch):
+    monkeypatch.setattr("data.recipe.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("huggingface_hub.auth_check", no_access)
+    message = refused(spokensquad.main, ["--seamless", "model", "--llm", "model"])
+    assert "the package py3langid is missing: pip install py3langid" in message
+    assert "Unbabel/wmt22-cometkiwi-da is missing: accept its licence" in message
+    assert not makers and not os.path.exists("work/rows")
 
 
-def test_help_tells_files_licence_and_size(capsys):
-    with pytest.raises(SystemExit):
-        spokensquad.main(["--help"])
-    out = capsys.readouterr().out
-    for text in ("spoken_train-v1.1.json", "CC BY-SA 4.0", "50 GB", "rajpurkar", "--questions", "--kiwi"):
-        assert text in out
+def no_access(name):
+    raise GatedRepoError("gated", response=httpx.Response(403, request=httpx.Request("GET", "https://x")))

@@ -11,8 +11,9 @@ import torch
 from data import digits, recipe, tiny, tiny_listeners
 from data.recipe import finish, finished
 from data.tiny_models import llm_model, make_tokenizer, pack
-from speech_llm.prompts import CHAT, NOT_ANSWERABLE, encode_prompt
+from speech_llm.prompts import NOT_ANSWERABLE, encode_prompt
 from speech_llm.rows import LANGUAGES, read_rows
+from speech_llm.turns import CHAT
 
 SIZES = {"train": 12, "dev": 4, "test": 4}
 WORLD = {**SIZES, "corpus": "tiny", "choices": False}
@@ -298,7 +299,7 @@ def test_the_tiny_cohere_and_its_turns(listeners):
     assert tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) == (
         before + "Hi" + between + "Ho" + end + turn + "A" + between)
     row = {"id": "x", "task": "SQA", "language": "zh", "transcript": "三和七哪个更大?", "question": "三和七哪个更大?"}
-    prompt, _ = encode_prompt(tokenizer, "cohere", row, text=True, prompt="listeners")
+    prompt, _ = encode_prompt(tokenizer, row, text=True, prompt="listeners")
     assert tokenizer.decode(prompt) == before + row["transcript"] + between
     written = model.generate(input_ids=torch.tensor([prompt]), max_new_tokens=4, do_sample=False)
     assert len(prompt) < written.shape[1] <= len(prompt) + 4

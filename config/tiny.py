@@ -1,0 +1,45 @@
+"""
+The toy world of `bash run_all.sh`: the 2025 recipe on spoken sentences and tiny models that are made on the spot.
+Everything here is our choice: no paper has a tiny world. Two CPU cores, no download, about 300 MB of disk.
+"""
+world = dict(recipe="tiny", corpus="tiny", family="llama", choices=False,
+             train=3600, dev=60, test=160,               # utterances
+             encoder_steps=340, llm_steps=750,           # optimizer steps of the encoder and of the LLM
+             hesitate_from=451)                          # step from which the LLM's texts hold hesitations
+stages = ["extract_features", "train_projector", "train_projector --preset tiny_a2", "train_lora", "merge_sft", "infer",
+          "eval"]
+common = dict(corpora="tiny", encoder="models/tiny-seamless", mean=3, llm="models/tiny-llama", prompt="2025",
+              systems="llm,B:lora,A.1:projector,A.2:projector-A.2,C:merged", test_sets="tiny.test", micro_tokens=4096)
+LANGUAGES = {"de": 0.3, "it": 0.3, "zh": 0.4}
+SQA = {"en": (0.2, 0.05), "de": (0.2, 0.05), "it": (0.2, 0.05), "zh": (0.2, 0.05)}       # (valid, invalid)
+
+extract_features = dict(batch_seconds=60.0, shard_frames=50_000, workers=2)
+train_projector = dict(
+    mixture={"ASR": (0.4, {"en": 1.0}), "ST": (0.6, LANGUAGES)}, shares={},
+    projector="transformer", layers=4, heads=4, ffn=512, accumulate=1, steps=300, lr=2e-3, warmup=20, cosine=True,
+    validate_every=100, validate_rows=24, decode="tiny", max_new_tokens=40)
+train_lora = dict(shares={}, accumulate=4, steps=150, lr=4e-3, warmup=20, validate_every=50, validate_rows=24)
+merge_sft = dict(shares={}, accumulate=2, steps=200, lr_projector=5e-4, lr_lora=1e-3, warmup=20, cosine=True,
+                 validate_every=100, validate_rows=16)
+infer = dict(max_new_tokens=40)
+eval = dict(metrics="WER,CER,BLEU,EM,CONTAINS,ROUGE-1,capped,loops", tables="", judges="")
+
+ASR, ST = {"en": 1.0}, {"de": 0.4, "it": 0.3, "zh": 0.3}
+NO_SQA = {"ASR": (0.2, ASR), "ST": (0.4, ST)}
+ablations = {                                # what C changes; those of Table 10 on synthetic text need several corpora
+    "random-lora-no-text": dict(lora="random", text=False),
+    "random-lora": dict(lora="random"),
+    "no-sqa-no-text": dict(mixture=NO_SQA, text=False),
+    "no-sqa": dict(mixture=NO_SQA),
+    "no-text": dict(text=False),
+    "2k": dict(steps=400),                   # twice the steps
+    "0.2-0.5-0.3": dict(mixture={"ASR": (0.2, ASR), "ST": (0.5, ST), "SQA": (0.3, SQA)}),
+    "0.2-0.6-0.2": dict(mixture={"ASR": (0.2, ASR), "ST": (0.6, ST), "SQA": (0.2, SQA)}),
+    "0.25-0.5-0.25": dict(mixture={"ASR": (0.25, ASR), "ST": (0.5, ST), "SQA": (0.25, SQA)}),
+    "0.3-0.5-0.2": dict(mixture={"ASR": (0.3, ASR), "ST": (0.5, ST), "SQA": (0.2, SQA)}),
+}
+ablation_test_sets = "tiny.test"
+
+sweep = dict(corpus="tiny", systems="llm,A.1:projector,B:lora", reference="llm", scaled="C:merged",
+             scales="0,0.125,0.25,0.5,0.75,1", test_sets="tiny.test", constraint_sets="tiny.closed,tiny.plain",
+             judge="contains")

@@ -1,0 +1,161 @@
+"""
+Rows through an index: a file of 26 million rows is opened in seconds, and a row is read when it is drawn.
+
+    rows = open_rows({"covost2": "work/rows/covost2/train.jsonl"})
+    rows.of_kind                    # {Kind(task, language, answerable, corpus, speech): numbers (N,) of its rows}
+    rows[rows.of_kind[kind][0]]     # a row, as speech_llm/rows.py describes it
+
+Beside <split>.jsonl lie <split>.jsonl.index.npy, 18 bytes a row, memory-mapped, and, written after it, .index.json with
+the kinds and with the size and time of the file that was indexed. Another size or time makes the index anew.
+"""
+import hashlib
+import json
+import os
+from array import array
+from collections import namedtuple
+from contextlib import suppress
+
+import numpy as np
+
+from speech_llm.files import replace_file, write_json
+from speech_llm.rows import corpus_of, defect, parse_row, refuse_row
+
+FIELDS = np.dtype([("offset", "<u8"), ("utterance", "<u8"), ("kind", "<u2")])       # in bytes; a hash or 0; a number
+Kind = namedtuple("Kind", "task language answerable corpus speech")
+
+
+def hash_of(name):
+    """Return a 64-bit hash of a text, never 0."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") or 1
+
+
+def kind_of(row):
+    """Return the Kind of a row."""
+    return Kind(row["task"], row["language"], row["answerable"], corpus_of(row), "utterance" in row)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+class Rows:
+    """Rows that are read one by one. of_kind: {Kind: numbers}; read(number) -> a row."""
+
+    def __init__(self, of_kind, read):
+        self.of_kind, self.read = of_kind, read
+
+    @classmethod
+    def of(cls, rows):
+        """Return a list of rows as Rows."""
+        numbers = {}
+        for number, row in enumerate(rows):
+            numbers.setdefault(kind_of(row), []).append(number)
+        return cls({kind: np.array(of_kind, np.uint32) for kind, of_kind in numbers.items()}, rows.__getitem__)
+
+    def __len__(self):
+        return sum(map(len, self.of_kind.values()))
+
+    def __getitem__(self, number):
+        return self.read(number)
+
+    def __iter__(self):
+        """Yield all rows in the order of the files."""
+        for number in np.sort(np.concatenate([np.empty(0, np.uint32), *self.of_kind.values()])):
+            yield self.read(number)
+
+
+class RowFiles:
+    """read(number) over several files of rows, whose indices are joined one after the other."""
+
+    def __init__(self, paths, indices):
+        self.files, self.paths, self.indices = [None] * len(paths), paths, indices
+        self.starts = np.cumsum([0, *map(len, indices)])
+
+    def __call__(self, number):
+        """Return a row. SystemExit if its line has been damaged since the file was indexed."""
+        which = int(np.searchsorted(self.starts, number, "right")) - 1
+        if self.files[which] is None:
+            self.files[which] = open(self.paths[which], "rb")
+        inside = int(number - self.starts[which])
+        self.files[which].seek(int(self.indices[which]["offset"][inside]))
+        return parse_row(self.files[which].readline(), self.paths[which], inside + 1)
+
+
+def open_rows(paths, features=None):
+    """
+    Return (Rows of several files, number of speech rows without frames). paths: {corpus: file}. features: {corpus:
+    Features}; with it, speech rows without frames are left out, else no frames are looked for.
+    """
+    indices, tables = zip(*[open_index(path) for path in paths.values()])
+    files, of_kind, missing = RowFiles(list(paths.values()), indices), {}, 0
+    for corpus, index, table, start in zip(paths, indices, tables, files.starts):
+        usable = np.ones(len(index), bool)
+        if features is not None:
+            usable = index["utterance"] == 0
+            if corpus in features:
+                usable |= features[corpus].holds(index["utterance"])
+            missing += int((~usable).sum())
+        for number, kind in enumerate(table):
+            rows = np.flatnonzero((index["kind"] == number) & usable)
+            if len(rows):
+                earlier = of_kind.get(kind, np.empty(0, np.uint32))
+                of_kind[kind] = np.concatenate([earlier, (rows + start).astype(np.uint32)])
+    return Rows(of_kind, files), missing
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+def open_index(path):
+    """Return (index (N,) of FIELDS, memory-mapped; [Kind]) of a file of rows. A missing index is made."""
+    state = os.stat(path)
+    with suppress(OSError, ValueError, KeyError, TypeError):           # missing, damaged or of another file: made anew
+        with open(f"{path}.index.json", encoding="utf-8") as file:
+            facts = json.load(file)
+        index = np.load(f"{path}.index.npy", mmap_mode="r", allow_pickle=False)
+        if [facts["size"], facts["time"], len(index)] == [state.st_size, state.st_mtime_ns, facts["rows"]]:
+            return index, [Kind(*kind) for kind in facts["kinds"]]
+    index, kinds = make_index(path)
+    with replace_file(f"{path}.index.npy") as temporary:
+        np.save(temporary, index)
+    write_json(f"{path}.index.json", {"size": state.st_size, "time": state.st_mtime_ns, "rows": len(index),
+                                      "kinds": kinds})
+    return np.load(f"{path}.index.npy", mmap_mode="r", allow_pickle=False), kinds
+
+
+def make_index(path):
+    """
+    Read and check every row of a file; return (index, [Kind]). ValueError for a defect in a row, an id that is used
+    twice, an utterance with two recordings.
+    """
+    kinds, columns = {}, [array("Q") for _ in range(5)]                # offset, utterance, kind, id, recording
+    offset = 0
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            row = parse_row(line, path, number)
+            if wrong := defect(row):
+                refuse_row(path, number, row, wrong)
+            utterance = hash_of(row["utterance"]) if "utterance" in row else 0
+            recording = hash_of(json.dumps([row.get(key) for key in ("audio", "start", "end")]))
+            kind = kinds.setdefault(kind_of(row), len(kinds))
+            for column, value in zip(columns, (offset, utterance, kind, hash_of(row["id"]), recording)):
+                column.append(value)
+            offset += len(line)
+    offsets, utterances, kind_numbers, ids, recordings = (np.frombuffer(column, np.uint64) for column in columns)
+    if not len(ids):
+        refuse_row(path, 0, None, "the file has no rows")
+    order = np.argsort(ids, kind="stable")
+    later = order[1:][ids[order[1:]] == ids[order[:-1]]]
+    if len(later):
+        refuse_row(path, int(later.min()) + 1, read_line(path, offsets[later.min()]), "duplicate id")
+    order = np.lexsort([recordings, utterances])
+    same = (utterances[order[1:]] == utterances[order[:-1]]) & (utterances[order[1:]] > 0)
+    other = order[1:][same & (recordings[order[1:]] != recordings[order[:-1]])]
+    if len(other):
+        refuse_row(path, int(other[0]) + 1, read_line(path, offsets[other[0]]),
+                   "another row of its utterance has another audio, start or end")
+    index = np.empty(len(ids), FIELDS)
+    index["offset"], index["utterance"], index["kind"] = offsets, utterances, kind_numbers
+    return index, list(kinds)
+
+
+def read_line(path, offset):
+    """Return the JSON value of the line that begins at a byte of a file."""
+    with open(path, "rb") as file:
+        file.seek(int(offset))
+        return json.loads(file.readline())

@@ -1,0 +1,143 @@
+"""
+All commands of a system, in order: what `bash run_all.sh` runs.
+
+    python -m speech_llm.pipeline tiny                     # rows, features, training, answers, scores
+    python -m speech_llm.pipeline tiny ablations           # after it: the variants of C
+    python -m speech_llm.pipeline tiny sweep               # after it: Speech-IFEval; C's adapters at several strengths
+    python -m speech_llm.pipeline iwslt25 --dry            # print the commands, run nothing
+
+The lists come from the system's page in config/: `world` or `recipes`, `stages`, `ablations`, `sweep`. Entries of
+`stages` in one tuple need nothing of each other; without a GPU they run side by side and share the cores.
+Environment variables: NPROC is the number of processes of every stage, one GPU each; TTS is the speech synthesis
+command of data/multispeechqa.py; JUDGE replaces the page's judge of the sweep.
+"""
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import time
+
+from speech_llm.constants import STAGES, pick_device, read_page
+
+SEEDED = ("train_projector", "train_lora", "merge_sft")
+
+
+def stage_command(entry, preset, work, seed, *more):
+    """Return the command of a stage as a list. `entry` is the stage's name and, after it, arguments of its own."""
+    stage, *words = entry.split()
+    processes = int(os.environ.get("NPROC", 1))
+    launcher = (["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+                if processes > 1 and stage != "eval" else [])
+    seeded = ["--seed", str(seed)] if stage in SEEDED else []
+    page = [] if "--preset" in words else ["--preset", preset]
+    return [*launcher, f"{stage}.py", *page, *words, "--work", work, *seeded, *more]
+
+
+def row_commands(page, preset, work, seed):
+    """Return the commands that write the rows: of the page's toy world, or of its recipes."""
+    if "world" in page:
+        return [["-m", f"data.{page['world']['recipe']}", "--preset", preset, "--work", work, "--seed", str(seed)]]
+    commands = [["-m", f"data.{recipe.split()[0]}", *recipe.split()[1:], "--work", work] for recipe in page["recipes"]]
+    for command in commands:
+        if command[1] == "data.multispeechqa" and os.environ.get("TTS"):
+            command += ["--tts", os.environ["TTS"]]
+    return commands
+
+
+def run_commands(page, preset, work, seed):
+    """Return [commands that may run side by side] of the whole system."""
+    entries = [entry if isinstance(entry, tuple) else (entry,) for entry in page["stages"]]
+    return ([[command] for command in row_commands(page, preset, work, seed)]
+            + [[stage_command(entry, preset, work, seed) for entry in group] for group in entries])
+
+
+def ablation_commands(page, preset, work, seed):
+    """Return the commands of the page's `ablations`: train each variant of C, decode all, score."""
+    names = list(page["ablations"])
+    decoding = ["--systems", ",".join(f"C-{name}:merged-{name}" for name in names),
+                "--test_sets", page["ablation_test_sets"]]
+    trainings = [[stage_command("merge_sft", preset, work, seed, "--ablation", name)] for name in names]
+    return [*trainings,
+            [stage_command("infer", preset, work, seed, *decoding)],
+            [stage_command("eval", preset, work, seed)]]
+
+
+def sweep_commands(page, preset, work, seed):
+    """
+    Return the commands of the page's `sweep`: Speech-IFEval of the text LLM and of trained systems, and of the last of
+    them with its adapters at every strength.
+    """
+    sweep = page["sweep"]
+    rows = [["-m", f"data.{recipe}", "--work", work] for recipe in sweep.get("recipes", [])]
+    features = [stage_command("extract_features", preset, work, seed, "--corpora", recipe)
+                for recipe in sweep.get("recipes", [])]
+    cap = ["--max_new_tokens", str(sweep["max_new_tokens"])] if "max_new_tokens" in sweep else []
+    scaled, scales = sweep["scaled"], [float(scale) for scale in sweep["scales"].split(",")]
+    tests = ",".join(filter(None, (sweep.get("test_sets"), sweep["constraint_sets"])))
+    names = [entry.partition(":")[0] for entry in sweep["systems"].split(",") if entry != sweep["reference"]]
+    names += [scaled.partition(":")[0] + ("" if scale == 1 else f"@{scale:g}") for scale in scales]
+    folder = os.path.join(work, page["run"], "predictions")
+    return [[command] for command in [
+        *rows, *features,
+        stage_command("infer", preset, work, seed, "--systems", sweep["systems"],
+                      "--test_sets", sweep["constraint_sets"], *cap),
+        stage_command("infer", preset, work, seed, "--systems", scaled, "--lora_scale", sweep["scales"],
+                      "--test_sets", tests, *cap),
+        ["-m", "metrics.speech_ifeval", *(os.path.join(folder, name) for name in names),
+         "--reference", os.path.join(folder, sweep["reference"]), "--corpus", sweep["corpus"],
+         "--judge", os.environ.get("JUDGE") or sweep["judge"]],
+        stage_command("eval", preset, work, seed)]]
+
+
+def run_side_by_side(commands):
+    """
+    Run commands at the same time, or one after the other where there is a GPU, and print each. SystemExit with the exit
+    code of the first one that fails; the others are ended.
+    """
+    together = min(len(commands), os.cpu_count()) if len(commands) > 1 and pick_device().type == "cpu" else 1
+    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, os.cpu_count() // together))} if together > 1 else None
+    for first in range(0, len(commands), together):
+        running = []
+        for command in commands[first:first + together]:
+            print("+ " + shlex.join(["python", *command]), flush=True)
+            running.append(subprocess.Popen([sys.executable, *command], env=environment))
+        try:
+            while any(process.poll() is None for process in running) and not any(process.poll() for process in running):
+                time.sleep(0.2)
+        finally:
+            for process in running:
+                if process.poll() is None:
+                    process.terminate()
+        failed = [process.wait() for process in running if process.wait()]
+        if failed:
+            raise SystemExit(max(failed[0], 1))
+
+
+PARTS = {"": run_commands, "ablations": ablation_commands, "sweep": sweep_commands}
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("preset", nargs="?", default="tiny", help="a page of config/, or the path of a page")
+    parser.add_argument("part", nargs="?", default="", choices=list(PARTS), help="empty for the system itself")
+    parser.add_argument("--work", default="work", help="root folder of everything that is written")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dry", action="store_true", help="print the commands and run nothing")
+    args = parser.parse_args(argv)
+    page = read_page(args.preset)
+    if args.part and args.part not in page:
+        raise SystemExit(f"{page['file']} has no {args.part}")
+    unknown = {entry.split()[0] for group in page["stages"] for entry in ([group] if isinstance(group, str) else group)}
+    unknown -= {*STAGES}
+    if unknown:
+        raise SystemExit(f"{page['file']}: {', '.join(unknown)} is not one of the stages {', '.join(STAGES)}")
+    for commands in PARTS[args.part](page, args.preset, args.work, args.seed):
+        if args.dry:
+            print("\n".join(shlex.join(["python", *command]) for command in commands))
+        else:
+            run_side_by_side(commands)
+
+
+if __name__ == "__main__":
+    main()

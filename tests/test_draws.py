@@ -1,0 +1,167 @@
+"""The sampler: the shares of tasks, languages, validity and corpora that the config pages ask for."""
+from collections import Counter
+from itertools import islice
+
+import pytest
+
+import merge_sft
+import train_lora
+import train_projector
+from speech_llm.constants import read_page
+from speech_llm.draws import draw, draw_frames, pick_validation
+from speech_llm.rows import corpus_of
+
+
+A, B, C = train_projector.Config(), train_lora.Config(), merge_sft.Config()      # the constants of the 2025 paper
+LANGUAGES = ("en", "de", "it", "zh")
+
+
+def make_rows(corpus="tiny", count=6):
+    """Return `count` rows of every kind of speech, and as many translations that are text alone."""
+    rows = []
+    for n in range(count):
+        base = {"utterance": f"{corpus}/{n}", "audio": "a.wav", "transcript": "x", "target": "y", "question": "q"}
+        kinds = [("ASR", "en", True), *[("ST", language, True) for language in ("de", "it", "zh")],
+                 *[("SQA", language, valid) for language in LANGUAGES for valid in (True, False)]]
+        rows += [{**base, "id": f"{corpus}/{n}/{task}.{language}.{valid}", "task": task, "language": language,
+                  "answerable": valid} for task, language, valid in kinds]
+        rows.append({"id": f"{corpus}/{n}/text", "task": "ST", "language": "de", "transcript": "x", "target": "y",
+                     "answerable": True})
+    return rows
+
+
+def kind(rows):
+    """Return the (task, language, answerable) that a draw's rows have in common."""
+    [common] = {(row["task"], row["language"], row["answerable"]) for row in rows}
+    return common
+
+
+# 2025, section 5.1 and Table 13: the share of the draws, task times language and validity
+QUESTIONS = {("SQA", language, valid): 0.4 * (0.2 if valid else 0.05) for language in LANGUAGES
+             for valid in (True, False)}
+CELLS = {
+    "A.1": {("ASR", "en", True): .4, ("ST", "de", True): .18, ("ST", "it", True): .18, ("ST", "zh", True): .24},
+    "A.2": {("ASR", "en", True): .4, ("ST", "de", True): .105, ("ST", "it", True): .105, ("ST", "zh", True): .14,
+            ("SQA", "en", True): .05, ("SQA", "en", False): .05, ("SQA", "de", True): .0375,
+            ("SQA", "de", False): .0375, ("SQA", "it", True): .0375, ("SQA", "it", False): .0375},
+    "B": {("ST", "de", True): .24, ("ST", "it", True): .18, ("ST", "zh", True): .18, **QUESTIONS},
+    "C": {("ASR", "en", True): .2, ("ST", "de", True): .16, ("ST", "it", True): .12, ("ST", "zh", True): .12,
+          **QUESTIONS},
+}
+MIXTURES = {"A.1": A.mixture, "A.2": read_page("iwslt25_a2")["train_projector"]["mixture"], "B": B.mixture,
+            "C": C.mixture}
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_shares_of_tasks_languages_and_validity(name):
+    counts = Counter()
+    for rows, text in islice(draw(make_rows(), MIXTURES[name], {}, batch=2, batch_sqa=1, seed=0), 10_000):
+        assert text is (name == "B") and len(rows) == (1 if rows[0]["task"] == "SQA" and not text else 2)
+        counts[kind(rows)] += 1
+    assert counts.keys() == CELLS[name].keys()
+    for cell, share in CELLS[name].items():
+        assert counts[cell] / 10_000 == pytest.approx(share, abs=0.015), cell     # three standard deviations at .4
+
+
+def test_every_row_of_a_pool_comes_once_before_any_comes_twice():
+    draws = draw(make_rows(count=10), {"ST": (1.0, {"it": 1.0})}, {}, batch=4, batch_sqa=4, seed=0)
+    ids = [row["id"] for rows, _ in islice(draws, 15) for row in rows]
+    assert all(len({*ids[n:n + 10]}) == 10 for n in range(0, 60, 10))      # though 4 does not divide 10
+    assert ids[:10] != ids[10:20]                                          # shuffled anew
+
+
+def test_corpora_by_size_or_by_the_shares_of_the_paper():
+    rows = make_rows("covost2", 30) + make_rows("europarlst", 10)
+
+    def share_of_covost2(task, language):
+        draws = islice(draw(rows, {task: (1.0, {language: 1.0})}, A.shares, 1, 1, seed=0), 4000)
+        return sum(corpus_of(row) == "covost2" for [row], _ in draws) / 4000
+    assert share_of_covost2("ASR", "en") == pytest.approx(0.8, abs=0.02)   # section 5.1
+    assert share_of_covost2("ST", "de") == pytest.approx(0.75, abs=0.02)   # 30 of 40 rows
+
+
+def test_a_share_may_stand_for_one_language_alone():
+    """Table 5 of 2026: MT into Italian has no CoVoST 2, MT into German mostly GigaST."""
+    mixture, shares = {"MT": (1.0, {"de": 0.5, "it": 0.5})}, read_page("iwslt26")["train_lora"]["shares"]
+    rows = [row for corpus in ("covost2", "europarlst", "gigast") for row in make_rows(corpus)]
+    counts = Counter((row["language"], corpus_of(row)) for [row], _ in islice(draw(rows, mixture, shares, 1, 1, 0), 999))
+    assert ("it", "covost2") not in counts and counts["de", "gigast"] > 0.9 * 0.45 * 999
+
+
+def test_c_follows_speech_by_a_paired_text_draw():
+    """After ASR and after a text draw comes speech; the paired rows are of the same kind, but drawn apart."""
+    draws, same, other = draw(make_rows(), C.mixture, {}, batch=2, batch_sqa=1, seed=0, paired_text=True), 0, 0
+    for _ in range(2000):
+        speech, text = next(draws)
+        assert not text and all("utterance" in row for row in speech)
+        if speech[0]["task"] != "ASR":
+            paired, text = next(draws)
+            assert text and kind(paired) == kind(speech) and len(paired) == 2
+            same, other = same + (speech[0]["id"] == paired[0]["id"]), other + (speech[0]["id"] != paired[0]["id"])
+    assert other > same
+
+
+def test_rows_without_speech_are_drawn_as_text_alone():
+    rows = make_rows()
+    speech = [*islice(draw(rows, {"ST": (1.0, {"de": 1.0})}, {}, 3, 3, seed=0), 50)]
+    text = [*islice(draw(rows, {"MT": (1.0, {"de": 1.0})}, {}, 3, 3, seed=0), 50)]
+    assert all("utterance" in row for drawn, _ in speech for row in drawn)
+    assert Counter("utterance" in row for drawn, _ in text for row in drawn) == {True: 75, False: 75}
+
+
+def test_the_same_seed_draws_the_same():
+    first, again, other = ([[row["id"] for row in rows] for rows, _ in islice(draw(make_rows(), C.mixture, {}, 2, 1, n), 50)]
+                           for n in (0, 0, 1))
+    assert first == again != other
+
+
+def test_a_kind_of_the_mixture_without_rows_is_refused():
+    rows = [row for row in make_rows() if (row["task"], row["language"], row["answerable"]) != ("SQA", "it", False)]
+    with pytest.raises(SystemExit, match="wants SQA in it, unanswerable, but no row is of that kind"):
+        next(draw(rows, MIXTURES["A.2"], {}, 2, 1, seed=0))
+    next(draw(rows, A.mixture, {}, 2, 1, seed=0))                          # which asks for none
+
+
+def test_fluent_answers_or_short_ones_but_always_some_unanswerable_questions():
+    """Rows with fluent answers are a corpus of their own, without unanswerable questions."""
+    rows = make_rows("spokensquad") + [row for row in make_rows("spokensquad-fluent") if row["answerable"]]
+    short = read_page("iwslt25_short")["merge_sft"]["shares"]
+    for shares, corpus in ((C.shares, "spokensquad-fluent"), (short, "spokensquad")):
+        draws = [*islice(draw(rows, {"SQA": (1.0, {"en": (0.5, 0.5)})}, shares, 1, 1, seed=0, paired_text=True), 200)]
+        assert {(corpus_of(row), row["answerable"], text) for drawn, text in draws for row in drawn} == {
+            (name, answerable, text) for name, answerable in ((corpus, True), ("spokensquad", False))
+            for text in (True, False)}
+
+
+@pytest.mark.parametrize("ablation, corpora", [("no-synthetic", {"covost2", "europarlst"}),
+                                               ("only-synthetic", {"spokensquad"})])
+def test_synthetic_text_alone_or_left_out(ablation, corpora):
+    """Table 10 of 2025: the text draws change, the speech draws do not."""
+    rows = [row for corpus in ("covost2", "europarlst", "spokensquad") for row in make_rows(corpus)]
+    shares = read_page("iwslt25")["ablations"][ablation]["shares"]
+    draws = islice(draw(rows, {"ST": (1.0, {"de": 1.0})}, shares, 1, 1, seed=0, paired_text=True), 400)
+    drawn = {(text, corpus_of(row)) for rows, text in draws for row in rows}
+    assert {corpus for text, corpus in drawn if text} == corpora
+    assert {corpus for text, corpus in drawn if not text} == {"covost2", "europarlst", "spokensquad"}
+
+
+def test_draws_of_frames_are_full_and_use_every_row_once():
+    """Rows of 1 to 9 frames, 45 in all, in draws of at least 20."""
+    features = {str(n): [0] * n for n in range(1, 10)}
+    rows = [{"utterance": name} for name in features]
+    draws = [[row["utterance"] for row in drawn] for drawn, _ in islice(draw_frames(rows, features, 20, seed=0), 8)]
+    assert all(20 <= sum(map(int, drawn)) < 29 for drawn in draws)
+    assert len({*sum(draws, [])[:9]}) == 9
+
+
+def test_validation_rows_are_those_of_the_drawn_corpora_and_always_the_same():
+    rows = make_rows("covost2", 9) + make_rows("acl6060", 9)
+    chosen = pick_validation(rows, {"ASR": (0.5, {"en": 1.0}), "SQA": (0.5, {"de": (0.5, 0.5)})},
+                             {"ASR": {"covost2": 1.0}}, 4)
+    assert Counter((row["task"], row["answerable"]) for row in chosen) == {
+        ("ASR", True): 4, ("SQA", True): 4, ("SQA", False): 4}
+    assert {corpus_of(row) for row in chosen if row["task"] == "ASR"} == {"covost2"}
+    assert chosen == pick_validation(rows, {"ASR": (0.5, {"en": 1.0}), "SQA": (0.5, {"de": (0.5, 0.5)})},
+                                     {"ASR": {"covost2": 1.0}}, 4)
+    with pytest.raises(SystemExit, match="the dev rows hold nothing for ASR"):
+        pick_validation([], {"ASR": (1.0, {"en": 1.0})}, {}, 4)

@@ -1,0 +1,266 @@
+"""Any chat LLM: its loss, its batches and its answers are those of transformers, and what cannot be so is refused."""
+import json
+import shutil
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import save_file
+
+from data.tiny_models import make_tokenizer
+from speech_llm.batches import Batch
+from speech_llm.decode import generate
+from speech_llm.llm import decode_text, load_llm, loading, stop_ids
+from speech_llm.prompts import encode_prompt
+from train_projector import answer_loss
+
+
+CPU = torch.device("cpu")
+SIZES = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+             initializer_range=0.5, tie_word_embeddings=False, pad_token_id=0, bos_token_id=1,
+             eos_token_id=2)
+VISION = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28,
+              patch_size=14)
+LONG = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [9.0] * 4,
+        "factor": 4.0}
+FAMILIES = {  # what each does that a Llama does not: a window of four tokens, scaled logits, scaled embeddings
+    "Llama": {}, "Mistral": {"sliding_window": 4}, "Qwen2": {}, "Qwen3": {"head_dim": 16}, "SmolLM3": {},
+    "Phi3": {"sliding_window": 4}, "Phi3 of long texts": {"rope_parameters": LONG, "max_position_embeddings": 64,
+                                                 "original_max_position_embeddings": 24},
+    "Gemma2": {"sliding_window": 4, "head_dim": 8, "final_logit_softcapping": 2.0, "attn_logit_softcapping": 2.0},
+    "Gemma3Text": {"sliding_window": 4, "head_dim": 8},
+    "Gemma3": {"sliding_window": 4, "head_dim": 8},
+    "Cohere": {"logit_scale": 0.125}, "Cohere2": {"sliding_window": 4, "logit_scale": 0.25},
+    "Granite": {"logits_scaling": 8.0, "embedding_multiplier": 12.0, "residual_multiplier": 0.5},
+}
+
+
+def save_llm(folder, llama, family, **options):
+    """Save a random LLM of a family with the tiny Llama's tokenizer -> its folder."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(llama)
+    sizes = {**SIZES, "vocab_size": len(tokenizer), **options}
+    if family == "Gemma3":                                                 # with eyes, as on the hub
+        config = transformers.Gemma3Config(text_config=sizes, vision_config=VISION, mm_tokens_per_image=4,
+                                           tie_word_embeddings=False)
+    else:
+        config = getattr(transformers, f"{family}Config")(**sizes)
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for weight in model.parameters():                                  # norms and scales begin as 1 or 0
+            weight += 0.1 * torch.randn_like(weight)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def llm(request, llama, tmp_path_factory):
+    family = request.param.split()[0]
+    return load_llm(save_llm(tmp_path_factory.mktemp(family), llama, family, **FAMILIES[request.param]), CPU)[0]
+
+
+def sample(before, speech, after, answer):
+    """What the LLM reads of a row whose frames are token ids."""
+    return {"before": before, "frames": [[token] for token in speech], "slots": len(speech), "after": after,
+            "answer": answer}
+
+
+class Lookup(torch.nn.Module):
+    """A perfect projector: each frame is a token's number and becomes that token's row of the LLM's table."""
+
+    def __init__(self, llm):
+        super().__init__()
+        self.table = llm.get_input_embeddings().weight
+
+    def forward(self, frames, lengths):
+        return self.table[frames[..., 0].long()]
+
+
+SAMPLES = [sample([5, 6, 7], [8, 9, 10, 11], [12], [13, 14, 2]), sample([5], [20], [21, 22], [2]),
+           sample([30] * 9, [31, 32], [33, 34, 35], [36, 37, 38, 39, 2])]
+
+
+def test_the_loss_is_transformers_own(llm):
+    """A frame that becomes a token's vector is read as that token; the loss falls on the answers."""
+    losses = []
+    for s in SAMPLES:
+        ids = s["before"] + [frame[0] for frame in s["frames"]] + s["after"] + s["answer"]
+        labels = [-100] * (len(ids) - len(s["answer"])) + s["answer"]
+        mean = llm(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss
+        losses.append(mean * len(s["answer"]))
+        assert torch.allclose(answer_loss(llm, Lookup(llm), Batch.of([s]))[0], losses[-1], rtol=1e-4)
+    assert torch.allclose(answer_loss(llm, Lookup(llm), Batch.of(SAMPLES))[0], sum(losses), rtol=1e-4)
+
+
+def test_greedy_decoding_is_transformers_own(llm):
+    """Prompts of 1 to 19 tokens, longer than a window of four and than LongRoPE's short texts, alone and together."""
+    rng = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(3, 600, (length,), generator=rng) for length in (19, 1, 7, 12, 2)]
+    embedded = [llm.get_input_embeddings()(prompt) for prompt in prompts]
+    expected = [llm.generate(input_ids=prompt[None], do_sample=False, max_new_tokens=12)[0, len(prompt):].tolist()
+                for prompt in prompts]
+    expected = [ids[:-1] if ids[-1] == 2 else ids for ids in expected]
+    alone = [generate(llm, [prompt], 12, {2})[0] for prompt in embedded]
+    assert generate(llm, embedded, 12, {2}) == alone
+    if "longrope" not in str(llm.config):                                  # transformers starts anew at the border
+        assert alone == expected
+
+
+# --- What is refused.
+
+@pytest.mark.parametrize("family, options, says", [
+    ("Llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
+     "under dynamic RoPE scaling a row's answer depends on the rows beside it"),
+    ("Mamba", {"state_size": 4}, "layers of the kind linear_attention cannot be decoded in batches"),
+    ("Lfm2", {"layer_types": ["conv", "full_attention"]}, "layers of the kind conv cannot be decoded"),
+    ("Llama4Text", {"head_dim": 8, "intermediate_size_mlp": 48, "num_local_experts": 2,
+                    "layer_types": ["chunked_attention", "full_attention"]}, "of the kind chunked_attention"),
+    ("Gemma3nText", {"head_dim": 8, "vocab_size_per_layer_input": 600, "num_kv_shared_layers": 0,
+                     "activation_sparsity_pattern": [0.0, 0.0]}, "reads more of a token than its embedding")])
+def test_an_llm_that_would_answer_wrongly_is_refused_by_name(llama, tmp_path, family, options, says):
+    folder = save_llm(tmp_path / "llm", llama, family, **options)
+    with pytest.raises(ValueError, match=f"{folder}: .*{says}"):
+        load_llm(folder, CPU)
+
+
+def test_an_llm_without_a_chat_template_is_refused_by_name(llama, tmp_path):
+    shutil.copytree(llama, tmp_path / "llm")
+    tokenizer = transformers.GPT2Tokenizer(vocab={"a": 0, "<|endoftext|>": 1}, merges=[])
+    for name in ("chat_template.jinja", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "llm" / name).unlink()
+    tokenizer.save_pretrained(tmp_path / "llm")
+    with pytest.raises(ValueError, match=f"the tokenizer of {tmp_path / 'llm'} has no chat template"):
+        load_llm(str(tmp_path / "llm"), CPU)
+
+
+# --- Errors of loading name the model and the mend.
+
+def hub_error(name, reason):
+    import httpx
+    import huggingface_hub.errors
+    response = httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co"))
+    return getattr(huggingface_hub.errors, name)(reason, response=response)
+
+
+def test_a_gated_model_says_where_its_licence_is():
+    with pytest.raises(ValueError, match="the checkpoint org/gated cannot be loaded .*; accept its licence at "
+                                         "https://huggingface.co/org/gated, then run: hf auth login"), \
+            loading("org/gated"):
+        try:
+            raise hub_error("GatedRepoError", "403: access to model org/gated is restricted")
+        except Exception as error:
+            raise OSError("You are trying to access a gated repo.") from error
+
+
+@pytest.mark.parametrize("path, says", [
+    ("nobody/never-downloaded", "the checkpoint nobody/never-downloaded cannot be loaded .*; "
+                                "run: hf download nobody/never-downloaded"),
+    ("work/models/tiny-llama", "the checkpoint work/models/tiny-llama cannot be loaded .*; there is no such folder")])
+def test_a_model_that_was_never_there_is_not_to_be_got_again(path, says, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=says) as error:
+        load_llm(path, CPU)
+    assert "again" not in str(error.value) and len(str(error.value)) < 700
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_damaged_file_is_named(llama, tmp_path, name):
+    shutil.copytree(llama, tmp_path / "llm")
+    with open(tmp_path / "llm" / name, "rb+") as file:
+        file.truncate(100)
+    with pytest.raises(ValueError, match=f"; {tmp_path / 'llm' / name} is damaged; replace it"):
+        load_llm(str(tmp_path / "llm"), CPU)
+
+
+# --- Answers.
+
+def test_thoughts_are_cut_from_answers(llama):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(llama)
+    for written, answer in [("<think>\n\n</think>\n\nAnna", "Anna"), ("<think>Who? A cat</think> Anna. ", "Anna."),
+                            ("<think>Who has a cat", ""), ("Anna <think>a</think>has<think>b</think>", "Anna has"),
+                            ("3 < 5", "3 < 5")]:
+        ids = tokenizer(written + "<|eot_id|>", add_special_tokens=False)["input_ids"]
+        assert decode_text(tokenizer, ids) == answer
+
+
+def test_stop_ids_are_all_that_end_a_turn(llama):
+    model, tokenizer = load_llm(llama, CPU)
+    end, *others = tokenizer.convert_tokens_to_ids(["<|eot_id|>", "<|end_of_text|>", "<|eom_id|>"])
+    assert stop_ids(model, tokenizer) == {end, *others}
+    for given, expected in ((None, {end}), (others[0], {end, others[0]})):
+        model.generation_config.eos_token_id = given
+        assert stop_ids(model, tokenizer) == expected
+
+
+# --- Qwen2.5-Omni: the text part of the thinker, and its turn around audio.
+
+OMNI = """{% for m in messages %}{% if loop.first and m.role != 'system' %}<|im_start|>system
+You are a helpful assistant.<|im_end|>
+{% endif %}<|im_start|>{{ m.role }}
+{% if m.content is string %}{{ m.content }}{% else %}{% for part in m.content %}{% if part.type == 'audio' -%}
+<|audio_bos|><|AUDIO|><|audio_eos|>{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+@pytest.fixture(scope="module")
+def omni(tmp_path_factory):
+    """A random Qwen2.5-Omni in the hub's format -> (its thinker, its folder)."""
+    folder = tmp_path_factory.mktemp("omni")
+    tokenizer = make_tokenizer(["Who has a cat?"] * 9, 300, "qwen3")
+    tokenizer.add_tokens(["<|audio_bos|>", "<|AUDIO|>", "<|audio_eos|>"], special_tokens=True)
+    config = transformers.Qwen2_5OmniConfig()
+    thinker = config.thinker_config
+    rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e6}
+    thinker.vision_start_token_id, thinker.audio_token_id = -1, tokenizer.convert_tokens_to_ids("<|AUDIO|>")
+    for part, sizes in ((thinker.text_config, {**SIZES, "vocab_size": len(tokenizer), "num_attention_heads": 2,
+                                               "layer_types": ["full_attention"] * 2, "max_window_layers": 2,
+                                               "num_key_value_heads": 1, "rope_parameters": rope}),
+                        (thinker.audio_config, dict(d_model=16, encoder_layers=1, encoder_attention_heads=2,
+                                                    encoder_ffn_dim=16, output_dim=32)),
+                        (thinker.vision_config, dict(depth=1, hidden_size=16, intermediate_size=16, num_heads=2,
+                                                     out_hidden_size=32))):
+        for name, value in sizes.items():
+            setattr(part, name, value)
+    torch.manual_seed(0)
+    model = transformers.Qwen2_5OmniThinkerForConditionalGeneration(thinker).eval()
+    save_file({f"thinker.{name}": tensor.clone() for name, tensor in model.state_dict().items()},
+              folder / "model.safetensors", metadata={"format": "pt"})
+    config.save_pretrained(folder)
+    tokenizer.chat_template = None                       # on the hub the template stands beside the processor
+    tokenizer.save_pretrained(folder)
+    with open(folder / "chat_template.json", "w") as file:
+        json.dump({"chat_template": OMNI}, file)
+    return model, str(folder)
+
+
+def test_qwen25_omni_answers_audio_as_its_thinker_does(omni):
+    """The template's turn around two seconds of audio; the audio tower's output stands in the place of frames."""
+    thinker, folder = omni
+    llm, tokenizer = load_llm(folder, CPU)
+    assert llm.config.model_type == "qwen2"
+    row = {"id": "x", "task": "SQA", "language": "en", "transcript": "Who has a cat?", "question": "Who has a cat?"}
+    before, after = encode_prompt(tokenizer, row, prompt="omni")
+    chats = [{"role": "user", "content": [{"type": "audio"}]}]
+    wanted = tokenizer.apply_chat_template(chats, chat_template=OMNI, add_generation_prompt=True)["input_ids"]
+    assert before + [thinker.config.audio_token_id] + after == wanted
+    mel, seen = torch.randn(1, 128, 200), torch.ones(1, 200, dtype=torch.long)
+    with torch.no_grad():
+        audio = thinker.get_audio_features(mel, seen).last_hidden_state                              # (50, D)
+        ids = torch.tensor([before + [thinker.config.audio_token_id] * len(audio) + after])
+        answer = thinker.generate(input_ids=ids, input_features=mel, feature_attention_mask=seen,
+                                  do_sample=False, max_new_tokens=8, eos_token_id=2)[0, ids.shape[1]:]
+        table = llm.get_input_embeddings()
+        prompt = torch.cat([table(torch.tensor(before)), audio, table(torch.tensor(after))])
+    assert len(audio) == 50 and generate(llm, [prompt], 8, {2}) == [answer.tolist()]
+
+
+def test_omni_s_words_beside_the_audio(omni):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(omni[1], chat_template=OMNI)
+    row = {"id": "x", "task": "ASR", "language": "en", "transcript": "Who has a cat?"}
+    before, after = map(tokenizer.decode, encode_prompt(tokenizer, row, prompt="omni"))
+    assert before == ("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|audio_bos|>")
+    assert after == "<|audio_eos|>Transcribe this utterance<|im_end|>\n<|im_start|>assistant\n"
+    with pytest.raises(ValueError, match="prompt 'omni': the tokenizer of .* lacks"):
+        encode_prompt(make_tokenizer(["Anna"], 300), row, prompt="omni")

@@ -1,0 +1,82 @@
+"""speech_llm/resumable.py: work on many items that a kill does not lose."""
+import json
+import os
+
+import pytest
+
+from speech_llm.resumable import resumable
+
+SETTINGS = {"model": "m", "beam": 5}
+ITEMS = ["ccc", "a", "bb", "a", "dddd", "ee", "fffff"]
+
+
+class Maker:
+    """make() whose result shows which batch an item was in; raises in place of its `kill`-th batch."""
+    def __init__(self, kill=None):
+        self.batches, self.kill = [], kill
+
+    def __call__(self, items):
+        self.batches.append(items)
+        if len(self.batches) == self.kill:
+            raise KeyboardInterrupt
+        return [f"{item} of {'+'.join(items)}" for item in items]
+
+
+def test_items_come_back_in_order_made_once_and_batched_by_size(tmp_path):
+    make = Maker()
+    results = resumable(str(tmp_path / "new" / "x.jsonl"), SETTINGS, ITEMS, make, batch=2)
+    assert make.batches == [["a", "bb"], ["ee", "ccc"], ["dddd", "fffff"]]
+    assert results[:4] == ["ccc of ee+ccc", "a of a+bb", "bb of a+bb", "a of a+bb"]
+
+
+@pytest.mark.parametrize("kill, cut", [(1, 0), (2, 0), (3, 0), (3, 1), (3, 30), (3, 70), (None, 5)])
+def test_a_killed_run_goes_on_to_the_results_of_an_unbroken_one(tmp_path, kill, cut):
+    """`kill`: the batch in which it dies; `cut`: bytes of the last lines that never reached the disk."""
+    path, first, second = str(tmp_path / "x.jsonl"), Maker(kill), Maker()
+    unbroken = resumable(str(tmp_path / "unbroken.jsonl"), SETTINGS, ITEMS, Maker(), batch=2)
+    try:
+        resumable(path, SETTINGS, ITEMS, first, batch=2)
+    except KeyboardInterrupt:
+        pass
+    os.truncate(path, os.path.getsize(path) - cut)
+    assert resumable(path, SETTINGS, ITEMS, second, batch=2) == unbroken
+    done = [batch for batch in first.batches[:kill and kill - 1] if batch not in second.batches]
+    assert len(done) == 3 - len(second.batches) and (cut or len(done) == (kill or 4) - 1)    # nothing is made again
+    third = Maker()
+    assert resumable(path, SETTINGS, ITEMS, third, batch=2) == unbroken and not third.batches
+    for line in open(path, encoding="utf-8"):
+        json.loads(line)
+
+
+def test_a_batch_is_on_disk_before_the_next_one_starts(tmp_path):
+    path, lines = tmp_path / "x.jsonl", []
+
+    def make(items):
+        lines.append(path.read_text().count("\n"))
+        return items
+    resumable(str(path), SETTINGS, ITEMS, make, batch=2)
+    assert lines[1:] == [1 + 2, 1 + 4]                       # the settings, and two lines a batch
+
+
+def test_results_of_other_settings_are_refused(tmp_path):
+    path = str(tmp_path / "x.jsonl")
+    resumable(path, SETTINGS, ITEMS, Maker(), batch=2)
+    with pytest.raises(SystemExit, match=rf"{path} was made with beam 5 \(now 1\)"):
+        resumable(path, {**SETTINGS, "beam": 1}, ITEMS, Maker(), 2)
+
+
+@pytest.mark.parametrize("line", [b"{nonsense", b'"\xff"', b'{"item": "a"}', b"[1]"])
+@pytest.mark.parametrize("place", [0, 2])
+def test_a_damaged_line_is_named(tmp_path, line, place):
+    path = str(tmp_path / "x.jsonl")
+    resumable(path, SETTINGS, ITEMS, Maker(), batch=2)
+    lines = open(path, "rb").read().split(b"\n")
+    lines[place] = line
+    open(path, "wb").write(b"\n".join(lines))
+    with pytest.raises(SystemExit, match=f"{path} line {place + 1} (is damaged|has no )"):
+        resumable(path, SETTINGS, ITEMS, Maker(), 2)
+
+
+def test_a_maker_that_loses_an_item_is_caught(tmp_path):
+    with pytest.raises(RuntimeError, match="1 results for 2 items"):
+        resumable(str(tmp_path / "x.jsonl"), SETTINGS, ["a", "b"], lambda items: items[:1], batch=2)

@@ -302,9 +302,9 @@ def speak_one(job):
         soundfile.write(temporary, wave, 16000, format="FLAC", subtype="PCM_16")
 
 
-def make_world(work, world, seed):
+def draw_world(work, world, seed):
     """
-    Write rows and audio of the three splits and return {split: rows}. No sentence occurs twice.
+    Return ({split: rows}, the jobs of speak_one that make the audio). No sentence occurs twice.
     world: {"corpus", "choices", and the number of utterances of "train", "dev" and "test"}.
     """
     rng, sentences, splits, jobs, corpus = random.Random(seed), set(), {}, [], world["corpus"]
@@ -316,9 +316,7 @@ def make_world(work, world, seed):
             audio = os.path.join(work, "audio", corpus, f"{split}-{n:05d}.flac")
             jobs.append((audio, sentence["text"][0], rng.choice(VOICES[split]), rng.getrandbits(32), ACCENTS, RATES))
             splits[split] += sentence_rows(rng, sentence, f"{corpus}/{split}-{n:05d}", audio, world["choices"])
-    write_recorded(work, corpus, splits, speak_one, jobs, "speak")
-    write_world(work, corpus, splits["test"])
-    return splits
+    return splits, jobs
 
 
 def draw_fresh(rng, excluded):
@@ -339,11 +337,14 @@ def main(argv=None):
     if finished(work, corpus, settings):
         return
     begin(work, corpus, settings)
-    splits = make_world(work, settings, seed)
+    splits, jobs = draw_world(work, settings, seed)
     held_out = {row["transcript"] for split in ("dev", "test") for row in splits[split]}
-    from data.tiny_models import make_models                 # torch and transformers: not needed above
-    make_models(os.path.join(work, "models", corpus), splits,
-                functools.partial(draw_rows, held_out, settings["choices"]), settings)
+    from data.tiny_models import making_llm, make_encoder    # they import torch, which speak_one's processes do without
+    models = os.path.join(work, "models", corpus)
+    with making_llm(models, functools.partial(draw_rows, held_out, settings["choices"]), settings):
+        write_recorded(work, corpus, splits, speak_one, jobs, "speak")
+        write_world(work, corpus, splits["test"])
+        make_encoder(f"{models}-seamless", splits["train"], splits["dev"], settings["encoder_steps"], seed)
     finish_world(work, corpus, settings, splits)
 
 

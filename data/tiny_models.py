@@ -5,7 +5,7 @@ Make tiny foundation models in the hub's own format, which stand in for the real
     make_whisper    a Whisper that detects the language and transcribes; its encoder learns CTC as well
     make_llm        a Llama, Qwen3 or Cohere with a byte-level BPE tokenizer and its own turns; it learns from texts
     make_bert       an untrained BERT with the shapes that a Q-Former starts from
-    make_models     encoder and LLM of one world at once, one process each
+    making_llm      make_llm in a process of its own, beside the making of the audio and the encoder
 
 All models are written with save_pretrained, so every stage loads them by the code that loads the real checkpoints.
 Muon (torch.optim) trains the matrices, AdamW the other parameters. All of it is our choice.
@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import random
 import shutil
+from contextlib import contextmanager
 from functools import partial
 
 import soundfile
@@ -120,7 +121,7 @@ def seamless_config():
     from transformers import SeamlessM4Tv2Config
     return SeamlessM4Tv2Config(
         hidden_size=128, speech_encoder_layers=4, speech_encoder_attention_heads=4,
-        speech_encoder_intermediate_size=256, speech_encoder_layerdrop=0.0, speech_encoder_dropout=0.05,
+        speech_encoder_intermediate_size=256, speech_encoder_layerdrop=0.0, speech_encoder_dropout=0.0,
         vocab_size=64, t2u_vocab_size=64, char_vocab_size=64, unit_hifi_gan_vocab_size=64,
         encoder_layers=1, encoder_ffn_dim=64, encoder_attention_heads=4,
         decoder_layers=1, decoder_ffn_dim=64, decoder_attention_heads=4,
@@ -423,8 +424,9 @@ def make_tokenizer(texts, vocabulary, family="llama"):
     from transformers import PreTrainedTokenizerFast
     begin, pad, ends, others = FAMILIES[family]
     bpe = Tokenizer(models.BPE())
-    # words with their leading space, digits apart, punctuation with its newlines, other white space
-    words = Regex(r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+")
+    # words with their leading space, Chinese characters and digits apart, punctuation with its newlines, other white
+    # space: a Chinese sentence as one token would hide its words
+    words = Regex(r"\p{Han}| ?[\p{L}&&\P{Han}]+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+")
     bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(words, "isolated"),
                                                  pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     bpe.decoder = decoders.ByteLevel()
@@ -561,17 +563,28 @@ def make_bert(folder, seed):
                                       intermediate_size=256, max_position_embeddings=64)))
 
 
-def in_parallel(*jobs):
-    """Call each job in a process of its own with one thread: two threads gain little on small matrices."""
-    with multiprocessing.get_context("spawn").Pool(len(jobs), torch.set_num_threads, (1,)) as pool:
-        for result in [pool.apply_async(job) for job in jobs]:
-            result.get()
+def run_job(job):
+    """Call a job with one thread: two threads gain little on small matrices."""
+    torch.set_num_threads(1)
+    job()
 
 
-def make_models(prefix, splits, draw_rows, settings):
-    """Save <prefix>-seamless and <prefix>-<family>, both at once. settings: the world's constants and the seed."""
-    family, seed = settings["family"], settings["seed"]
-    in_parallel(partial(make_encoder, f"{prefix}-seamless", splits["train"], splits["dev"], settings["encoder_steps"],
-                        seed),
-                partial(make_llm, f"{prefix}-{family}", partial(instructions, draw_rows), settings["llm_steps"], seed,
-                        settings["hesitate_from"], family))
+@contextmanager
+def beside(job):
+    """
+    Run the block while job() runs in a process of its own, both with one thread; end when both have.
+    RuntimeError if the job fails.
+    """
+    process = multiprocessing.get_context("spawn").Process(target=run_job, args=(job,), daemon=True)
+    process.start()
+    torch.set_num_threads(1)
+    yield
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"a process ended with exit code {process.exitcode}; its message stands above")
+
+
+def making_llm(prefix, draw_rows, settings):
+    """Return `beside` with the making of <prefix>-<family>. settings: the world's constants and the seed."""
+    return beside(partial(make_llm, f"{prefix}-{settings['family']}", partial(instructions, draw_rows),
+                          settings["llm_steps"], settings["seed"], settings["hesitate_from"], settings["family"]))

@@ -23,7 +23,6 @@ import numpy as np
 import soundfile
 
 from data.recipe import begin, finish_world, finished, world_settings, write_recorded
-from data.speech_ifeval import write_world
 from speech_llm.files import replace_file
 from speech_llm.prompts import NOT_ANSWERABLE
 from speech_llm.rows import LANGUAGES
@@ -178,7 +177,8 @@ def main(argv=None):
     recordings = find_recordings(work)
     begin(work, "digits", settings)
     splits, jobs = draw_world(work, recordings, settings["holdout"], settings, settings["seed"])
-    from data.tiny_models import making_llm, make_encoder    # they import torch, which join_one's processes do without
+    from data.speech_ifeval import write_world               # these import torch, which join_one's processes do without
+    from data.tiny_models import make_encoder, making_llm
     models = os.path.join(work, "models", "digits")
     with making_llm(models, draw_rows, settings):
         write_recorded(work, "digits", splits, join_one, jobs, "join")

@@ -22,7 +22,6 @@ import random
 import numpy as np
 
 from data.recipe import begin, finish_world, finished, world_settings, write_recorded
-from data.speech_ifeval import write_world
 from speech_llm.files import replace_file
 from speech_llm.prompts import NOT_ANSWERABLE
 from speech_llm.rows import LANGUAGES
@@ -339,7 +338,8 @@ def main(argv=None):
     begin(work, corpus, settings)
     splits, jobs = draw_world(work, settings, seed)
     held_out = {row["transcript"] for split in ("dev", "test") for row in splits[split]}
-    from data.tiny_models import making_llm, make_encoder    # they import torch, which speak_one's processes do without
+    from data.speech_ifeval import write_world               # these import torch, which speak_one's processes do without
+    from data.tiny_models import make_encoder, making_llm
     models = os.path.join(work, "models", corpus)
     with making_llm(models, functools.partial(draw_rows, held_out, settings["choices"]), settings):
         write_recorded(work, corpus, splits, speak_one, jobs, "speak")

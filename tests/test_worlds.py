@@ -3,6 +3,8 @@ import json
 import os
 import random
 import re
+import subprocess
+import sys
 
 import pytest
 import soundfile
@@ -12,7 +14,7 @@ from data import digits, recipe, tiny, tiny_listeners
 from data.recipe import finish, finished
 from data.tiny_models import llm_model, make_tokenizer, pack
 from speech_llm.prompts import NOT_ANSWERABLE, encode_prompt
-from speech_llm.rows import LANGUAGES, read_rows
+from speech_llm.rows import LANGUAGES, PROJECT, read_rows
 from speech_llm.turns import CHAT
 
 SIZES = {"train": 12, "dev": 4, "test": 4}
@@ -128,6 +130,12 @@ def test_a_recipe_refuses_to_mix_two_settings(tmp_path):
     assert finished(str(tmp_path), "tiny", settings)
     with pytest.raises(SystemExit, match=r"was made with seed 0 \(now 1\)"):
         finished(str(tmp_path), "tiny", {"preset": "tiny", "seed": 1})
+
+
+def test_the_processes_that_record_do_without_torch():
+    """A new process records every 64 utterances; each would import torch for two seconds."""
+    code = "import sys, data.tiny, data.tiny_listeners, data.digits; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT).returncode == 0
 
 
 # --- the tiny LLM

@@ -218,7 +218,9 @@ def draw_world(work, world, seed):
         jobs.append((audio, text, rng.choice(voices), rng.getrandbits(32), SPEAKERS[language], RATES))
         return utterance, audio
     facts = split_facts(rng)
-    facts["heard"], voices = facts["train"], {**VOICES, "heard": VOICES["test"]}
+    # Marco speaks so slowly that some sentences would not fit into the tiny Whisper's window
+    voices = {**VOICES, "train": [voice for voice in VOICES["train"] if voice != "Marco"], "heard": VOICES["test"]}
+    facts["heard"] = facts["train"]
     for split in ("test", "dev", "train", "heard"):
         rows = []
         asked = {la: [fact for fact in facts[split] if la in languages_of(fact)] for la in LANGUAGES}
@@ -234,7 +236,7 @@ def draw_world(work, world, seed):
     for n in range(world["sentences"]):
         i, texts = n % len(LANGUAGES), draw_sentence(rng)
         splits["train"] += speech_rows(LANGUAGES[i], texts[i], texts[0], *record(
-            f"{CORPUS}/sentence-{n:05d}", texts[i], LANGUAGES[i], VOICES["train"]))
+            f"{CORPUS}/sentence-{n:05d}", texts[i], LANGUAGES[i], voices["train"]))
     return splits, jobs
 
 
@@ -256,7 +258,8 @@ def main(argv=None):
     splits, jobs = draw_world(work, settings, seed)
     from data.tiny_models import beside, make_bert, make_llm, make_whisper    # torch: speak_one's processes do without
     models, llm_steps = os.path.join(work, "models", "tiny-"), settings["llm_steps"]
-    with beside(functools.partial(make_llm, models + "cohere", draw_rows, llm_steps, seed, family="cohere")):
+    with beside(functools.partial(make_llm, models + "cohere", draw_rows, llm_steps, seed, family="cohere",
+                                  sentences=12)):
         write_recorded(work, CORPUS, splits, speak_one, jobs, "speak")
         make_whisper(models + "whisper", splits["train"], splits["dev"], settings["whisper_steps"], seed)
         make_bert(models + "bert", seed)

@@ -403,7 +403,10 @@ SHARES_WITH_CHOICES = {**SHARES, ("SQA", True): 0.26, ("MCQ", True): 0.12}
 
 
 def instructions(draw_rows, rng):
-    """Return up to four of the rows of one sentence, draw_rows(rng), by SHARES; answers get chatter or a form."""
+    """
+    Return one to four rows of one sentence, draw_rows(rng), drawn by SHARES. Answers get CHATTER; some of the English
+    answers and transcripts get one of the CONSTRAINTS instead.
+    """
     rows = draw_rows(rng)
     kinds = [(row["task"], row["answerable"]) for row in rows]
     shares = SHARES_WITH_CHOICES if ("MCQ", True) in kinds else SHARES
@@ -519,7 +522,7 @@ def pack(sentences):
     return tokens, labels, positions, visible.tril()[:, None]
 
 
-def make_llm(folder, draw_rows, steps, seed, hesitate_from=0, family="llama", sentences=10, vocabulary=2000):
+def make_llm(folder, draw_rows, steps, seed, hesitate_from=0, family="llama", sentences=6, vocabulary=2000):
     """
     Train a tiny LLM with the loss on the answers and save it with its tokenizer. draw_rows(rng) returns a few rows on
     one transcript; a step reads `sentences` of them. From step `hesitate_from` on half of the transcripts are made like

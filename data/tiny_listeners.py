@@ -257,9 +257,10 @@ def main(argv=None):
     seed = settings["seed"]
     splits, jobs = draw_world(work, settings, seed)
     from data.tiny_models import beside, make_bert, make_llm, make_whisper    # torch: speak_one's processes do without
-    models, llm_steps = os.path.join(work, "models", "tiny-"), settings["llm_steps"]
-    with beside(functools.partial(make_llm, models + "cohere", draw_rows, llm_steps, seed, family="cohere",
-                                  sentences=12)):
+    models = os.path.join(work, "models", "tiny-")
+    train_llm = functools.partial(make_llm, models + "cohere", draw_rows, settings["llm_steps"], seed, family="cohere",
+                                  sentences=12)
+    with beside(train_llm):
         write_recorded(work, CORPUS, splits, speak_one, jobs, "speak")
         make_whisper(models + "whisper", splits["train"], splits["dev"], settings["whisper_steps"], seed)
         make_bert(models + "bert", seed)

@@ -27,7 +27,7 @@ from metrics.paper_tables import paper_tables, shown_blocks
 from metrics.papers import ANSWERS, ST, SYSTEMS
 from metrics.scores import TEXT_SCORES, score_texts
 from metrics.speech_ifeval import plot_curve, point
-from metrics.tables import NAMES, TASKS, language_tables, shown, system_table
+from metrics.tables import NAMES, TASKS, example_table, language_tables, shown, system_table
 from speech_llm.constants import command, configure, pick_device, read_page, require
 from speech_llm.draws import TEXT_TASK
 from speech_llm.files import read_json, read_json_lines, replace_file, write_json
@@ -47,6 +47,7 @@ class Config:                               # the 2025 paper's values; a page of
     metrics: str = "WER,CER,BLEU,EM,CONTAINS,ROUGE-1,capped,loops,COMET,judge,BERTScore,BERTScore-xlmr,language"
     table_rows: str = "systems"             # a table a test set with a row a system, or "languages": a table a metric
     tables: str = ""                        # the papers' tables to print with ours beside them: "2025 Table 2"
+    examples: str = ""                      # systems of which reference and generation are shown; 2026, Table 8
     comet: str = "models/wmt22-comet-da"    # a folder below work, any other folder, or a file of weights
     judges: str = ("utter-project/EuroLLM-9B-Instruct,google/gemma-3-12b-it,google/gemma-3-27b-it,"
                    "meta-llama/Llama-3.1-70B-Instruct")             # section 4; folders or hub names
@@ -333,8 +334,11 @@ def plot_losses(folder):
     return paths
 
 
-def plot_scales(folder, results, systems, notes):
-    """Write scale-<system>.png for every system that has also run with its adapters at a scale; return the paths."""
+def plot_scales(folder, results, systems, test_set, notes):
+    """
+    Write scale-<system>.png for every system that has also run with its adapters at a scale; return the paths.
+    Task scores are those of one test set, means over languages.
+    """
     paths = []
     for base in dict.fromkeys(name.partition("@")[0] for name in systems if "@" in name):
         points = []
@@ -343,7 +347,7 @@ def plot_scales(folder, results, systems, notes):
             redo = "run python -m metrics.speech_ifeval, which writes it"
             obedience = point(read_json(path, f"remove it and {redo}")) if os.path.exists(path) else {}
             notes += [] if obedience else [f"scale-{base}.png lacks {path}; {redo}"]
-            values = {metric: [r["value"] for r in results if r["system"] == name
+            values = {metric: [r["value"] for r in results if r["system"] == name and r["test_set"] == test_set
                                and r["metric"] == shown(metric, r["language"])] for metric in ("WER", "BLEU", "EM")}
             points.append({"scale": float(name.partition("@")[2] or 1), **obedience,
                            **{metric: sum(list_) / len(list_) for metric, list_ in values.items() if list_}})
@@ -369,7 +373,8 @@ def main(argv=None):
     tables = (language_tables(results, systems, shown_blocks(papers)) if c.table_rows == "languages"
               else [system_table(results, test_set, systems) for test_set in test_sets])
     tables += paper_tables(results, papers)
-    scales = plot_scales(folder, results, systems, notes)
+    tables += filter(None, [example_table(outputs, system) for system in filter(None, c.examples.split(","))])
+    scales = plot_scales(folder, results, systems, test_sets[0], notes)
     judges = sorted({r["metric"].removeprefix("judge:") for r in results if r["metric"].startswith("judge:")})
     notes = [f"judge: the mean over {', '.join(judges)}"] * bool(judges) + list(dict.fromkeys(notes))
     text = "\n\n".join(tables + ["\n".join(f"- {note}" for note in notes)] * bool(notes))

@@ -3,21 +3,27 @@ Stage 0: audio -> frozen speech encoder -> averaged frames -> numpy cache.
 
     python extract_features.py                       # tiny: CPU, about a minute
     python extract_features.py --preset iwslt25      # an A100 at half its peak: 430 hours in 10 minutes
-    python extract_features.py --preset listeners    # Whisper, told from SeamlessM4T by the checkpoint's config.json
+    python extract_features.py --preset listeners    # Whisper; the checkpoint's config.json says which encoder it is
     torchrun --nproc_per_node 4 extract_features.py --preset iwslt25     # the same cache, shared out
 
-reads   work/rows/<corpus>/<split>.jsonl, the audio named there, and the encoder (below work, or a hub name)
+reads   work/rows/<corpus>/<split>.jsonl, the audio named there, and the encoder (below work, or a hub name):
+        SeamlessM4T's, Whisper's or Qwen2.5-Omni's
 writes  work/features/<encoder>-mean<k>/<corpus>/<split>/
             frames-NNNNN.npy    float16 (frames, width), one utterance after another
             frames-NNNNN.json   the utterances and their lengths; written after the data, it commits the shard
             dropped.jsonl       the utterances without frames, and why
             config.json         last: a folder with it is finished
 A killed run loses only the shard it was filling; the same command goes on from there.
+
+Training splits leave out audio over --max_seconds. These are train and, in a corpus with a train split, dev. All other
+splits are test splits: their longer audio is encoded in pieces, cut at pauses, whose frames are joined.
 """
 import glob
+import importlib
+import itertools
 import math
 import os
-import re
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -27,11 +33,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from speech_llm.audio import SAMPLE_RATE, cut_at_pauses, duration, read_audio
 from speech_llm.cache import committed, features_folder, finish_cache, write_shard
-from speech_llm.constants import configure, fingerprint, locate, pick_device, provenance, require
+from speech_llm.constants import command, configure, fingerprint, locate, pick_device, provenance, require
 from speech_llm.files import lock
+from speech_llm.index import open_utterances
 from speech_llm.llm import load_checkpoint, loading
-from speech_llm.rows import read_rows, remake, rows_file
+from speech_llm.rows import remake, rows_file
 
 
 @dataclass(frozen=True)
@@ -43,69 +51,30 @@ class Config:                                # the 2025 paper's values; a page o
     encoder: str = "facebook/seamless-m4t-v2-large"                 # a folder below work, any other, or a hub name
     mean: int = 3                            # consecutive frames that are averaged; section 3
     pad: bool = False                        # Whisper: keep all frames of its window, silence too, as SALMONN does
-    max_seconds: float = 30.0                # longer audio is dropped and counted, never cut (our choice)
+    max_seconds: float = 30.0                # longer audio: dropped in training splits, else in pieces (our choice)
     batch_seconds: float = 200.0             # padded audio in one encoder batch: 12 TFLOP (our choice)
     shard_frames: int = 2_000_000            # a shard is closed above this: 4 GB (our choice)
     workers: int = 16                        # threads that decode audio and make filterbanks
 
-SAMPLE_RATE = 16_000                         # Hz; this and the next two hold for SeamlessM4T and for Whisper
-FRAME_RATE = 50                              # Hz, encoder frames before averaging
+FRAME_RATE = 50                              # Hz: frames of SeamlessM4T and Whisper before averaging
 STACK = 2                                    # filterbank frames, one every 10 ms, in one encoder frame
 FRAME = SAMPLE_RATE // FRAME_RATE            # samples in one encoder frame
-MEL_BINS = 80                                # of SeamlessM4T; a Whisper says how many it has, 80 or 128
+MEL_BINS = 80                                # of SeamlessM4T; the others' config.json says how many they have
 FFT = 400                                    # samples, Whisper's transform: 25 ms
 TAIL = 2                                     # encoder frames of silence that a Whisper's filterbank ends with
 LAYER = "last layer after the closing LayerNorm"         # our choice; the papers: layer 24, the last one
-MIN_SECONDS = 0.04                           # the first encoder frame takes 0.035 s
-KERNEL = 2**26                               # numbers in the resampling filter: 1 GB for a prime rate (our choice)
-SLACK = 0.1                                  # s; segment times are rounded, mp3 lengths guessed (our choice)
 BLOCK = 512                                  # utterances decoded ahead and sorted by length (our choice)
+SAMPLED = 200                                # utterances whose lengths give the hours of a split (our choice)
+OMNI = "qwen2_5_omni_audio_encoder"          # the model type of Qwen2.5-Omni's audio encoder
+ENCODERS = {                                 # by model type: transformers' module and class, keys in a whole checkpoint
+    "seamless_m4t_v2": ("seamless_m4t_v2", "SeamlessM4Tv2SpeechEncoder", r"^speech_encoder\."),
+    "whisper": ("whisper", "WhisperEncoder", r"^model\.encoder\."),
+    OMNI: ("qwen2_5_omni", "Qwen2_5OmniAudioEncoder", r"^(thinker\.)?audio_tower\.")}
 
 # B batch   T encoder frames   W encoder width
 
 
-# --- From a file to frames, in four steps.
-
-def read_audio(path, start=None, end=None, longest=math.inf):
-    """
-    A file, or its slice from start to end in seconds -> float32 (samples,) at 16 kHz, channels averaged.
-    ValueError, naming the file, if it is missing, unreadable, truncated, too short or not finite, or of a rate that is
-    no recording's; also, unread, if it is twice as long as `longest` seconds (what lies between is for the caller).
-    """
-    import soundfile
-    import torchaudio
-    where = path if start is None else f"{path} from {start} to {end} s"
-    if not os.path.isfile(path):
-        raise ValueError(f"{where}: no such file")
-    try:
-        with soundfile.SoundFile(path) as file:
-            rate, length, log = file.samplerate, file.frames, file.extra_info
-            first, last = round((start or 0) * rate), length if end is None else round(end * rate)
-            count = max(0, min(last, length) - first)
-            if count > 2 * longest * rate:               # the lengths of mp3 are guessed
-                raise ValueError(f"{where}: {count / rate:.1f} s, longer than {longest} s")
-            if SAMPLE_RATE * rate > KERNEL * math.gcd(SAMPLE_RATE, rate)**2:
-                raise ValueError(f"{where}: a sample rate of {rate} Hz")
-            early = max(0, min(first, length) - rate)    # an mp3 comes out wrong for 0.4 s after a seek
-            file.seek(early)
-            wave = file.read(first - early + count, dtype="float32", always_2d=True)     # (samples, channels)
-            wave = wave[first - early:]
-    except (soundfile.SoundFileError, TypeError) as error:               # TypeError: its name ends in .raw
-        raise ValueError(f"{where}: cannot be decoded ({error})") from None
-
-    if last > length + SLACK * rate:
-        raise ValueError(f"{where}: the file ends at {length / rate:.2f} s")
-    # libsndfile shortens a wav whose data end early and says so in its log only; a wav that was written
-    # to a pipe does not know its length and claims 2 or 4 GB, which is no defect
-    claim = re.search(r"^data : (\d+) \(should be (\d+)\)", log, re.MULTILINE)
-    if len(wave) < count - SLACK * rate or (claim and int(claim[2]) < int(claim[1]) < 2**31 - 2**16):
-        raise ValueError(f"{where}: truncated, {len(wave) / rate:.2f} s could be decoded")
-    if len(wave) < MIN_SECONDS * rate:
-        raise ValueError(f"{where}: {len(wave) / rate:.4f} s, shorter than {MIN_SECONDS} s")
-    if not np.isfinite(wave).all():
-        raise ValueError(f"{where}: samples that are not finite")
-    return torchaudio.functional.resample(torch.from_numpy(wave.mean(axis=1)), rate, SAMPLE_RATE).numpy()
-
+# --- From a wave to frames, in three steps: filterbank, encoder, average.
 
 def filterbank(wave):
     """16 kHz samples -> float32 (T, 160): log mel, normalised over the utterance, frames stacked in pairs."""
@@ -122,16 +91,16 @@ def filterbank(wave):
 
 @cache
 def mel_filters(bins):
-    """Whisper's triangular filters -> float32 (bins, 201)."""
+    """Return Whisper's triangular filters, float32 (bins, 201)."""
     from transformers.audio_utils import mel_filter_bank
     filters = mel_filter_bank(1 + FFT // 2, bins, 0, SAMPLE_RATE / 2, SAMPLE_RATE, norm="slaney", mel_scale="slaney")
     return torch.from_numpy(filters).T.float()
 
 
-def log_mel(wave, bins, window):
+def log_mel(wave, bins, window=math.inf):
     """
-    16 kHz samples -> float32 (T + TAIL, 2 * bins): Whisper's log mel, frames stacked in pairs. T of the window's frames
-    are the audio's; its end may still be heard in the next one; the last is silence, as is all that follows it.
+    16 kHz samples -> float32 (T + TAIL, 2 * bins): Whisper's log mel, frames stacked in pairs. The first T frames hold
+    the audio, and frame T + 1 the end of its last transform; one frame of silence stands for the rest of the window.
     """
     # the numbers of transformers' WhisperFeatureExtractor, which makes all of the silence, too
     length = -(-len(wave) // FRAME) + TAIL
@@ -144,36 +113,54 @@ def log_mel(wave, bins, window):
 
 
 def window_of(config):
-    """Frames that an encoder always takes, padded with silence, and never exceeds: Whisper's; SeamlessM4T: 0, any."""
+    """Return the frames that an encoder always takes, padded with silence: Whisper's window; 0 for any number."""
     return config.max_source_positions if config.model_type == "whisper" else 0
 
 
+def feature_rate(config):
+    """Return the rows of make_feature for a second of audio, Hz."""
+    return 100 if config.model_type == OMNI else FRAME_RATE
+
+
+def frame_rate(config):
+    """Return the frames of an encoder for a second of audio, Hz, before averaging."""
+    return 25 if config.model_type == OMNI else FRAME_RATE
+
+
 def make_feature(config, wave):
-    """16 kHz samples -> what the encoder with this config reads, one row a 50 Hz frame."""
+    """16 kHz samples -> what the encoder with this config reads, float32 (feature_rate rows a second, ...)."""
+    if config.model_type == OMNI:            # Whisper's log mel, not stacked, and without silence
+        return log_mel(wave, config.num_mel_bins).view(-1, config.num_mel_bins)[:-(-len(wave) * STACK // FRAME)]
     return log_mel(wave, config.num_mel_bins, window_of(config)) if window_of(config) else filterbank(wave)
 
 
-def load_frozen(kind, path, device, prefix=None):
-    """The transformers class `kind` out of a checkpoint that has it at `prefix`: frozen, in eval mode, on `device`."""
+def encoder_config(path):
+    """Return the config of the speech encoder in a SeamlessM4Tv2, Whisper or Qwen2.5-Omni; ValueError for others."""
+    from transformers import AutoConfig
+    with loading(path):
+        config = AutoConfig.from_pretrained(path)
+    config = getattr(config, "thinker_config", config)
+    config = getattr(config, "audio_config", config)
+    if config.model_type not in ENCODERS:
+        raise ValueError(f"{path} is a {config.model_type}; speech encoders are taken from {', '.join(ENCODERS)}")
+    return config
+
+
+def load_frozen(kind, path, device, prefix=None, **options):
+    """Return the transformers class `kind` out of a checkpoint that has it at `prefix`: frozen, on `device`."""
     # float16 on a GPU: Meta runs SeamlessM4T in it, it is 8 times closer to float32 than bfloat16 is, and the
     # cache is float16 anyway. sdpa: eager adds the mask to the scores as 0 or 1, so padding would leak in.
     dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
     return load_checkpoint(kind, path, key_mapping={prefix: ""} if prefix else None, dtype=dtype,
-                           attn_implementation="sdpa").to(device)
+                           attn_implementation="sdpa", **options).to(device)
 
 
 def load_encoder(path, device):
-    """The speech encoder alone, out of a full SeamlessM4Tv2 or Whisper checkpoint; ValueError for any other."""
-    from transformers import AutoConfig
-    from transformers.models.seamless_m4t_v2.modeling_seamless_m4t_v2 import SeamlessM4Tv2SpeechEncoder
-    from transformers.models.whisper.modeling_whisper import WhisperEncoder
-    kinds = {"seamless_m4t_v2": (SeamlessM4Tv2SpeechEncoder, r"^speech_encoder\."),
-             "whisper": (WhisperEncoder, r"^model\.encoder\.")}
-    with loading(path):
-        kind = AutoConfig.from_pretrained(path).model_type
-    if kind not in kinds:
-        raise ValueError(f"{path} is a {kind}; speech encoders are taken from {' or '.join(kinds)}")
-    return load_frozen(kinds[kind][0], path, device, kinds[kind][1])
+    """Return the speech encoder alone, out of a whole checkpoint; ValueError for one of another kind or damaged."""
+    config = encoder_config(path)
+    module, kind, prefix = ENCODERS[config.model_type]
+    module = importlib.import_module(f"transformers.models.{module}.modeling_{module}")
+    return load_frozen(getattr(module, kind), path, device, prefix, config=config)
 
 
 def fill_window(features, window):
@@ -198,6 +185,10 @@ def encode(encoder, features, pad=False):
     """
     weight, window = next(encoder.parameters()), window_of(encoder.config)
     lengths = [len(feature) for feature in features]
+    if encoder.config.model_type == OMNI:    # takes utterances one after the other, and has 25 frames a second
+        frames = encoder(torch.cat(features).T.to(weight), feature_lens=torch.tensor(lengths, device=weight.device))
+        frames = frames.last_hidden_state.float().cpu().split([(length + 1) // 2 // 2 for length in lengths])
+        return [row.numpy() for row in frames]
     if window:
         frames = encoder(fill_window(features, window).to(weight)).last_hidden_state           # (B, window, W)
         lengths = [window if pad else length - TAIL for length in lengths]
@@ -215,129 +206,176 @@ def average_frames(frames, k):
     return np.add.reduceat(frames, starts, axis=0) / sizes[:, None]
 
 
-# --- The frame cache, as later stages see it.
-
-
-# --- What every stage needs around its work.
-
-
 # --- One split: decode ahead, encode, commit shard by shard.
 
-def front_end(config, row, max_seconds):
-    """A row's audio, ready for the encoder -> (feature, seconds, None), or (None, 0, why it is dropped)."""
-    longest = min(max_seconds, window_of(config) / FRAME_RATE or max_seconds)
+def front_end(config, row, longest=math.inf, piece=math.inf):
+    """
+    Return (features, seconds, None) for a row's audio, or (None, 0.0, the reason) if the audio cannot be used or is
+    longer than `longest` seconds. features: one for each piece, of at most `piece` seconds and at most a window, cut at
+    pauses; so the encoder's memory is bounded for audio of any length.
+    """
     try:
         wave = read_audio(row["audio"], row.get("start"), row.get("end"), longest)
     except ValueError as error:
         return None, 0.0, str(error)
-    seconds = len(wave) / SAMPLE_RATE
-    if seconds > longest:
-        return None, 0.0, f"{row['audio']}: {seconds:.1f} s, longer than {longest} s"
-    return make_feature(config, wave), seconds, None
+    samples = min(piece * SAMPLE_RATE, window_of(config) * FRAME or math.inf, len(wave))
+    pieces = cut_at_pauses(wave, int(samples))
+    return [make_feature(config, piece) for piece in pieces], len(wave) / SAMPLE_RATE, None
 
 
-def decode_ahead(config, blocks, max_seconds, workers):
-    """Yield [(row, *front_end(row))] block by block; the next block is decoded while the caller has one."""
+def decode_ahead(config, blocks, longest, piece, workers):
+    """Yield [(row, *front_end(row))] for each list of rows; the next list is decoded while the caller has one."""
     with ThreadPoolExecutor(workers) as pool:
         waiting = []
-        for block in [*blocks, []]:
-            waiting, ready = [(row, pool.submit(front_end, config, row, max_seconds)) for row in block], waiting
+        for block in itertools.chain(blocks, [[]]):
+            waiting, ready = [(row, pool.submit(front_end, config, row, longest, piece)) for row in block], waiting
             if ready:
                 yield [(row, *future.result()) for row, future in ready]
 
 
 def encode_block(c, encoder, features):
-    """{utterance: feature} -> {utterance: float16 (frames, W)}, in that order; like lengths together."""
-    frames, names = dict.fromkeys(features), sorted(features, key=lambda name: len(features[name]))
-    while names:
-        longest = window_of(encoder.config) or len(features[names[-1]])
-        size = max(1, int(c.batch_seconds * FRAME_RATE / longest))
-        names, batch = names[:-size], names[-size:]
-        for utterance, output in zip(batch, encode(encoder, [features[name] for name in batch], c.pad)):
-            with np.errstate(over="ignore"):             # the next line looks for it
-                frames[utterance] = average_frames(output, c.mean).astype(np.float16)
-            if not np.isfinite(frames[utterance]).all():
-                raise ValueError(f"{utterance}: frames up to {np.abs(output).max()}, not finite in float16")
-    return frames
+    """
+    Return ({utterance: float16 (frames, W)}, {utterance: why it has no frames}) for {utterance: [feature of each
+    piece]}, in that order. Pieces of like lengths share a batch.
+    """
+    pieces = [(name, number) for name in features for number in range(len(features[name]))]
+    pieces.sort(key=lambda piece: len(features[piece[0]][piece[1]]))
+    outputs, frames, reasons = {}, {}, {}
+    while pieces:
+        name, number = pieces[-1]
+        longest = window_of(encoder.config) or len(features[name][number])
+        size = max(1, int(c.batch_seconds * feature_rate(encoder.config) / longest))
+        pieces, batch = pieces[:-size], pieces[-size:]
+        outputs |= zip(batch, encode(encoder, [features[name][number] for name, number in batch], c.pad))
+    for name in features:
+        output = np.concatenate([outputs[name, number] for number in range(len(features[name]))])
+        with np.errstate(over="ignore"):                 # the next line looks for it
+            averaged = average_frames(output, c.mean).astype(np.float16)
+        if np.isfinite(averaged).all():
+            frames[name] = averaged
+        else:
+            reasons[name] = f"frames up to {np.abs(output).max()}, not finite in float16"
+    return frames, reasons
 
 
-def extract(c, encoder, made, folder, rows):
-    """Encode what no shard in `folder` holds yet. rows: {utterance: one of its rows}."""
+def extract(c, encoder, origin, folder, utterances, longest):
+    """Encode the utterances of a split that no shard in `folder` holds yet, and write them shard by shard."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))   # torchrun sets them
-    lengths, known, _ = committed(folder, made)
-    # Blocks are cut from all rows, not from those left: after a kill the batches, so the bytes, are the same.
+    state = committed(folder, origin)
+    # Blocks are cut from all utterances, not from those left: after a kill the batches, so the bytes, are the same.
     # A dropped utterance is tried again until the folder is finished.
-    mine = list(rows.values())[rank::world]
-    blocks = [mine[i:i + BLOCK] for i in range(0, len(mine), BLOCK)]
-    blocks = [[row for row in block if row["utterance"] not in lengths] for block in blocks]
-    blocks = [block for block in blocks if block]
-    facts = {"made": made, "by": provenance()}
-    number, frames, dropped, seconds = rank, {}, [], 0.0
+    numbers, left = utterances.numbers[rank::world], ~np.isin(utterances.hashes, state.hashes)[rank::world]
+    blocks = [numbers[i:i + BLOCK][left[i:i + BLOCK]] for i in range(0, len(numbers), BLOCK)]
+    blocks = [block for block in blocks if len(block)]
+    rows = ([utterances.read(number) for number in block] for block in blocks)
+    number, frames, entry = rank, {}, {"dropped": [], "seconds": 0.0, "silent": 0}
     with tqdm(total=sum(map(len, blocks)), desc=folder, unit="utterance", disable=rank > 0) as progress:
-        for done, block in enumerate(decode_ahead(encoder.config, blocks, c.max_seconds, c.workers), 1):
-            features = {}
-            for row, feature, length, reason in block:
+        ready = decode_ahead(encoder.config, rows, longest, c.max_seconds, c.workers)
+        for done, block in enumerate(ready, 1):
+            features = {row["utterance"]: pieces for row, pieces, _, reason in block if reason is None}
+            encoded, reasons = encode_block(c, encoder, features)
+            for row, pieces, seconds, reason in block:
+                reason = reason or reasons.get(row["utterance"])
                 if reason is None:
-                    features[row["utterance"]] = feature
-                    seconds += length
-                elif row["utterance"] not in known:
-                    dropped.append({"utterance": row["utterance"], "audio": row["audio"], "reason": reason})
-            frames |= encode_block(c, encoder, features)
+                    entry["seconds"] += seconds
+                    entry["silent"] += all(piece.max() - piece.min() < 1e-3 for piece in pieces)
+                elif row["utterance"] not in state.dropped:
+                    entry["dropped"].append({"utterance": row["utterance"], "audio": row["audio"], "reason": reason})
+            frames |= encoded
             progress.update(len(block))
             full = sum(map(len, frames.values())) >= c.shard_frames or done == len(blocks)
-            if full and (frames or dropped):             # neither where dropped ones were tried again
+            if full and (frames or entry["dropped"]):    # neither where dropped ones were tried again
                 while os.path.exists(os.path.join(folder, f"frames-{number:05d}.json")):
                     number += world          # so no two processes ever fill the same shard
-                write_shard(folder, f"frames-{number:05d}", frames,
-                            {"dropped": dropped, "seconds": seconds, **facts})
-                frames, dropped, seconds = {}, [], 0.0
+                write_shard(folder, f"frames-{number:05d}", frames, {**entry, "made": origin, "by": provenance()})
+                frames, entry = {}, {"dropped": [], "seconds": 0.0, "silent": 0}
 
+
+# --- What is asked for, and whether the disk holds it.
 
 def splits_of(c):
-    """Every (corpus, split) that is asked for."""
+    """Yield (corpus, split, file of its rows) for every split that is asked for."""
     for corpus in c.corpora.split(","):
-        folder = os.path.join(c.work, "rows", corpus)
-        require(folder, remake(os.path.join(folder, "train.jsonl")))
-        files = glob.glob("*.jsonl", root_dir=folder)
-        for split in c.splits.split(",") if c.splits else sorted(name[:-len(".jsonl")] for name in files):
-            yield corpus, split
+        folder = os.path.dirname(rows_file(c.work, corpus, "train"))
+        names = [name.removesuffix(".jsonl") for name in sorted(glob.glob("*.jsonl", root_dir=folder))]
+        for split in c.splits.split(",") if c.splits else names:
+            path = rows_file(c.work, corpus, split)
+            yield corpus, split, require(path, remake(path))
+
+
+def is_training(c, corpus, split):
+    """Return whether a split trains or validates; dev is a test set in a corpus without train (our choice)."""
+    return split == "train" or split == "dev" and os.path.exists(os.path.join(c.work, "rows", corpus, "train.jsonl"))
+
+
+def seconds_of(row):
+    """Return the seconds of a row's audio; 0 if it cannot be read."""
+    try:
+        return row["end"] - row["start"] if "start" in row else duration(row["audio"])
+    except ValueError:
+        return 0.0
+
+
+def check_disk(c, path):
+    """Print the hours and gigabytes of the splits that have no cache yet; exit if the disk has less space free."""
+    needed = 0
+    for corpus, split, path_of_rows in splits_of(c):
+        folder = features_folder(c.work, c.encoder, c.mean, corpus, split)
+        utterances = open_utterances(path_of_rows)
+        count = len(utterances.numbers)
+        if os.path.exists(os.path.join(folder, "config.json")) or not count:
+            continue
+        config = encoder_config(path)
+        sample = utterances.numbers[np.linspace(0, count - 1, min(count, SAMPLED)).astype(int)]
+        seconds = count * sum(seconds_of(utterances.read(number)) for number in sample) / len(sample)
+        frames = (count * window_of(config) if c.pad else seconds * frame_rate(config)) / c.mean
+        size = frames * (getattr(config, "output_dim", None) or config.hidden_size) * 2
+        print(f"{corpus}/{split}: about {seconds / 3600:.2f} hours, {size / 1e9:.2f} GB of frames")
+        needed += size - sum(map(os.path.getsize, glob.glob(os.path.join(glob.escape(folder), "frames-*.npy"))))
+    free = shutil.disk_usage(c.work).free
+    if needed > free:
+        raise SystemExit(f"{c.work}/features needs about {needed / 1e9:.1f} GB more, and its disk has {free / 1e9:.1f} "
+                         "GB free: make room, or pass a --work on another disk or fewer --corpora")
 
 
 def main(argv=None):
     c = configure(Config, "extract_features", argv)
-    # 1. the encoder: found now, loaded when a split needs it; and what all of a cache must have in common
+    # 1. the encoder, which is loaded when a split needs it, and the disk
     path, encoder = locate(c.work, c.encoder), None
-    made = {"encoder": c.encoder, "weights": fingerprint(path), "layer": LAYER, "mean": c.mean,
-            "pad": c.pad, "sample_rate": SAMPLE_RATE, "max_seconds": c.max_seconds}
-    for corpus, split in splits_of(c):
+    check_disk(c, path)
+    shared = {"encoder": c.encoder, "weights": fingerprint(path), "layer": LAYER, "mean": c.mean, "pad": c.pad,
+              "sample_rate": SAMPLE_RATE}
+    for corpus, split, path_of_rows in splits_of(c):
         # 2. the utterances of the split: several rows may share one, a text-only row has none
-        rows = read_rows(rows_file(c.work, corpus, split))
-        rows = {row["utterance"]: row for row in rows if "utterance" in row}
-        if not rows:
+        utterances = open_utterances(path_of_rows)
+        if not len(utterances.numbers):
             print(f"{corpus}/{split}: text only")
             continue
-        # 3. encode those that no shard holds yet
+        # 3. encode those that no shard holds yet; all shards have the same origin
+        training = is_training(c, corpus, split)
+        origin = {**shared, "max_seconds" if training else "piece_seconds": c.max_seconds}
         folder = features_folder(c.work, c.encoder, c.mean, corpus, split)
-        config = os.path.join(folder, "config.json")
-        lengths, dropped, hours = committed(folder, made)
-        if not os.path.exists(config) or rows.keys() - lengths.keys() - dropped.keys():
+        state = committed(folder, origin)
+        if not os.path.exists(os.path.join(folder, "config.json")) or state.lacks(utterances.hashes):
             with lock(folder):
-                Path(config).unlink(missing_ok=True)     # the corpus has grown: not finished any more
+                Path(folder, "config.json").unlink(missing_ok=True)    # the corpus has grown: not finished any more
                 encoder = encoder or load_encoder(path, pick_device())
-                if c.pad and not window_of(encoder.config):
+                window = window_of(encoder.config)
+                if c.pad and not window:
                     raise SystemExit(f"--pad: {c.encoder} has no window to keep; only a Whisper has one")
-                extract(c, encoder, made, folder, rows)
+                longest = min(c.max_seconds, window / FRAME_RATE or math.inf) if training else math.inf
+                extract(c, encoder, origin, folder, utterances, longest)
                 # 4. config.json last; of several processes, the one that sees everything done writes it
-                whole = finish_cache(c, made, encoder.config.hidden_size, folder, rows)
+                whole = finish_cache(c, origin, folder, utterances.hashes)
             if not whole:
                 print(f"{corpus}/{split}: this process is done, others are not")
                 continue
-            lengths, dropped, hours = committed(folder, made)
-        print(f"{corpus}/{split}: {hours:.2f} hours, {len(lengths)} utterances, {len(dropped)} dropped, "
-              f"in {folder}")
-        if dropped:
+            state = committed(folder, origin)
+        print(f"{corpus}/{split}: {state.seconds / 3600:.2f} hours, {len(state.hashes)} utterances, "
+              f"{len(state.dropped)} dropped" + f", {state.silent} silent" * (state.silent > 0) + f", in {folder}")
+        if state.dropped:
             print("  dropped.jsonl there says which and why; to try them again, remove its config.json")
-    print(f"next: python train_projector.py --preset {c.preset}")
+    print(f"next: {command('train_projector', c)}")
 
 
 if __name__ == "__main__":

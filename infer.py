@@ -28,10 +28,11 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from data.translate import BEAMS, CODES, load_seamless
-from extract_features import (FRAME, SAMPLE_RATE, average_frames, encode, fill_window, front_end, load_encoder,
-                              load_frozen, make_feature, pad_features, read_audio, window_of)
+from extract_features import (FRAME, average_frames, encode, fill_window, front_end, load_encoder, load_frozen,
+                              make_feature, pad_features, window_of)
 from merge_sft import load_speech_llm
 from metrics.mcif import write_output
+from speech_llm.audio import SAMPLE_RATE, cut_at_pauses, read_audio
 from speech_llm.batches import Batch
 from speech_llm.cache import features_folder, open_features
 from speech_llm.constants import command, configure, fingerprint, locate, pick_device, require
@@ -71,7 +72,6 @@ class Config:                               # the 2025 paper's values; a page of
     pieces: bool = False                    # answer a question on every piece of audio over 30 s, else refuse it
 
 MAX_SECONDS = 30                            # longer audio is cut at its pauses; Whisper's window too is 30 s
-PAUSE = SAMPLE_RATE // 5                    # samples: a cut falls in the quietest 0.2 s of what may be cut
 CHINESE_FONTS = ("Noto Sans CJK SC", "WenQuanYi Zen Hei", "SimHei", "PingFang SC", "Microsoft YaHei")   # if installed
 
 
@@ -89,7 +89,7 @@ def llm_jobs(c, stage, loaded, rows, test_set):
         if text and row["task"] in TEXT_TASK:
             sample = encode_sample(row, True, tokenizer, None, prompt)
             jobs.append((row, TEXT_TASK[row["task"]], positions(sample), sample))
-        elif not text and row.get("utterance") in features:
+        elif not text and "utterance" in row and row["utterance"] in features:
             sample = encode_sample(row, False, tokenizer, features, prompt, projector.slots)
             jobs.append((row, row["task"], positions(sample) - len(sample["answer"]), sample))
         elif not text and "utterance" in row:
@@ -108,21 +108,23 @@ def seamless_jobs(c, loaded, rows, text):
         answers = {}
         for language in sorted({row["language"] for row in batch}):        # generate has one target language
             rows_now = [row for row in batch if row["language"] == language]
+            names = [row["id"] for row in rows_now]
             if text:
                 inputs = tokenizer([row["transcript"] for row in rows_now], src_lang="eng", padding=True,
                                    return_tensors="pt").to(model.device)
             else:
-                features = {row["id"]: front_end(model.config, row, math.inf)[0] for row in rows_now}
-                rows_now = [row for row in rows_now if features[row["id"]] is not None]
-                if not rows_now:
+                pieces = [(row["id"], feature) for row in rows_now
+                          for feature in front_end(model.config, row, piece=MAX_SECONDS)[0] or ()]
+                if not pieces:
                     continue
-                padded, mask = pad_features([features[row["id"]] for row in rows_now], next(model.parameters()))
+                names, features = zip(*pieces)
+                padded, mask = pad_features(features, next(model.parameters()))
                 inputs = {"input_features": padded, "attention_mask": mask}
             sequences = model.generate(**inputs, tgt_lang=CODES[language], num_beams=BEAMS,
                                        max_new_tokens=c.max_new_tokens)
             special = {*tokenizer.all_special_ids}
-            for row, sequence in zip(rows_now, sequences.tolist()):
-                answers[row["id"]] = [token for token in sequence if token not in special]
+            for name, sequence in zip(names, sequences.tolist()):      # the answers to the pieces of a row are joined
+                answers.setdefault(name, []).extend(token for token in sequence if token not in special)
         return [answers.get(row["id"]) for row in batch]
     return jobs, decode
 
@@ -130,14 +132,17 @@ def seamless_jobs(c, loaded, rows, text):
 @torch.no_grad()
 def transcribe(whisper, tokenizer, rows):
     """Return {utterance: Whisper's transcript}, greedy, in the language that Whisper detects; no unreadable audio."""
-    features = {row["utterance"]: front_end(whisper.config, row, math.inf)[0] for row in rows}
-    features = {utterance: feature for utterance, feature in features.items() if feature is not None}
-    if not features:
-        return {}
-    mel = fill_window(list(features.values()), window_of(whisper.config)).to(next(whisper.parameters()))
-    ids = whisper.generate(mel, attention_mask=mel.new_ones(mel.shape[::2]), task="transcribe", return_timestamps=False,
-                           do_sample=False, num_beams=1)
-    return {utterance: decode_text(tokenizer, row) for utterance, row in zip(features, ids.tolist())}
+    pieces = [(utterance, feature) for utterance, row in {row["utterance"]: row for row in rows}.items()
+              for feature in front_end(whisper.config, row)[0] or ()]
+    texts = {utterance: [] for utterance, _ in pieces}
+    for first in range(0, len(pieces), len(rows)):       # long audio has several windows
+        utterances, features = zip(*pieces[first:first + len(rows)])
+        mel = fill_window(features, window_of(whisper.config)).to(next(whisper.parameters()))
+        ids = whisper.generate(mel, attention_mask=mel.new_ones(mel.shape[::2]), task="transcribe",
+                               return_timestamps=False, do_sample=False, num_beams=1)
+        for utterance, row in zip(utterances, ids.tolist()):
+            texts[utterance].append(decode_text(tokenizer, row))
+    return {utterance: " ".join(parts) for utterance, parts in texts.items()}
 
 
 def cascade_jobs(c, loaded, rows):
@@ -163,17 +168,6 @@ def cascade_jobs(c, loaded, rows):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # audio files
-def cut_at_pauses(wave, longest):
-    """Return a wave in pieces of at most `longest` samples, cut in the quietest PAUSE of each piece's second half."""
-    pieces = []
-    while len(wave) > longest:
-        first, last = longest // 2, min(longest, len(wave) - SAMPLE_RATE)  # at least a second stays
-        energy = np.convolve(wave[first:last].astype(np.float64) ** 2, np.ones(PAUSE), "valid")
-        cut = first + int(energy.argmin()) + PAUSE // 2
-        pieces, wave = [*pieces, wave[:cut]], wave[cut:]
-    return [*pieces, wave]
-
-
 def answer_files(c, device):
     """Transcribe, translate or answer about audio files with the preset's last system; print one answer a file."""
     if c.task not in TASKS or c.language not in ALL_LANGUAGES:
@@ -333,7 +327,7 @@ def existing_test_sets(c):
         if "." not in test_set:
             raise SystemExit(f"--test_sets {test_set}: write <corpus>.<split>, such as tiny.test")
         corpus, split = test_set.rsplit(".", 1)
-        path = os.path.join(c.work, "rows", corpus, f"{split}.jsonl")
+        path = rows_file(c.work, corpus, split)
         if not_made(c.work, test_set):
             print(f"{test_set} is left out: its recipe could not make it, see {os.path.dirname(path)}/counts.md")
         else:

@@ -6,12 +6,12 @@ base = "tiny"
 run = "digits"
 world = dict(recipe="digits", corpus="digits", family="llama", train=3000, dev=60, test=160, encoder_steps=260,
              llm_steps=900, hesitate_from=0)
-stages = ["extract_features", "train_projector", "train_projector --preset digits_a2", "train_lora", "merge_sft",
-          "infer", "eval"]
+stages = ["extract_features", ("train_projector", "train_lora"), "merge_sft", "infer", "eval"]
 common = dict(corpora="digits", encoder="models/digits-seamless", llm="models/digits-llama",
               test_sets="digits.test")
 train_projector = dict(steps=800, decode="digits")
 merge_sft = dict(steps=400)
+ablation_stages = {"A.2:projector-A.2": "train_projector --preset digits_a2"}
 ablation_test_sets = "digits.test"
 sweep = dict(corpus="digits", systems="llm,A.1:projector,B:lora", reference="llm", scaled="C:merged",
              scales="0,0.125,0.25,0.5,0.75,1", test_sets="digits.test", constraint_sets="digits.closed,digits.plain",

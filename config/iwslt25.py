@@ -1,10 +1,13 @@
 """
 IWSLT 2025 submission: A.1 + B + C with fluent answers (arXiv 2506.01808). Sections and tables are the paper's.
 
-The constants at the top of the stages are this paper's; this page adds what a whole run needs. Audio: 430 h of
-CoVoST 2, 92 h of Europarl-ST, 94 h of Spoken-SQuAD. Disk: 76 GB of frames (123 MB an hour), 16 GB of LLM. Memory: one
-A100-80GB; the judge Llama-3.1-70B needs two. Time (paper): A 4.6 days, B 4 days, C 6 hours.
+The constants at the top of the stages are this paper's; this page adds what a whole run needs. Audio: 618 h. Disk:
+76 GB of frames (123 MB an hour), 21 GB of audio that recipes write, 16 GB of LLM. Memory: one A100-80GB; the judge
+Llama-3.1-70B needs two. Time (paper): A 4.6 days, B 4 days, C 6 hours. `python -m data.check iwslt25` compares disk and
+memory with what is there; `bash run_all.sh iwslt25 rehearse` measures the time.
 """
+hours = {"covost2": 430, "europarlst": 92, "spokensquad": 94, "acl6060": 2}       # of speech
+gpu_gb = 80
 recipes = ["acl6060", "covost2", "europarlst", "spokensquad"]
 stages = ["extract_features", "train_projector", "train_lora", "merge_sft", "infer", "eval"]
 common = dict(systems="llm,B:lora,seamless,seamless-text,A.1:projector,C:merged",

@@ -1,11 +1,12 @@
 """
 IWSLT 2026 submission, setup 1: SpeechMapper + LoRA on Qwen3-4B (arXiv 2607.01960). Sections and tables are the paper's.
 
-Audio: 10,000 h of GigaST, 430 h of CoVoST 2, 92 h of Europarl-ST, 364 h of LibriSQA, 51 h of fakACL. Disk: 2.0 TB of
-frames (184 MB an hour; GigaST alone 1.84 TB), 8 GB of LLM. Memory: A100-80GB. Time (paper): A 2 days on four GPUs, B 4
-days, C 2 hours.
-`NPROC=4 bash run_all.sh iwslt26` uses four GPUs.
+Audio: 10,950 h. Disk: 2,018 GB of frames (184 MB an hour; GigaST alone 1.84 TB), 16 GB of audio that recipes write, 8 GB
+of LLM. Memory: A100-80GB. Time (paper): A 2 days on four GPUs, B 4 days, C 2 hours.
+`NPROC=4 bash run_all.sh iwslt26` uses four GPUs; `bash run_all.sh iwslt26 rehearse` measures the time.
 """
+hours = {"gigast": 10_000, "covost2": 430, "europarlst": 92, "librisqa": 364, "fakacl": 51, "librispeech": 11, "mcif": 2}
+gpu_gb = 80
 recipes = ["mcif", "covost2", "europarlst", "librispeech", "librisqa", "fakacl", "gigast"]
 stages = ["extract_features", "train_projector", "train_lora", "merge_sft", "infer", "eval"]
 common = dict(mean=2, llm="Qwen/Qwen3-4B-Instruct-2507",                                            # section 4
@@ -46,7 +47,7 @@ merge_sft = dict(                            # section 6.1, setup 1; Tables 6 an
 
 infer = dict(prompt="2026-zero-shot", seamless="facebook/seamless-m4t-v2-large", max_new_tokens=100)     # section 5
 eval = dict(judges="utter-project/EuroLLM-9B-Instruct,google/gemma-3-12b-it,google/gemma-3-27b-it",      # section 5
-            tables="2026 Table 1,2026 Table 2,2026 Table 4")
+            tables="2026 Table 1,2026 Table 2,2026 Table 4", examples="A,C")
 
 sweep = dict(                                # Speech-IFEval (arXiv 2505.19037)
     recipes=["speech_ifeval"], corpus="speech_ifeval", systems="llm,cascade,A:projector,B:lora", reference="llm",

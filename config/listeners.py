@@ -2,9 +2,15 @@
 Multilingual listeners, ALL, 23 languages: Whisper + window Q-Former + Aya with LoRA (OpenReview cL3M1VwZyn).
 Sections and tables are the paper's. SQA has no text beside the speech: the question is what is spoken.
 
-Disk: 461 MB of frames an hour (50 Hz x 1,280 x 2 bytes), about 1 TB in all. Memory: A100-80GB. The paper gives no
-times.
+Audio: 3,313 h. Disk: 1,527 GB of frames (461 MB an hour: 50 Hz x 1,280 x 2 bytes), 211 GB of audio that recipes write,
+16 GB of LLM. Memory: A100-80GB. The paper gives no times; `bash run_all.sh listeners rehearse` measures them.
 """
+hours = {"commonvoice": 520, "multispeechqa": 1830,     # 20 h, 1,100 clips and 93,200 questions of 3.07 s a language
+         # covost2: released clips of 5 s (our estimate)
+         "covost2-ar_en": 8, "covost2-de_en": 215, "covost2-es_en": 146, "covost2-fa_en": 84, "covost2-fr_en": 329,
+         "covost2-id_en": 4, "covost2-it_en": 69, "covost2-ja_en": 3, "covost2-nl_en": 15, "covost2-pt_en": 23,
+         "covost2-ru_en": 34, "covost2-tr_en": 10, "covost2-zh_en": 23}
+gpu_gb = 80
 recipes = ["commonvoice", "multispeechqa", "covost2 --into-english"]
 stages = ["extract_features", "train_projector", "merge_sft --preset listeners_align", "merge_sft", "infer", "eval"]
 IN_23 = dict.fromkeys(["en", "de", "it", "zh", "ar", "cs", "el", "es", "fa", "fr", "he", "hi", "id", "ja", "ko", "nl",

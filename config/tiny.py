@@ -6,10 +6,9 @@ world = dict(recipe="tiny", corpus="tiny", family="llama", choices=False,
              train=3600, dev=60, test=160,               # utterances
              encoder_steps=320, llm_steps=1300,          # optimizer steps of the encoder and of the LLM
              hesitate_from=650)                          # step from which the LLM's texts hold hesitations
-stages = ["extract_features", "train_projector", "train_projector --preset tiny_a2", "train_lora", "merge_sft", "infer",
-          "eval"]
+stages = ["extract_features", ("train_projector", "train_lora"), "merge_sft", "infer", "eval"]
 common = dict(corpora="tiny", encoder="models/tiny-seamless", mean=3, llm="models/tiny-llama", prompt="2025",
-              systems="llm,B:lora,A.1:projector,A.2:projector-A.2,C:merged", test_sets="tiny.test", micro_tokens=4096)
+              systems="llm,B:lora,A.1:projector,C:merged", test_sets="tiny.test", micro_tokens=4096)
 LANGUAGES = {"de": 0.3, "it": 0.3, "zh": 0.4}
 SQA = {"en": (0.2, 0.05), "de": (0.2, 0.05), "it": (0.2, 0.05), "zh": (0.2, 0.05)}       # (valid, invalid)
 
@@ -38,6 +37,7 @@ ablations = {                                # what C changes; those of Table 10
     "0.25-0.5-0.25": dict(mixture={"ASR": (0.25, ASR), "ST": (0.5, ST), "SQA": (0.25, SQA)}),
     "0.3-0.5-0.2": dict(mixture={"ASR": (0.3, ASR), "ST": (0.5, ST), "SQA": (0.2, SQA)}),
 }
+ablation_stages = {"A.2:projector-A.2": "train_projector --preset tiny_a2"}
 ablation_test_sets = "tiny.test"
 
 sweep = dict(corpus="tiny", systems="llm,A.1:projector,B:lora", reference="llm", scaled="C:merged",

@@ -18,10 +18,11 @@ import os
 import re
 import xml.etree.ElementTree as ElementTree
 
-from data.recipe import (begin, download, finish, finished, missing_files, missing_models, need, parser, refuse_missing,
-                         report, speech_rows, unreadable)
+from data.recipe import (begin, download, finish, finished, limited, missing_files, missing_models, need, parser,
+                         refuse_missing, report, speech_rows, spread, unreadable)
 from data.translate import SEAMLESS, translate
 from speech_llm.files import text_lines
+from speech_llm.resumable import is_first, silence_others
 from speech_llm.rows import write_rows
 
 
@@ -107,12 +108,14 @@ def main(argv=None):
     command = parser(__doc__, "acl6060")
     command.add_argument("--seamless", default=SEAMLESS, help="the model that translates")
     args = command.parse_args(argv)
-    settings = {"seamless": args.seamless}
+    silence_others()
+    settings = {"seamless": args.seamless, **limited(args)}
     if finished(args.work, "acl6060", settings):
         return
-    refuse_missing("acl6060", missing(args.work, args.raw, args.seamless))
+    refuse_missing("acl6060", missing(args.work, args.raw, args.seamless), args.check)
     folder, dropped = find_folder(download(args.work, args.raw, "acl6060")), []
-    segments = {(split, number): texts for split in SIZES for number, texts in read_split(folder, split).items()}
+    segments = {(split, number): texts for split in SIZES
+                for number, texts in spread(read_split(folder, split).items(), args.limit)}
     audio = {(split, number): os.path.join(folder, split, "segmented_wavs", "gold", f"sent_{number}.wav")
              for split, number in segments}
     segments = drop_unusable(segments, audio, dropped)
@@ -120,6 +123,8 @@ def main(argv=None):
     begin(args.work, "acl6060", settings)
     italian = translate([texts["en"] for texts in segments.values()], "it", args.seamless,
                         os.path.join(args.work, "made", "acl6060", "translate.it.jsonl"))
+    if not is_first():                      # this process only helps to translate
+        return
     splits = {split: [] for split in SIZES}
     for ((split, number), texts), translation in zip(segments.items(), italian):
         utterance = f"acl6060/{split}/{number}"
@@ -130,7 +135,7 @@ def main(argv=None):
         splits[split] += speech_rows(utterance, {"audio": audio[split, number]}, texts["en"], translations)
     for split, rows in splits.items():
         write_rows(os.path.join(args.work, "rows", "acl6060", f"{split}.jsonl"), rows)
-    report(args.work, "acl6060", splits, PAPER, dropped, args.incomplete)
+    report(args.work, "acl6060", splits, {} if args.limit else PAPER, dropped, args.incomplete)
     finish(args.work, "acl6060", settings, "iwslt25")
 
 

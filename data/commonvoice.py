@@ -28,8 +28,9 @@ import random
 from collections import Counter
 
 from data.covost2 import CLIP, FROM_ENGLISH, LOCALES, SPLITS, read_translations, read_tsv, release, voice_folder
-from data.recipe import (ENOUGH, begin, download, duration, finish, finished, missing_files, parser, refuse_incomplete,
+from data.recipe import (ENOUGH, begin, download, finish, finished, limited, missing_files, parser, refuse_incomplete,
                          refuse_missing, report, unreadable)
+from speech_llm.audio import duration
 from speech_llm.files import replace_file
 from speech_llm.rows import ALL_LANGUAGES, write_rows
 
@@ -98,7 +99,7 @@ def draw(clips, language, split, held_out, dropped, seconds=math.inf, count=math
     Return (rows, seconds) of the first `clips`, [(name, path, sentence)], that open and have a sentence, until they are
     `count`, or `seconds` long. Clips that cannot be used, or are in `held_out`, are added to `dropped`.
     """
-    rows, total, block = [], 0.0, min(count, BLOCK)
+    rows, total, block = [], 0.0, int(min(count, BLOCK))
     for first in range(0, len(clips), max(block, 1)):
         if total >= seconds or len(rows) >= count:
             break
@@ -143,15 +144,17 @@ def make_rows(raw, covost, language, args, dropped):
     rows, seconds = {}, Counter()
     for split, clips in held_out.items():
         order = in_order(clips, folder, f"{args.seed} {language} {split}")
-        rows[split], seconds[split] = draw(order, language, split, (), dropped, count=getattr(args, split))
+        rows[split], seconds[split] = draw(order, language, split, (), dropped,
+                                            count=min(getattr(args, split), args.limit or math.inf))
     rows["train"], tested, offered = [], covost_clips(covost, language), set()
     dev_and_test = [entry for clips in held_out.values() for entry in clips.values()]
     for place in PLACES:
         lacking = args.hours * 3600 - sum(seconds[part] for part in PLACES)
-        if lacking <= 0:
+        if lacking <= 0 or 0 < args.limit <= len(rows["train"]):
             break
         order = candidates(place, raw, folder, language, dev_and_test, offered, args.seed, dropped)
-        drawn, seconds[place] = draw(order, language, "train", tested, dropped, seconds=lacking)
+        drawn, seconds[place] = draw(order, language, "train", tested, dropped, seconds=lacking,
+                                     count=args.limit - len(rows["train"]) if args.limit else math.inf)
         rows["train"] += drawn
     return rows, seconds
 
@@ -193,10 +196,10 @@ def main(argv=None):
     for language in languages:
         if language not in ALL_LANGUAGES:
             raise SystemExit(f"--languages {language}: known are {', '.join(ALL_LANGUAGES)}")
-    settings = {name: getattr(args, name) for name in ("languages", "hours", "dev", "test", "seed")}
+    settings = {name: getattr(args, name) for name in ("languages", "hours", "dev", "test", "seed")} | limited(args)
     if finished(work, "commonvoice", settings):
         return
-    refuse_missing("commonvoice", missing(work, raw, languages))       # of all languages, before the first
+    refuse_missing("commonvoice", missing(work, raw, languages), args.check)      # of all, before the first
 
     begin(work, "commonvoice", settings)
     splits, seconds, dropped = {"train": [], "dev": [], "test": []}, {}, []
@@ -218,7 +221,7 @@ def main(argv=None):
     print(table)
     refuse_incomplete(folder, [f"{language}: {train_seconds(parts) / 3600:.2f} hours of train, of {args.hours:g}"
                                for language, parts in seconds.items()
-                               if train_seconds(parts) < ENOUGH * args.hours * 3600], args.incomplete)
+                               if train_seconds(parts) < ENOUGH * args.hours * 3600], args.incomplete or args.limit)
     finish(work, "commonvoice", settings, "listeners")
 
 

@@ -24,8 +24,8 @@ import re
 import tarfile
 import zlib
 
-from data.recipe import (begin, download, finish, finished, missing_files, need, parser, refuse_missing, report,
-                         speech_rows, unreadable)
+from data.recipe import (begin, download, finish, finished, limited, missing_files, need, parser, refuse_missing,
+                         report, speech_rows, spread, unreadable)
 from speech_llm.rows import write_rows
 
 
@@ -125,7 +125,9 @@ def read_tsv(path, columns, dropped=None):
     for number, line in enumerate(tsv_bytes(path), 1):
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError:
+        except UnicodeDecodeError as error:
+            if header is None:
+                raise SystemExit(f"{path} line 1 is not UTF-8 ({error}); download it again") from None
             bad.append((number, "not UTF-8"))
             continue
         fields = text.removesuffix("\n").removesuffix("\r").replace("\r", " ").split("\t")
@@ -209,16 +211,18 @@ def join_translations(raw, corpus, source, targets, dropped):
     return translations
 
 
-def make_rows(raw, corpus="covost2", source="en", targets=TARGETS):
+def make_rows(raw, corpus="covost2", source="en", targets=TARGETS, limit=0):
     """
     Return ({split: rows}, [(split, id, why it is dropped)]) of a download: speech in `source`, translations to
-    `targets`. A `corpus` that is a pair of its own has ST rows alone.
+    `targets`. A `corpus` that is a pair of its own has ST rows alone. limit: clips of every split; 0: all.
     """
     dropped = []
     translations = join_translations(raw, corpus, source, targets, dropped)
     held_out = {*translations["dev"], *translations["test"]}
+    translations = {split: dict(spread(clips.items(), limit)) for split, clips in translations.items()}
     folder = voice_folder(raw, LOCALES.get(source, source))
-    sentences = read_sentences(os.path.join(folder, "validated.tsv"), held_out | {*translations["train"]}, dropped)
+    clips = {clip for texts in translations.values() for clip in texts}
+    sentences = read_sentences(os.path.join(folder, "validated.tsv"), clips, dropped)
     paths = {clip: os.path.join(folder, "clips", clip) for clip in sentences}
     broken = unreadable(list(paths.values()))
 
@@ -242,15 +246,16 @@ def make_rows(raw, corpus="covost2", source="en", targets=TARGETS):
 
 def make_corpus(args, corpus, source, targets, paper, preset):
     """Write one rows folder, unless it is finished. paper: {(split, kind): count}; preset: a system that uses it."""
-    if finished(args.work, corpus, {}):
+    settings = limited(args)
+    if finished(args.work, corpus, settings):
         return
-    refuse_missing(corpus, missing(args.work, args.raw, [(source, target) for target in targets]))
-    begin(args.work, corpus, {})
-    splits, dropped = make_rows(download(args.work, args.raw, "covost2"), corpus, source, targets)
+    refuse_missing(corpus, missing(args.work, args.raw, [(source, target) for target in targets]), args.check)
+    begin(args.work, corpus, settings)
+    splits, dropped = make_rows(download(args.work, args.raw, "covost2"), corpus, source, targets, args.limit)
     for split, rows in splits.items():
         write_rows(os.path.join(args.work, "rows", corpus, f"{split}.jsonl"), rows)
-    report(args.work, corpus, splits, paper, dropped, args.incomplete)
-    finish(args.work, corpus, {}, preset)
+    report(args.work, corpus, splits, {} if args.limit else paper, dropped, args.incomplete)
+    finish(args.work, corpus, settings, preset)
 
 
 def chosen(option, languages, known):
@@ -275,7 +280,7 @@ def main(argv=None):
     corpora = {f"covost2-{source}_{target}": (source, target) for source, target in pairs}
     todo = [pair for corpus, pair in corpora.items()
             if not os.path.exists(os.path.join(args.work, "rows", corpus, "config.json"))]
-    refuse_missing("CoVoST 2", missing(args.work, args.raw, todo))             # of all pairs, before the first
+    refuse_missing("CoVoST 2", missing(args.work, args.raw, todo), bool(pairs) and args.check)     # before the first
     for corpus, (source, target) in corpora.items():
         sizes = INTO_ENGLISH[source] if target == "en" else FROM_ENGLISH[target]
         paper = {(split, f"ST/MT {target}"): size for split, size in zip(("train", "dev", "test"), sizes)}

@@ -27,8 +27,8 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from data.recipe import (begin, download, finish, finished, missing_files, need, parser, refuse_missing, report,
-                         speech_rows)
+from data.recipe import (begin, download, finish, finished, limited, missing_files, need, parser, refuse_missing,
+                         report, speech_rows)
 from speech_llm.files import replace_file, text_lines
 from speech_llm.rows import write_rows
 
@@ -184,22 +184,25 @@ def decode_speeches(speeches, raw, folder):
 
 def main(argv=None):
     args = parser(__doc__, "europarlst").parse_args(argv)
-    if finished(args.work, "europarlst", {}):
+    settings = limited(args)
+    if finished(args.work, "europarlst", settings):
         return
-    refuse_missing("europarlst", missing(args.work, args.raw))
+    refuse_missing("europarlst", missing(args.work, args.raw), args.check)
     english = os.path.join(download(args.work, args.raw, "europarlst"), "v1.1", "en")
     segments = {split: {target: read_segments(os.path.join(english, target, split), target) for target in TARGETS}
                 for split in SPLITS}
     refuse_leaks(segments)
-    begin(args.work, "europarlst", {})
+    begin(args.work, "europarlst", settings)
+    segments = {split: {target: part[:args.limit or None] for target, part in parts.items()}
+                for split, parts in segments.items()}                       # the first: both targets share them
     speeches = sorted({segment[0] for parts in segments.values() for part in parts.values() for segment in part})
     audio = decode_speeches(speeches, os.path.join(english, "audios"), os.path.join(args.work, "audio", "europarlst"))
     splits, dropped = join(segments, audio)
     for split, rows in splits.items():
         write_rows(os.path.join(args.work, "rows", "europarlst", f"{split}.jsonl"), rows)
     print(f"speeches without audio: {sum(isinstance(result, str) for result in audio.values())} of {len(speeches)}")
-    report(args.work, "europarlst", splits, PAPER, dropped, args.incomplete)
-    finish(args.work, "europarlst", {}, "iwslt25")
+    report(args.work, "europarlst", splits, {} if args.limit else PAPER, dropped, args.incomplete)
+    finish(args.work, "europarlst", settings, "iwslt25")
 
 
 if __name__ == "__main__":

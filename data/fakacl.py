@@ -1,37 +1,39 @@
 """
 fakACL: talks that an LLM wrote for papers that do not exist, spoken, with questions about them (2026, appendix A.2).
 
-    python -m data.fakacl                           # everything the paper has
-    python -m data.fakacl --titles 50               # fifty of the talks: a look at it, on one GPU
+    python -m data.fakacl                           # all that the paper has
+    torchrun --nproc_per_node=4 -m data.fakacl      # the same on four GPUs
+    python -m data.fakacl --titles 50               # fifty of the talks, for a first look
 
-reads   from the Hugging Face hub: Qwen3 (writes), SeamlessM4T (speaks, translates), CometKiwi (scores)
-writes  <work>/rows/fakacl/{train,dev}.jsonl, counts.md, dropped.txt, config.json last, <work>/audio/fakacl/, and in
-        <work>/made/fakacl/ what the models made: a killed run goes on
+reads   from the Hugging Face hub: Qwen3 (writes), SeamlessM4T (speaks, translates), CometKiwi (scores); spaCy's English
+        model (splits sentences): pip install spacy && python -m spacy download en_core_web_sm
+writes  <work>/rows/fakacl/{train,dev}.jsonl, counts.md, dropped.txt, config.json last; <work>/audio/fakacl/; in
+        <work>/made/fakacl/ the models' results, from which a killed run continues
 
-topics -> titles -> scripts -> numbers and symbols in words -> sentences -> speech -> questions -> translations.
-Each sentence is an utterance. The paper speaks of sentences and of chunks of two or three; its figures are those of
-sentences (our choice): 38,968 pairs are two for each of 19,484 = 2,497 x 7.8 units, which is a script of 12.8 less the
-five that are not asked about; 8.6 s is the length of one; and its example asks about one. Rows of an utterance, in
-every language that passed the filter: ASR or ST, two SQA, two SQA with a question of another talk. The authors looked
-their scripts and answers through by hand; here only rules do. dev: one talk in a hundred (our choice, it has none).
+topics -> titles -> scripts -> sentences -> numbers and symbols in words -> speech -> questions -> translations.
+Each sentence is an utterance. An utterance has, in every language whose translation is good, an ASR or ST row, two SQA
+rows, and two SQA rows with a question of another talk. The authors read their scripts and answers and corrected them by
+hand; here only rules do. dev is one talk in a hundred (our choice, the paper has none).
 """
-import argparse
+import functools
 import os
 import random
 import re
 
-import punkt
-
-from data.quality import KIWI, good_rows
-from data.recipe import finish, finished, report
+from data.quality import KIWI, good_translations
+from data.recipe import (begin, finish, finished, limited, missing_models, missing_packages, parser, refuse_missing,
+                         report)
 from data.rewrite import generate
 from data.speak import speak
-from data.translate import SEAMLESS, translate_rows
+from data.translate import SEAMLESS
+from metrics.comet import ENCODERS
 from speech_llm.prompts import NOT_ANSWERABLE
+from speech_llm.resumable import is_first, silence_others
 from speech_llm.rows import LANGUAGES, write_rows
 
 
 LLM = "Qwen/Qwen3-4B-Instruct-2507"
+SPACY = "en_core_web_sm"                    # the paper names spaCy, not its model (our choice)
 PROMPTS = {  # 2026, appendix A.2, and the tokens of an answer: twice what was asked for (our choice)
     "topics": ("List 60 sub-fields related to ACL/NLP conferences, one subfield per line.", 1024),
     "titles": ("List 40 paper titles from ACL conferences related to: {}. Output only the paper titles, one per line. "
@@ -42,10 +44,15 @@ PROMPTS = {  # 2026, appendix A.2, and the tokens of an answer: twice what was a
               'on the content: {}.', 256),
 }
 CHARACTERS, WORDS = 10, 6                   # a shorter sentence is dropped
-FIRST, LAST, PAIRS = 3, 2, 2                # sentences of a script that nothing is asked about; pairs of each other one
+FIRST, LAST = 3, 2                          # nothing is asked about the first 3 and the last 2 sentences of a script
+PAIRS = 2                                   # of question and answer, about each other sentence
 DEV = 100                                   # of so many talks one is held out
 MADE = {"topics": 56, "titles": 2_527, "scripts": 2_497}
-COUNTS = {  # 2026, Table 5
+# 2026, Table 5. The paper contradicts itself: section 2.1 speaks of chunks of two to three sentences, appendix A.2.2 of
+# 21,400 sentences. Its figures are those of sentences (our choice): 38,968 pairs are two for each of 19,484 units, or
+# 7.8 units for each of 2,497 scripts, which is a script of 12.8 sentences without the five that nothing is asked about;
+# 8.6 s is the length of one sentence; the example of Table 3 asks about one.
+COUNTS = {
     "ASR {}": {"en": 21_400},
     "ST/MT {}": {"de": 9_722, "it": 14_999, "zh": 4_659},
     "SQA/QA {}": {"en": 38_968, "de": 8_763, "it": 22_290, "zh": 5_341},
@@ -53,6 +60,14 @@ COUNTS = {  # 2026, Table 5
 }
 PAPER = {("train", name.format(language)): count for name, counts in COUNTS.items()
          for language, count in counts.items()}
+
+
+def missing(work, raw="", models=(LLM, SEAMLESS, KIWI, ENCODERS["unified"])):
+    """Return [(what is missing, how to mend it)]; empty if the recipe can run."""
+    absent = missing_packages("spacy")
+    if not absent and missing_packages(SPACY):
+        absent = [(f"spaCy's model {SPACY}", f"python -m spacy download {SPACY}")]
+    return absent + missing_models(*models)
 
 
 # --- Numbers and symbols in words. The paper has one example, "30%" -> "thirty percent"; all else is our choice.
@@ -67,7 +82,7 @@ NUMBER = r"[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?"
 
 
 def cardinal(n):
-    """105 -> "one hundred five"."""
+    """Return a number in words: 105 -> "one hundred five"."""
     for scale, name in SCALES:
         if n >= scale:
             return f"{cardinal(n // scale)} {name}" + (f" {cardinal(n % scale)}" if n % scale else "")
@@ -75,28 +90,29 @@ def cardinal(n):
 
 
 def ordinal(n):
-    """21 -> "twenty-first"."""
+    """Return the word for a place: 21 -> "twenty-first"."""
     head, last = re.fullmatch("(.*[ -])?(.*)", cardinal(n)).groups(default="")
     return head + ORDINALS.get(last, (last[:-1] + "ie" if last.endswith("y") else last) + "th")
 
 
 def number(text):
     """
-    "1,024" -> "one thousand twenty-four", "0.85" -> "zero point eight five"; four digits are read as a year where they
-    may be one: "2019" -> "twenty nineteen"; one by one where there is a leading zero, or more than fifteen.
+    Return digits in words: "1,024" -> "one thousand twenty-four", "0.85" -> "zero point eight five". Four digits that
+    may be a year are read as one: "2019" -> "twenty nineteen". Digits are read one by one after a leading zero, and
+    where there are more than fifteen.
     """
     def one_by_one(digits):
         return " ".join(ONES[int(digit)] for digit in digits)
     whole, _, fraction = text.partition(".")
     digits = whole.replace(",", "")
     if len(digits) > 15 or len(digits) > 1 and digits[0] == "0":
-        said = one_by_one(digits)
+        words = one_by_one(digits)
     elif re.fullmatch("1[1-9][0-9]{2}|20[1-9][0-9]", text):
         year = int(text[2:])
-        said = f"{cardinal(int(text[:2]))} {'hundred' if not year else 'oh ' * (year < 10) + cardinal(year)}"
+        words = f"{cardinal(int(text[:2]))} {'hundred' if not year else 'oh ' * (year < 10) + cardinal(year)}"
     else:
-        said = cardinal(int(digits))
-    return said + (f" point {one_by_one(fraction)}" if fraction else "")
+        words = cardinal(int(digits))
+    return words + (f" point {one_by_one(fraction)}" if fraction else "")
 
 
 RULES = [  # in this order
@@ -116,39 +132,57 @@ RULES = [  # in this order
 
 
 def spell_out(text):
-    """Text as it is spoken: no digits, none of the symbols above, single spaces."""
+    """Return a text as it is spoken: without digits and the symbols above, with single spaces."""
     for pattern, replacement in RULES:
         text = re.sub(pattern, replacement, text)
     return " ".join(text.split())
 
 
-# --- What an LLM wrote -> lists, sentences, pairs.
+# --- Lists, sentences and pairs in what an LLM wrote.
 
 def bare(line):
-    """A line without bullet, number, heading marks and emphasis."""
+    """Return a line without bullet, number, heading marks and emphasis."""
     return re.sub(r"^(?:[-–•>\s]|[0-9]+[.)]\s)+", "", re.sub("[*`#]|__", "", line)).strip()
 
 
 def read_list(text):
-    """The items of a list, one a line; a line that ends in a colon only announces it."""
+    """Return the items of a list with one item a line. A line that ends in a colon announces the list."""
     lines = [bare(line).strip("\"“”") for line in text.split("\n")]
     return [line for line in lines if any(map(str.isalpha, line)) and not line.endswith(":")]
 
 
+@functools.cache
+def load_spacy():
+    """Return spaCy's English model, which finds sentences. SystemExit without spaCy or the model."""
+    try:
+        import spacy
+        # the parser finds the sentences
+        return spacy.load(SPACY, exclude=["ner", "tagger", "lemmatizer", "attribute_ruler"])
+    except (ImportError, OSError) as error:
+        raise SystemExit(f"splitting scripts into sentences needs spaCy and its model {SPACY} ({error}); run: pip "
+                         f"install spacy && python -m spacy download {SPACY}") from None
+
+
+def split_sentences(text):
+    """Return the sentences of an English text (2026, appendix A.2.2)."""
+    return [sentence.text.strip() for sentence in load_spacy()(text).sents if sentence.text.strip()]
+
+
 def read_script(text):
     """
-    A script -> its sentences, as they are spoken. Not spoken, in place of the authors' manual processing (our choice):
-    the title, lines that end no sentence (headings), who speaks, directions in brackets, quotation marks.
+    Return the sentences of a script, as they are spoken. Left out, in place of the authors' manual processing (our
+    choice), are the title, lines that end no sentence (headings), who speaks, directions in brackets, quotation marks.
+    Numbers are spelled out in whole sentences, because spaCy finds the end of a sentence best in written text.
     """
     lines = [bare(re.sub(r"\[[^\]]*\]", "", line)) for line in text.split("\n")]
     lines = [re.sub(r"^(?:Speaker|Presenter|Slide|Sentence)\s?[0-9]*:\s*", "", line) for line in lines]
     spoken = [line for line in lines
               if re.search(r"[.!?…][\"”’')]*$", line) and not re.fullmatch(r"\(.*\)|Title:.*", line)]
-    return punkt.sent_tokenize(spell_out(re.sub("[\"“”]", "", " ".join(spoken))))
+    return [spell_out(sentence) for sentence in split_sentences(re.sub("[\"“”]", "", " ".join(spoken)))]
 
 
 def read_pairs(text):
-    """[(question, answer)] of lines with the prefixes Q: and A:, however they are decorated; a question counts once."""
+    """Return [(question, answer)] of lines with the prefixes Q: and A:, however decorated; each question once."""
     parts = re.split(r"(?:^|(?<=\?))[\W\d_]*(Q|A)(?:uestion|nswer)?[\s\d*_]*:[\s*_]*", text, flags=re.MULTILINE | re.I)
     pairs, question = {}, ""
     for kind, content in zip(parts[1::2], parts[2::2]):
@@ -164,22 +198,26 @@ def read_pairs(text):
 # --- Talks, utterances, rows.
 
 def ask(step, texts, args):
-    """The LLM's answers to one step's prompt, filled with each text."""
+    """Return the LLM's answers to one step's prompt, filled with each text."""
     prompt, tokens = PROMPTS[step]
-    return generate([prompt.format(text) for text in texts], model=args.llm, max_new_tokens=tokens,
-                    kept=os.path.join(args.work, "made", "fakacl", f"{step}.jsonl"))
+    return generate([prompt.format(text) for text in texts], args.llm,
+                    os.path.join(args.work, "made", "fakacl", f"{step}.jsonl"), max_new_tokens=tokens)
 
 
 def write_talks(args, dropped):
-    """Topics, titles, scripts -> {number of the title: sentences of its script}; prints how many there are of each."""
+    """
+    Let the LLM write topics, titles and scripts, and return {number of the title: sentences of its script}. Print how
+    many there are of each. SystemExit if the LLM names no title.
+    """
     topics = read_list(ask("topics", [""], args)[0])
     titles = [title for text in ask("titles", topics, args) for title in read_list(text)]
     distinct = list(dict.fromkeys(titles))             # the same title would be the same script (our choice)
     if not distinct:
         raise SystemExit(f"{args.llm} named {len(topics)} topics and no titles; it must be an LLM that obeys prompts")
     numbers = range(len(distinct))
-    if args.titles:
-        numbers = sorted(random.Random(f"{args.seed} titles").sample(numbers, min(args.titles, len(numbers))))
+    if args.titles or args.limit:
+        wanted = min(args.titles or args.limit, len(numbers))
+        numbers = sorted(random.Random(f"{args.seed} titles").sample(numbers, wanted))
     scripts = map(read_script, ask("scripts", [distinct[n] for n in numbers], args))
     talks = {}
     for n, script in zip(numbers, scripts):
@@ -193,25 +231,28 @@ def write_talks(args, dropped):
 
 
 def cut_talks(talks, seed, dropped):
-    """Talks -> [{split, name, text, asked: whether questions are asked about it}], a sentence each, and each once."""
+    """
+    Return the sentences of all talks, {split, name, text, asked} of each: asked is whether questions are asked about
+    the sentence. Short sentences and all but the first of equal ones go to `dropped`.
+    """
     held_out = random.Random(f"{seed} dev").sample(sorted(talks), max(len(talks) // DEV, int(len(talks) > 1)))
-    units, said = [], set()
+    units, texts = [], set()
     for talk, script in talks.items():
         split = "dev" if talk in held_out else "train"
         for n, text in enumerate(script):
             name = f"{talk:04d}-{n:02d}"
             if len(text) < CHARACTERS or len(text.split()) < WORDS:
                 dropped.append((split, name, f"under {CHARACTERS} characters or {WORDS} words: {text}"))
-            elif text in said:              # "Thank you all for your attention." (our choice)
-                dropped.append((split, name, f"said before: {text}"))
+            elif text in texts:             # "Thank you all for your attention." (our choice)
+                dropped.append((split, name, f"the same sentence as before: {text}"))
             else:
                 units.append({"split": split, "name": name, "text": text, "asked": FIRST <= n < len(script) - LAST})
-                said.add(text)
+                texts.add(text)
     return units
 
 
 def english_rows(units, paths, pairs, dropped):
-    """ASR rows of the units that could be spoken, SQA rows of their pairs."""
+    """Return the ASR rows of the units that could be spoken and the SQA rows of their pairs."""
     rows = []
     for unit in units:
         name, split = unit["name"], unit["split"]
@@ -231,7 +272,10 @@ def english_rows(units, paths, pairs, dropped):
 
 
 def invalid_rows(rows, seed, dropped):
-    """For each SQA row one that asks of its utterance what was asked in another talk, drawn anew (our choice)."""
+    """
+    Return for each SQA row a row that asks about its utterance what was asked in another talk of the split, drawn anew
+    for each row (our choice).
+    """
     invalid = []
     for split in ("train", "dev"):
         rng = random.Random(f"{seed} {split} invalid")
@@ -250,18 +294,35 @@ def invalid_rows(rows, seed, dropped):
     return invalid
 
 
+def add_translations(english, args, dropped):
+    """Return {split: rows} of the English rows and of those translations that are good."""
+    splits = {"train": [], "dev": []}
+    for language in LANGUAGES:
+        rows = english
+        if language != "en":
+            rows, bad = good_translations(english, language, os.path.join(args.work, "made", "fakacl"), args.seamless,
+                                          args.kiwi)
+            dropped += [(row_id.split("/")[1], row_id, why) for row_id, why in bad]
+        for row in rows:
+            splits[row["id"].split("/")[1]].append(row)
+    return splits
+
+
 def main(argv=None):
-    command = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    command.add_argument("--work", default="work", help="root folder of everything that is written")
+    command = parser(__doc__, "fakacl", raw=False)
     command.add_argument("--titles", type=int, default=0, help="so many of the titles, drawn at random; 0: all of them")
     command.add_argument("--llm", default=LLM, help="the model that writes")
     command.add_argument("--seamless", default=SEAMLESS, help="the model that speaks and translates")
     command.add_argument("--kiwi", default=KIWI, help="the model that scores translations")
     command.add_argument("--seed", type=int, default=0, help="of voices, held-out talks and unanswerable questions")
     args = command.parse_args(argv)
-    settings = {name: getattr(args, name) for name in ("titles", "llm", "seamless", "kiwi", "seed")}
+    silence_others()
+    settings = {name: getattr(args, name) for name in ("titles", "llm", "seamless", "kiwi", "seed")} | limited(args)
     if finished(args.work, "fakacl", settings):
         return
+    refuse_missing("fakacl", missing(args.work, models=(args.llm, args.seamless, args.kiwi, ENCODERS["unified"])),
+                   args.check)
+    begin(args.work, "fakacl", settings)
     dropped = []
     units = cut_talks(write_talks(args, dropped), args.seed, dropped)
     asked = [unit for unit in units if unit["asked"]]
@@ -271,24 +332,14 @@ def main(argv=None):
                   model=args.seamless, seed=args.seed)
     english = english_rows(units, paths, pairs, dropped)
     english += invalid_rows(english, args.seed, dropped)
-
-    splits = {"train": [], "dev": []}
-    for language in LANGUAGES:
-        rows = english
-        if language != "en":
-            kept = [os.path.join(args.work, "made", "fakacl", f"{maker}.{language}.jsonl")
-                    for maker in ("translate", "quality")]
-            rows, empty = translate_rows(english, language, args.seamless, kept[0])
-            rows, bad = good_rows(rows, english, args.kiwi, kept[1])
-            dropped += [(row_id.split("/")[1], row_id, why) for row_id, why in empty + bad]
-        for row in rows:
-            splits[row["id"].split("/")[1]].append(row)
+    splits = add_translations(english, args, dropped)
+    if not is_first():                          # this process only helped with the models
+        return
     for split, rows in splits.items():
         if rows:
             write_rows(os.path.join(args.work, "rows", "fakacl", f"{split}.jsonl"), rows)
-    report(args.work, "fakacl", splits, PAPER, dropped)
-    finish(args.work, "fakacl", settings)
-    print(f"rows in {args.work}/rows/fakacl\nnext: python extract_features.py --preset iwslt26")
+    report(args.work, "fakacl", splits, {} if args.titles or args.limit else PAPER, dropped, args.incomplete)
+    finish(args.work, "fakacl", settings, preset="iwslt26")
 
 
 if __name__ == "__main__":

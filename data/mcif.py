@@ -1,11 +1,11 @@
 """
 MCIF, talks at ACL with questions about them, and the IWSLT instruction-following tests like it: the short track.
 
-    python -m data.mcif                             # or --raw folder, where the download lies elsewhere
+    python -m data.mcif                             # or --raw FOLDER, where the download is elsewhere
 
 download into <work>/raw/mcif, from https://huggingface.co/datasets/FBK-MT/MCIF (CC BY 4.0; of its 7.6 GiB only these)
-    short_fixedprompt/*.parquet         what is asked (pip install pyarrow), or the same as XML, as shared tasks release
-                                        it: *.src.fixedprompts.xml, or any other name, in one file or several
+    short_fixedprompt/*.parquet         the instructions (pip install pyarrow), or the same as XML, as shared tasks
+                                        release them: *.src.fixedprompts.xml, or any other name, in one file or several
     MCIF_DATA/SHORT_AUDIOS/*.wav        the recordings, anywhere below the folder
     MCIF.short.<language>.ref.xml.gz    the references, where they are published; .xml will do
         hf download FBK-MT/MCIF --repo-type dataset --local-dir work/raw/mcif
@@ -14,21 +14,23 @@ download into <work>/raw/mcif, from https://huggingface.co/datasets/FBK-MT/MCIF 
 reads   these
 writes  <work>/rows/mcif/test.jsonl, counts.md, dropped.txt, config.json last
 
-The organisers' instructions become our own prompts (2025, section 6): a row holds the task, and of a question the
-question alone. The mixed wordings may lie there too: they must turn out to ask the same. What is neither a
-transcription, a translation nor a question is the surprise task, an MCQ row with the whole instruction (2026, Table 7).
-Row ids end in track, language and sample id: metrics/mcif.py writes the XML to submit from them.
+The organisers' instructions become our prompts (2025, section 6): a row holds the task, and of a question the question
+alone. Several wordings of an instruction may be there: the recipe checks that they ask the same. An
+instruction that is no transcription, no translation and no question is the surprise task, an MCQ row with the whole
+instruction (2026, Table 7). Row ids end in track, language and sample id: metrics/mcif.py writes the XML to submit from
+them.
 
-There are no transcripts, and no references of single segments: "-" stands in their place. So the scores of ASR and ST
-mean nothing, and of all tasks where no references lie there; the official ones (metrics/mcif.py) do. A sample whose
-recording is missing keeps its row: its answer will be empty, but it must be submitted.
+There are no transcripts, and no references of single segments: "-" stands in their place. The scores of ASR and ST rows
+therefore mean nothing, nor do those of any task without references; the official ones (metrics/mcif.py) do. A sample
+whose recording is missing keeps its row: its answer will be empty, but it must be submitted.
 """
 import glob
 import os
 import re
 from collections import Counter, defaultdict
 
-from data.recipe import finish, finished, parser, report, unreadable
+from data.recipe import (begin, download, finish, finished, limited, missing_packages, parser, refuse_missing, report,
+                         spread, unreadable)
 from metrics.mcif import read_references, read_samples
 from speech_llm.rows import LANGUAGES, write_rows
 
@@ -38,15 +40,15 @@ NOTHING = "-"                               # where a row needs a text that a te
 OURS = {"ASR": "ASR", "TRANS": "ST", "QA": "SQA", "QE": "MCQ"}     # the tasks of references
 SEGMENTS, QUESTIONS, UNANSWERABLE = 670, 220, 25                   # of each language; MCIF 0.2
 
-# What all wordings of a task share: they name English; a request to answer ends in a colon, and its question follows;
-# the others have no colon and name what they want.
+# What all wordings of a task share: they name English. A request to answer ends in a colon, after which the question
+# stands. Requests to transcribe or translate have no colon and name the form or the language that they want.
 ENGLISH = {"en": "english", "de": "englisch", "it": "inglese", "zh": "英"}
 ANSWER = {"en": "answer|respon|repl", "de": "antwort", "it": "rispo", "zh": "答"}
 REQUEST = {"en": ("ASR", "transcri|writ|text"), "de": ("ST", "deutsch"), "it": ("ST", "italian"), "zh": ("ST", "中文|汉语")}
 
 
 def understand(instruction, language):
-    """An instruction of the organisers -> (task, question or None, wording: what is left without the question)."""
+    """Return (task, question or None, wording: the text without the question) of an instruction of the organisers."""
     text = instruction.strip()
     wording, colon, question = re.fullmatch("([^:：\n]*)([:：]?)(.*)", text, re.DOTALL).groups()
     task, wanted = REQUEST[language]
@@ -58,14 +60,29 @@ def understand(instruction, language):
     return "MCQ", text, text
 
 
+def missing(work, raw=""):
+    """Return [(what is missing, how to mend it)]; empty if the recipe can run."""
+    raw = download(work, raw, "mcif")
+    paths = definitions(raw)
+    absent = [] if paths else [(f"a definition of a short track, XML or parquet, below {raw}", DOWNLOAD)]
+    return absent + (missing_packages("pyarrow") if any(path.endswith(".parquet") for path in paths) else [])
+
+
 # --- Input.
 
 def files_below(raw):
+    """Return the paths of all files below a folder, sorted."""
     return sorted(glob.glob(os.path.join(glob.escape(raw), "**", "*"), recursive=True))
 
 
+def definitions(raw):
+    """Return the paths of the files below `raw` that define a test: XML or parquet, but no references."""
+    return [path for path in files_below(raw)
+            if path.endswith((".xml", ".parquet")) and ".ref." not in os.path.basename(path)]
+
+
 def read_definition(path):
-    """What a test asks, XML or parquet -> [(track, language, sample id, path of the recording, instruction)]."""
+    """Return [(track, language, sample id, path of the recording, instruction)] of a definition, XML or parquet."""
     if path.endswith(".parquet"):
         return read_table(path)
     return [(track, language, name, sample.findtext("audio_path"), sample.findtext("instruction"))
@@ -73,11 +90,8 @@ def read_definition(path):
 
 
 def read_table(path):
-    """The same of the hub's parquet. Its folder names the track; its columns are id, audio, prompt_<language>."""
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError:
-        raise SystemExit(f"reading {path} needs the package pyarrow; run: pip install pyarrow") from None
+    """Return the same of the hub's parquet, whose folder names the track; columns: id, audio, prompt_<language>."""
+    from pyarrow import ArrowException, parquet
     track = "long" if os.path.basename(os.path.dirname(path)).startswith("long") else "short"
     try:
         lines = parquet.read_table(path).to_pylist()
@@ -89,13 +103,11 @@ def read_table(path):
 
 def read_definitions(raw, dropped):
     """
-    All definitions below `raw` -> {(language, sample id): (recording, task, question)}, of the short track. Prints how
-    their instructions were understood; SystemExit if a file defines nothing, or two files disagree.
+    Return {(language, sample id): (recording, task, question)} of all definitions of the short track below `raw`. Print
+    how their instructions were understood. SystemExit if a file defines nothing, or two files disagree.
     """
     asked, wordings = {}, defaultdict(Counter)
-    for path in files_below(raw):
-        if not path.endswith((".xml", ".parquet")) or ".ref." in os.path.basename(path):
-            continue
+    for path in definitions(raw):
         for track, language, name, recording, instruction in read_definition(path):
             if language not in LANGUAGES or not re.fullmatch(r"[\w-]+", name) or not recording or not (
                     instruction or "").strip():
@@ -119,22 +131,22 @@ def read_definitions(raw, dropped):
 
 
 def read_answers(raw):
-    """{(language, sample id): (recording, task, reference, qa_type)} of the languages that have references."""
-    known = {}
+    """Return {(language, sample id): (recording, task, reference, qa_type)} of the languages that have references."""
+    answers = {}
     for language in LANGUAGES:
         paths = [path for path in files_below(raw) if re.search(rf"\.short\.{language}\.ref\.xml(\.gz)?$", path)]
         if len(paths) > 1:
             raise SystemExit(f"{' and '.join(paths)}: two references of one test; keep one")
-        for one in read_references(paths[0], "short", language) if paths else []:
-            for name, recording in zip(one["ids"], one["audio"], strict=True):
-                known[language, name] = recording, OURS.get(one["task"]), one["reference"], one["qa_type"]
-    return known
+        for sample in read_references(paths[0], "short", language) if paths else []:
+            for name, recording in zip(sample["ids"], sample["audio"], strict=True):
+                answers[language, name] = (recording, OURS.get(sample["task"]), sample["reference"], sample["qa_type"])
+    return answers
 
 
 # --- Rows.
 
-def make_rows(asked, known, raw):
-    """The rows of all samples, in the definitions' order."""
+def make_rows(asked, answers, raw):
+    """Return the rows of all samples, in the definitions' order. SystemExit if a reference is of another sample."""
     paths, rows = {os.path.basename(path): path for path in files_below(raw)}, []
     for (language, name), (recording, task, question) in asked.items():
         row = {"id": f"mcif/short/{language}/{name}", "utterance": f"mcif/{os.path.splitext(recording)[0]}",
@@ -142,8 +154,8 @@ def make_rows(asked, known, raw):
                "transcript": NOTHING, "target": NOTHING}
         if question:
             row["question"] = question
-        if (language, name) in known:
-            *truth, reference, qa_type = known[language, name]
+        if (language, name) in answers:
+            *truth, reference, qa_type = answers[language, name]
             if truth != [recording, task]:
                 raise SystemExit(f"row {row['id']} is {task} on {recording}, its reference {truth[1]} on {truth[0]}: "
                                  "they are of two versions, or this wording of the task is not known here")
@@ -153,29 +165,39 @@ def make_rows(asked, known, raw):
     return rows
 
 
+def expected(answers):
+    """Return {(split, kind): count} of MCIF 0.2; unanswerable questions are known only where there are references."""
+    counts = {}
+    for language in LANGUAGES:
+        unanswerable = UNANSWERABLE if any(key[0] == language for key in answers) else 0
+        counts |= {("test", "ASR en" if language == "en" else f"ST/MT {language}"): SEGMENTS,
+                   ("test", f"SQA/QA {language}"): QUESTIONS - unanswerable}
+        if unanswerable:
+            counts["test", f"SQA/QA {language} invalid"] = unanswerable
+    return counts
+
+
 def main(argv=None):
     args = parser(__doc__, "mcif").parse_args(argv)
-    raw = args.raw or os.path.join(args.work, "raw", "mcif")
-    settings = {"raw": raw}
-    if finished(args.work, "mcif", settings):
+    work, raw = args.work, download(args.work, args.raw, "mcif")
+    settings = {"raw": raw, **limited(args)}
+    if finished(work, "mcif", settings):
         return
-    dropped, known = [], read_answers(raw)
-    rows = make_rows(read_definitions(raw, dropped), known, raw)
-    write_rows(os.path.join(args.work, "rows", "mcif", "test.jsonl"), rows)
+    refuse_missing("mcif", missing(work, raw), args.check)
+    begin(work, "mcif", settings)
+    dropped, answers = [], read_answers(raw)
+    rows = make_rows(read_definitions(raw, dropped), answers, raw)
+    if args.limit:                              # every sample needs an answer, which is empty without a recording
+        recordings = {*spread(dict.fromkeys(row["audio"] for row in rows), args.limit)}
+        rows = [row if row["audio"] in recordings else {**row, "audio": os.path.join(raw, "beyond --limit")}
+                for row in rows]
+    write_rows(os.path.join(work, "rows", "mcif", "test.jsonl"), rows)
     broken = unreadable(sorted({row["audio"] for row in rows}))
     for path in sorted(broken)[:10]:
         print(f"  {path}: {broken[path]}")
     print(f"{len(broken)} recordings cannot be read; their rows stay, and get empty answers")
-    paper = {}
-    for language in LANGUAGES:
-        unanswerable = UNANSWERABLE if any(of == language for of, _ in known) else 0
-        paper |= {("test", "ASR en" if language == "en" else f"ST/MT {language}"): SEGMENTS,
-                  ("test", f"SQA/QA {language}"): QUESTIONS - unanswerable}
-        if unanswerable:
-            paper["test", f"SQA/QA {language} invalid"] = unanswerable
-    report(args.work, "mcif", {"test": rows}, paper, dropped)
-    finish(args.work, "mcif", settings)
-    print(f"rows in {args.work}/rows/mcif\nnext: python extract_features.py --preset iwslt26 --corpora mcif")
+    report(work, "mcif", {"test": rows}, {} if args.limit else expected(answers), dropped, args.incomplete)
+    finish(work, "mcif", settings, preset="iwslt26")
 
 
 if __name__ == "__main__":

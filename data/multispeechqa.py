@@ -40,11 +40,12 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from data.recipe import (begin, download, finish, finished, missing_models, missing_packages, parser, refuse_missing,
-                         report, unreadable)
+from data.recipe import (begin, download, finish, finished, limited, missing_models, missing_packages, parser,
+                         refuse_missing, report, spread, unreadable)
 from data.speak import MMS, speak, speak_mms
 from data.translate import CODES, SEAMLESS, translate
 from speech_llm.files import JsonObject, replace_file, text_lines, write_json_lines
+from speech_llm.resumable import is_first, silence_others
 from speech_llm.rows import ALL_LANGUAGES, write_rows
 
 
@@ -250,14 +251,17 @@ def speak_outside(texts, folder, command, language, split):
 
 
 def speech(pairs, texts, language, split, args):
-    """Return {name: path or None} of the speech in one split and language; texts: {name: question}."""
+    """
+    Return {name: path or None} of the speech in one split and language; texts: {name: question}.
+    Of several processes only the first runs the TTS command.
+    """
     folder = os.path.join(args.work, "audio", "multispeechqa", language, split)
     paths = write_recordings([pair for pair in pairs if pair["name"] in texts], folder) if language == "en" else {}
     silent = {name: text for name, text in texts.items() if name not in paths}
     if not silent:
         return paths
     if args.tts and language in (*MMS, *args.tts_languages.split(",")):
-        return paths | speak_outside(silent, folder, args.tts, language, split)
+        return paths | (speak_outside(silent, folder, args.tts, language, split) if is_first() else {})
     if language in MMS:
         return paths | speak_mms(silent, folder, language, args.seed)
     return paths | speak(silent, folder, model=args.seamless, seed=args.seed, language=language, voices=VOICES[split])
@@ -332,17 +336,19 @@ def main(argv=None):
     command.add_argument("--tts_languages", default="", help="comma-separated: what --tts speaks besides el and he")
     command.add_argument("--seed", type=int, default=0, help="of the splits and the voices")
     args = command.parse_args(argv)
+    silence_others()
     work, languages = args.work, args.languages.split(",")
     settings = {name: getattr(args, name) for name in ("languages", "dev", "test", "rlhf", "seamless", "tts",
-                                                       "tts_languages", "seed")}
+                                                       "tts_languages", "seed")} | limited(args)
     require_support(languages, args)
     if finished(work, "multispeechqa", settings):
         return
-    refuse_missing("multispeechqa", missing(work, args.raw, languages, args.seamless, args.tts))
+    refuse_missing("multispeechqa", missing(work, args.raw, languages, args.seamless, args.tts), args.check)
 
     dropped = []
     pairs = read_pairs(download(work, args.raw, "multispeechqa"), dropped)
     pairs = split_pairs(pairs, {"dev": args.dev, "test": args.test}, args.rlhf, args.seed, dropped)
+    pairs = {split: spread(members, args.limit) for split, members in pairs.items()}
     for split, members in pairs.items():
         counts = Counter(pair["subset"] for pair in members)
         print(f"{split}: {len(members)} pairs; " + ", ".join(f"{count} {subset}" for subset, count in counts.items()))
@@ -351,11 +357,13 @@ def main(argv=None):
     for language in languages:
         for split, rows in rows_in(language, pairs, args, dropped).items():
             splits[split] += rows
+    if not is_first():                      # this process only helps to translate and to speak
+        return
     splits["bench"] = bench_rows(splits["test"], languages, args.seed)
     for split, rows in splits.items():
         if rows:
             write_rows(os.path.join(work, "rows", "multispeechqa", f"{split}.jsonl"), rows)
-    paper = {(split, f"SQA/QA {language}"): count for language in languages
+    paper = {(split, f"SQA/QA {language}"): count for language in languages if not args.limit
              for split, count in (("train", 90_000), ("dev", 2000), ("test", 1000), ("bench", BENCH))}
     report(work, "multispeechqa", splits, paper, dropped, args.incomplete)
     finish(work, "multispeechqa", settings, "listeners")

@@ -4,7 +4,7 @@ several processes, the table of counts at its end.
 
     if finished("work", "acl6060", settings):                  # made already: say so and how to make it again
         return
-    refuse_missing("acl6060", missing("work", "download"))     # one list of all files, packages and models that lack
+    refuse_missing("acl6060", missing("work", "download"), args.check)     # one list of all files, packages, models
     begin("work", "acl6060", settings)                         # lock the rows folder; no other settings from here on
     ...
     report("work", "acl6060", {"eval": rows}, {("eval", "ST/MT de"): 416}, [("eval", "acl6060/eval/7", "no audio")])
@@ -16,6 +16,7 @@ import argparse
 import importlib.util
 import multiprocessing
 import os
+import shutil
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.pool import ThreadPool
@@ -23,6 +24,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from speech_llm.audio import duration
 from speech_llm.files import differences, lock, read_json, replace_file, write_json
 from speech_llm.rows import corpus_of, remake, work_option, write_rows
 
@@ -32,15 +34,44 @@ ENOUGH = 0.5                                # of the paper's count; a recipe tha
 LOCKS = {}                                  # {rows folder: its lock} of the recipes under way
 
 
-def parser(doc, corpus=""):
-    """Return a recipe's command line: its docstring as the help, --work; for a download also --raw and --incomplete."""
+class Checked(SystemExit):
+    """End a recipe at its check. `missing` is [(what is missing, how to mend it)], empty where --check asked for it."""
+
+    def __init__(self, corpus, missing):
+        lines = [f"{corpus} cannot be made:", *(f"  {what} is missing: {how}" for what, how in missing)]
+        super().__init__("\n".join(lines) if missing else None)
+        self.missing = missing
+
+
+def parser(doc, corpus="", raw=True):
+    """
+    Return a recipe's command line: its docstring as the help, --work, and for a corpus --incomplete, --limit, --check
+    and, if it has a download, --raw.
+    """
     command = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     command.add_argument("--work", default="work", help="root folder of everything that is written")
-    if corpus:
+    if corpus and raw:
         command.add_argument("--raw", default="", help=f"folder of the download; <work>/raw/{corpus} if not given")
+    if corpus:
         command.add_argument("--incomplete", action="store_true",
                              help="finish with less than half of what the paper counts")
+        command.add_argument("--limit", type=int, default=0,
+                             help="so many utterances of every split, for a rehearsal; 0: all")
+        command.add_argument("--check", action="store_true", help="say what is missing and stop")
     return command
+
+
+def spread(items, limit):
+    """Return `limit` of the items, evenly spread from the first to the last, in their order; 0 stands for all."""
+    items = list(items)
+    if not 0 < limit < len(items):
+        return items
+    return [items[n * len(items) // limit] for n in range(limit)]
+
+
+def limited(args):
+    """Return {"limit": number} for the settings of a recipe that makes a part of its corpus, else {}."""
+    return {"limit": args.limit} if args.limit else {}
 
 
 def download(work, raw, corpus):
@@ -72,58 +103,70 @@ def missing_models(*names):
     Return (model, how to mend it) for each model that cannot be loaded: a name that is no folder, is not in the hub's
     cache, and that the hub does not give to this user. It costs one request a model, no download.
     """
+    names = list(dict.fromkeys(names))
+    if not names:
+        return []
+    with ThreadPool(len(names)) as pool:                 # the requests wait at the same time
+        return [(name, mend) for name, mend in zip(names, pool.map(mend_model, names)) if mend]
+
+
+def mend_model(name):
+    """Return how to get a model that cannot be loaded; "" for one that can."""
     import httpx
     from huggingface_hub import auth_check, snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-    missing = []
-    for name in filter(lambda name: not os.path.isdir(name), names):
-        try:
-            snapshot_download(name, local_files_only=True)
-            continue
-        except (OSError, ValueError):
-            pass                                         # not in the cache: the hub decides
-        try:
-            auth_check(name)
-        except GatedRepoError:
-            missing.append((name, f"accept its licence at https://huggingface.co/{name} and run: hf auth login; or "
-                                  "name a folder that holds it"))
-        except (RepositoryNotFoundError, ValueError):
-            missing.append((name, "neither a folder nor a model of the hub has this name; name another one"))
-        except (OSError, httpx.HTTPError) as error:
-            missing.append((name, f"the hub cannot be reached ({error}); run: hf download {name}, or name a folder "
-                                  "that holds it"))
-    return missing
+    if os.path.isdir(name):
+        return ""
+    try:
+        snapshot_download(name, local_files_only=True)
+        return ""
+    except (OSError, ValueError):
+        pass                                             # not in the cache: the hub decides
+    try:
+        auth_check(name)
+    except GatedRepoError:
+        return (f"accept its licence at https://huggingface.co/{name} and run: hf auth login; or name a folder that "
+                "holds it")
+    except (RepositoryNotFoundError, ValueError):
+        return "neither a folder nor a model of the hub has this name; name another one"
+    except (OSError, httpx.HTTPError) as error:
+        return f"the hub cannot be reached ({error}); run: hf download {name}, or name a folder that holds it"
+    return ""
 
 
-def refuse_missing(corpus, missing):
-    """Exit with one list of everything that a recipe lacks, if it lacks anything."""
-    if missing:
-        lines = [f"  {what} is missing: {how}" for what, how in missing]
-        raise SystemExit("\n".join([f"{corpus} cannot be made:", *lines]))
+def missing_disk(folder, gigabytes, use, mend):
+    """
+    Return the disk and how to mend it if the disk of `folder` has less than so many gigabytes free; the folder need not
+    exist. use: what is written there, in words; mend: what the user can do about it.
+    """
+    folder = os.path.realpath(folder)
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    free = shutil.disk_usage(folder).free / 1e9
+    what = f"disk ({use} takes {gigabytes:,.1f} GB, {folder} has {free:,.1f} GB free)"
+    return [] if free >= gigabytes else [(what, mend)]
+
+
+def refuse_missing(corpus, missing, check=False):
+    """Exit with one list of everything that a recipe lacks, if it lacks anything or is only to be checked."""
+    if missing or check:
+        raise Checked(corpus, missing)
 
 
 def unreadable(paths):
-    """Return {path: why} for the audio files that are missing or empty, or that libsndfile cannot open."""
-    import soundfile
-
+    """Return {path: why} for the audio files that are missing or empty, or that cannot be opened."""
     def why(path):
         if not os.path.isfile(path):
             return "no such file"
         if not os.path.getsize(path):
             return "empty file"
         try:
-            return "" if soundfile.info(path).frames else "no samples"
-        except (soundfile.SoundFileError, TypeError) as error:       # TypeError: its name ends in .raw
-            return f"cannot be decoded: {error}"
+            return "" if duration(path) else "no samples"
+        except ValueError as error:
+            return str(error).removeprefix(f"{path}: ")
     with ThreadPool(READERS) as pool:
         reasons = list(tqdm(pool.imap(why, paths, chunksize=64), total=len(paths), desc="check audio", unit=" files"))
     return {path: reason for path, reason in zip(paths, reasons) if reason}
-
-
-def duration(path):
-    """Return the seconds of audio in a file that `unreadable` lets pass."""
-    import soundfile
-    return soundfile.info(path).duration
 
 
 def speech_rows(utterance, source, transcript, translations):
@@ -212,7 +255,7 @@ def report(work, corpus, splits, paper, dropped, incomplete=False):
     """
     Print the counts of a corpus beside the paper's and write them to counts.md, and the dropped rows to dropped.txt.
     splits: {split: rows}; paper: {(split, kind): count}, where a part of the corpus goes by its name, such as
-    ("train", "spokensquad-fluent SQA/QA en"); dropped: [(split, id, reason)].
+    ("train", "spokensquad-fluent SQA/QA en"); dropped: (split, id, reason) of each, read once.
     SystemExit without any row, and with less than ENOUGH of a count of the paper unless `incomplete`.
     """
     ours = Counter()
@@ -225,15 +268,15 @@ def report(work, corpus, splits, paper, dropped, incomplete=False):
         count, known = ours[split, name], paper.get((split, name))
         beside = "| |" if known is None else f"{known} | {count - known:+} |"
         lines.append(f"| {split}: {name} | {count} | {beside}")
-    lines += ["", f"dropped: {len(dropped)}" + (", listed in dropped.txt" if dropped else "")]
-    for (split, reason), count in Counter((split, reason.split(":")[0]) for split, _, reason in dropped).most_common():
-        lines.append(f"  {count} in {split}: {reason}")
-    dropped = [[" ".join(part.split()) for part in entry] for entry in dropped]      # one line each
-    folder = os.path.join(work, "rows", corpus)
-    for name, text in (("counts.md", "\n".join(lines) + "\n"),
-                       ("dropped.txt", "".join("\t".join(entry) + "\n" for entry in dropped))):
-        with replace_file(os.path.join(folder, name)) as temporary, open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
+    folder, reasons = os.path.join(work, "rows", corpus), Counter()
+    with replace_file(os.path.join(folder, "dropped.txt")) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        for split, row_id, reason in dropped:
+            reasons[split, reason.split(":")[0]] += 1
+            file.write("\t".join(" ".join(part.split()) for part in (split, row_id, reason)) + "\n")
+    lines += ["", f"dropped: {reasons.total()}" + (", listed in dropped.txt" if reasons else "")]
+    lines += [f"  {count} in {split}: {reason}" for (split, reason), count in reasons.most_common()]
+    with replace_file(os.path.join(folder, "counts.md")) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write("\n".join(lines) + "\n")
     print("\n".join(lines))
     if not ours:
         raise SystemExit(f"{corpus}: everything was dropped, see {folder}/dropped.txt")

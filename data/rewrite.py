@@ -1,22 +1,21 @@
 """
-What an instruction-tuned LLM writes: bare answers as sentences (2025, section A.2), or any prompts of a recipe.
+Write texts with an instruction-tuned LLM: answers as whole sentences (2025, section A.2), or a recipe's prompts.
 
-    rewrite([["It rained in Rome.", "Where did it rain?", "rome"]])     # -> ["It rained in Rome."]
-    generate(["Name three rivers."], max_new_tokens=50)                 # -> one text for each prompt
-    python -m data.rewrite --rows in.jsonl --out out.jsonl              # the answerable SQA rows of a file
+    python -m data.rewrite --rows in.jsonl --out out.jsonl            # the answerable SQA rows of a file
+    torchrun --nproc_per_node=4 -m data.rewrite ...                   # the same on four GPUs
+    generate(["Name three rivers."], LLM, "work/made/x/rivers.jsonl", max_new_tokens=50)      # -> one text a prompt
 
 reads   rows; the LLM, from the hub or from a folder
-writes  <out>: the answerable SQA rows, their target a sentence, their corpus <corpus>-fluent; <out>.dropped.txt, those
-        whose answer is empty or in the wrong language; <out>.kept, from which a killed run goes on
+writes  <out>: the answerable SQA rows, their target a sentence, their corpus <corpus>-fluent. <out>.dropped.txt: the
+        rows whose answer is empty or in another language. <out>.results: every answer, appended as it is made, from
+        which a killed run continues
 """
-import argparse
 import functools
-import os
-import tempfile
 
-from data.translate import write_made
-from speech_llm.llm import load_checkpoint
-from speech_llm.resumable import resumable
+from data.translate import maker_parser, write_made
+from speech_llm.constants import pick_device
+from speech_llm.llm import decode_text, load_llm, stop_ids
+from speech_llm.resumable import resumable, silence_others
 from speech_llm.rows import corpus_of, read_rows
 from speech_llm.turns import encode, end_id, turn_of
 
@@ -26,71 +25,64 @@ MAX_NEW_TOKENS = 100        # of a rewritten answer (our choice)
 
 
 def fluent_prompt(context, question, answer):
-    """The user's turn of 2025, Table 4."""
+    """Return the user's turn of 2025, Table 4."""
     return (f"Context: {context}\nQuestion: {question}\nAnswer: {answer}\n"
             "Instruction: Reformulate the answer to be a natural sounding sentence that answers the question in the "
             "correct language. Produce text in the same language of the question and answer. Do not make it too long, "
             "or add too much information. Don't add anything else to your answer.")
 
 
-def load_llm(path):
-    """(LLM, tokenizer) for inference: bfloat16 on a GPU, float32 on the CPU. ValueError without a chat format."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
-    llm = load_checkpoint(AutoModelForCausalLM, path, dtype=dtype).to(device)
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    turn_of(tokenizer)
-    return llm, tokenizer
-
-
 def generate_batch(llm, tokenizer, prompts, max_new_tokens):
-    """-> a {"text", "capped"} for each prompt, a user's turn; greedy."""
+    """
+    Return {"text", "capped"} of each prompt, which is a user's turn. Decoding is greedy (our choice). capped: the
+    answer did not end within max_new_tokens.
+    """
     import torch
     turn, end = turn_of(tokenizer), end_id(tokenizer)
-    ids = [encode(tokenizer, turn.head, prompt, turn.tail) for prompt in prompts]
-    width = max(map(len, ids))
-    # on the left, so that every row's last token is its newest; the mask hides it, so any token will do
-    padded = torch.tensor([[end] * (width - len(row)) + row for row in ids], device=llm.device)         # (B, L)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids], device=llm.device)
-    ends = llm.generation_config.eos_token_id
-    ends = {*(ends if isinstance(ends, list) else [ends]), end} - {None}
+    rows = [encode(tokenizer, turn.head, prompt, turn.tail) for prompt in prompts]
+    width = max(map(len, rows))
+    # padding stands on the left, so that the last token of every row is its newest; any masked token will do
+    padded = torch.tensor([[end] * (width - len(row)) + row for row in rows], device=llm.device)           # (B, L)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=llm.device)
+    ends = stop_ids(llm, tokenizer)
     outputs = llm.generate(input_ids=padded, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False,
                            num_beams=1, eos_token_id=sorted(ends), pad_token_id=end)[:, width:].tolist()
     stops = [next((n for n, token in enumerate(row) if token in ends), None) for row in outputs]
-    return [{"text": tokenizer.decode(row[:stop], skip_special_tokens=True).strip(), "capped": stop is None}
-            for row, stop in zip(outputs, stops)]
+    return [{"text": decode_text(tokenizer, row[:stop]), "capped": stop is None} for row, stop in zip(outputs, stops)]
 
 
-def generate(prompts, model=LLM, kept=None, batch=32, max_new_tokens=MAX_NEW_TOKENS):
+def generate(prompts, model, path, batch=32, max_new_tokens=MAX_NEW_TOKENS):
     """
-    Prompts, each the user's turn of a conversation -> the LLM's answers, greedy (our choice). Equal prompts are
-    answered once, and the LLM is loaded only if something is left to do. kept: from which a killed run goes on.
+    Return the LLM's answers to prompts, each of which is the user's turn of a conversation. Equal prompts are answered
+    once. The LLM is loaded only if a prompt is left to do. path: the file of results, from which a killed run
+    continues.
     """
-    loaded = functools.cache(lambda: load_llm(model))
+    loaded = functools.cache(lambda: load_llm(model, pick_device()))
     settings = {"model": model, "max_new_tokens": max_new_tokens}
-    with tempfile.TemporaryDirectory() as nowhere:
-        results = resumable(kept or os.path.join(nowhere, "kept"), settings, prompts,
-                            lambda some: generate_batch(*loaded(), some, max_new_tokens), batch, "LLM")
+    results = resumable(path, settings, prompts, lambda batch_prompts: generate_batch(*loaded(), batch_prompts,
+                                                                                      max_new_tokens), batch, "LLM")
     capped = sum(result["capped"] for result in results)
     print(f"{len(results)} prompts answered, {capped} answers cut at {max_new_tokens} tokens")
     return [result["text"] for result in results]
 
 
-def rewrite(items, model=LLM, kept=None, batch=32):
-    """[context, question, answer] of each -> the answer as a sentence; its language is for the caller to check."""
-    return generate([fluent_prompt(*item) for item in items], model, kept, batch)
+def rewrite(items, model, path):
+    """Return the answer of every [context, question, answer] as a sentence, in whatever language the LLM wrote it."""
+    return generate([fluent_prompt(*item) for item in items], model, path)
 
 
-# --- Rows: the same for a file.
+# --- Rows.
 
-def fluent_rows(rows, model=LLM, kept=None):
-    """Rows -> (the answerable SQA rows with sentences as targets, [(id, reason)] of those that failed)."""
+def fluent_rows(rows, model, path):
+    """
+    Return (the answerable SQA rows with sentences as targets, [(id, reason)] of those whose sentence is empty or in
+    another language).
+    """
     from metrics.language import identify
     rows = [row for row in rows if row["task"] == "SQA" and row["answerable"]]
-    identify([])                        # stops here without its optional package, not after hours
-    answers = rewrite([[row["transcript"], row["question"], row["target"]] for row in rows], model, kept)
-    new, dropped = [], []
+    identify([])                        # exits here without its optional package, not after hours
+    answers = rewrite([[row["transcript"], row["question"], row["target"]] for row in rows], model, path)
+    fluent, dropped = [], []
     for row, answer, language in zip(rows, answers, identify(answers)):
         corpus = corpus_of(row)
         row = {**row, "id": f"{corpus}-fluent{row['id'].removeprefix(corpus)}", "target": answer}
@@ -99,20 +91,19 @@ def fluent_rows(rows, model=LLM, kept=None):
         elif language != row["language"]:
             dropped.append((row["id"], f"not in {row['language']}: {language or 'no letters'}: {answer}"))
         else:
-            new.append(row)
-    return new, dropped
+            fluent.append(row)
+    return fluent, dropped
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", required=True)
-    parser.add_argument("--out", required=True)
+    parser = maker_parser(__doc__, "rows, of which the answerable SQA rows are rewritten")
     parser.add_argument("--llm", default=LLM, help="hub name, or folder of the model")
     args = parser.parse_args(argv)
+    silence_others()
     rows = read_rows(args.rows)
-    new, dropped = fluent_rows(rows, args.llm, f"{args.out}.kept")
-    write_made(args.out, new, dropped)
-    print(f"left out, for they are not answerable SQA rows: {len(rows) - len(new) - len(dropped)}")
+    fluent, dropped = fluent_rows(rows, args.llm, f"{args.out}.results")
+    write_made(args.out, fluent, dropped)
+    print(f"left out because they are no answerable SQA rows: {len(rows) - len(fluent) - len(dropped)}")
 
 
 if __name__ == "__main__":

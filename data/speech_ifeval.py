@@ -28,8 +28,8 @@ LLM learns the four CONSTRAINTS from text; no stage shows them again, so that fo
 """
 import os
 
-from data.recipe import (ENOUGH, begin, download, finish, finished, missing_files, parser, refuse_incomplete,
-                         refuse_missing, report, unreadable)
+from data.recipe import (ENOUGH, begin, download, finish, finished, limited, missing_files, parser, refuse_incomplete,
+                         refuse_missing, report, spread, unreadable)
 from metrics.speech_ifeval import GROUPS, item_id, questions_folder, read_items
 from speech_llm.files import write_json_lines
 from speech_llm.prompts import TASK_LINES
@@ -109,13 +109,14 @@ def make_rows(group, items, folder):
 
 def main(argv=None):
     args = parser(__doc__, "speech_ifeval").parse_args(argv)
-    settings = {"raw": download(args.work, args.raw, "speech_ifeval")}
+    settings = {"raw": download(args.work, args.raw, "speech_ifeval"), **limited(args)}
     if finished(args.work, "speech_ifeval", settings):
         return
-    refuse_missing("speech_ifeval", missing(args.work, args.raw))
+    refuse_missing("speech_ifeval", missing(args.work, args.raw), args.check)
     folder = questions_folder(settings["raw"])
     splits = {group: make_rows(group, read_items(os.path.join(folder, "eval_data", f"{name}.jsonl"), "textual_audio"),
                                os.path.join(folder, "audios")) for group, (name, _) in GROUPS.items()}
+    splits = {group: spread(rows, args.limit) for group, rows in splits.items()}
     begin(args.work, "speech_ifeval", settings)
     for group, rows in splits.items():
         write_rows(os.path.join(args.work, "rows", "speech_ifeval", f"{group}.jsonl"), rows)
@@ -124,7 +125,7 @@ def main(argv=None):
     for path in sorted(broken)[:10]:
         print(f"  {path}: {broken[path]}")
     print(f"{len(broken)} recordings cannot be read; their rows stay, and get empty answers")
-    paper = {(group, "SQA/QA en"): count for group, (_, count) in GROUPS.items()}
+    paper = {(group, "SQA/QA en"): count for group, (_, count) in GROUPS.items() if not args.limit}
     report(args.work, "speech_ifeval", splits, paper, [], args.incomplete)
     if len(broken) > (1 - ENOUGH) * len(recordings):
         refuse_incomplete(os.path.join(args.work, "rows", "speech_ifeval"),

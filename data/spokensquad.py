@@ -27,13 +27,15 @@ import zlib
 from collections import Counter
 
 from data.quality import KIWI, good_rows
-from data.recipe import (begin, download, finish, finished, missing_files, missing_models, missing_packages, parser,
-                         refuse_missing, report, speech_rows, unreadable)
+from data.recipe import (begin, download, finish, finished, limited, missing_files, missing_models, missing_packages,
+                         parser, refuse_missing, report, speech_rows, spread, unreadable)
 from data.rewrite import LLM, fluent_rows
 from data.speak import speak
 from data.translate import SEAMLESS, translate_rows
+from metrics.comet import ENCODERS
 from speech_llm.files import read_json, replace_file
 from speech_llm.prompts import NOT_ANSWERABLE
+from speech_llm.resumable import is_first, silence_others
 from speech_llm.rows import LANGUAGES, write_rows
 
 
@@ -65,7 +67,7 @@ def missing(work, raw="", seamless=SEAMLESS, kiwi=KIWI, llm=LLM):
         lacking += missing_files([os.path.join(raw, name)], source)
     if not find_recordings(raw) and not find_archive(raw):
         lacking.append((os.path.join(raw, "Spoken-SQuAD_audio.zip"), AUDIO))
-    return lacking + missing_packages("py3langid") + missing_models(seamless, kiwi, llm)
+    return lacking + missing_packages("py3langid") + missing_models(seamless, kiwi, ENCODERS["unified"], llm)
 
 
 # --- Entries: a question, one answer, the recording that holds it.
@@ -305,13 +307,14 @@ def main(argv=None):
     command.add_argument("--llm", default=LLM, help="the model that rewrites answers")
     command.add_argument("--seed", type=int, default=0, help="of the voices and the invalid questions")
     args = command.parse_args(argv)
+    silence_others()
     work, raw = args.work, download(args.work, args.raw, "spokensquad")
     made, audio = (os.path.join(work, folder, "spokensquad") for folder in ("made", "audio"))
-    settings = {name: getattr(args, name) for name in ("seamless", "kiwi", "llm", "seed")}
+    settings = {name: getattr(args, name) for name in ("seamless", "kiwi", "llm", "seed")} | limited(args)
     if finished(work, "spokensquad", settings):
         return
     lacking = missing(work, raw, args.seamless, args.kiwi, args.llm)
-    refuse_missing("spokensquad", [entry for entry in lacking if entry[1] != AUDIO or not args.incomplete])
+    refuse_missing("spokensquad", [entry for entry in lacking if entry[1] != AUDIO or not args.incomplete], args.check)
 
     spoken = {"test": read_squad(os.path.join(raw, "spoken_test-v1.1.json"), SPOKEN), "dev": [], "train": []}
     for question in read_squad(os.path.join(raw, "spoken_train-v1.1.json"), SPOKEN):
@@ -324,16 +327,18 @@ def main(argv=None):
     recordings, archive = find_recordings(raw), find_archive(raw)
     if not recordings and archive:
         recordings = unpack_recordings(archive, os.path.join(audio, "test"))
+    entries = {split: spread(part, args.limit) for split, part in entries.items()}
     entries["test"] = give_recordings(entries["test"], recordings, dropped)
     splits = {}
     for split in ("dev", "test", "train"):      # the small ones first: what fails, fails early
         if split != "test":
             entries[split] = give_speech(split, entries[split], audio, args, dropped)
         splits[split] = split_rows(split, entries[split], made, args, dropped)
-        if splits[split]:
+        if splits[split] and is_first():
             write_rows(os.path.join(work, "rows", "spokensquad", f"{split}.jsonl"), splits[split])
-    report(work, "spokensquad", splits, PAPER, dropped, args.incomplete)
-    finish(work, "spokensquad", settings, "iwslt25")
+    if is_first():
+        report(work, "spokensquad", splits, {} if args.limit else PAPER, dropped, args.incomplete)
+        finish(work, "spokensquad", settings, "iwslt25")
 
 
 if __name__ == "__main__":

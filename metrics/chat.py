@@ -2,36 +2,33 @@
 Chat LLMs that judge: loading, prompts, written replies (judge.py, speech_ifeval.py, pairwise.py).
 
     texts = replies("work/x/replies.jsonl", "google/gemma-3-27b-it", chats)
-    after_thought("<think>Yes or no?</think>No")           -> "No"
 
 A chat is a list of {"role", "content"}, a system turn first if there is one; a reply is a text. Decoding is greedy (our
 choice: the papers asked an API with its default sampling). Replies are kept in a file, so that a killed run loses one
 batch, and the LLM is loaded only if a chat has no reply in the file yet.
 
-Some LLMs write a thought before they answer. A thought that the template opens is closed at once in the prompt, so that
-the next token is the answer's; a thought that the LLM writes all the same is cut from the reply.
+Some LLMs write a thought before they answer. If the template opens a thought, the prompt closes it at once, so that the
+answer begins with the next token. A thought that the LLM writes all the same is cut from the reply.
 """
 import functools
 
 import torch
 
+from speech_llm.llm import decode_text
 from speech_llm.resumable import resumable
+from speech_llm.thoughts import close_thought
 from speech_llm.turns import without_markers
 
 
 MAX_NEW_TOKENS = 512        # of a reply: an explanation and a verdict, or a transcript (our choice)
 BATCH = 16                  # chats answered together
 CUT = "\ue000"              # a private character that no text has: where a template's output is cut
-THOUGHTS = {  # how a thought begins: how it ends
-    "<think>": "</think>", "<thinking>": "</thinking>", "<seed:think>": "</seed:think>", "[THINK]": "[/THINK]",
-    "<|START_THINKING|>": "<|END_THINKING|>",
-    "<|channel|>analysis<|message|>": "<|channel|>final<|message|>"}        # gpt-oss
 
 
 # --- Prompts.
 
 def chat_text(tokenizer, chat):
-    """Return a chat as the LLM's template writes it. Without a system turn in it, its words precede the user's."""
+    """Return a chat as the LLM's template writes it. A template without a system turn gets it in the user's turn."""
     from jinja2 import TemplateError
     render = functools.partial(tokenizer.apply_chat_template, add_generation_prompt=True, tokenize=False,
                                enable_thinking=False)            # Qwen3's name; other templates do not read it
@@ -43,14 +40,6 @@ def chat_text(tokenizer, chat):
             raise
         joined = {"role": "user", "content": f"{system['content'].strip()}\n\n{user['content']}"}
         return render([joined, *rest])
-
-
-def close_thought(prompt):
-    """Return the prompt with an end for the thought that its last words open."""
-    for opening, closing in THOUGHTS.items():
-        if prompt.rstrip().endswith(opening):
-            return f"{prompt.rstrip()}\n\n{closing}\n\n"
-    return prompt
 
 
 def encode_chat(tokenizer, chat, add_special_tokens=False):
@@ -72,43 +61,11 @@ def pad_left(rows, pad, device):
 
 # --- Replies.
 
-def after_thought(text):
-    """Return what a reply says after its last thought; "" if its thought has no end."""
-    for opening, closing in THOUGHTS.items():
-        if closing in text:
-            text = text.rpartition(closing)[2]
-        elif opening in text:
-            return ""
-    return text.strip()
-
-
-def reply_text(tokenizer, ids):
-    """Return the text of the token ids of a reply, without its thought and without special tokens."""
-    ids = list(ids)
-    for opening, closing in THOUGHTS.items():      # markers that are special tokens would not be in the text
-        if end := end_of(tokenizer, closing, ids):
-            ids = ids[end:]
-        elif end_of(tokenizer, opening, ids):
-            return ""
-    return after_thought(tokenizer.decode(ids, skip_special_tokens=True))
-
-
-def end_of(tokenizer, marker, ids):
-    """
-    Return the position behind the last occurrence of a marker in a list of token ids; 0 if there is none.
-    A marker that is no added token is text like any other, which may be tokenised in several ways: 0 for it, too.
-    """
-    part, added = tokenizer.encode(marker, add_special_tokens=False), tokenizer.get_added_vocab().values()
-    if not part or not {part[0], part[-1]} <= {*added}:
-        return 0
-    return next((end for end in range(len(ids), len(part) - 1, -1) if ids[end - len(part):end] == part), 0)
-
-
 def load_chat(name, device):
     """
     Return (LLM, tokenizer) of a folder or a hub name, in eval mode.
     bfloat16 on a GPU (our choice), spread over all GPUs if there are several; float32 on the CPU. FileNotFoundError
-    names the download, MemoryError says that the GPU is too small, ValueError that there is no chat template.
+    names the download. ValueError if a checkpoint is damaged or has no chat template.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     several = device.type == "cuda" and torch.cuda.device_count() > 1
@@ -121,9 +78,8 @@ def load_chat(name, device):
     except OSError as error:
         raise FileNotFoundError(f"the LLM {name} is not here; accept its licence on the hub and run: hf download {name}"
                                 ) from error
-    except torch.OutOfMemoryError as error:
-        raise MemoryError(f"the LLM {name} does not fit on this GPU; run the same command on a machine with two: "
-                          "CUDA_VISIBLE_DEVICES=0,1 and pip install accelerate") from error
+    except torch.cuda.OutOfMemoryError:                  # eval.py scores with the other judges
+        raise
     except Exception as error:                           # libraries have an error of their own for each kind of damage
         raise ValueError(f"the LLM {name} cannot be loaded ({error}); get it again") from error
     if info["missing_keys"]:                             # transformers leaves them random and goes on
@@ -146,7 +102,7 @@ def write_replies(llm, tokenizer, chats):
                               eos_token_id=ends)
     written = llm.generate(input_ids=ids, attention_mask=mask, generation_config=greedy)[:, ids.shape[1]:].tolist()
     ends = {*(ends if isinstance(ends, list) else [ends])}
-    return [{"reply": reply_text(tokenizer, row), "capped": not ends & {*row}} for row in written]
+    return [{"reply": decode_text(tokenizer, row), "capped": not ends & {*row}} for row in written]
 
 
 def replies(path, judge, chats):

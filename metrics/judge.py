@@ -15,8 +15,10 @@ from functools import partial
 
 import torch
 
-from metrics.chat import after_thought, encode_chat, load_chat, pad_left, reply_text
+from metrics.chat import encode_chat, load_chat, pad_left
+from speech_llm.llm import decode_text
 from speech_llm.normalize import nfc
+from speech_llm.thoughts import after_thought
 
 
 OPTIONS = {"No": 0, "Yes": 1}        # sorted, as bergen sorts them before it takes their first tokens
@@ -73,7 +75,7 @@ def verdicts(model, tokenizer, items):
     greedy = GenerationConfig(max_new_tokens=MAX_NEW_TOKENS, do_sample=False, pad_token_id=tokenizer.pad_token_id,
                               eos_token_id=model.generation_config.eos_token_id)
     written = model.generate(**inputs, generation_config=greedy)[:, inputs["input_ids"].shape[1]:].tolist()
-    return [parse(reply_text(tokenizer, row)) for row in written]
+    return [parse(decode_text(tokenizer, row)) for row in written]
 
 
 def parse(text, options=OPTIONS):

@@ -29,11 +29,12 @@ import os
 import random
 from collections import Counter, defaultdict
 
-from metrics.chat import after_thought, replies
+from metrics.chat import replies
 from metrics.tables import markdown
 from speech_llm.files import read_json_lines, replace_file, write_json, write_json_lines
 from speech_llm.normalize import nfc
 from speech_llm.rows import ALL_LANGUAGES
+from speech_llm.thoughts import after_thought
 
 
 PROMPT = """\

@@ -33,12 +33,14 @@ import os
 import re
 from collections import defaultdict
 
-from metrics.chat import after_thought, replies
+from metrics.chat import replies
 from metrics.error_rates import word_error_rate
 from metrics.ifeval import CLOSED, CREATIVE, rates
+from metrics.tables import markdown
 from metrics.texts import comparable
 from speech_llm.files import read_json_lines, replace_file, write_json
 from speech_llm.normalize import nfc
+from speech_llm.thoughts import after_thought
 
 
 CORPUS = "speech_ifeval"
@@ -341,8 +343,7 @@ def read_outputs(folder, corpus, data, stored=True):
 def table(head, lines):
     """Return a table in Markdown, without the columns that are empty."""
     filled = [n for n in range(len(head)) if any(line[n] for line in lines)]
-    lines = ["| " + " | ".join(line[n] for n in filled) + " |" for line in [head, *lines]]
-    return "\n".join([lines[0], "|---" * len(filled) + "|", *lines[1:]])
+    return markdown([head[n] for n in filled], [[line[n] for n in filled] for line in lines])
 
 
 def cell(value):

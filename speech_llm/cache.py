@@ -1,17 +1,26 @@
-"""TODO"""
+"""
+The frame cache: float16 frames of a split in shards, each committed by an index that is written after its data.
+
+    write_shard(folder, "frames-00000", {utterance: frames}, {"made": origin, "dropped": [], "seconds": 9.5})
+    finish_cache(c, origin, folder, hashes)          # once every utterance is in a shard or dropped
+    features = open_features(folder, {"encoder": "openai/whisper-large-v3", "mean": 1})
+    frames = features["tiny/test/1"]                 # float16 (T, W), a view of a memory-mapped file
+
+`made` in frames-NNNNN.json is the origin of the frames: the encoder and all constants that they depend on. A cache of
+another origin is refused.
+"""
 import errno
 import glob
 import itertools
-import json
 import os
 from collections import ChainMap, Counter
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from speech_llm.constants import provenance, require
-from speech_llm.files import read_json, replace_file, write_json
-from speech_llm.index import Rows, hash_of, open_index, open_rows
+from speech_llm.files import read_json, replace_file, write_json, write_json_lines
+from speech_llm.index import Rows, hash_of, hashes_of, open_index, open_rows
 from speech_llm.rows import remake, rows_file
 
 
@@ -78,7 +87,7 @@ def open_features(folder, expect=None):
         place["shard"], place["first"], place["length"] = len(shards), np.cumsum(lengths) - lengths, lengths
         shards.append(open_shard(os.path.join(folder, index["data"]), int(lengths.sum()), config["width"],
                                  index.get("begin"), remove))
-        hashes.append(np.fromiter(map(hash_of, index["lengths"]), np.uint64, len(lengths)))
+        hashes.append(hashes_of(index["lengths"]))
         places.append(place)
     features = Features(config, shards, np.concatenate(hashes), np.concatenate(places))
     if len(features) != config["utterances"] or (features.hashes[1:] == features.hashes[:-1]).any():
@@ -104,79 +113,101 @@ def open_shard(path, total, width, begin, remove):
 
 
 def read_indices(folder, expect):
-    """The indices of the committed shards, in order; ValueError if one was not made as expected."""
-    indices = []
+    """Yield the indices of the committed shards, in order; ValueError if one is damaged or of another origin."""
     for path in sorted(glob.glob(os.path.join(glob.escape(folder), "frames-*.json"))):
         remove = f"remove {folder} and run extract_features.py"
         index = read_json(path, remove)
-        made, lengths = index["made"], index["lengths"]
-        if index["data"] != os.path.basename(path)[:-len("json")] + "npy" or type(made) is not dict or (
+        origin, lengths = index["made"], index["lengths"]
+        if index["data"] != os.path.basename(path)[:-len("json")] + "npy" or type(origin) is not dict or (
                 type(lengths) is not dict or any(type(n) is not int or n < 1 for n in lengths.values())):
             raise ValueError(f"{path} is damaged, or the index of another shard; {remove}")
         for key, value in expect.items():
-            if made.get(key) != value:
-                raise ValueError(f"{folder} was made with {key} {made.get(key)!r}, expected is "
+            if origin.get(key) != value:
+                raise ValueError(f"{folder} was made with {key} {origin.get(key)!r}, expected is "
                                  f"{value!r}; set it back, or remove the folder and run extract_features.py")
-        indices.append(index)
-    return indices
+        yield index
 
 
-def write_shard(folder, name, frames, facts):
-    """The data, then the index: what has an index is committed."""
+def write_shard(folder, name, frames, entries):
+    """Write the frames of a shard, then its index with `entries`: a shard with an index is committed."""
     lengths = {utterance: len(value) for utterance, value in frames.items()}
     if frames:                           # none where all were dropped
-        facts = {**facts, "begin": begin_of(next(iter(frames.values())))}
+        entries = {**entries, "begin": begin_of(next(iter(frames.values())))}
         with replace_file(os.path.join(folder, f"{name}.npy")) as path:
             np.save(path, np.concatenate(list(frames.values())))
-    write_json(os.path.join(folder, f"{name}.json"), {"data": f"{name}.npy", "lengths": lengths, **facts})
+    write_json(os.path.join(folder, f"{name}.json"), {"data": f"{name}.npy", "lengths": lengths, **entries})
 
 
 def begin_of(frames):
-    """By which a shard is known: 8 numbers of its first frame."""
+    """Return 8 numbers of a shard's first frame, as hexadecimal digits: they tell it from other shards."""
     return frames[0, :8].tobytes().hex()
 
 
-def committed(folder, made):
-    """What the shards hold -> ({utterance: frames}, {utterance: entry of dropped.jsonl}, hours)."""
-    lengths, dropped, seconds = {}, {}, 0.0
-    for index in read_indices(folder, made):
-        lengths |= index["lengths"]
+@dataclass(frozen=True)
+class Committed:
+    """What the shards of a folder hold: sorted hashes of utterances, their frames and seconds, what is dropped."""
+    hashes: np.ndarray                   # (N,)
+    frames: int
+    seconds: float
+    silent: int                          # utterances
+    dropped: dict                        # {utterance: its entry in dropped.jsonl}
+
+    def lacks(self, hashes):
+        """Return whether any of `hashes` (M,) is neither in a shard nor dropped."""
+        return not np.isin(hashes, np.concatenate([self.hashes, hashes_of(self.dropped)])).all()
+
+
+def committed(folder, origin):
+    """Return what the shards in a folder hold; ValueError if they are damaged or of another origin."""
+    hashes, frames, seconds, silent, dropped = [np.empty(0, np.uint64)], 0, 0.0, 0, {}
+    for index in read_indices(folder, origin):
+        hashes.append(hashes_of(index["lengths"]))
+        frames, seconds = frames + sum(index["lengths"].values()), seconds + index["seconds"]
+        silent += index.get("silent", 0)
         dropped |= {entry["utterance"]: entry for entry in index["dropped"]}
-        seconds += index["seconds"]
-    return lengths, {name: entry for name, entry in dropped.items() if name not in lengths}, seconds / 3600
+    hashes = np.sort(np.concatenate(hashes))
+    later = np.isin(hashes_of(dropped), hashes)          # could be used after all
+    dropped = {name: entry for (name, entry), used in zip(dropped.items(), later) if not used}
+    return Committed(hashes, frames, seconds, silent, dropped)
 
 
-def finish_cache(c, made, width, folder, rows):
-    """dropped.jsonl, then config.json, once every utterance is in a shard or dropped; else False."""
-    lengths, dropped, hours = committed(folder, made)
-    if rows.keys() - lengths.keys() - dropped.keys():
+def finish_cache(c, origin, folder, hashes):
+    """
+    Write dropped.jsonl, then config.json, and return True; return False if any of the utterances with these `hashes` is
+    neither in a shard nor dropped. ValueError if all of them are dropped.
+    """
+    state = committed(folder, origin)
+    if state.lacks(hashes):
         return False
-    if not lengths:
-        raise ValueError(f"{folder}: all {len(dropped)} utterances were dropped, the first for this reason: "
-                         f"{next(iter(dropped.values()))['reason']}")
-    with replace_file(os.path.join(folder, "dropped.jsonl")) as name, open(name, "wb") as file:
-        file.writelines((json.dumps(entry, ensure_ascii=False) + "\n").encode() for entry in dropped.values())
+    if not len(state.hashes):
+        raise ValueError(f"{folder}: all {len(state.dropped)} utterances were dropped, the first for this reason: "
+                         f"{next(iter(state.dropped.values()))['reason']}")
+    data = next(index["data"] for index in read_indices(folder, origin) if index["lengths"])
+    width = np.load(os.path.join(folder, data), mmap_mode="r", allow_pickle=False).shape[1]
+    write_json_lines(os.path.join(folder, "dropped.jsonl"), state.dropped.values())
     write_json(os.path.join(folder, "config.json"), {
-        **made, "width": width, "utterances": len(lengths), "frames": sum(lengths.values()), "hours": hours,
-        "dropped": len(dropped), "config": asdict(c), **provenance()})
+        **origin, "width": width, "utterances": len(state.hashes), "frames": state.frames,
+        "hours": state.seconds / 3600, "silent": state.silent, "dropped": len(state.dropped), "config": asdict(c),
+        **provenance()})
     return True
 
 
-def load_rows(c, split, made=None):
+def load_rows(c, split, origin=None):
     """
     Return (Rows, {utterance: frames (T, W)}) of one split over all corpora that have it, and print the rows per corpus.
-    `made` holds the encoder and the mean of the frames; speech rows without frames are left out and counted. Without
-    `made` no frames are opened. SystemExit for a corpus that is not finished, and if two corpora share an utterance.
+    `origin` holds the encoder and the mean of the frames; speech rows without frames are left out and counted. Without
+    it no frames are opened. SystemExit for a corpus that is not finished, and if two corpora share an utterance.
     """
     paths = {corpus: rows_file(c.work, corpus, split) for corpus in c.corpora.split(",")}
     paths = {corpus: path for corpus, path in paths.items() if os.path.exists(path)}       # a test corpus has no train
     caches = {}
-    for corpus, path in paths.items() if made else ():
+    for corpus, path in paths.items() if origin else ():
         if any(kind.speech for kind in open_index(path)[1]):
-            caches[corpus] = open_features(features_folder(c.work, made["encoder"], made["mean"], corpus, split), made)
+            folder = features_folder(c.work, origin["encoder"], origin["mean"], corpus, split)
+            caches[corpus] = open_features(folder, origin)
     refuse_shared(caches)
-    rows, missing = open_rows(paths, caches if made else None) if paths else (Rows({}, None), 0)
-    if not len(rows) or made and not caches:
+    rows, missing = open_rows(paths, caches if origin else None) if paths else (Rows({}, None), 0)
+    if not len(rows) or origin and not caches:
         raise SystemExit(f"no {'speech in the ' if len(rows) else ''}{split} rows of {c.corpora}; run: "
                          f"{remake(rows_file(c.work, c.corpora.split(',')[0], split))}")
     counts = Counter()

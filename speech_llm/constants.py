@@ -50,6 +50,16 @@ def read_page(preset):
     return {**base, **page, "file": min(os.path.relpath(path), path, key=len)}
 
 
+def stage_constants(stage, page):
+    """Return {name: value} of a stage under a page, of the constants that the stage's file gives as literals."""
+    with open(os.path.join(PROJECT, f"{stage}.py"), encoding="utf-8") as file:
+        classes = {node.name: node for node in ast.parse(file.read()).body if isinstance(node, ast.ClassDef)}
+    values = {node.target.id: node.value.value for node in classes["Config"].body
+              if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Constant)}
+    common = {name: value for name, value in {"run": page["run"], **page.get("common", {})}.items() if name in values}
+    return {**values, **common, **(page.get(stage) or {})}
+
+
 def parse_dict(text):
     """Return the dict that `text` holds as a Python literal; ValueError if the text is anything else."""
     value = ast.literal_eval(text)

@@ -22,11 +22,17 @@ from speech_llm.rows import corpus_of, defect, parse_row, refuse_row
 
 FIELDS = np.dtype([("offset", "<u8"), ("utterance", "<u8"), ("kind", "<u2")])       # in bytes; a hash or 0; a number
 Kind = namedtuple("Kind", "task language answerable corpus speech")
+Utterances = namedtuple("Utterances", "hashes numbers read")           # read(number) -> a row of the utterance
 
 
 def hash_of(name):
     """Return a 64-bit hash of a text, never 0."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") or 1
+
+
+def hashes_of(names):
+    """Return the hashes of texts, (N,)."""
+    return np.fromiter(map(hash_of, names), np.uint64, len(names))
 
 
 def kind_of(row):
@@ -98,6 +104,14 @@ def open_rows(paths, features=None):
                 earlier = of_kind.get(kind, np.empty(0, np.uint32))
                 of_kind[kind] = np.concatenate([earlier, (rows + start).astype(np.uint32)])
     return Rows(of_kind, files), missing
+
+
+def open_utterances(path):
+    """Return the Utterances of a file of rows, in the order of the file."""
+    index, _ = open_index(path)
+    hashes, numbers = np.unique(index["utterance"], return_index=True)
+    order = np.argsort(numbers[hashes > 0])              # 0 stands for rows of text
+    return Utterances(hashes[hashes > 0][order], numbers[hashes > 0][order], RowFiles([path], [index]))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -8,17 +8,18 @@ to a window of them. A model of another kind is refused by name.
 """
 import json
 import os
-import re
 from contextlib import contextmanager
 from textwrap import shorten
 
 import torch
 
+from speech_llm.thoughts import after_thought, ids_after_thought
 from speech_llm.turns import end_id, turn_of
 
 
+TABLES = [f"{part}embed_tokens.weight" for part in ("model.", "model.language_model.", "language_model.model.",
+                                                    "thinker.model.")]       # of an LLM; of one that also sees or hears
 LAYERS = {"full_attention", "sliding_attention"}             # kinds of layers that read a row of a batch as if alone
-THOUGHT = re.compile(r"<think>.*?(</think>|\Z)", re.S)
 
 
 # --- Errors of loading, and what to do about them.
@@ -162,13 +163,16 @@ def load_table(path, device):
     """Return the LLM's embedding table, (V, D) float32; nothing else of the checkpoint is read."""
     from safetensors import safe_open
     from transformers.utils import cached_file
-    name, file = "model.embed_tokens.weight", "model.safetensors"
     with loading(path):
-        index = cached_file(path, f"{file}.index.json", _raise_exceptions_for_missing_entries=False)
+        index = cached_file(path, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
         if index:                                                   # a checkpoint of several files
             with open(index, encoding="utf-8") as text:
-                file = json.load(text)["weight_map"][name]
-        with safe_open(cached_file(path, file), "pt") as weights:
+                files = json.load(text)["weight_map"]
+        else:
+            with safe_open(cached_file(path, "model.safetensors"), "pt") as weights:
+                files = dict.fromkeys(weights.keys(), "model.safetensors")
+        name = next((name for name in TABLES if name in files), TABLES[0])
+        with safe_open(cached_file(path, files[name]), "pt") as weights:
             return weights.get_tensor(name).float().to(device)
 
 
@@ -201,6 +205,6 @@ def stop_ids(llm, tokenizer):
 
 
 def decode_text(tokenizer, ids):
-    """Return the text of token ids without special tokens and thoughts; a thought without an end is cut to the end."""
-    text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return THOUGHT.sub("", text).strip()
+    """Return the text of the token ids of an answer, without its thought and without special tokens."""
+    answer = ids_after_thought(tokenizer, list(ids))
+    return after_thought(tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False))

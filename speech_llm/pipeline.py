@@ -34,30 +34,40 @@ def stage_command(entry, preset, work, seed, *more):
     return [*launcher, f"{stage}.py", *page, *words, "--work", work, *seeded, *more]
 
 
-def row_commands(page, preset, work, seed):
-    """Return the commands that write the rows: of the page's toy world, or of its recipes."""
-    if "world" in page:
-        return [["-m", f"data.{page['world']['recipe']}", "--preset", preset, "--work", work, "--seed", str(seed)]]
-    commands = [["-m", f"data.{recipe.split()[0]}", *recipe.split()[1:], "--work", work] for recipe in page["recipes"]]
+def recipe_commands(page, part, work):
+    """Return the commands of the page's recipes, or of those of its `sweep`."""
+    recipes = {"": page["recipes"], "ablations": [], "sweep": page.get("sweep", {}).get("recipes", [])}[part]
+    commands = [["-m", f"data.{recipe.split()[0]}", *recipe.split()[1:], "--work", work] for recipe in recipes]
     for command in commands:
         if command[1] == "data.multispeechqa" and os.environ.get("TTS"):
             command += ["--tts", os.environ["TTS"]]
     return commands
 
 
+def check_command(page, part, preset, work):
+    """Return [the command that says at once what a real run lacks]; [] for a toy, which needs nothing."""
+    return [["-m", "data.check", preset, *[part] * bool(part), "--work", work]] if "recipes" in page else []
+
+
 def run_commands(page, preset, work, seed):
     """Return [commands that may run side by side] of the whole system."""
     entries = [entry if isinstance(entry, tuple) else (entry,) for entry in page["stages"]]
-    return ([[command] for command in row_commands(page, preset, work, seed)]
+    rows = recipe_commands(page, "", work) if "recipes" in page else [
+        ["-m", f"data.{page['world']['recipe']}", "--preset", preset, "--work", work, "--seed", str(seed)]]
+    return ([[command] for command in rows]
             + [[stage_command(entry, preset, work, seed) for entry in group] for group in entries])
 
 
 def ablation_commands(page, preset, work, seed):
-    """Return the commands of the page's `ablations`: train each variant of C, decode all, score."""
-    names = list(page["ablations"])
-    decoding = ["--systems", ",".join(f"C-{name}:merged-{name}" for name in names),
+    """
+    Return the commands of the page's `ablations`: train each variant of C, decode all, score. `ablation_stages` are
+    stages that are trained and decoded beside them, {"name:folder": stage}.
+    """
+    names, stages = list(page["ablations"]), page.get("ablation_stages", {})
+    decoding = ["--systems", ",".join([*stages, *(f"C-{name}:merged-{name}" for name in names)]),
                 "--test_sets", page["ablation_test_sets"]]
-    trainings = [[stage_command("merge_sft", preset, work, seed, "--ablation", name)] for name in names]
+    trainings = [[stage_command(entry, preset, work, seed)] for entry in stages.values()]
+    trainings += [[stage_command("merge_sft", preset, work, seed, "--ablation", name)] for name in names]
     return [*trainings,
             [stage_command("infer", preset, work, seed, *decoding)],
             [stage_command("eval", preset, work, seed)]]
@@ -69,7 +79,7 @@ def sweep_commands(page, preset, work, seed):
     them with its adapters at every strength.
     """
     sweep = page["sweep"]
-    rows = [["-m", f"data.{recipe}", "--work", work] for recipe in sweep.get("recipes", [])]
+    rows = recipe_commands(page, "sweep", work) if "recipes" in sweep else []
     features = [stage_command("extract_features", preset, work, seed, "--corpora", recipe)
                 for recipe in sweep.get("recipes", [])]
     cap = ["--max_new_tokens", str(sweep["max_new_tokens"])] if "max_new_tokens" in sweep else []
@@ -132,7 +142,8 @@ def main(argv=None):
     unknown -= {*STAGES}
     if unknown:
         raise SystemExit(f"{page['file']}: {', '.join(unknown)} is not one of the stages {', '.join(STAGES)}")
-    for commands in PARTS[args.part](page, args.preset, args.work, args.seed):
+    check = check_command(page, args.part, args.preset, args.work)
+    for commands in [*[[command] for command in check], *PARTS[args.part](page, args.preset, args.work, args.seed)]:
         if args.dry:
             print("\n".join(shlex.join(["python", *command]) for command in commands))
         else:

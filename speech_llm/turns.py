@@ -16,6 +16,9 @@ import sys
 from datetime import date
 from typing import NamedTuple
 
+from speech_llm.thoughts import close_thought
+
+
 CHAT = {  # the published formats: before the user's turn, between user and assistant, end of turn
     "llama": ("<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n",
               "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>"),
@@ -111,9 +114,7 @@ def turn_of(tokenizer):
         raise ValueError(f"the chat template of {name} does not end an answer, nor has its tokenizer an end of text")
     if len(markers(tokenizer).sub(" ", head).split()) > 3 and os.environ.get("RANK", "0") == "0":
         print(f"every prompt begins with the system text of {name}: {head!r}", file=sys.stderr)
-    if re.search(r"<think>\s*$", tail):                          # a thought that the template opens is left empty
-        tail = tail.rstrip() + "\n\n</think>\n\n"
-    return Turn(head, tail, end, "" if lead.strip() else lead)
+    return Turn(head, close_thought(tail), end, "" if lead.strip() else lead)
 
 
 def end_id(tokenizer):

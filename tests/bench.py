@@ -42,9 +42,10 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.profiler import ProfilerActivity, profile
 
 import train_projector
-from extract_features import (BLOCK, FRAME_RATE, PRESETS as PRESETS_0, SAMPLE_RATE, average_frames, decode_ahead,
-                              encode_block, filterbank, log_mel, read_audio)
+from extract_features import (BLOCK, FRAME_RATE, Config as Config0, average_frames, decode_ahead, encode_block,
+                              filterbank, log_mel)
 from merge_sft import CORPUS_SHARES as SHARES_C, MIXTURES as MIXTURES_C, PRESETS as PRESETS_C
+from speech_llm.audio import SAMPLE_RATE, read_audio
 from speech_llm.constants import pick_device
 from speech_llm.draws import draw, draw_frames
 from speech_llm.speechmapper import LETTERS, LOSSES, embedding_losses
@@ -87,7 +88,7 @@ SIZES = {  # real: as the presets iwslt25 and iwslt26; mid: for two CPU cores; t
                  mapper=dict(heads=8, ffn=2048, layers=6, middle=2048), draws=dict(A=16, B=8, C=16),
                  micro={stage: presets["iwslt25"]["micro_tokens"] for stage, presets in
                         (("A", PRESETS), ("B", PRESETS_B), ("C", PRESETS_C))},
-                 frame_draws=8, frames=12_000, block=BLOCK, seconds=PRESETS_0["iwslt25"]["batch_seconds"],
+                 frame_draws=8, frames=12_000, block=BLOCK, seconds=Config0.batch_seconds,
                  utterances=64),
     "mid":  dict(llama=LLAMA | MID, qwen=QWEN | MID, encoder=dict(zip(ENCODER, (256, 8, 4, 1024))), width=256,
                  transformer=dict(heads=4, ffn=512), mapper=dict(heads=4, ffn=512, layers=2, middle=512),
@@ -448,8 +449,8 @@ def extraction(c):
 
     def ours(blocks):
         frames = {}
-        for block in decode_ahead(config, blocks, 30.0, c.threads):
-            frames |= encode_block(settings, encoder, {row["utterance"]: feature for row, feature, *_ in block})
+        for block in decode_ahead(config, blocks, 30.0, 30.0, c.threads):
+            frames |= encode_block(settings, encoder, {row["utterance"]: features for row, features, *_ in block})[0]
         return frames
 
     @torch.no_grad()
@@ -503,11 +504,12 @@ def front_end(c):
         return seconds / median(timed(c.device, lambda: [function(x) for x in inputs])[0] for _ in c.seeds)
     reading = {}
     with tempfile.TemporaryDirectory() as folder:
-        for ending, hertz in (("wav", SAMPLE_RATE), ("flac", SAMPLE_RATE), ("mp3", 48_000)):
+        for ending, hertz in (("wav", SAMPLE_RATE), ("flac", SAMPLE_RATE), ("mp3", 48_000), ("opus", 48_000)):
             names = [f"{folder}/{n}.{ending}" for n in range(len(waves))]
+            kind = dict(format="OGG", subtype="OPUS") if ending == "opus" else {}
             for name, wave in zip(names, waves):
                 wave = torchaudio.functional.resample(torch.from_numpy(wave), SAMPLE_RATE, hertz).numpy()
-                soundfile.write(name, wave.clip(-1, 1), hertz)
+                soundfile.write(name, wave.clip(-1, 1), hertz, **kind)
             reading[ending, hertz] = rate(read_audio, names)
     kwargs = dict(sampling_rate=SAMPLE_RATE, return_tensors="pt")
     seamless, whisper = SeamlessM4TFeatureExtractor(), WhisperFeatureExtractor()

@@ -20,6 +20,7 @@ import extract_features  # noqa: E402, it needs the line above
 from speech_llm import cache  # noqa: E402
 from speech_llm.constants import configure  # noqa: E402
 from speech_llm.files import write_json  # noqa: E402
+from speech_llm.index import hashes_of  # noqa: E402
 from speech_llm.rows import read_rows, write_rows  # noqa: E402
 
 
@@ -210,7 +211,7 @@ def untrained(llama, tmp_path_factory):
             frames = {name: noise.standard_normal((rng.randint(4, 20), width)).astype(np.float16) for name in frames}
             folder_of_cache = cache.features_folder(c.work, c.encoder, c.mean, "tiny", split)
             cache.write_shard(folder_of_cache, "frames-00000", frames, {"made": made, "dropped": [], "seconds": 1.0})
-            assert cache.finish_cache(c, made, width, folder_of_cache, frames)
+            assert cache.finish_cache(c, made, folder_of_cache, hashes_of(frames))
         write_json(os.path.join("work", "rows", "tiny", "config.json"), {})          # the recipe is finished
     return folder
 

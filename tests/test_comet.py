@@ -1,4 +1,4 @@
-"""The COMET port: sparsemax by hand, then tiny random models against unbabel-comet's own scores."""
+"""The COMET port: sparsemax by hand, then tiny random models against the scores of unbabel-comet."""
 import json
 from pathlib import Path
 
@@ -34,9 +34,9 @@ def test_layer_mix_is_a_weighted_mean():
 @pytest.mark.parametrize("batch_size", [1, 2, 16])
 def test_agrees_with_unbabel_comet(expected, name, batch_size):
     model = load_comet(TINY / f"{name}.pt", encoder=TINY / "encoder")
-    found = score(model, expected[name]["data"], batch_size)
-    assert found == pytest.approx(expected[name]["scores"], abs=1e-6)
-    assert sum(found) / len(found) == pytest.approx(expected[name]["system_score"], abs=1e-6)
+    values = score(model, expected[name]["data"], batch_size)
+    assert values == pytest.approx(expected[name]["scores"], abs=1e-6)
+    assert sum(values) / len(values) == pytest.approx(expected[name]["system_score"], abs=1e-6)
     assert score(model, []) == []
 
 
@@ -48,8 +48,8 @@ def test_reads_lightning_folders_and_safetensors(expected, tmp_path):
     torch.save(lightning, tmp_path / "checkpoints" / "model.ckpt")
     save_file(state, tmp_path / "model.safetensors")
     for path in (tmp_path, tmp_path / "model.safetensors"):
-        found = score(load_comet(path, encoder=TINY / "encoder"), expected["kiwi_softmax"]["data"])
-        assert found == pytest.approx(expected["kiwi_softmax"]["scores"], abs=1e-6)
+        values = score(load_comet(path, encoder=TINY / "encoder"), expected["kiwi_softmax"]["data"])
+        assert values == pytest.approx(expected["kiwi_softmax"]["scores"], abs=1e-6)
 
 
 def test_refuses_other_weights(expected, tmp_path):

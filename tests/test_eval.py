@@ -1,20 +1,133 @@
-"""From predictions to results.json and results.md, models that score, and predictions that do not fit their rows."""
+"""From predictions to results.json and results.md: scores, models that score, and predictions that do not fit."""
 import json
 import os
 import sys
 from pathlib import Path
 
 import pytest
+from test_bad_input import DEEP, cases, refused, write
 
 import eval as stage
-from metrics.tables import system_table as table
+from eval import plot_losses, read_predictions
 from speech_llm.rows import write_rows
-
 
 PARITY = Path(__file__).parents[2] / "shared" / "parity"
 
 
-def test_a_language_whose_words_cannot_be_cut_is_left_out_alone(monkeypatch):
+# --- A test set: three ASR, two ST, four SQA of which one has no answer.
+
+def row(n, task, language, target, answerable=True, test_set="tiny.test"):
+    name = f"{test_set.replace('.', '/')}/{n}"
+    return {"id": name, "utterance": name, "audio": "a.wav", "task": task, "language": language,
+            "answerable": answerable, "transcript": "x", "question": "q", "target": target}
+
+
+ROWS = [row(0, "ASR", "en", "one two"), row(1, "ASR", "en", "three four"), row(2, "ASR", "en", "five six"),
+        row(3, "ST", "de", "eins zwei drei vier"), row(4, "ST", "zh", "一二三四"),
+        row(5, "SQA", "en", "two"), row(6, "SQA", "en", "five"), row(7, "SQA", "en", "Not answerable.", False),
+        row(8, "SQA", "it", "due")]
+ANSWERS = ["one two", "three", "five six seven", "eins zwei drei vier", "一二三四", "Two.", "It is five",
+           "not answerable", "tre"]
+TEXT = {"ST": "MT", "SQA": "QA", "MCQ": "QA"}
+
+
+def answered(rows, answers, text=False):
+    """Return the predictions of a system: of one that reads `text`, all but ASR."""
+    return [{"id": r["id"], "task": TEXT[r["task"]] if text else r["task"], "prediction": answer, "tokens": 3,
+             "capped": not text and n == 1, "loops": not text and n < 3}
+            for n, (r, answer) in enumerate(zip(rows, answers, strict=True)) if not text or r["task"] in TEXT]
+
+
+def write_predictions(system, predictions, test_set="tiny.test", run="tiny"):
+    path = Path(f"work/{run}/predictions/{system}/{test_set}.jsonl")
+    write(path, "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in predictions))
+
+
+def write_test_set(rows, test_set="tiny.test", run="tiny", **systems):
+    """Write rows and the answers of systems."""
+    write_rows(f"work/rows/{test_set.replace('.', '/')}.jsonl", rows)
+    for system, answers in systems.items():
+        write_predictions(system, answered(rows, answers), test_set, run)
+
+
+def evaluate(*arguments, run="tiny"):
+    """Run eval.py; return {(task, language, metric): (value, n)} of the last system in results.json."""
+    stage.main([*arguments])
+    results = json.loads(Path(f"work/{run}/results.json").read_text())
+    assert all(list(r) == ["system", "test_set", "task", "language", "metric", "value", "n"] for r in results)
+    return {(r["task"], r["language"], r["metric"]): (round(r["value"], 4), r["n"]) for r in results
+            if r["system"] == results[-1]["system"]}
+
+
+def cells(markdown):
+    """Return {name of the row: {heading: cell}} without empty cells; the name of a paper's row is (name, "paper")."""
+    lines = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in markdown.strip().splitlines()]
+    assert all(len(line) == len(lines[0]) for line in lines)
+    table, name, first = {}, "", 2 if lines[0][1] == "" else 1
+    for line in lines[2:]:
+        name = line[0] or name
+        table[(name, line[1]) if first == 2 else name] = {
+            head: cell for head, cell in list(zip(lines[0], line))[first:] if cell}
+    return table
+
+
+def notes_of(printed):
+    return [line.removeprefix("- ") for line in printed.splitlines() if line.startswith("- ")]
+
+
+@pytest.fixture
+def scored(tmp_path, monkeypatch):
+    """work/ with that test set, predictions of C (speech) and B (text), and one stage's log."""
+    monkeypatch.chdir(tmp_path)
+    write_test_set(ROWS, C=ANSWERS)
+    write_predictions("B", answered(ROWS, ANSWERS, text=True))
+    lines = [{"step": step, "loss": 3.0 / step} for step in (1, 2, 3)] + [{"step": 3, "validation_loss": 1.5}]
+    write(tmp_path / "work/tiny/merged/log.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+
+
+# --- Scores of texts.
+
+def test_scores_of_a_test_set_its_table_and_its_curves(scored, capsys):
+    assert evaluate("--systems", "B,C", "--metrics", "WER,BLEU,EM,CONTAINS,ROUGE-1,capped,loops") == {
+        ("ASR", "en", "WER"): (33.3333, 3),                                           # 1 deleted + 1 inserted of 6
+        ("ST", "de", "BLEU"): (100, 1), ("ST", "zh", "BLEU"): (100, 1),
+        ("SQA", "en", "EM"): (50, 2), ("SQA", "en", "CONTAINS"): (100, 2), ("SQA", "en", "ROUGE-1"): (100, 2),
+        ("SQA", "en", "EM-unanswerable"): (100, 1),                                   # apart: n is 2 and 1, not 3
+        ("SQA", "it", "EM"): (0, 1), ("SQA", "it", "CONTAINS"): (0, 1), ("SQA", "it", "ROUGE-1"): (0, 1),
+        ("ASR", "en", "capped"): (33.3333, 3), ("ASR", "en", "loops"): (100, 3),
+        **{(*group, mark): (0, n) for mark in ("capped", "loops")
+           for *group, n in (("ST", "de", 1), ("ST", "zh", 1), ("SQA", "en", 3), ("SQA", "it", 1))}}
+    markdown = Path("work/tiny/results.md").read_text()
+    assert markdown in capsys.readouterr().out
+    table = cells(markdown)
+    b, c = table["B: LoRA, text"], table["C: projector + LoRA"]
+    assert c == {"WER": "33.3", "BLEU de": "100.0", "BLEU zh": "100.0", "BLEU mean": "100.0", "EM en": "50.0",
+                 "EM it": "0.0", "EM mean": "25.0", "contains": "50.0", "ROUGE-1": "50.0", "unanswerable": "100.0",
+                 "capped": "11.1", "loops": "33.3"}                                   # of all 9; no column is empty
+    assert b == {**{name: c[name] for name in c if name != "WER"}, "capped": "0.0", "loops": "0.0"}
+    assert Path("work/tiny/loss-merged.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_multiple_choice_is_apart_from_questions_for_speech_and_text_alike(scored):
+    rows = [row(0, "SQA", "en", "two"), row(1, "MCQ", "en", "A two")]
+    write_test_set(rows, C=["two", "two"])
+    write_predictions("B", answered(rows, ["two", "two"], text=True))
+    for system, task in (("C", "SQA"), ("B", "QA")):
+        assert evaluate("--systems", system, "--metrics", "EM") == {
+            (task, "en", "EM"): (100, 1), ("MCQ", "en", "EM"): (0, 1)}
+
+
+def test_language_is_the_share_in_the_row_s_language(scored):
+    pytest.importorskip("py3langid")
+    rows = [row(n, task, language, "x", n < 3) for n, (task, language) in enumerate([
+        ("ASR", "en"), ("ASR", "en"), ("ST", "de"), ("SQA", "it")])]
+    write_test_set(rows, C=["The cat sat on the mat all day.", "Die Katze saß den ganzen Tag auf der Matte.",
+                            "Wer wird morgen nach London reisen?", "Sì, certo, domani andremo a Roma."])
+    assert evaluate("--systems", "C", "--metrics", "language") == {
+        ("ASR", "en", "language"): (50, 2), ("ST", "de", "language"): (100, 1), ("SQA", "it", "language"): (100, 1)}
+
+
+def test_a_language_whose_words_cannot_be_cut_is_left_out_alone(scored, monkeypatch, capsys):
     """Japanese without MeCab: no BLEU into it, but into German and chrF into both."""
     from sacrebleu.metrics import BLEU
 
@@ -23,164 +136,73 @@ def test_a_language_whose_words_cannot_be_cut_is_left_out_alone(monkeypatch):
             raise RuntimeError("Japanese tokenization requires extra dependencies")
         return BLEU(tokenize=tokenize)
     monkeypatch.setattr("sacrebleu.metrics.BLEU", lacking)
-    rows = [row(0, "ST", "ja", "今日は良い天気"), row(1, "ST", "de", "eins zwei drei vier")]
-    said = {r["id"]: {"id": r["id"], "task": "ST", "prediction": r["target"]} for r in rows}
-    notes = []
-    found = [r for metric in ("BLEU", "chrF") for r in stage.score("C", "x.test", rows, said, metric, notes)]
-    assert {(r["metric"], r["language"]): round(r["value"]) for r in found} == {
-        ("BLEU", "de"): 100, ("chrF", "de"): 100, ("chrF", "ja"): 100}
-    assert notes == ["BLEU is left out: into ja it needs MeCab; run: pip install 'sacrebleu[ja]'"]
+    write_test_set([row(0, "ST", "ja", "今日は良い天気"), row(1, "ST", "de", "eins zwei drei vier")],
+                   C=["今日は良い天気", "eins zwei drei vier"])
+    assert evaluate("--systems", "C", "--metrics", "BLEU,chrF") == {
+        ("ST", "de", "BLEU"): (100, 1), ("ST", "de", "chrF"): (100, 1), ("ST", "ja", "chrF"): (100, 1)}
+    assert notes_of(capsys.readouterr().out) == [
+        "BLEU is left out: into ja it needs MeCab; run: pip install 'sacrebleu[ja]'"]
 
 
-# --- A test set: three ASR, two ST, four SQA of which one has no answer.
+# --- Predictions that do not fit their rows.
 
-def row(n, task, language, target, answerable=True):
-    return {"id": f"tiny/test/{n}", "utterance": f"tiny/test/{n}", "audio": "a.wav", "task": task, "language": language,
-            "answerable": answerable, "transcript": "x", "question": "q", "target": target}
-
-
-ROWS = [row(0, "ASR", "en", "one two"), row(1, "ASR", "en", "three four"), row(2, "ASR", "en", "five six"),
-        row(3, "ST", "de", "eins zwei drei vier"), row(4, "ST", "zh", "一二三四"),
-        row(5, "SQA", "en", "two"), row(6, "SQA", "en", "five"), row(7, "SQA", "en", "Not answerable.", False),
-        row(8, "SQA", "it", "due")]
-SAID = ["one two", "three", "five six seven", "eins zwei drei vier", "一二三四", "Two.", "It is five", "not answerable",
-        "tre"]
-TEXT = {"ST": "MT", "SQA": "QA"}
+LINES = [{"id": r["id"], "task": r["task"], "prediction": "Ja.", "tokens": 1, "capped": False, "loops": False}
+         for r in ROWS[:4]]
 
 
-def speech():
-    return [{"id": row["id"], "task": row["task"], "prediction": said, "tokens": 3, "capped": n == 1, "loops": n < 3}
-            for n, (row, said) in enumerate(zip(ROWS, SAID))]
+def changed(number, **values):
+    """Return the text of four predictions, one of them changed; a value of ... takes its key away."""
+    lines = [{**line, **values} if n == number else line for n, line in enumerate(LINES)]
+    return "".join(json.dumps({key: value for key, value in line.items() if value is not ...}) + "\n" for line in lines)
 
 
-def text():
-    return [{**p, "task": TEXT[p["task"]]} for p in speech() if p["task"] in TEXT]
+ALL = changed(0)
+PREDICTIONS = [
+    ("empty", "", "4 rows have no prediction, first tiny/test/0"),
+    ("one missing", ALL[:ALL[:-1].rindex("\n") + 1], "1 rows have no prediction, first tiny/test/3"),
+    ("one twice", ALL + ALL[:ALL.index("\n") + 1], "line 5: id 'tiny/test/0' is there twice"),
+    ("another test set's", changed(1, id="other/test/1"), "line 2: id 'other/test/1' is no row"),
+    ("cut in a line", ALL[:-20], "line 4 is damaged"), ("not UTF-8", ALL.encode() + b'"\xff"\n', "line 5 is damaged"),
+    ("a blank line", ALL + "\n", "line 5 is damaged"), ("deep", ALL.encode() + DEEP, "line 5 is damaged"),
+    ("a list", ALL + "[]\n", "line 5 is damaged"), ("null", "null\n", "line 1 is damaged"),
+    ("no id", changed(2, id=...), "line 3 has no 'id'"), ("no task", changed(2, task=...), "line 3 has no 'task'"),
+    ("a list as id", changed(2, id=["a"]), "line 3 is not a prediction"),
+    ("null answer", changed(0, prediction=None), "line 1 is not a prediction"),
+    ("a number as answer", changed(0, prediction=7), "line 1 is not a prediction"),
+    ("another task", changed(3, task="ASR"), "line 4: id 'tiny/test/3' is ST, its prediction of 'ASR'"),
+    ("the wrong text task", changed(3, task="QA"), "is ST, its prediction of 'QA'"),
+    ("an unknown task", changed(0, task="TTS"), "its prediction of 'TTS'"),
+    ("a list as task", changed(0, task=[]), "its prediction of []"),
+    ("one from text", changed(3, task="MT"), "mixes predictions from speech and from text"),
+    ("a word as mark", changed(0, capped="yes"), "its marks are not true or false"),
+    ("a number as mark", changed(0, loops=1), "its marks are not true or false"),
+]
 
 
-def scores(rows, predictions, *metrics):
-    """{(task, language, metric): (value, n)}"""
-    found = [r for metric in metrics
-             for r in stage.score("C", "tiny.test", rows, {p["id"]: p for p in predictions}, metric, [])]
-    assert all(list(r) == ["system", "test_set", "task", "language", "metric", "value", "n"] for r in found)
-    return {(r["task"], r["language"], r["metric"]): (round(r["value"], 1), r["n"]) for r in found}
+@pytest.mark.parametrize("content, says", cases(PREDICTIONS))
+def test_predictions_that_do_not_fit_are_named_with_the_next_command(tmp_path, content, says):
+    path = write(tmp_path / "C" / "tiny.test.jsonl", content)
+    message = refused(read_predictions, path, ROWS[:4], "C", "python infer.py", names=path, says=says)
+    assert message.endswith("remove it and run: python infer.py")
 
 
-def test_scores_of_a_test_set():
-    assert scores(ROWS, speech(), "WER", "BLEU", "EM", "CONTAINS", "ROUGE-1") == {
-        ("ASR", "en", "WER"): (33.3, 3),                                              # 1 deleted + 1 inserted of 6
-        ("ST", "de", "BLEU"): (100.0, 1), ("ST", "zh", "BLEU"): (100.0, 1),
-        ("SQA", "en", "EM"): (50.0, 2), ("SQA", "en", "CONTAINS"): (100.0, 2), ("SQA", "en", "ROUGE-1"): (100.0, 2),
-        ("SQA", "en", "EM-unanswerable"): (100.0, 1),                                 # apart: n is 2 and 1, not 3
-        ("SQA", "it", "EM"): (0.0, 1), ("SQA", "it", "CONTAINS"): (0.0, 1), ("SQA", "it", "ROUGE-1"): (0.0, 1)}
-    assert {task for task, _, _ in scores(ROWS, text(), "WER", "BLEU", "EM")} == {"MT", "QA"}
-
-
-def test_multiple_choice_is_apart_from_questions_for_speech_and_text_alike():
-    rows = [row(0, "SQA", "en", "two"), row(1, "MCQ", "en", "A two")]
-    for tasks, asked in ((("SQA", "MCQ"), "SQA"), (("QA", "QA"), "QA")):
-        said = [{"id": r["id"], "task": task, "prediction": "two"} for r, task in zip(rows, tasks)]
-        assert scores(rows, said, "EM") == {(asked, "en", "EM"): (100.0, 1), ("MCQ", "en", "EM"): (0.0, 1)}
-
-
-def test_capped_and_loops_are_shares_of_all_outputs():
-    assert scores(ROWS, speech(), "capped", "loops") == {
-        ("ASR", "en", "capped"): (33.3, 3), ("ASR", "en", "loops"): (100.0, 3),
-        **{(*group, flag): (0.0, n) for flag in ("capped", "loops")
-           for *group, n in (("ST", "de", 1), ("ST", "zh", 1), ("SQA", "en", 3), ("SQA", "it", 1))}}
-    before_loops = [{key: value for key, value in p.items() if key != "loops"} for p in speech()]
-    assert scores(ROWS, before_loops, "loops") == {}
-    results = [r for flag in ("capped", "loops")
-               for r in stage.score("C", "tiny.test", ROWS, {p["id"]: p for p in speech()}, flag, [])]
-    (found,) = cells(table(results, "tiny.test", ["C"])).values()
-    assert found == {"capped": "11.1", "loops": "33.3"}                               # of all 9
-
-
-def test_language_is_the_share_in_the_row_s_language(monkeypatch):
-    monkeypatch.setattr("metrics.language.available", lambda: True)
-    monkeypatch.setattr("metrics.language.share_in_language",
-                        lambda texts, language: 100 * sum(language in text for text in texts) / len(texts))
-    rows = [row(0, "ASR", "en", "x"), row(1, "ASR", "en", "x"), row(2, "ST", "de", "x"),
-            row(3, "SQA", "it", "x"), row(4, "SQA", "it", "x", False)]
-    said = [{"id": r["id"], "task": r["task"], "prediction": p}
-            for r, p in zip(rows, ["the end", "das Ende", "de", "it", "it"])]
-    assert scores(rows, said, "language") == {("ASR", "en", "language"): (50.0, 2),
-                                              ("ST", "de", "language"): (100.0, 1),
-                                              ("SQA", "it", "language"): (100.0, 2)}
-
-
-def cells(markdown):
-    """{name of the row: {heading: cell}}, empty cells left out; of a paper's row the name is (name, "paper")."""
-    lines = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in markdown.splitlines()]
-    assert all(len(line) == len(lines[0]) for line in lines)
-    found, name = {}, ""
-    for line in lines[2:]:
-        name = line[0] or name
-        key = (name, line[1]) if lines[0][1] == "" else name
-        found[key] = {head: cell for head, cell in list(zip(lines[0], line))[1 + (lines[0][1] == ""):] if cell}
-    return found
-
-
-@pytest.fixture
-def scored(tmp_path, monkeypatch):
-    """work/ with that test set, predictions of C (speech) and B (text), and one stage's log."""
-    monkeypatch.chdir(tmp_path)
-    write_rows("work/rows/tiny/test.jsonl", ROWS)
-    for system, predictions in (("C", speech()), ("B", text())):
-        write_predictions(system, predictions)
-    os.makedirs("work/tiny/merged")
-    with open("work/tiny/merged/log.jsonl", "w") as file:
-        for step in (1, 2, 3):
-            file.write(json.dumps({"step": step, "loss": 3.0 / step}) + "\n")
-        file.write(json.dumps({"step": 3, "validation_loss": 1.5}) + "\n")
-
-
-def write_predictions(system, predictions, test_set="tiny.test"):
-    os.makedirs(f"work/tiny/predictions/{system}", exist_ok=True)
-    with open(f"work/tiny/predictions/{system}/{test_set}.jsonl", "w", encoding="utf-8") as file:
-        file.writelines((p if isinstance(p, str) else json.dumps(p, ensure_ascii=False)) + "\n" for p in predictions)
-
-
-def test_table_json_and_curves(scored, capsys):
-    stage.main(["--systems", "B,C"])
-    with open("work/tiny/results.json") as file:
-        results = json.load(file)
-    with open("work/tiny/results.md", encoding="utf-8") as file:
-        markdown = file.read()
-    assert markdown.strip() in capsys.readouterr().out
-    assert markdown.strip() == table(results, "tiny.test", ["B", "C"])              # from results.json alone
-    found = cells(markdown)
-    b, c = found["B: LoRA, text"], found["C: projector + LoRA"]
-    assert c == {"WER": "33.3", "CER": c["CER"], "BLEU de": "100.0", "BLEU zh": "100.0", "BLEU mean": "100.0",
-                 "EM en": "50.0", "EM it": "0.0", "EM mean": "25.0", "contains": "50.0", "ROUGE-1": "50.0",
-                 "unanswerable": "100.0", "capped": "11.1", "loops": "33.3"}          # and no column is empty
-    assert b == {**{name: c[name] for name in c if name not in ("WER", "CER")}, "capped": "0.0", "loops": "0.0"}
-    with open("work/tiny/loss-merged.png", "rb") as file:
-        assert file.read(8) == b"\x89PNG\r\n\x1a\n"
-
-
-def changed(n, **values):
-    return [{**p, **values} if i == n else p for i, p in enumerate(speech())]
-
-
-@pytest.mark.parametrize("predictions, message", [
-    (speech()[:-1], "1 rows have no prediction, first tiny/test/8"),
-    (speech()[3:] + speech()[:2], "1 rows have no prediction, first tiny/test/2"),
-    (speech()[:5], "4 rows have no prediction, first tiny/test/5"),                   # a whole task is missing
-    ([*speech(), speech()[4]], "line 10: id 'tiny/test/4' is there twice"),
-    (changed(2, id="tiny/test/99"), "line 3: id 'tiny/test/99' is no row"),
-    ([*speech()[:4], '{"id": "tiny/te'], "line 5 is not a prediction"),
-    ([*speech()[:4], "[]"], "line 5 is not a prediction"),
-    (changed(0, prediction=None), "line 1 is not a prediction"),
-    ([{"id": "tiny/test/0"}], "line 1 is not a prediction"),
-    ([], "9 rows have no prediction, first tiny/test/0")])
-def test_predictions_that_do_not_fit_are_named_with_the_next_command(scored, predictions, message):
-    write_predictions("C", predictions)
-    with pytest.raises(SystemExit) as error:
+def test_without_whole_predictions_there_are_no_results(scored):
+    path = Path("work/tiny/predictions/C/tiny.test.jsonl")
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:5]))
+    with pytest.raises(SystemExit, match="C/tiny.test.jsonl: 4 rows .* first tiny/test/5; remove it and run: python"):
         stage.main(["--systems", "C"])
-    assert message in str(error.value) and "work/tiny/predictions/C/tiny.test.jsonl" in str(error.value)
-    assert "remove it and run: python infer.py --preset tiny" in str(error.value)
     assert not os.path.exists("work/tiny/results.json")
 
+
+@pytest.mark.parametrize("content", [b"{\n", b"[]\n", b'"\xff"\n', DEEP + b"\n"])
+def test_a_log_that_is_damaged_is_named_and_one_that_has_just_begun_is_not_drawn(tmp_path, content):
+    path = write(tmp_path / "lora" / "log.jsonl", content)
+    refused(plot_losses, str(tmp_path), names=path, says="line 1 is damaged")
+    write(tmp_path / "lora" / "log.jsonl", '{"step": 1, "lo')
+    assert plot_losses(str(tmp_path)) == []
+
+
+# --- Which systems and test sets are scored.
 
 def test_a_text_only_row_is_asked_of_text_systems_alone(scored):
     extra = {key: value for key, value in row(9, "ST", "it", "uno").items() if key not in ("utterance", "audio")}
@@ -190,41 +212,56 @@ def test_a_text_only_row_is_asked_of_text_systems_alone(scored):
         stage.main(["--systems", "B"])
 
 
-def test_a_named_system_must_have_predictions(scored):
+def test_baselines_answer_no_questions(scored):
+    speech, text = answered(ROWS, ANSWERS), answered(ROWS, ANSWERS, text=True)
+    write_predictions("seamless", [p for p in speech if p["task"] in ("ASR", "ST")])
+    write_predictions("seamless-text", [p for p in text if p["task"] == "MT"])
+    stage.main(["--systems", "seamless,seamless-text"])
+    write_predictions("seamless", [p for p in speech if p["task"] == "ASR"])
+    with pytest.raises(SystemExit, match="2 rows have no prediction, first tiny/test/3"):
+        stage.main(["--systems", "seamless"])
+
+
+def test_a_system_that_is_named_must_have_predictions_one_of_the_page_may_lack_them(scored, capsys):
+    write_predictions("C-short", answered(ROWS, ANSWERS))        # another page's, in the same folder: it joins
+    write_predictions("mine", answered(ROWS, ANSWERS))           # not the papers': only where it is named
+    stage.main([])
+    assert notes_of(capsys.readouterr().out) == [
+        f"{system} is left out on tiny.test: no predictions; run: python infer.py --preset tiny"
+        for system in ("llm", "A.1", "A.2")]
+    assert {r["system"] for r in json.loads(Path("work/tiny/results.json").read_text())} == {"B", "C", "C-short"}
     with pytest.raises(SystemExit, match="A.1/tiny.test.jsonl is missing; run: python infer.py --preset tiny"):
         stage.main(["--systems", "C,A.1"])
+    os.rename("work", "my work")
+    with pytest.raises(SystemExit, match="nothing has no predictions; run: python infer.py --preset tiny --work 'my w"):
+        stage.main(["--predictions", "nothing", "--work", "my work"])
 
 
-def test_a_system_of_the_preset_may_lack_predictions(scored, capsys):
-    write_predictions("C-short", speech())               # another preset's, in the same folder: it joins
-    write_predictions("mine", speech())                  # not the paper's: only where it is named
-    stage.main([])
-    printed = capsys.readouterr().out
-    for system in ("llm", "A.1", "A.2"):
-        assert f"- {system} is left out on tiny.test: no predictions; run: python infer.py --preset tiny\n" in printed
-    assert printed.count("is left out") == 3
-    with open("work/tiny/results.json") as file:
-        assert {r["system"] for r in json.load(file)} == {"B", "C", "C-short"}
-
-
-def test_without_any_predictions_the_next_command_is_named(scored):
-    with pytest.raises(SystemExit, match="nothing has no predictions; run: python infer.py --preset tiny"):
-        stage.main(["--predictions", "nothing"])
+def test_no_system_is_asked_for_a_test_set_that_infer_skips(scored, capsys):
+    """LibriSpeech has ASR alone, MCIF no transcripts, and the recipe of Spoken-SQuAD could not make a test set."""
+    for test_set, rows in (("librispeech.test", [row(0, "ASR", "en", "one two", test_set="librispeech.test")]),
+                           ("mcif.test", [row(0, "ST", "de", "eins", test_set="mcif.test")])):
+        write_test_set(rows, test_set, C=["one two"])
+        write(Path(f"work/rows/{test_set.partition('.')[0]}/config.json"), {})
+    write(Path("work/rows/spokensquad/config.json"), {})
+    write(Path("work/tiny/lora/config.json"), {"trained": ["lora"]})
+    sets = "tiny.test,librispeech.test,mcif.test,spokensquad.test"
+    for systems in ([], ["--systems", "llm,B,C"]):
+        if systems:
+            write_predictions("llm", answered(ROWS, ANSWERS, text=True))             # the others may be left out
+        stage.main([*systems, "--test_sets", sets, "--metrics", "WER,EM", "--references", "nowhere"])
+        notes = notes_of(capsys.readouterr().out)
+        assert ("spokensquad.test is left out: its recipe could not make it, see work/rows/spokensquad/counts.md"
+                in notes)
+        for system in ("llm", "B"):
+            assert f"{system} is left out on librispeech.test, mcif.test: it has no task there" in notes
+            assert not [note for note in notes if note.startswith(system) and "mcif" in note and "run:" in note]
 
 
 def test_another_folder_of_predictions_has_results_of_its_own(scored):
     os.rename("work/tiny/predictions", "work/tiny/predictions-150")
     stage.main(["--predictions", "predictions-150", "--systems", "C"])
     assert os.path.exists("work/tiny/results-150.json") and not os.path.exists("work/tiny/results.json")
-
-
-def test_baselines_answer_no_questions(scored):
-    write_predictions("seamless", [p for p in speech() if p["task"] in ("ASR", "ST")])
-    write_predictions("seamless-text", [p for p in text() if p["task"] == "MT"])
-    stage.main(["--systems", "seamless,seamless-text"])
-    write_predictions("seamless", [p for p in speech() if p["task"] == "ASR"])
-    with pytest.raises(SystemExit, match="2 rows have no prediction, first tiny/test/3"):
-        stage.main(["--systems", "seamless"])
 
 
 @pytest.mark.parametrize("arguments", [["--metrics", "WER,BLUE"], ["--judge_mode", "guess"]])
@@ -236,17 +273,17 @@ def test_unknown_choices_are_refused(scored, arguments):
 # --- Models that score.
 
 def test_what_is_missing_is_named_and_the_rest_is_scored(scored, capsys, monkeypatch):
-    monkeypatch.setattr("metrics.language.available", lambda: False)
-    monkeypatch.setitem(sys.modules, "bert_score", None)
-    stage.main(["--systems", "C", "--metrics", "WER,COMET,judge,BERTScore,language"])
-    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("- ")]
+    for package in ("bert_score", "py3langid"):
+        monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert {metric for *_, metric in evaluate("--systems", "C", "--metrics", "WER,COMET,judge,BERTScore,language")} == {
+        "WER"}
+    notes = notes_of(capsys.readouterr().out)
     assert len(notes) == 4 and all(" is left out: " in note for note in notes)
     for command in ("hf download Unbabel/wmt22-comet-da --local-dir work/models/wmt22-comet-da",
                     "python eval.py --preset tiny --judges utter-project/EuroLLM", "pip install bert-score==0.3.13",
                     "pip install py3langid"):
         assert sum(command in note for note in notes) == 1
-    with open("work/tiny/results.json") as file:
-        assert {r["metric"] for r in json.load(file)} == {"WER"}
 
 
 def test_comet_of_a_test_set(scored, monkeypatch):
@@ -256,126 +293,84 @@ def test_comet_of_a_test_set(scored, monkeypatch):
     expected = json.loads((PARITY / "comet_tiny" / "expected.json").read_text(encoding="utf-8"))["da_sparsemax"]
     both = [(item, score) for item, score in zip(expected["data"], expected["scores"]) if item["src"]]
     rows = [{**row(n, "ST", "de", item["ref"]), "transcript": item["src"]} for n, (item, _) in enumerate(both)]
-    write_rows("work/rows/tiny/test.jsonl", rows)
-    said = [{"id": r["id"], "task": "ST", "prediction": item["mt"]} for r, (item, _) in zip(rows, both)]
-    write_predictions("C", said)
+    write_test_set(rows, C=[item["mt"] for item, _ in both])
     arguments = ["--systems", "C", "--metrics", "COMET", "--comet", str(PARITY / "comet_tiny" / "da_sparsemax.pt")]
-    stage.main(arguments)
-    wanted = sum(score for _, score in both) / len(both)
     for _ in range(2):
-        with open("work/tiny/results.json") as file:
-            (result,) = json.load(file)
-        assert result["value"] == pytest.approx(wanted, abs=1e-6) and (result["metric"], result["n"]) == ("COMET", 4)
+        (value, n), = evaluate(*arguments).values()
+        assert value == pytest.approx(sum(score for _, score in both) / len(both), abs=1e-4) and n == 4
         monkeypatch.setattr(stage.comet, "load_comet", None)               # it is not loaded a second time
-        stage.main(arguments)
 
 
 @pytest.fixture
-def judges(monkeypatch):
-    """Two judges without a model: one finds right what holds the reference, one is never sure -> what they read."""
-    seen = {"strict": [], "half": []}
+def judges(scored, monkeypatch):
+    """
+    Judges without a model -> {judge: what it reads}. "strict" finds right what holds the reference, "half" is never
+    sure, "absent" cannot be loaded.
+    """
+    asked = {"strict": [], "half": []}
 
     def load(name, mode, device):
+        if name == "absent":
+            raise FileNotFoundError("the LLM absent is not here; run: hf download absent")
+
         def ask(items):
-            seen[name] += items
+            asked[name] += items
             if mode == "text":
-                return [-100 if name == "half" else int(golden in said) for _, golden, said in items]
-            return [0.5 if name == "half" else float(golden in said) for _, golden, said in items]
+                return [-100 if name == "half" else int(reference in answer) for _, reference, answer in items]
+            return [0.5 if name == "half" else float(reference in answer) for _, reference, answer in items]
         return ask
     monkeypatch.setattr(stage.judge, "load_judge", load)
-    return seen
+    return asked
 
 
-TWINS = [{**row(0, "SQA", "en", "Rome"), "id": "spokensquad/test/0/SQA.en", "question": "Where?"},
-         {**row(0, "SQA", "de", "Rom"), "id": "spokensquad/test/0/SQA.de", "question": "Wo?"},
-         {**row(1, "SQA", "de", "Wien"), "id": "spokensquad/test/1/SQA.de", "question": "Und?"},      # no English row
-         {**row(1, "SQA", "de", "Nein", False), "id": "spokensquad/test/1/SQA-invalid.de", "question": "Wer?"}]
+QUESTIONS = [
+    {**row(0, "SQA", "en", "Rome"), "id": "spokensquad/test/0/SQA.en", "question": "Where?"},
+    {**row(0, "SQA", "de", "Rom"), "id": "spokensquad/test/0/SQA.de", "question": "Wo?"},
+    {**row(1, "SQA", "de", "Wien"), "id": "spokensquad/test/1/SQA.de", "question": "Und?"},           # no English row
+    {**row(1, "SQA", "de", "Nein", False), "id": "spokensquad/test/1/SQA-invalid.de", "question": "Wer?"}]
 
 
-def said(*answers):
-    return [{"id": r["id"], "task": "SQA", "prediction": answer} for r, answer in zip(TWINS, answers, strict=True)]
+def judge_answers(*arguments):
+    return evaluate("--systems", "C", "--test_sets", "spokensquad.test", "--metrics", "judge", "--judges", *arguments)
 
 
-def ask_judges(*more):
-    stage.main(["--systems", "C", "--test_sets", "spokensquad.test", "--metrics", "judge", "--judges", *more])
-
-
-def test_judges_are_averaged_and_read_the_english_reference(scored, judges, capsys):
-    write_rows("work/rows/spokensquad/test.jsonl", TWINS)
-    write_predictions("C", said("In Rome.", "In Rom.", "Wien", "Nein"), "spokensquad.test")
-    ask_judges("strict,half")
+def test_judges_are_averaged_and_read_the_english_reference(judges, capsys):
+    write_test_set(QUESTIONS, "spokensquad.test", C=["In Rome.", "In Rom.", "Wien", "Nein"])
+    judge_answers("strict,absent,half")
     assert sorted(judges["strict"]) == [["Und?", "Wien", "Wien"], ["Where?", "Rome", "In Rome."],
                                         ["Wo?", "Rome", "In Rom."]]       # valid questions only
-    with open("work/tiny/results.md", encoding="utf-8") as file:
-        markdown, _, notes = file.read().partition("\n\n")
+    markdown, _, notes = Path("work/tiny/results.md").read_text(encoding="utf-8").partition("\n\n")
     # strict: en 100, de 50; half: 50 and 50
     assert cells(markdown)["C: projector + LoRA"] == {"judge en": "75.0", "judge de": "50.0", "judge mean": "62.5",
                                                       "no verdict": "0.0"}
-    assert notes == "- judge: the mean over probability:half, probability:strict\n"
+    assert notes_of(notes) == ["judge: the mean over probability:half, probability:strict",
+                               "judge is left out: the LLM absent is not here; run: hf download absent"]
 
 
-def test_questions_that_are_no_translations_have_their_own_reference(scored, judges):
+def test_questions_that_are_no_translations_have_their_own_reference(judges):
     """In the tiny world every language has a question of its own."""
-    rows = [{**r, "id": r["id"].replace("spokensquad", "tiny"), "utterance": "tiny/0"} for r in TWINS]
-    write_rows("work/rows/tiny/test.jsonl", rows)
-    write_predictions("C", [{"id": r["id"], "task": "SQA", "prediction": "?"} for r in rows])
-    stage.main(["--systems", "C", "--metrics", "judge", "--judges", "strict"])
+    write_test_set([{**r, "id": r["id"].replace("spokensquad", "tiny"), "utterance": "tiny/0"} for r in QUESTIONS],
+                   C="????")
+    evaluate("--systems", "C", "--metrics", "judge", "--judges", "strict")
     assert sorted(judges["strict"]) == [["Und?", "Wien", "?"], ["Where?", "Rome", "?"], ["Wo?", "Rom", "?"]]
 
 
-def test_answers_without_a_verdict_are_shown_and_left_out(scored, judges):
-    write_rows("work/rows/spokensquad/test.jsonl", TWINS)
-    write_predictions("C", said("In Rome.", "Rome", "Wien", "Nein"), "spokensquad.test")
-    ask_judges("strict,half", "--judge_mode", "text")
-    with open("work/tiny/results.json") as file:
-        found = {(r["metric"], r["language"]): (r["value"], r["n"]) for r in json.load(file)}
-    assert found == {("judge:text:strict", "en"): (100.0, 1), ("judge:text:strict", "de"): (100.0, 2),
-                     ("unparsable:text:strict", "en"): (0.0, 1), ("unparsable:text:strict", "de"): (0.0, 2),
-                     ("judge:text:half", "en"): (0.0, 1), ("judge:text:half", "de"): (0.0, 2),
-                     ("unparsable:text:half", "en"): (100.0, 1), ("unparsable:text:half", "de"): (100.0, 2)}
+def test_answers_without_a_verdict_are_shown_and_left_out(judges):
+    write_test_set(QUESTIONS, "spokensquad.test", C=["In Rome.", "Rome", "Wien", "Nein"])
+    assert judge_answers("strict,half", "--judge_mode", "text") == {
+        ("SQA", language, f"{score}:text:{judge}"): (value, n) for language, n in (("en", 1), ("de", 2))
+        for score, judge, value in (("judge", "strict", 100), ("unparsable", "strict", 0), ("judge", "half", 0),
+                                    ("unparsable", "half", 100))}
 
 
-def test_an_answer_is_judged_once(scored, judges, monkeypatch):
-    write_rows("work/rows/spokensquad/test.jsonl", TWINS)
-    write_predictions("C", said("Rome", "Rom", "Wien", "Nein"), "spokensquad.test")
-    monkeypatch.setattr(stage, "BATCH", 1)
-    load, calls = stage.judge.load_judge, []
-
-    def killed(*model):
-        ask = load(*model)
-
-        def answers(items):
-            calls.append(items)
-            if len(calls) == 3:
-                raise KeyboardInterrupt
-            return ask(items)
-        return answers
-    monkeypatch.setattr(stage.judge, "load_judge", killed)
-    with pytest.raises(KeyboardInterrupt):
-        ask_judges("strict")
-    assert len(judges["strict"]) == 2
-    ask_judges("strict")
-    assert len(judges["strict"]) == 3                    # it went on
-    ask_judges("strict")
-    write_predictions("C", said("Rome", "Mailand", "Wien", "Nein"), "spokensquad.test")
-    ask_judges("strict")
-    assert len(judges["strict"]) == 4 and judges["strict"][-1] == ["Wo?", "Rome", "Mailand"]
-
-
-def test_a_judge_that_is_not_here_leaves_the_others(scored, judges, monkeypatch, capsys):
-    load = stage.judge.load_judge
-
-    def absent(name, mode, device):
-        if name == "half":
-            raise FileNotFoundError("the LLM half is not here; run: hf download half")
-        return load(name, mode, device)
-    monkeypatch.setattr(stage.judge, "load_judge", absent)
-    write_rows("work/rows/spokensquad/test.jsonl", TWINS)
-    write_predictions("C", said("Rome", "Rom", "Wien", "Nein"), "spokensquad.test")
-    ask_judges("strict,half")
-    printed = capsys.readouterr().out
-    assert "- judge: the mean over probability:strict\n" in printed
-    assert "- judge is left out: the LLM half is not here; run: hf download half\n" in printed
+def test_a_second_run_judges_only_if_an_answer_is_new(judges):
+    write_test_set(QUESTIONS, "spokensquad.test", C=["Rome", "Rom", "Wien", "Nein"])
+    for _ in range(2):
+        judge_answers("strict")
+        assert len(judges["strict"]) == 3
+    write_predictions("C", answered(QUESTIONS, ["Rome", "Mailand", "Wien", "Nein"]), "spokensquad.test")
+    judge_answers("strict")
+    assert ["Wo?", "Rome", "Mailand"] in judges["strict"][3:]
 
 
 def test_bertscore_has_a_model_a_language_and_unanswerable_questions_apart(scored, monkeypatch):
@@ -385,68 +380,50 @@ def test_bertscore_has_a_model_a_language_and_unanswerable_questions_apart(score
         loaded.append((language, model, layer))
         return lambda pairs: [1.0 if prediction == reference else 0.25 for prediction, reference in pairs]
     monkeypatch.setattr(stage.bertscore, "load_bertscore", load)
-    monkeypatch.setattr(stage, "BATCH", 1)
-    write_rows("work/rows/spokensquad/test.jsonl", TWINS)
-    write_predictions("C", said("Rome", "Rome", "Wien", "Nein"), "spokensquad.test")
-    stage.main(["--systems", "C", "--test_sets", "spokensquad.test", "--metrics", "BERTScore,BERTScore-xlmr"])
+    write_test_set(QUESTIONS, "spokensquad.test", C=["Rome", "Rome", "Wien", "Nein"])
+    results = evaluate("--systems", "C", "--test_sets", "spokensquad.test", "--metrics", "BERTScore,BERTScore-xlmr")
     assert loaded == [("en", "roberta-large", 17), ("de", "bert-base-multilingual-cased", 9),
                       ("en", "xlm-roberta-large", 17), ("de", "xlm-roberta-large", 17)]
-    with open("work/tiny/results.json") as file:
-        found = {(r["metric"], r["language"]): (r["value"], r["n"]) for r in json.load(file)}
-    one = {("", "en"): (1.0, 1), ("", "de"): (0.625, 2), ("-unanswerable", "de"): (1.0, 1)}
-    assert found == {(metric + part, language): value for metric in ("BERTScore", "BERTScore-xlmr")
-                     for (part, language), value in one.items()}
+    assert results == {("SQA", language, metric + part): value for metric in ("BERTScore", "BERTScore-xlmr")
+                       for part, language, value in (("", "en", (1, 1)), ("", "de", (0.625, 2)),
+                                                     ("-unanswerable", "de", (1, 1)))}
 
+
+# --- Tables and curves.
 
 def test_the_paper_s_tables_follow_ours_in_results_md(scored):
-    os.makedirs("work/iwslt25")
-    os.rename("work/tiny/predictions", "work/iwslt25/predictions")
-    for system in ("B", "C"):
-        os.rename(f"work/iwslt25/predictions/{system}/tiny.test.jsonl",
-                  f"work/iwslt25/predictions/{system}/acl6060.eval.jsonl")
-    write_rows("work/rows/acl6060/eval.jsonl", ROWS)
-    stage.main(["--preset", "iwslt25-a2", "--metrics", "WER,CER,BLEU,EM"])
-    with open("work/iwslt25/results.md", encoding="utf-8") as file:
-        ours, paper, notes = file.read().strip().split("\n\n")
-    assert list(cells(ours)) == ["B: LoRA, text", "C: projector + LoRA"]        # another preset's, the same folder
+    write_test_set(ROWS, "acl6060.eval", "iwslt25", C=ANSWERS)
+    write_predictions("B", answered(ROWS, ANSWERS, text=True), "acl6060.eval", "iwslt25")
+    stage.main(["--preset", "iwslt25_a2", "--metrics", "WER,CER,BLEU,EM"])
+    ours, paper, notes = Path("work/iwslt25/results.md").read_text(encoding="utf-8").strip().split("\n\n")
+    assert list(cells(ours)) == ["B: LoRA, text", "C: projector + LoRA"]        # another page's, the same folder
     assert cells(paper)["C: projector + LoRA", "ours"] == {"WER en": "33.3", "BLEU de": "100.00", "BLEU zh": "100.00"}
     assert "- A.2 is left out on acl6060.dev, acl6060.eval, covost2.test, europarlst.test, spokensquad.test: " in notes
     assert "- C is left out on acl6060.dev, covost2.test, europarlst.test, spokensquad.test: no predictions" in notes
 
 
-# --- The listeners.
-
-def test_the_listeners_test_set_in_results_md(scored):
+def test_the_listeners_test_set_in_results_md(scored, capsys):
     """ASR in three languages, translation into English, spoken questions; predictions of C and of the cascade."""
-    rows = [{**row(n, task, language, target), "id": f"tiny-listeners/test/{n}", "utterance": f"tiny-listeners/{n}"}
-            for n, (task, language, target) in enumerate([
-                ("ASR", "de", "eins zwei"), ("ASR", "zh", "一二三四"), ("ST", "en", "one two three four"),
-                ("SQA", "it", "due")])]
-    write_rows("work/rows/tiny-listeners/test.jsonl", rows)
-    for system, said in (("C", ["eins drei", "一二三", "one two three four", "due"]),
-                         ("cascade", ["eins zwei", "一二三四", "one", "tre"])):
-        os.makedirs(f"work/tiny-listeners/predictions/{system}")
-        with open(f"work/tiny-listeners/predictions/{system}/tiny-listeners.test.jsonl", "w") as file:
-            file.writelines(json.dumps({"id": r["id"], "task": r["task"], "prediction": p, "capped": False}) + "\n"
-                            for r, p in zip(rows, said))
-    stage.main(["--preset", "tiny-listeners"])
+    rows = [row(n, *columns, test_set="tiny-listeners.test") for n, columns in enumerate([
+        ("ASR", "de", "eins zwei"), ("ASR", "zh", "一二三四"), ("ST", "en", "one two three four"), ("SQA", "it", "due")])]
+    write_test_set(rows, "tiny-listeners.test", "tiny-listeners", cascade=["eins zwei", "一二三四", "one", "tre"],
+                   C=["eins drei", "一二三", "one two three four", "due"])
+    stage.main(["--preset", "tiny_listeners"])
     text = Path("work/tiny-listeners/results.md").read_text()
-    assert "| de | 1 | 0.0 | 50.0 |\n| zh | 1 | 0.0 | 25.0 |\n| mean |  | 0.0 | 37.5 |" in text
-    assert "paper" not in text                              # which has other test sets
-    names = "cascade: Whisper, then the LLM | C: projector + LoRA"
-    assert f"| BLEU | rows | {names} |\n|---|---|---|---|\n| en | 1 |" in text
-    assert "| EM | rows |" in text and "| it | 1 | 0.0 | 100.0 |" in text and "llm is left out" in text
+    tables = {table.split(":")[0]: table for table in text.split("\n\n")}
+    assert "| rows | cascade: Whisper, then the LLM | C: projector + LoRA |\n" in tables["| WER; CER in zh, ja"]
+    assert "| de | 1 | 0.0 | 50.0 |\n| zh | 1 | 0.0 | 25.0 |\n| mean |  | 0.0 | 37.5 |" in tables["| WER; CER in zh, ja"]
+    assert "| en | 1 | 0.0 | 100.0 |" in tables["| BLEU"] and "| it | 1 | 0.0 | 100.0 |" in tables["| EM"]
+    assert "paper" not in text                                                  # which has other test sets
+    assert "llm is left out on tiny-listeners.test" in capsys.readouterr().out
 
-
-# --- LoRA at other strengths.
 
 def test_the_curve_over_lora_s_scale(scored, capsys, monkeypatch):
     drawn = []
     monkeypatch.setattr(stage, "plot_curve", lambda *arguments: drawn.append(arguments))
-    write_predictions("C@0.125", [{**p, "prediction": "one"} for p in speech()])
-    write_predictions("C@0", speech())
-    os.makedirs("work/tiny/speech_ifeval")
-    Path("work/tiny/speech_ifeval/C@0.json").write_text(json.dumps({"closed": 70, "tasks": {}, "constraints": {}}))
+    write_predictions("C@0.125", answered(ROWS, ["one"] * 9))
+    write_predictions("C@0", answered(ROWS, ANSWERS))
+    write(Path("work/tiny/speech_ifeval/C@0.json"), {"closed": 70, "tasks": {}, "constraints": {}})
     stage.main([])
     ((points, path, title),) = drawn
     assert path == "work/tiny/scale-C.png" and title == "C"
@@ -456,4 +433,4 @@ def test_the_curve_over_lora_s_scale(scored, capsys, monkeypatch):
     assert by_scale[0.125]["WER"] > 50 and "closed" not in by_scale[1]
     printed = capsys.readouterr().out
     assert "| C@0.125 |" in printed and "curves over LoRA's scale in\nwork/tiny/scale-C.png" in printed
-    assert "lacks work/tiny/speech_ifeval/C@0.125.json; run metrics/speech_ifeval.py" in printed
+    assert "lacks work/tiny/speech_ifeval/C@0.125.json; run python -m metrics.speech_ifeval" in printed

@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,8 +12,12 @@ import soundfile
 import torch
 
 import extract_features as stage
+from speech_llm import cache
+from speech_llm.audio import read_audio
+from speech_llm.cache import features_folder, open_features
+from speech_llm.constants import locate, provenance
+from speech_llm.files import write_json
 from speech_llm.rows import write_rows
-
 
 WIDTH = 16
 SEAMLESS = SimpleNamespace(config=SimpleNamespace(model_type="seamless_m4t_v2"))
@@ -57,83 +60,20 @@ def world(checkpoint, tmp_path):
     text = {"id": "tiny/test/text", "task": "ST", "language": "it", "transcript": "Yes.", "target": "Sì."}
     rows.append(text)
     write_rows(tmp_path / "work" / "rows" / "tiny" / "test.jsonl", rows)
+    write_json(tmp_path / "work" / "rows" / "tiny" / "config.json", {})              # the recipe is finished
     return tmp_path / "work"
 
 
 def run(world, *more, encoder="models/tiny-seamless", mean=3):
     """Stage 0 in this process -> its folder."""
     stage.main(["--work", str(world), "--encoder", encoder, "--mean", str(mean), *more])
-    return stage.features_folder(str(world), encoder, mean, "tiny", "test")
+    return features_folder(str(world), encoder, mean, "tiny", "test")
 
 
 def content(folder):
     """{file: bytes} of the shards."""
     names = [name for name in sorted(os.listdir(folder)) if name.startswith("frames-")]
     return {name: open(os.path.join(folder, name), "rb").read() for name in names}
-
-
-# --- Reading audio.
-
-def test_any_rate_and_any_number_of_channels(tmp_path):
-    time = np.arange(44100) / 44100
-    tone = 0.5 * np.sin(2 * np.pi * 440 * time)
-    soundfile.write(tmp_path / "a.wav", np.stack([tone, 0 * tone, 0 * tone], axis=1), 44100)
-    wave = stage.read_audio(str(tmp_path / "a.wav"))
-    assert wave.dtype == np.float32 and wave.shape == (16000,)
-    # one loud channel of three: a third of its height, and still 440 Hz
-    expected = 0.5 / 3 * np.sin(2 * np.pi * 440 * np.arange(16000) / 16000)
-    assert np.abs(wave - expected)[200:-200].max() < 1e-3
-
-
-@pytest.mark.parametrize("name, tolerance", [
-    ("a.wav", 1e-4), ("a.flac", 1e-4), ("a.mp3", 0.05), ("a.ogg", 0.05)])
-def test_every_format_and_its_slices(tmp_path, name, tolerance):
-    path = str(tmp_path / name)
-    tone = 0.5 * np.sin(2 * np.pi * 300 * np.arange(48000) / 16000)
-    soundfile.write(path, tone, 16000)
-    whole = stage.read_audio(path)
-    assert len(whole) == 48000 and np.abs(whole[1000:-1000] - tone[1000:-1000]).max() < tolerance
-    # seeking is exact to the sample, also in an mp3, whose decoder needs a run-up
-    assert np.abs(stage.read_audio(path, 1.25, 2.5) - whole[20000:40000]).max() < 1e-6
-    assert len(stage.read_audio(path, 2.5, 3.05)) == 8000        # times are rounded: cut at the file's end
-    with pytest.raises(ValueError, match="the file ends at 3.00 s"):
-        stage.read_audio(path, 2.5, 3.2)
-
-
-def test_what_cannot_be_used_says_why_and_which_file(tmp_path):
-    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 16000)
-    for name in ("whole.wav", "whole.flac", "whole.mp3"):
-        soundfile.write(tmp_path / name, noise, 16000)
-        whole = (tmp_path / name).read_bytes()
-        (tmp_path / name.replace("whole", "half")).write_bytes(whole[:len(whole) // 2])
-    streamed = bytearray((tmp_path / "whole.wav").read_bytes())
-    streamed[40:44] = b"\xff\xff\xff\xff"                       # what ffmpeg writes to a pipe: length unknown
-    (tmp_path / "streamed.wav").write_bytes(streamed)
-    assert len(stage.read_audio(str(tmp_path / "streamed.wav"))) == 16000
-
-    (tmp_path / "empty.wav").touch()
-    (tmp_path / "text.wav").write_text("no audio at all " * 100)
-    soundfile.write(tmp_path / "short.wav", noise[:639], 16000)
-    soundfile.write(tmp_path / "nan.wav", np.append(noise, np.nan), 16000, subtype="FLOAT")
-    cases = {"half.wav": "truncated", "half.flac": "cannot be decoded|truncated", "half.mp3": "truncated",
-             "empty.wav": "cannot be decoded", "text.wav": "cannot be decoded", "nowhere.wav": "no such file",
-             "short.wav": "0.0399 s, shorter than 0.04 s", "nan.wav": "not finite"}
-    for name, reason in cases.items():
-        with pytest.raises(ValueError, match=f"{name}.*({reason})"):
-            stage.read_audio(str(tmp_path / name))
-    soundfile.write(tmp_path / "just.wav", noise[:640], 16000)
-    assert stage.filterbank(stage.read_audio(str(tmp_path / "just.wav"))).shape == (1, 160)
-
-
-def test_real_recordings_of_every_rate_and_format(real):
-    mini = os.path.join(real, "ljspeech_mini", "wavs", "LJ001-0002")
-    wave = stage.read_audio(f"{mini}.wav")                                            # 22.05 kHz
-    assert len(wave) == -(-soundfile.info(f"{mini}.wav").frames * 320 // 441)
-    assert np.array_equal(stage.read_audio(f"{mini}.flac"), wave)
-    assert np.corrcoef(stage.read_audio(f"{mini}.mp3"), wave)[0, 1] > 0.99
-    jfk = os.path.join(real, "whisper_jfk", "jfk.flac")
-    assert len(stage.read_audio(jfk)) == 176000                                       # 11 s, 44.1 kHz stereo
-    assert len(stage.read_audio(jfk, 3.0, 5.5)) == 40000
 
 
 # --- Filterbank, encoder, averaging.
@@ -145,7 +85,7 @@ def recordings(real):
              "librispeech_mini/LibriSpeech/test-clean/1089/134691/1089-134691-0000.flac",
              "librispeech_mini/other/LJ002-0020.wav", "librispeech_mini/other/common_voice_en_651325.mp3",
              "librispeech_mini/other/libri-1088-134315-0000.wav"]
-    return [stage.read_audio(os.path.join(real, name)) for name in names]
+    return [read_audio(os.path.join(real, name)) for name in names]
 
 
 def test_filterbank_is_that_of_the_released_model(real):
@@ -209,19 +149,17 @@ def test_the_real_checkpoint_s_two_shards(real, tmp_path):
     for shard in shards:
         part = {name: tensor for name, tensor in weights.items() if index["weight_map"][name] == shard}
         save_file(part, tmp_path / shard, metadata={"format": "pt"})
-    own = {"metadata": index["metadata"], "weight_map": {name: index["weight_map"][name] for name in weights}}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(own))
+    shard_of = {name: index["weight_map"][name] for name in weights}
+    write_json(tmp_path / "model.safetensors.index.json", {"metadata": index["metadata"], "weight_map": shard_of})
     encoder = stage.load_encoder(tmp_path, "cpu")
     theirs = model.speech_encoder.state_dict()
     assert encoder.state_dict().keys() == theirs.keys()
     assert all(torch.equal(value, theirs[name]) for name, value in encoder.state_dict().items())
 
     lost = "speech_encoder.encoder.layers.20.ffn1.output_dense.weight"
-    part = {name: tensor for name, tensor in weights.items() if own["weight_map"][name] == own["weight_map"][lost]}
-    save_file({name: tensor for name, tensor in part.items() if name != lost}, tmp_path / own["weight_map"][lost],
-              metadata={"format": "pt"})
-    del own["weight_map"][lost]
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(own))
+    part = {name: tensor for name, tensor in weights.items() if shard_of[name] == shard_of[lost] and name != lost}
+    save_file(part, tmp_path / shard_of.pop(lost), metadata={"format": "pt"})
+    write_json(tmp_path / "model.safetensors.index.json", {"metadata": index["metadata"], "weight_map": shard_of})
     with pytest.raises(ValueError, match="1 weights .* encoder.layers.20.ffn1.output_dense.weight"):
         stage.load_encoder(tmp_path, "cpu")
     os.remove(tmp_path / shards[1])
@@ -259,17 +197,18 @@ def test_averaging_by_hand():
 
 
 def test_batches_are_full_but_not_over(monkeypatch):
-    """100, 50 and 90 frames of 50 Hz; the result keeps the order it came in."""
-    lengths = {"a": 100, "b": 50, "c": 90}
-    features = {name: torch.full((lengths[name], 160), value) for name, value in zip("abc", (1.0, 2.0, 3.0))}
-    for seconds, expected in [(4.0, [[90, 100], [50]]), (6.0, [[50, 90, 100]]), (0.1, [[100], [90], [50]])]:
+    """100, 50 and 90 + 20 frames of 50 Hz; the result keeps the order it came in, and pieces are joined."""
+    features = {"a": [torch.full((100, 160), 1.0)], "b": [torch.full((50, 160), 2.0)],
+                "c": [torch.full((90, 160), 3.0), torch.full((20, 160), 4.0)]}
+    for seconds, expected in [(4.0, [[90, 100], [20, 50]]), (6.0, [[50, 90, 100], [20]]),
+                              (0.1, [[100], [90], [50], [20]])]:
         sizes = []
         monkeypatch.setattr(stage, "encode", lambda encoder, batch, pad: (
             sizes.append([len(feature) for feature in batch]), [feature.numpy() for feature in batch])[1])
-        frames = stage.encode_block(stage.Config(batch_seconds=seconds), SEAMLESS, features)
-        assert sizes == expected                          # 4 s are 200 frames: 2 x 100 fit, 3 x 100 do not
-        assert {name: (len(value), value[0, 0]) for name, value in frames.items()} == \
-            {"a": (34, 1), "b": (17, 2), "c": (30, 3)} and list(frames) == ["a", "b", "c"]
+        frames, reasons = stage.encode_block(stage.Config(batch_seconds=seconds), SEAMLESS, features)
+        assert sizes == expected and reasons == {}        # 4 s are 200 frames: 2 x 100 fit, 3 x 100 do not
+        assert {name: (len(value), value[0, 0], value[-1, 0]) for name, value in frames.items()} == \
+            {"a": (34, 1, 1), "b": (17, 2, 2), "c": (37, 3, 4)} and list(frames) == ["a", "b", "c"]
 
 
 # --- Whisper.
@@ -319,7 +258,7 @@ def test_an_utterance_does_not_depend_on_its_batch_in_whisper(whisper):
 
 def test_every_utterance_costs_a_whisper_a_window(monkeypatch, whisper):
     encoder, sizes = stage.load_encoder(whisper, "cpu"), []
-    features = {n: stage.make_feature(encoder.config, NOISE[:n]) for n in range(1000, 15000, 2000)}
+    features = {n: [stage.make_feature(encoder.config, NOISE[:n])] for n in range(1000, 15000, 2000)}
     encode = stage.encode
     monkeypatch.setattr(stage, "encode", lambda e, batch, pad: sizes.append(len(batch)) or encode(e, batch, pad))
     stage.encode_block(stage.Config(batch_seconds=10.0), encoder, features)
@@ -327,18 +266,17 @@ def test_every_utterance_costs_a_whisper_a_window(monkeypatch, whisper):
 
 
 def test_a_whisper_s_cache(world, whisper, capsys):
-    """Any mean; frames of the real duration; what is longer than the window is dropped and counted."""
+    """Any mean; frames of the real duration; of audio longer than the window the frames of two windows, joined."""
     shutil.copytree(whisper, world / "models" / "tiny-whisper")
-    soundfile.write(world.parent / "9.wav", NOISE[:320].repeat(151), 16000)
+    soundfile.write(world.parent / "9.wav", NOISE[:320].repeat(151), 16000)          # 3.02 s
     for mean in (1, 4):
         folder = run(world, encoder="models/tiny-whisper", mean=mean)
-        features = stage.open_features(folder, {"encoder": "models/tiny-whisper", "mean": mean, "pad": False})
-        assert "9 utterances, 1 dropped" in capsys.readouterr().out and features.config["width"] == 32
+        features = open_features(folder, {"encoder": "models/tiny-whisper", "mean": mean, "pad": False})
+        assert "10 utterances, 0 dropped" in capsys.readouterr().out and features.config["width"] == 32
         assert [len(features[f"tiny/test/{i}"]) for i in range(9)] == [-(-(25 + 10 * i) // mean) for i in range(9)]
-    with open(os.path.join(folder, "dropped.jsonl")) as file:
-        assert json.load(file)["reason"].endswith("9.wav: 3.0 s, longer than 3.0 s")
+        assert 151 / mean <= len(features["tiny/test/9"]) <= 151 / mean + 2
     encoder = stage.load_encoder(world / "models" / "tiny-whisper", "cpu")
-    wave = stage.read_audio(str(world.parent / "0.wav"))
+    wave = read_audio(str(world.parent / "0.wav"))
     expected = stage.encode(encoder, [stage.make_feature(encoder.config, wave)])[0]
     assert np.abs(features["tiny/test/0"] - stage.average_frames(expected, 4)).max() < 4e-3
 
@@ -346,7 +284,8 @@ def test_a_whisper_s_cache(world, whisper, capsys):
 def test_the_padded_variant_is_never_mixed_in(world, whisper, capsys):
     shutil.copytree(whisper, world / "models" / "tiny-whisper")
     folder = run(world, "--pad", encoder="models/tiny-whisper", mean=1)
-    assert {len(frames) for frames in stage.open_features(folder, {"pad": True}).values()} == {150}
+    features = open_features(folder, {"pad": True})
+    assert {len(features[f"tiny/test/{i}"]) for i in range(10)} == {150}
     with pytest.raises(ValueError, match="made with pad True, expected is False"):
         run(world, encoder="models/tiny-whisper", mean=1)
     with pytest.raises(SystemExit, match="--pad: models/tiny-seamless has no window"):
@@ -356,7 +295,7 @@ def test_the_padded_variant_is_never_mixed_in(world, whisper, capsys):
 def test_what_is_no_speech_encoder_is_refused(whisper, llama, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    with pytest.raises(ValueError, match="is a llama; speech encoders are taken from seamless_m4t_v2 or whisper"):
+    with pytest.raises(ValueError, match="is a llama; speech encoders are taken from seamless_m4t_v2, whisper, "):
         stage.load_encoder(llama, "cpu")
     shutil.copytree(whisper, tmp_path / "copy")
     weights = load_file(tmp_path / "copy" / "model.safetensors")
@@ -377,18 +316,66 @@ def test_the_real_whisper_s_size():
     assert sum(p.numel() for p in encoder.parameters()) == 636_968_960 and stage.window_of(config) == 1500
 
 
+# --- Qwen2.5-Omni.
+
+@pytest.fixture(scope="module")
+def omni(tmp_path_factory):
+    """A folder with a whole Qwen2.5-Omni as the hub has it, but random and very small -> (folder, its thinker)."""
+    from transformers import Qwen2_5OmniForConditionalGeneration, WhisperFeatureExtractor
+    from transformers.models.qwen2_5_omni.configuration_qwen2_5_omni import Qwen2_5OmniConfig
+    text = dict(vocab_size=99, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
+                num_key_value_heads=2)
+    audio = dict(num_mel_bins=16, d_model=24, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=48,
+                 output_dim=32)
+    vision = dict(depth=1, hidden_size=16, intermediate_size=16, num_heads=2, out_hidden_size=32)
+    torch.manual_seed(0)
+    config = Qwen2_5OmniConfig(thinker_config=dict(text_config=text, audio_config=audio, vision_config=vision),
+                               enable_audio_output=False)
+    folder = tmp_path_factory.mktemp("omni") / "models" / "tiny-omni"
+    model = Qwen2_5OmniForConditionalGeneration(config)
+    model.save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=16, chunk_length=300).save_pretrained(folder)
+    return folder, model.thinker.eval()
+
+
+def test_omni_s_frames_are_those_of_its_thinker(omni):
+    from transformers import AutoFeatureExtractor
+    folder, thinker = omni
+    encoder = stage.load_encoder(str(folder), "cpu")
+    theirs = thinker.audio_tower.state_dict()
+    assert encoder.state_dict().keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[name]) for name, value in encoder.state_dict().items())
+    waves = [NOISE[:n] for n in (640, 16000, 16160, 30001, 48000)]       # 48,000: two chunks of 2 s
+    features = [stage.make_feature(encoder.config, wave) for wave in waves]
+    together = stage.encode(encoder, features)
+    assert [frames.shape for frames in together] == [(n, 32) for n in (1, 25, 25, 47, 75)]    # 25 Hz, the LLM's width
+    for wave, feature, frames in zip(waves, features, together):
+        mel = AutoFeatureExtractor.from_pretrained(folder)(wave, sampling_rate=16000, padding="max_length",
+                                                           return_attention_mask=True, return_tensors="pt")
+        with torch.no_grad():
+            expected = thinker.get_audio_features(mel["input_features"], mel["attention_mask"]).last_hidden_state
+        assert np.abs(frames - expected.numpy()).max() < 1e-5
+        assert np.abs(frames - stage.encode(encoder, [feature])[0]).max() < 1e-5
+
+
+def test_omni_s_cache(world, omni):
+    shutil.copytree(omni[0], world / "models" / "tiny-omni")
+    features = open_features(run(world, encoder="models/tiny-omni", mean=1))
+    assert features.config["width"] == 32 and len(features["tiny/test/5"]) == 37     # 1.5 s, no averaging
+
+
 # --- The cache.
 
 def test_the_cache_holds_what_encoding_by_hand_gives(world, capsys):
     folder = run(world)
     out = capsys.readouterr().out
     assert "tiny/test: 0.00 hours, 10 utterances, 0 dropped, " in out
-    assert out.endswith("next: python train_projector.py --preset tiny\n")
-    features = stage.open_features(folder, {"encoder": "models/tiny-seamless", "mean": 3})
+    assert out.endswith(f"next: python train_projector.py --preset tiny --work {world}\n")
+    features = open_features(folder, {"encoder": "models/tiny-seamless", "mean": 3})
     assert len(features) == 10 and "tiny/test/text" not in features and features.config["width"] == WIDTH
     encoder = stage.load_encoder(world / "models" / "tiny-seamless", "cpu")
     for i in range(10):
-        wave = stage.read_audio(str(world.parent / f"{i}.wav"))
+        wave = read_audio(str(world.parent / f"{i}.wav"))
         expected = stage.average_frames(stage.encode(encoder, [stage.filterbank(wave)])[0], 3)
         frames = features[f"tiny/test/{i}"]
         assert frames.dtype == np.float16 and frames.shape == expected.shape and not frames.flags.writeable
@@ -405,18 +392,15 @@ def test_a_killed_run_goes_on_to_the_same_bytes(world, monkeypatch, capsys):
     assert len(whole) >= 2 * 3
     shutil.rmtree(folder)
 
-    calls = []
     def killed(path, value):                              # the third shard has its data and gets no index
-        calls.append(path)
-        if len(calls) == 3:
+        if path.endswith("frames-00002.json"):
             raise KeyboardInterrupt
         write_json(path, value)
-    write_json = stage.write_json
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(stage, "write_json", killed)
+        patch.setattr(cache, "write_json", killed)
         run(world, *small)
     with pytest.raises(SystemExit, match="config.json is missing; run: python extract_features.py .*test"):
-        stage.open_features(folder)
+        open_features(folder)
     before = {name: os.stat(os.path.join(folder, name)).st_mtime_ns for name in list(whole)[:4]}
     run(world, *small)
     assert content(folder) == whole
@@ -424,16 +408,16 @@ def test_a_killed_run_goes_on_to_the_same_bytes(world, monkeypatch, capsys):
 
 
 def test_processes_share_a_split_without_talking(world, monkeypatch, capsys):
-    alone = stage.open_features(run(world))
-    alone = {utterance: np.array(frames) for utterance, frames in alone.items()}
+    alone = open_features(run(world))
+    alone = {f"tiny/test/{i}": np.array(alone[f"tiny/test/{i}"]) for i in range(10)}
     shutil.rmtree(world / "features")
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in "10":                                     # rank 0 comes last, so it is the one to finish
         monkeypatch.setenv("RANK", rank)
         folder = run(world)
     assert "this process is done, others are not" in capsys.readouterr().out
-    features = stage.open_features(folder)
-    assert features.keys() == alone.keys()
+    features = open_features(folder)
+    assert len(features) == 10
     assert max(np.abs(features[name] - alone[name]).max() for name in alone) < 2e-3
 
 
@@ -444,19 +428,19 @@ def test_a_corpus_that_grows_is_taken_up(world, capsys):
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps({**row, "id": "tiny/test/new/ASR", "utterance": "tiny/test/new"}) + "\n")
     run(world)
-    features = stage.open_features(folder)
+    features = open_features(folder)
     assert len(features) == 11
     assert np.abs(features["tiny/test/new"] - features["tiny/test/0"]).max() < 2e-3
 
 
 def test_other_settings_are_refused(world, capsys):
     folder = run(world)
-    with pytest.raises(ValueError, match="made with max_seconds 30.0, expected is 20.0"):
+    with pytest.raises(ValueError, match="made with piece_seconds 30.0, expected is 20.0"):
         run(world, "--max_seconds", "20")
     with pytest.raises(ValueError, match="was made with mean 3, expected is 2"):
-        stage.open_features(folder, {"mean": 2})
+        open_features(folder, {"mean": 2})
     with pytest.raises(ValueError, match="encoder 'models/tiny-seamless', expected is 'facebook/other'"):
-        stage.open_features(folder, {"encoder": "facebook/other"})
+        open_features(folder, {"encoder": "facebook/other"})
     with open(world / "models" / "tiny-seamless" / "model.safetensors", "r+b") as file:
         file.seek(-4, os.SEEK_END)
         file.write(b"\0\0\0\0")                           # trained anew under the same name
@@ -470,112 +454,104 @@ def test_damaged_shards_are_refused(world, capsys):
     whole = open(data, "rb").read()
     open(data, "wb").write(whole[:-2])
     with pytest.raises(ValueError, match="frames-00000.npy is damaged.*run: python extract_features.py"):
-        stage.open_features(folder)
+        open_features(folder)
     np.save(data, np.zeros((3, WIDTH), np.float16))
     with pytest.raises(ValueError, match="its index says"):
-        stage.open_features(folder)
+        open_features(folder)
     np.save(data, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match="is damaged"):
-        stage.open_features(folder)
+        open_features(folder)
     os.remove(data)
     with pytest.raises(ValueError, match="is damaged"):
-        stage.open_features(folder)
+        open_features(folder)
 
 
 def test_what_is_dropped_is_counted_and_listed(world, capsys):
+    """A training split: 3.wav, 8.wav and 9.wav are longer than 1.95 s. Silence is no reason, and is counted."""
     audio = world.parent
+    (world / "rows" / "tiny" / "test.jsonl").rename(world / "rows" / "tiny" / "train.jsonl")
     (audio / "1.wav").write_bytes(b"RIFF nothing")
     os.remove(audio / "2.wav")
     soundfile.write(audio / "3.wav", np.zeros(16000 * 2), 16000)
-    folder = run(world, "--max_seconds", "1.95")          # 3.wav, 8.wav and 9.wav are longer
-    assert "5 utterances, 5 dropped" in capsys.readouterr().out
+    soundfile.write(audio / "4.wav", np.zeros(16000), 16000)
+    folder = os.path.join(os.path.dirname(run(world, "--max_seconds", "1.95")), "train")
+    assert "5 utterances, 5 dropped, 1 silent" in capsys.readouterr().out
     with open(os.path.join(folder, "dropped.jsonl"), encoding="utf-8") as file:
         dropped = {entry["utterance"]: entry for entry in map(json.loads, file)}
     assert sorted(dropped) == [f"tiny/test/{i}" for i in (1, 2, 3, 8, 9)]
     assert "cannot be decoded" in dropped["tiny/test/1"]["reason"]
     assert dropped["tiny/test/2"] == {"utterance": "tiny/test/2", "audio": str(audio / "2.wav"),
                                       "reason": f"{audio / '2.wav'}: no such file"}
-    assert "2.0 s, longer than 1.95 s" in dropped["tiny/test/3"]["reason"]
+    assert "longer than 1.95 s" in dropped["tiny/test/3"]["reason"]
     with pytest.raises(KeyError):
-        stage.open_features(folder)["tiny/test/2"]
+        open_features(folder)["tiny/test/2"]
 
     shutil.copy(audio / "0.wav", audio / "2.wav")         # mended: tried again once it is not finished
     os.remove(os.path.join(folder, "config.json"))
     run(world, "--max_seconds", "1.95")
     assert "6 utterances, 4 dropped" in capsys.readouterr().out
-    assert "tiny/test/2" in stage.open_features(folder)
+    assert "tiny/test/2" in open_features(folder)
+
+
+def test_test_sets_lose_nothing_for_its_length(world, capsys):
+    """With --max_seconds 2: train and dev drop 8.wav and 9.wav; test, and dev without train, have them in pieces."""
+    rows = world / "rows"
+    for corpus, splits in {"tiny": ("train", "dev"), "talks": ("dev",)}.items():
+        for split in splits:
+            (rows / corpus).mkdir(exist_ok=True)
+            shutil.copy(rows / "tiny" / "test.jsonl", rows / corpus / f"{split}.jsonl")
+            write_json(rows / corpus / "config.json", {})
+    run(world, "--corpora", "tiny,talks", "--max_seconds", "2")
+    out = capsys.readouterr().out
+    for split, numbers in {"tiny/train": "8 utterances, 2 dropped", "tiny/dev": "8 utterances, 2 dropped",
+                           "tiny/test": "10 utterances, 0 dropped", "talks/dev": "10 utterances, 0 dropped"}.items():
+        assert f"{split}: 0.00 hours, {numbers}" in out
+    features = open_features(features_folder(str(world), "models/tiny-seamless", 3, "tiny", "test"))
+    encoder, path = stage.load_encoder(world / "models" / "tiny-seamless", "cpu"), str(world.parent / "9.wav")
+    pieces, seconds, _ = stage.front_end(encoder.config, {"audio": path}, piece=2.0)
+    assert len(pieces) == 2 and max(map(len, pieces)) <= 2 * 50
+    expected = stage.average_frames(np.concatenate(stage.encode(encoder, pieces)), 3)
+    assert abs(len(expected) * 3 - 50 * seconds) < 8 and np.abs(features["tiny/test/9"] - expected).max() < 4e-3
 
 
 def test_nothing_left_is_an_error_not_an_empty_cache(world, capsys):
+    (world / "rows" / "tiny" / "test.jsonl").rename(world / "rows" / "tiny" / "train.jsonl")
     for _ in range(2):                                    # and is one again the second time
         with pytest.raises(ValueError, match="all 10 utterances were dropped, .* longer than 0.1 s"):
             run(world, "--max_seconds", "0.1")
 
 
-def test_frames_that_float16_cannot_hold_are_an_error(world, monkeypatch, capsys):
-    large = np.full((3, WIDTH), 1e6, np.float32)
-    monkeypatch.setattr(stage, "encode", lambda encoder, features, pad: [large] * len(features))
-    with pytest.raises(ValueError, match="tiny/test/0: frames up to 1000000.0, not finite in float16"):
+def test_frames_that_float16_cannot_hold_drop_their_utterance(world, monkeypatch, capsys):
+    encode = stage.encode
+    monkeypatch.setattr(stage, "encode", lambda encoder, features, pad: [
+        frames * (1e6 if len(frames) == 24 else 1) for frames in encode(encoder, features, pad)])     # 0.5 s: 0.wav
+    folder = run(world)
+    assert "9 utterances, 1 dropped" in capsys.readouterr().out
+    with open(os.path.join(folder, "dropped.jsonl")) as file:
+        dropped = json.load(file)
+    assert dropped["utterance"] == "tiny/test/0" and dropped["reason"].endswith(", not finite in float16")
+
+
+def test_the_disk_is_checked_first(world, monkeypatch, capsys):
+    """14 s of 50 frames, averaged by 3, 16 numbers of 2 bytes each: 7.5 kB."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=7000))
+    with pytest.raises(SystemExit, match=r"work/features needs about 0.0 GB more, and its disk has 0.0 GB free"):
         run(world)
+    assert "tiny/test: about 0.00 hours, 0.00 GB of frames" in capsys.readouterr().out
+    assert not os.path.exists(world / "features")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=8000))
+    run(world)
 
 
-def test_a_stage_run_before_its_predecessor_names_it(world, tmp_path, capsys):
-    with pytest.raises(SystemExit, match="rows/digits is missing; run: python -m data.digits"):
-        run(world, "--corpora", "digits")
-    with pytest.raises(SystemExit, match="digits-seamless is missing; run: python -m data.digits"):
-        run(world, "--encoder", "models/digits-seamless")
-    with pytest.raises(SystemExit, match="tiny-whisper is missing; run: python -m data.tiny_listeners"):
-        run(world, "--encoder", "models/tiny-whisper")
-    with pytest.raises(SystemExit, match="covost2-zh_en is missing; run: python -m data.covost2 --into-english zh"):
-        run(world, "--corpora", "covost2-zh_en")
-    with pytest.raises(FileNotFoundError, match="dev.jsonl is missing; run: python -m data.tiny"):
-        run(world, "--splits", "dev")
-    assert stage.locate(str(world), "models/tiny-seamless") == str(world / "models" / "tiny-seamless")
-    assert stage.locate(str(world), "facebook/seamless-m4t-v2-large") == "facebook/seamless-m4t-v2-large"
-
-
-# --- The constants.
-
-@dataclass(frozen=True)
-class Example:
-    name: str = "x"
-    rate: float = 0.5
-    steps: int = 10
-    quick: bool = False
-
-
-PRESETS = {"plain": {}, "fast": dict(quick=True, steps=5), "typo": dict(step=5), "wrong": dict(steps=5.0),
-           "boolean": dict(steps=True), "whole": dict(rate=1)}
-
-
-def test_file_then_preset_then_command_line(capsys):
-    assert stage.configure(Example, PRESETS, []) == Example()
-    assert stage.configure(Example, PRESETS, ["--preset", "fast"]) == Example(quick=True, steps=5)
-    given = ["--preset", "fast", "--steps", "7", "--no-quick", "--rate", "2", "--name", "a=b"]
-    capsys.readouterr()
-    assert stage.configure(Example, PRESETS, given) == Example(name="a=b", rate=2.0, steps=7)
-    assert capsys.readouterr().out.splitlines() == [
-        "preset fast (* differs from the file)",
-        "* name = 'a=b'", "* rate = 2.0", "* steps = 7", "  quick = False"]
-    rate = stage.configure(Example, PRESETS, ["--preset", "whole"]).rate
-    assert rate == 1 and type(rate) is float
-    assert stage.configure(stage.Config, stage.PRESETS, ["--preset", "digits"]).preset == "digits"
-
-
-@pytest.mark.parametrize("argv, message", [
-    (["--step", "3"], "--step 3"), (["--steps", "3.5"], "--steps: invalid int value: '3.5'"),
-    (["--steps", "many"], "--steps: invalid int"), (["--preset", "slow"], "slow"), (["--quick", "1"], "1"),
-    (["--preset", "typo"], "called step"), (["--preset", "wrong"], "steps must be int, got 5.0"),
-    (["--preset", "boolean"], "steps must be int, got True")])
-def test_configure_refuses_by_name(argv, message, capsys):
-    with pytest.raises((SystemExit, TypeError)) as error:
-        stage.configure(Example, PRESETS, argv)
-    assert message in str(error.value) + capsys.readouterr().err
-
-
-def test_every_preset_of_the_stage_is_valid(capsys):
-    for preset in stage.PRESETS:
-        assert stage.configure(stage.Config, stage.PRESETS, ["--preset", preset]).preset == preset
+def test_a_stage_run_before_its_predecessor_names_it(world, capsys):
+    for arguments, says in [(["--corpora", "digits"], "rows/digits is missing; run: python -m data.digits"),
+                            (["--corpora", "covost2-zh_en"], "run: python -m data.covost2 --into-english zh"),
+                            (["--splits", "dev"], "dev.jsonl is missing; run: python -m data.tiny"),
+                            (["--encoder", "models/x"], "models/x is missing; run: bash run_all.sh PRESET, with the ")]:
+        with pytest.raises((SystemExit, FileNotFoundError), match=says):
+            run(world, *arguments)
+    assert locate(str(world), "models/tiny-seamless") == str(world / "models" / "tiny-seamless")
+    assert locate(str(world), "facebook/seamless-m4t-v2-large") == "facebook/seamless-m4t-v2-large"
 
 
 def test_import_is_quiet_and_light():
@@ -586,5 +562,5 @@ def test_import_is_quiet_and_light():
 
 
 def test_provenance_names_commit_and_versions():
-    facts = stage.provenance()
+    facts = provenance()
     assert facts["commit"] and facts["torch"] == torch.__version__.split("+")[0]

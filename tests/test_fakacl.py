@@ -1,14 +1,16 @@
-"""data/fakacl.py: numbers in words, what LLMs write, a miniature corpus row by row, garbage, a kill."""
+"""data/fakacl.py: numbers in words, what LLMs write, a miniature corpus row by row, garbage."""
 import os
+import re
+import sys
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
-from data import fakacl, quality, rewrite, translate
-from data.translate import translate_rows
+from data import fakacl, quality, rewrite
 from speech_llm.prompts import NOT_ANSWERABLE
-from speech_llm.resumable import resumable
 from speech_llm.rows import read_rows
+from test_recipes26 import Makers
 
 
 # --- Numbers and symbols.
@@ -57,10 +59,15 @@ def test_lists():
     assert fakacl.read_list("\n \n**Titles:**\n1.\n") == []
 
 
+def split_plainly(text):
+    """Stand for spaCy: a sentence ends at every mark that a space follows."""
+    return SimpleNamespace(sents=[SimpleNamespace(text=sentence) for sentence in re.split(r"(?<=[.?!])\s+", text)])
+
+
 SCRIPT = '''**Title: Why Mice?**
 
 [Slide 1]
-**Speaker:** "Good morning, everyone. Today, I present *On Mice*, by A. Smith et al., at the U.S. venue.
+**Speaker:** "Good morning, everyone. Today, I present *On Mice*.
 
 1. We gain 18% [pause] on *MS-COCO*.
 2. Is it good? Yes!
@@ -70,10 +77,28 @@ Thank you for your attention."
 Let me know if you want more'''
 
 
-def test_a_script_becomes_what_is_said():
+def test_a_script_becomes_spoken_sentences(monkeypatch):
+    monkeypatch.setattr(fakacl, "load_spacy", lambda: split_plainly)
     assert fakacl.read_script(SCRIPT) == [
-        "Good morning, everyone.", "Today, I present On Mice, by A. Smith et al., at the U.S. venue.",
-        "We gain eighteen percent on MS-COCO.", "Is it good?", "Yes!", "Thank you for your attention."]
+        "Good morning, everyone.", "Today, I present On Mice.", "We gain eighteen percent on MS-COCO.", "Is it good?",
+        "Yes!", "Thank you for your attention."]
+
+
+def test_spacy_splits_before_numbers_are_spelled_out():
+    spacy = pytest.importorskip("spacy", reason="spaCy is optional")
+    if not spacy.util.is_package(fakacl.SPACY):
+        pytest.skip(f"no {fakacl.SPACY}")
+    script = "We follow A. Smith et al., at the U.S. venue, e.g. in 2019. 30% is gained. See Fig. 3."
+    assert fakacl.read_script(script) == [
+        "We follow A. Smith et al., at the U.S. venue, e.g. in twenty nineteen.", "thirty percent is gained.",
+        "See Fig. three."]
+
+
+def test_without_spacy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "spacy", None)
+    fakacl.load_spacy.cache_clear()
+    with pytest.raises(SystemExit, match="needs spaCy .*run: pip install spacy && python -m spacy download"):
+        fakacl.split_sentences("Yes.")
 
 
 @pytest.mark.parametrize("text, pairs", [
@@ -122,46 +147,31 @@ def answer(prompt):
 
 @pytest.fixture
 def makers(tmp_path, monkeypatch):
-    """Makers without models, which keep what they made, in an empty folder -> {maker: how often it made something}."""
+    """Makers without models, in an empty folder: what BAD holds is translated badly, one sentence is not spoken."""
     monkeypatch.chdir(tmp_path)
-    made = Counter()
+    Makers(monkeypatch)
+    monkeypatch.setattr(fakacl, "missing_packages", lambda *names: [])
+    monkeypatch.setattr(fakacl, "load_spacy", lambda: split_plainly)
+    monkeypatch.setattr(fakacl, "generate", lambda prompts, model, path, max_new_tokens: list(map(answer, prompts)))
+    monkeypatch.setattr(fakacl, "speak", lambda texts, folder, model, seed: {
+        name: None if "present to you the paper cats" in text else os.path.join(folder, f"{name}.flac")
+        for name, text in texts.items()})
+    monkeypatch.setattr(quality, "quality", lambda pairs, model, path: [
+        0.8499 if (translation[:2], source) in BAD else 0.85 for source, translation in pairs])
 
-    def counted(name, function):
-        def make(items):
-            if made["fails"] == name:
-                raise RuntimeError("killed")
-            made[name] += len(items)
-            return [function(item) for item in items]
-        return make
 
-    def generate(prompts, model, kept, batch=32, max_new_tokens=0):
-        return resumable(kept, {"model": model}, prompts, counted("generate", answer), 2)
-
-    def speak(texts, folder, model, seed):
-        results = resumable(os.path.join(folder, "spoken.jsonl"), {"seed": seed}, list(texts.values()),
-                            counted("speak", lambda text: "present to you the paper cats" not in text), 2)
-        return {name: os.path.join(folder, f"{name}.flac") if heard else None for name, heard in zip(texts, results)}
-
-    def translate_(texts, language, model, kept):
-        return resumable(kept, {"model": model}, texts, counted("translate", lambda text: f"{language}:{text}"), 2)
-
-    def quality_(pairs, model, kept):
-        return resumable(kept, {"model": model}, pairs, counted("quality", lambda pair: 0.8499 if (
-            pair[1][:2], pair[0]) in BAD else 0.85), 2)
-    monkeypatch.setattr(fakacl, "generate", generate)
-    monkeypatch.setattr(fakacl, "speak", speak)
-    monkeypatch.setattr(translate, "translate", translate_)      # translate_rows and good_rows are the real ones
-    monkeypatch.setattr(quality, "quality", quality_)
-    return made
+def run_fakacl(*more):
+    """Run the recipe and return {split: rows}."""
+    fakacl.main(["--incomplete", *more])
+    folder = os.path.join(more[more.index("--work") + 1] if "--work" in more else "work", "rows", "fakacl")
+    return {split: read_rows(f"{folder}/{split}.jsonl") for split in ("train", "dev")}
 
 
 def test_row_by_row(makers, capsys):
     """Titles: 0 Mice, 1 Cats, 2 Dogs. Sentences: 0 greets (too short), 1 presents, 2 is about; 3 and 4 are the results,
     asked about; 5 and 6 are the same in all talks. With two talks, one is dev; each lends the other its questions."""
-    fakacl.main([])
+    splits = {split: {row["id"]: row for row in rows} for split, rows in run_fakacl().items()}
     told = capsys.readouterr().out
-    splits = {split: {row["id"]: row for row in read_rows(f"work/rows/fakacl/{split}.jsonl")}
-              for split in ("train", "dev")}
     dev = 0 if "fakacl/dev/0000-03/ASR.en" in splits["dev"] else 1
     for number, name in enumerate(("mice", "cats")):
         split = "dev" if number == dev else "train"
@@ -170,14 +180,14 @@ def test_row_by_row(makers, capsys):
                  3: f"The first result of {name} is that it works.",
                  4: f"The second result of {name} is thirty percent.",
                  5: "We thank the many people who helped us.", 6: "Goodbye and see you all next year, friends."}
-        if name == "cats":                                                  # one not spoken, two said before
+        if name == "cats":                                                  # one not spoken, two as in the other talk
             texts = {n: text for n, text in texts.items() if n in (2, 3, 4)}
         for n, text in texts.items():
             utterance = f"fakacl/{split}/000{number}-0{n}"
             base = {"utterance": utterance, "audio": f"work/audio/fakacl/000{number}-0{n}.flac", "transcript": text,
                     "answerable": True}
             for language in ("en", "de", "it", "zh"):
-                tag = "" if language == "en" else f"{language}:"
+                tag = "" if language == "en" else f"{language}: "
                 task = "ASR" if language == "en" else "ST"
                 row = rows.pop(f"{utterance}/{task}.{language}", None)
                 if (language, text) in BAD:
@@ -199,10 +209,10 @@ def test_row_by_row(makers, capsys):
     with open("work/rows/fakacl/dropped.txt", encoding="utf-8") as file:
         lines = file.read()
     for reason in ("talks\t0002\tscript of 5 sentences or less: Dogs", "0000-00\tunder 10 characters or 6 words: Good",
-                   "0001-05\tsaid before: We thank", "0001-01\tcould not be spoken",
+                   "0001-05\tthe same sentence as before: We thank", "0001-01\tcould not be spoken",
                    "0001-04/SQA-2.en\tthe LLM gave no such question", "SQA-2.it\tbelow 0.85: target 0.850"):
         assert reason in lines, reason
-    fakacl.main([])
+    run_fakacl()
     assert "finished already" in capsys.readouterr().out
 
 
@@ -214,15 +224,14 @@ def many_talks(monkeypatch, count):
     def reply(prompt):
         name = next((title for title in titles if f" {title} " in prompt), "")
         return answers.get(prompt) or f"Q: First {name}?\nA: {name} one.\nQ: Second {name}?\nA: {name} two."
-    monkeypatch.setattr(fakacl, "generate", lambda prompts, model, kept, max_new_tokens: [reply(p) for p in prompts])
+    monkeypatch.setattr(fakacl, "generate", lambda prompts, model, path, max_new_tokens: list(map(reply, prompts)))
     return titles
 
 
 def test_questions_without_an_answer_are_of_another_talk_of_the_split(makers, monkeypatch):
     """300 talks: 3 in dev; two results of a talk, two pairs each: as many unanswerable as answerable in English."""
     many_talks(monkeypatch, 300)
-    fakacl.main([])
-    train, dev = (read_rows(f"work/rows/fakacl/{split}.jsonl") for split in ("train", "dev"))
+    train, dev = run_fakacl().values()
     assert not {row["utterance"] for row in train} & {row["utterance"] for row in dev}
     for rows, talks in ((train, 297), (dev, 3)):
         questions = {row["question"]: row["utterance"].split("-")[0] for row in rows if row["task"] == "SQA" and
@@ -231,8 +240,7 @@ def test_questions_without_an_answer_are_of_another_talk_of_the_split(makers, mo
             sqa = [row for row in rows if row["task"] == "SQA" and row["language"] == language]
             assert Counter(row["answerable"] for row in sqa) == {True: 4 * talks, False: 4 * talks}
             for row in sqa:
-                mine = questions[row["question"]] == row["utterance"].split("-")[0]
-                assert mine == row["answerable"]
+                assert row["answerable"] == (questions[row["question"]] == row["utterance"].split("-")[0])
                 assert row["answerable"] or row["target"] == NOT_ANSWERABLE[language]
         drawn = {row["question"] for row in rows if not row["answerable"] and row["language"] == "en"}
         assert len(drawn) > 1.5 * talks                                     # of 2 * talks: not the same few every time
@@ -241,10 +249,9 @@ def test_questions_without_an_answer_are_of_another_talk_of_the_split(makers, mo
 def test_an_unanswerable_question_is_kept_where_its_own_translation_is_good(makers, monkeypatch):
     """Answers that translate badly cost the answerable rows only: 2026, Table 5 has more of the others."""
     many_talks(monkeypatch, 12)
-    monkeypatch.setattr(quality, "quality", lambda pairs, model, kept: [
+    monkeypatch.setattr(quality, "quality", lambda pairs, model, path: [
         0.5 if source.endswith("one.") else 0.9 for source, _ in pairs])
-    fakacl.main([])
-    rows = [row for row in read_rows("work/rows/fakacl/train.jsonl") if row["language"] == "de"]
+    rows = [row for row in run_fakacl()["train"] if row["language"] == "de"]
     assert Counter(row["answerable"] for row in rows if row["task"] == "SQA") == {True: 22, False: 44}    # of 11 talks
 
 
@@ -252,31 +259,13 @@ def test_fewer_titles_are_drawn_from_all_and_the_seed_draws_them(makers, monkeyp
     many_talks(monkeypatch, 60)
 
     def talks(*more):
-        work = f"work{len(more)}{more[-1] if more else ''}"
-        fakacl.main(["--work", work, "--titles", "8", *more])
-        rows = [row for split in ("train", "dev") for row in read_rows(f"{work}/rows/fakacl/{split}.jsonl")]
-        return {row["utterance"].split("/")[2].split("-")[0] for row in rows}
-    first, second = talks(), talks("--seed", "1")
+        splits = run_fakacl("--titles", "8", *more)
+        return {row["utterance"].split("/")[2].split("-")[0] for rows in splits.values() for row in rows}
+    first, second = talks(), talks("--seed", "1", "--work", "other")
     assert len(first) == len(second) == 8 and first != second and max(map(int, first)) > 8
     assert "60 distinct, 8 of these asked for, 8 scripts" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="titles 8 .now 9"):
-        fakacl.main(["--work", "work0", "--titles", "9"])
-
-
-def test_a_killed_run_makes_nothing_twice(makers):
-    for maker in ("speak", "translate", "quality"):
-        makers["fails"] = maker
-        with pytest.raises(RuntimeError, match="killed"):
-            fakacl.main(["--work", "broken"])
-    makers["fails"] = 0
-    fakacl.main(["--work", "broken"])
-    first = {name: count for name, count in makers.items() if count}
-    makers.clear()
-    fakacl.main(["--work", "whole"])
-    assert first == {name: count for name, count in makers.items() if count}
-    for name in ("train.jsonl", "dev.jsonl", "counts.md", "dropped.txt"):
-        with open(f"broken/rows/fakacl/{name}") as one, open(f"whole/rows/fakacl/{name}") as other:
-            assert one.read().replace("broken/", "whole/") == other.read()
+        run_fakacl("--titles", "9")
 
 
 def test_the_paper_s_prompts():
@@ -286,31 +275,26 @@ def test_the_paper_s_prompts():
 
 # --- A real LLM that writes garbage.
 
-def test_an_llm_that_writes_garbage_stops_with_a_reason_or_makes_rows(makers, llama, monkeypatch, capsys):
+def test_an_llm_that_writes_garbage_stops_with_a_reason(makers, llama, monkeypatch, capsys):
     monkeypatch.setattr(fakacl, "generate", rewrite.generate)
     monkeypatch.setattr(fakacl, "PROMPTS", {step: (prompt, 40) for step, (prompt, _) in fakacl.PROMPTS.items()})
     with pytest.raises(SystemExit, match="obeys prompts|everything was dropped"):
-        fakacl.main(["--llm", llama])
+        run_fakacl("--llm", llama)
     assert "1 prompts answered" in capsys.readouterr().out
 
 
 def test_garbage_in_place_of_scripts_and_of_pairs(makers, llama, monkeypatch):
     """The random LLM from the scripts on, and only for the pairs: every one of its answers is counted."""
-    def generate(prompts, model, kept, max_new_tokens):
-        real = [prompt for prompt in prompts if not prompt.startswith(start)]
-        new = rewrite.generate([p for p in prompts if p.startswith(start)], llama, kept, max_new_tokens=30)
-        return [answer(prompt) for prompt in real] + new
+    def generate(prompts, model, path, max_new_tokens):
+        sensible = [prompt for prompt in prompts if not prompt.startswith(start)]
+        garbage = rewrite.generate([p for p in prompts if p.startswith(start)], llama, path, max_new_tokens=30)
+        return [answer(prompt) for prompt in sensible] + garbage
     monkeypatch.setattr(fakacl, "generate", generate)
     start = "Write a 12"
     with pytest.raises(SystemExit, match="everything was dropped"):
-        fakacl.main(["--work", "scripts"])
+        run_fakacl("--work", "scripts")
     start = "Generate 2 pairs"
-    fakacl.main(["--work", "pairs"])
-    rows = read_rows("pairs/rows/fakacl/train.jsonl") + read_rows("pairs/rows/fakacl/dev.jsonl")
+    rows = [row for rows in run_fakacl("--work", "pairs").values() for row in rows]
     with open("pairs/rows/fakacl/dropped.txt", encoding="utf-8") as file:
         lost = file.read().count("the LLM gave no such question")
     assert lost + sum(row["task"] == "SQA" and row["language"] == "en" and row["answerable"] for row in rows) == 2 * 4
-
-
-def test_translated_rows_are_those_of_the_shared_maker():
-    assert fakacl.translate_rows is translate_rows and fakacl.good_rows is quality.good_rows

@@ -1,4 +1,4 @@
-"""Speech-IFEval's verifiers: worked examples, then the reference code's own verdicts."""
+"""Speech-IFEval's verifiers: worked examples, then the verdicts of the reference code."""
 import json
 from pathlib import Path
 

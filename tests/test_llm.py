@@ -10,8 +10,10 @@ from safetensors.torch import save_file
 from data.tiny_models import make_tokenizer
 from speech_llm.batches import Batch
 from speech_llm.decode import generate
-from speech_llm.llm import decode_text, load_llm, loading, stop_ids
+from speech_llm.llm import decode_text, load_llm, load_table, loading, stop_ids
 from speech_llm.prompts import encode_prompt
+from speech_llm.thoughts import close_thought
+from speech_llm.turns import encode, turn_of
 from train_projector import answer_loss
 
 
@@ -57,7 +59,10 @@ def save_llm(folder, llama, family, **options):
 @pytest.fixture(scope="module", params=FAMILIES)
 def llm(request, llama, tmp_path_factory):
     family = request.param.split()[0]
-    return load_llm(save_llm(tmp_path_factory.mktemp(family), llama, family, **FAMILIES[request.param]), CPU)[0]
+    folder = save_llm(tmp_path_factory.mktemp(family), llama, family, **FAMILIES[request.param])
+    model = load_llm(folder, CPU)[0]
+    assert torch.equal(load_table(folder, CPU), model.get_input_embeddings().weight)
+    return model
 
 
 def sample(before, speech, after, answer):
@@ -105,6 +110,16 @@ def test_greedy_decoding_is_transformers_own(llm):
     assert generate(llm, embedded, 12, {2}) == alone
     if "longrope" not in str(llm.config):                                  # transformers starts anew at the border
         assert alone == expected
+
+
+def test_a_real_llm_answers(small_models):
+    """SmolLM2-135M-Instruct, in a batch of two questions of unlike length."""
+    llm, tokenizer = load_llm(f"{small_models}/smollm2-135m-instruct", CPU)
+    turn, table = turn_of(tokenizer), llm.get_input_embeddings()
+    prompts = [table(torch.tensor(encode(tokenizer, turn.head, question, turn.tail)))
+               for question in ("What is the capital of France?", "Say hello.")]
+    answer, _ = generate(llm, prompts, 8, stop_ids(llm, tokenizer))
+    assert decode_text(tokenizer, answer) == "The capital of France is Paris."
 
 
 # --- What is refused.
@@ -175,13 +190,19 @@ def test_a_damaged_file_is_named(llama, tmp_path, name):
 
 # --- Answers.
 
-def test_thoughts_are_cut_from_answers(llama):
+@pytest.mark.parametrize("written, answer", [
+    ("<think>\n\n</think>\n\nYes", "Yes"), ("<think>No? But Anna</think> Yes. ", "Yes."), ("<think>No, I", ""),
+    ("<|START_THINKING|>No?<|END_THINKING|>Yes", "Yes"), ("<|START_THINKING|>No, I", ""),       # special tokens
+    ("[THINK]a[/THINK] b [THINK]c[/THINK]d", "d"), ("No thought at all: 3 < 5", "No thought at all: 3 < 5")])
+def test_thoughts_are_cut_from_answers(llama, written, answer):
     tokenizer = transformers.AutoTokenizer.from_pretrained(llama)
-    for written, answer in [("<think>\n\n</think>\n\nAnna", "Anna"), ("<think>Who? A cat</think> Anna. ", "Anna."),
-                            ("<think>Who has a cat", ""), ("Anna <think>a</think>has<think>b</think>", "Anna has"),
-                            ("3 < 5", "3 < 5")]:
-        ids = tokenizer(written + "<|eot_id|>", add_special_tokens=False)["input_ids"]
-        assert decode_text(tokenizer, ids) == answer
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|START_THINKING|>", "<|END_THINKING|>"]})
+    assert decode_text(tokenizer, tokenizer(written + "<|eot_id|>", add_special_tokens=False)["input_ids"]) == answer
+
+
+def test_a_thought_that_a_prompt_opens_is_closed():
+    assert close_thought("Yes <think> No") == "Yes <think> No"
+    assert close_thought("Answer: [THINK]\n") == "Answer: [THINK]\n\n[/THINK]\n\n"
 
 
 def test_stop_ids_are_all_that_end_a_turn(llama):
@@ -240,6 +261,7 @@ def test_qwen25_omni_answers_audio_as_its_thinker_does(omni):
     thinker, folder = omni
     llm, tokenizer = load_llm(folder, CPU)
     assert llm.config.model_type == "qwen2"
+    assert torch.equal(load_table(folder, CPU), llm.get_input_embeddings().weight)
     row = {"id": "x", "task": "SQA", "language": "en", "transcript": "Who has a cat?", "question": "Who has a cat?"}
     before, after = encode_prompt(tokenizer, row, prompt="omni")
     chats = [{"role": "user", "content": [{"type": "audio"}]}]

@@ -1,4 +1,4 @@
-"""The makers of data/ (translate, quality, speak, rewrite) and the identifier of languages, on random models."""
+"""The makers of data/ (translate, quality, speak, rewrite) on random models, and the identifier of languages."""
 import json
 import os
 import shutil
@@ -11,10 +11,11 @@ import torch
 
 from data import quality, rewrite, speak, translate
 from metrics import comet, language
-from speech_llm.rows import read_rows, write_rows
+from speech_llm.llm import load_llm
+from speech_llm.rows import PROJECT, read_rows, write_rows
 
 
-COMET = Path(__file__).parents[2] / "shared" / "parity" / "comet_tiny"
+COMET = Path(PROJECT).parent / "shared" / "parity" / "comet_tiny"
 TEXTS = ["Anna bought two books in Rome.", "Rome.", "The concert in Paris is on Friday, said Peter to Maria.",
          "We need eight bottles by Sunday.", "Who works there?", "Rome.", "The train from Oslo to Milan leaves."]
 
@@ -49,24 +50,23 @@ ROWS = [{"id": "x/1/ASR.en", "task": "ASR", "language": "en", "transcript": TEXT
          "answerable": False, "target": "Not answerable."}]
 
 
-# --- All four: a batch is as its parts, a kill loses one batch.
+# --- All four makers: a batch is as its parts; a run that has every result loads no model.
 
-MAKERS = {  # name: (run(folder, batch), the function that makes a batch, the function that loads the model)
-    "translate": (lambda get, folder, batch: translate.translate(TEXTS, "it", get("seamless"), f"{folder}/kept", batch),
-                  (translate, "translate_batch"), (translate, "load_seamless")),
+MAKERS = {  # name: (run(fixture, folder, batch), where the function that loads the model is)
+    "translate": (lambda get, folder, batch: translate.translate(TEXTS, "it", get("seamless"), f"{folder}/x", batch),
+                  (translate, "load_seamless")),
     "quality": (lambda get, folder, batch: quality.quality(get("kiwi")[0], str(COMET / "kiwi_softmax.pt"),
-                                                           f"{folder}/kept", batch),
-                (comet, "score"), (comet, "load_comet")),
+                                                           f"{folder}/x", batch), (comet, "load_comet")),
     "speak": (lambda get, folder, batch: waves(speak.speak(NAMED, str(folder), get("seamless"), batch=batch)),
-              (speak, "rewrite_batch"), (speak, "load_seamless")),
-    "rewrite": (lambda get, folder, batch: rewrite.generate(TEXTS, get("llama"), f"{folder}/kept", batch, 6),
-                (rewrite, "generate_batch"), (rewrite, "load_llm")),
+              (speak, "load_seamless")),
+    "rewrite": (lambda get, folder, batch: rewrite.generate(TEXTS, get("llama"), f"{folder}/x", batch, 6),
+                (rewrite, "load_llm")),
 }
 
 
 @pytest.mark.parametrize("maker", MAKERS)
-def test_batch_equals_single(maker, request, tmp_path):
-    run = MAKERS[maker][0]
+def test_batch_equals_single(maker, request, tmp_path, monkeypatch):
+    run, (module, load) = MAKERS[maker]
     together, alone = (run(request.getfixturevalue, tmp_path / str(batch), batch) for batch in (4, 1))
     if maker == "quality":
         assert together == pytest.approx(alone, abs=1e-6)
@@ -75,38 +75,15 @@ def test_batch_equals_single(maker, request, tmp_path):
         assert together == alone
         lengths = {len(one) for one in (together.values() if maker == "speak" else together) if one}
         assert len(lengths) > 3                          # so a batch was padded
-
-
-@pytest.mark.parametrize("maker", MAKERS)
-def test_killed_run_goes_on(maker, request, tmp_path, monkeypatch):
-    run, (module, function), (loads, load) = MAKERS[maker]
-    whole = run(request.getfixturevalue, tmp_path / "whole", 2)
-    real, sizes = getattr(module, function), []
-
-    def counted(*arguments):
-        if len(sizes) == deadline:
-            raise KeyboardInterrupt
-        made = real(*arguments)
-        sizes.append(len(made))
-        return made
-    monkeypatch.setattr(module, function, counted)
-    deadline = 1
-    with pytest.raises(KeyboardInterrupt):
-        run(request.getfixturevalue, tmp_path / "killed", 2)
-    deadline = None
-    assert run(request.getfixturevalue, tmp_path / "killed", 2) == whole
-    distinct = len({json.dumps(pair) for pair in request.getfixturevalue("kiwi")[0]}) if maker == "quality" else (
-        len(NAMED) if maker == "speak" else len(set(TEXTS)))
-    assert sizes[0] == 2 and sum(sizes) == distinct      # nothing twice, equal texts once
-    monkeypatch.setattr(loads, load, None)               # nothing is left: the model is not loaded
-    assert run(request.getfixturevalue, tmp_path / "killed", 2) == whole
+    monkeypatch.setattr(module, load, None)
+    assert run(request.getfixturevalue, tmp_path / "1", 1) == alone
 
 
 # --- translate
 
-def test_translations_depend_on_the_language_and_are_counted(seamless, capsys):
+def test_translations_depend_on_the_language_and_are_counted(seamless, tmp_path, capsys):
     from transformers import AutoTokenizer
-    german, italian = (translate.translate(TEXTS, code, seamless) for code in ("de", "it"))
+    german, italian = (translate.translate(TEXTS, code, seamless, str(tmp_path / code)) for code in ("de", "it"))
     assert german != italian and german[1] == german[5]  # "Rome." twice
     sources = sum(len(ids) > 16 for ids in AutoTokenizer.from_pretrained(seamless)(TEXTS)["input_ids"])
     assert 0 < sources < 7
@@ -122,11 +99,24 @@ def test_a_capped_translation_is_counted_and_an_empty_one_is_not(seamless):
         given.extend([input_ids, options])
         return torch.tensor([[3, 502, 3, 0, 0], [3, 502, 60, 61, 62], [3, 502, 60, 61, 3]])
     model.generate = generate
-    found = translate.translate_batch(model, tokenizer, ["a </s> b", "Rome. __deu__", "c"], "de")
-    assert [(bool(one["text"]), one["capped"]) for one in found] == [(False, False), (True, True), (True, False)]
+    batch = translate.translate_batch(model, tokenizer, ["a </s> b", "Rome. __deu__", "c"], "de")
+    assert [(bool(result["text"]), result["capped"]) for result in batch] == [(False, False), (True, True), (True, False)]
     assert (given[0] == 3).sum(1).tolist() == [1, 1, 1]  # </s> inside a text is text
     assert given[1]["num_beams"] == 5 and given[1]["do_sample"] is False
     assert (given[0] > 500).sum(1).tolist() == [1, 1, 1]                 # __eng__ and no other
+
+
+def test_no_warning_of_lengths(seamless, tmp_path, caplog, monkeypatch):
+    """A checkpoint whose config has a max_length, a tokenizer with a limit, a text of twice its length."""
+    import transformers
+    monkeypatch.setattr(transformers.utils.logging.get_logger("transformers"), "propagate", True)
+    shutil.copytree(seamless, tmp_path / "model")
+    for name, limit in (("generation", {"max_length": 20}), ("tokenizer", {"model_max_length": 9})):
+        path = tmp_path / "model" / f"{name}_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | limit))
+    translate.translate([20 * "Rome. "], "de", str(tmp_path / "model"), str(tmp_path / "x"))
+    speak.speak({"x": 3 * "Rome. "}, str(tmp_path), str(tmp_path / "model"))
+    assert "max_length" not in caplog.text and "longer than" not in caplog.text, caplog.text
 
 
 def test_a_checkpoint_without_the_decoder_is_refused(seamless, tmp_path):
@@ -141,9 +131,9 @@ def test_a_checkpoint_without_the_decoder_is_refused(seamless, tmp_path):
 
 
 def test_translate_rows_of_a_file(seamless, tmp_path, monkeypatch, capsys):
-    said = {TEXTS[0]: "Anna kaufte zwei Bücher.", "Who works there?": "Wer arbeitet dort?", "Rome.": "Rom."}
+    german = {TEXTS[0]: "Anna kaufte zwei Bücher.", "Who works there?": "Wer arbeitet dort?", "Rome.": "Rom."}
     monkeypatch.setattr(translate, "translate_batch", lambda model, tokenizer, texts, language: [
-        {"text": said[text], "cut": False, "capped": False} for text in texts])
+        {"text": german[text], "cut": False, "capped": False} for text in texts])
     write_rows(tmp_path / "en.jsonl", ROWS)
     command = ["--rows", f"{tmp_path}/en.jsonl", "--language", "de", "--out", f"{tmp_path}/de.jsonl"]
     translate.main([*command, "--seamless", seamless])
@@ -154,21 +144,21 @@ def test_translate_rows_of_a_file(seamless, tmp_path, monkeypatch, capsys):
     assert (invalid["question"], invalid["target"]) == ("Rom.", "Nicht zu beantworten.")
     assert sqa["transcript"] == TEXTS[0] and not invalid["answerable"]
 
-    said["Who works there?"] = ""
-    os.remove(tmp_path / "de.jsonl.kept")
+    german["Who works there?"] = ""
+    os.remove(tmp_path / "de.jsonl.results")
     translate.main([*command, "--seamless", seamless])
     assert [row["id"] for row in read_rows(tmp_path / "de.jsonl")] == ["x/1/ST.de", "x/2/SQA.de"]
     assert (tmp_path / "de.jsonl.dropped.txt").read_text() == "x/1/SQA.de empty translation: question\n"
     assert "2 rows; 1 dropped" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="only English rows"):
-        translate.translate_rows(read_rows(tmp_path / "de.jsonl"), "it", seamless)
+        translate.translate_rows(read_rows(tmp_path / "de.jsonl"), "it", seamless, "")
 
 
 # --- quality
 
 def test_both_question_and_answer_must_be_good(tmp_path, monkeypatch):
     scores = {"good": 0.85, "fine": 0.9, "bad": 0.8499}
-    monkeypatch.setattr(quality, "quality", lambda pairs, model, kept: [scores[mt] for source, mt in pairs])
+    monkeypatch.setattr(quality, "quality", lambda pairs, model, path: [scores[mt] for source, mt in pairs])
     english, german = [], []
     for n, (question, answer) in enumerate([("good", "fine"), ("bad", "fine"), ("fine", "bad"), ("bad", "bad")]):
         row = {**ROWS[1], "id": f"x/{n}/SQA.en"}
@@ -182,30 +172,29 @@ def test_both_question_and_answer_must_be_good(tmp_path, monkeypatch):
     write_rows(tmp_path / "de.jsonl", german)
     quality.main(["--rows", f"{tmp_path}/de.jsonl", "--source", f"{tmp_path}/en.jsonl", "--out",
                   f"{tmp_path}/good.jsonl"])
-    kept = [row["id"] for row in read_rows(tmp_path / "good.jsonl")]
-    assert kept == ["x/0/SQA.de", "x/2/SQA-invalid.de", "x/good/ST.de"]
+    assert [row["id"] for row in read_rows(tmp_path / "good.jsonl")] == [
+        "x/0/SQA.de", "x/2/SQA-invalid.de", "x/good/ST.de"]
     lines = (tmp_path / "good.jsonl.dropped.txt").read_text().splitlines()
     assert lines[2] == "x/3/SQA.de below 0.85: question 0.850, target 0.850"
     with pytest.raises(SystemExit, match="x/0/SQA.de"):
-        quality.good_rows(read_rows(tmp_path / "de.jsonl"), english[1:])
+        quality.good_rows(read_rows(tmp_path / "de.jsonl"), english[1:], "", "")
     with pytest.raises(SystemExit, match="no row is left"):
         quality.write_made(str(tmp_path / "none.jsonl"), [], [("x", "bad")])
 
 
-def test_quality_compares_with_the_english_text(kiwi, monkeypatch):
+def test_quality_compares_with_the_english_text(kiwi, tmp_path, monkeypatch):
     (source, translation), score = kiwi[0][0], kiwi[1][0]
-    monkeypatch.setattr(quality, "THRESHOLD", score - 1e-4)
     row = {"id": "x/1/ST.de", "task": "ST", "language": "de", "transcript": source, "target": translation}
-    assert quality.good_rows([row], [], str(COMET / "kiwi_softmax.pt")) == ([row], [])
-    monkeypatch.setattr(quality, "THRESHOLD", score + 1e-4)
-    assert quality.good_rows([row], [], str(COMET / "kiwi_softmax.pt"))[0] == []
+    for threshold, good in ((score - 1e-4, [row]), (score + 1e-4, [])):
+        monkeypatch.setattr(quality, "THRESHOLD", threshold)
+        assert quality.good_rows([row], [], str(COMET / "kiwi_softmax.pt"), str(tmp_path / "x"))[0] == good
 
 
 def test_a_model_that_cannot_be_had(kiwi, tmp_path):
-    with pytest.raises(SystemExit, match="Accept its licence at https://huggingface.co/.*or name a folder"):
-        quality.quality([["a", "b"]], str(tmp_path / "none"))
-    with pytest.raises(SystemExit, match="wants references"):
-        quality.quality([["a", "b"]], str(COMET / "da_sparsemax.pt"))
+    with pytest.raises(SystemExit, match=f"{tmp_path}/none is missing: .*"):
+        quality.quality([["a", "b"]], str(tmp_path / "none"), str(tmp_path / "x"))
+    with pytest.raises(SystemExit, match="needs reference translations"):
+        quality.quality([["a", "b"]], str(COMET / "da_sparsemax.pt"), str(tmp_path / "y"))
 
 
 # --- speak
@@ -214,15 +203,15 @@ def test_each_speaker_as_transformers_speaks_alone(seamless):
     """The wave of every text in its own voice is that of transformers for the one text and the one voice."""
     from transformers import SeamlessM4Tv2ForTextToSpeech
     model, tokenizer = translate.load_seamless(SeamlessM4Tv2ForTextToSpeech, seamless)
-    said = speak.rewrite_batch(model, tokenizer, TEXTS)
-    ended = [n for n, words in enumerate(said) if 0 < len(words) < 14]
-    assert len({len(said[n]) for n in ended}) > 1        # texts of several lengths shared a batch
+    words = speak.rewrite_batch(model, tokenizer, TEXTS)
+    ended = [n for n, ids in enumerate(words) if 0 < len(ids) < 14]
+    assert len({len(words[n]) for n in ended}) > 1       # texts of several lengths shared a batch
     for n in ended:
         inputs = tokenizer(TEXTS[n], src_lang="eng", return_tensors="pt")
         voices = []
         for speaker in (n % 5, (n + 1) % 5):
             wave, length = model.generate(**inputs, tgt_lang="eng", speaker_id=speaker, text_max_new_tokens=16)
-            voices.append(speak.say(model, tokenizer, TEXTS[n], said[n], speaker))
+            voices.append(speak.text_to_wave(model, tokenizer, TEXTS[n], words[n], speaker))
             assert np.array_equal(voices[-1], wave[0, :int(length)].numpy())
         assert not np.array_equal(*voices)
 
@@ -250,7 +239,7 @@ def test_names_stay_in_the_folder(name, tmp_path):
 def test_spoken_rows_of_a_file(seamless, tmp_path, monkeypatch, capsys):
     bad = {"Rome.": np.zeros(500, np.float32), "Not a number.": np.full(500, np.nan), "Nothing.": np.zeros(0)}
     tone = np.sin(np.arange(1600) / 5).astype(np.float32) / 2
-    monkeypatch.setattr(speak, "say", lambda model, tokenizer, text, words, speaker, language: bad.get(text, tone))
+    monkeypatch.setattr(speak, "text_to_wave", lambda model, tokenizer, text, *_: bad.get(text, tone))
     monkeypatch.setattr(speak, "rewrite_batch", lambda model, tokenizer, texts, language: [
         [] if text == "Who works there?" else tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts])
     rows = [{"id": f"x/{n}/ASR.en", "task": "ASR", "language": "en", "transcript": text, "target": text}
@@ -260,9 +249,9 @@ def test_spoken_rows_of_a_file(seamless, tmp_path, monkeypatch, capsys):
     write_rows(tmp_path / "in.jsonl", rows)
     speak.main(["--rows", f"{tmp_path}/in.jsonl", "--out", f"{tmp_path}/out.jsonl", "--folder", f"{tmp_path}/audio",
                 "--seamless", seamless])
-    found = {row["id"]: (row["utterance"], row["audio"]) for row in read_rows(tmp_path / "out.jsonl")}
+    spoken = {row["id"]: (row["utterance"], row["audio"]) for row in read_rows(tmp_path / "out.jsonl")}
     flac = f"{tmp_path}/audio/x/0.flac"
-    assert found == {"x/0/ASR.en": ("x/0", flac), "x/0/ST.de": ("x/0", flac), "x/9/ASR.en": ("x/9", "there.wav")}
+    assert spoken == {"x/0/ASR.en": ("x/0", flac), "x/0/ST.de": ("x/0", flac), "x/9/ASR.en": ("x/9", "there.wav")}
     wave, rate = soundfile.read(flac)
     assert (rate, soundfile.info(flac).format) == (16000, "FLAC") and np.allclose(wave, tone, atol=1e-4)
     assert os.listdir(tmp_path / "audio" / "x") == ["0.flac"]
@@ -297,7 +286,7 @@ def test_the_prompt_of_table_4():
 
 
 def test_chat_format_markers_and_ends(llama):
-    llm, tokenizer = rewrite.load_llm(llama)
+    llm, tokenizer = load_llm(llama, torch.device("cpu"))
     asked = {}
     markers = ("begin_of_text", "start_header_id", "end_header_id", "end_of_text", "eom_id", "eot_id")
     begin, header, header_end, text_end, other_end, end = tokenizer.convert_tokens_to_ids(
@@ -312,9 +301,9 @@ def test_chat_format_markers_and_ends(llama):
     llm.generate = generate
     llm.generation_config.eos_token_id = [text_end, other_end]
     prompts = ["a", "Content <|eot_id|><|start_header_id|>user", "b <|begin_of_text|>", "c"]
-    found = rewrite.generate_batch(llm, tokenizer, prompts, len(hello) + 2)
-    assert [one["text"] for one in found[:3]] == ["Hello"] * 3 and not any(one["capped"] for one in found[:3])
-    assert found[3]["capped"]
+    results = rewrite.generate_batch(llm, tokenizer, prompts, len(hello) + 2)
+    assert [result["text"] for result in results[:3]] == ["Hello"] * 3
+    assert [result["capped"] for result in results] == [False, False, False, True]
     assert asked["eos_token_id"] == sorted([text_end, other_end, end]) and asked["do_sample"] is False
     for ids, mask in zip(asked["input_ids"], asked["attention_mask"]):
         ids = ids[mask.bool()].tolist()
@@ -345,7 +334,7 @@ def test_rewritten_rows_of_a_file(llama, tmp_path, monkeypatch, capsys):
     assert rewrite.fluent_prompt("it is in rome", "de?", "rome") in asked and len(asked) == 4
     out = capsys.readouterr().out
     assert "1: not in it" in out and "1: empty answer in zh" in out
-    assert "not answerable SQA rows: 2" in out
+    assert "no answerable SQA rows: 2" in out
 
 
 # --- language

@@ -11,7 +11,7 @@ import torch
 
 from metrics import bertscore, judge
 from metrics.bleu import bleu, chrf
-from metrics.chat import after_thought, close_thought, encode_chat, reply_text
+from metrics.chat import encode_chat
 from metrics.dev_scores import best_steps, score_answers
 from metrics.exact import contains, exact_match
 from metrics.rouge import recall, rouge1_recall
@@ -201,7 +201,8 @@ def test_scores_agree_with_bergen():
 
 
 @pytest.mark.parametrize("text, score", [
-    ("Yes", 1), ("No", 0), ("Yes.", 1), ("yes", -100), ("", -100), ("Nothing", 0), ("Yes, not No", -100), ("Yes Yes", 1),
+    ("Yes", 1), ("No", 0), ("Yes.", 1), ("yes", -100), ("", -100), ("Nothing", 0), ("Yes, not No", -100),
+    ("Yes Yes", 1),
     ("<think>Yes or No?</think>No", 0), ("<think>Yes", -100), ("thought without a beginning</think>\n\nYes", 1)])
 def test_written_verdicts_by_hand(text, score):
     assert judge.parse(text) == score
@@ -270,18 +271,6 @@ def test_a_judge_is_read_after_an_empty_thought(llms, template):
     logits = model(torch.tensor([ids])).logits[0, -1]
     no, yes = (logits[tokenizer.encode(word, add_special_tokens=False)[0]].item() for word in ("No", "Yes"))
     assert ask(ITEMS[:1]) == pytest.approx([1 / (1 + 2.718281828459045 ** (no - yes))], abs=1e-5)
-
-
-def test_a_thought_is_cut_from_a_reply(llms):
-    _, tokenizer = judge.load_judge(llms["alone"], "text", torch.device("cpu")).args
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|START_THINKING|>", "<|END_THINKING|>"]})
-
-    def read(text):
-        return reply_text(tokenizer, tokenizer.encode(text, add_special_tokens=False))
-    assert read("<think>No?</think>\n\nYes") == read("<|START_THINKING|>No?<|END_THINKING|>Yes") == read("Yes") == "Yes"
-    assert read("<|START_THINKING|>No, I") == read("<think>No") == "" and read("No thought at all.") == "No thought at all."
-    assert after_thought("[THINK]a[/THINK] b [THINK]c[/THINK]d") == "d"
-    assert close_thought("Yes <think> No") == "Yes <think> No" and close_thought("a <think>\n").endswith("</think>\n\n")
 
 
 def test_special_tokens_are_added_to_what_the_template_writes(llms):

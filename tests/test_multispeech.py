@@ -159,6 +159,15 @@ def test_the_same_pairs_in_every_language(world, capsys):
     assert "is finished already" in capsys.readouterr().out
 
 
+def test_of_several_processes_the_first_writes_the_rows(world, monkeypatch):
+    """The others translate and speak their share; what the TTS command speaks, the first process alone asks it for."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("sys.stdout", sys.stdout)                           # which silence_others() takes away
+    multispeechqa.main(["--languages", "de,he", *ARGUMENTS])
+    assert [language for language, *_ in world] == ["de"] * 3 and not os.path.exists("tts.log")
+    assert sorted(os.listdir("work/rows/multispeechqa")) == ["lock", "started.json"]
+
+
 def test_what_is_lost_is_listed_and_bench_has_it_in_no_language(world, monkeypatch):
     """Of four test pairs one cannot be translated, one not be spoken and one is silent: bench has the fourth."""
     lines = [{"split_name": "one", "question": f"{word} question?", "answer": "yes"}
@@ -215,7 +224,8 @@ def test_refused_before_any_work(world, more, message):
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"question": "a"}', '{"question": 1, "answer": 2}', '{"question": null}',
-                                  '{"question": "a", "answer": "b", "audio": 3}'])
+                                  '{"question": "a", "answer": "b", "audio": 3}', "", "\0", "null", "[" * 100_000,
+                                  '{"question": "a", "answer": "b", "split_name": ["c"]}'])
 def test_a_damaged_line_is_named(world, line):
     with open("work/raw/multispeechqa/a.jsonl", "a") as file:
         file.write(line + "\n")
@@ -264,8 +274,8 @@ def test_with_the_real_makers(world, seamless, monkeypatch):
         with open(f"work/audio/multispeechqa/de/{split}/spoken.jsonl", encoding="utf-8") as file:
             spoken = [json.loads(line) for line in file][1:]
         assert spoken and {line["result"]["speaker"] for line in spoken} <= voices
-        heard = {line["item"][0] for line in spoken if line["result"]["heard"]}
-        assert {row["utterance"].split("/")[-1] for row in rows[split]} == heard
+        voiced = {line["item"][0] for line in spoken if line["result"]["spoken"]}
+        assert {row["utterance"].split("/")[-1] for row in rows[split]} == voiced
 
 
 @pytest.fixture

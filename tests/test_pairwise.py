@@ -169,7 +169,8 @@ def test_annotators_read_pairs_and_their_labels_are_read_back(bench):
     """Three annotators see the longer answer as the better one, wherever it stands, in files of another seed."""
     pairwise.main([*SYSTEMS, "--pairs", "pairs.jsonl", "--seed", "7"])
     items = lines("pairs.jsonl")
-    assert not bench and len(items) == 5 and list(items[0]) == ["id", "language", "question", "A", "B", "seed", "labels"]
+    assert not bench and len(items) == 5
+    assert list(items[0]) == ["id", "language", "question", "A", "B", "seed", "labels"]
     assert {frozenset((item["A"], item["B"])) for item in items} >= {frozenset(("lang genug", "kurz"))}
     assert "cascade" not in Path("pairs.jsonl").read_text()
     for item in items[:4]:

@@ -1,5 +1,6 @@
 """data/recipe.py and the recipes of the three released corpora, on small downloads made here and on real files."""
 import collections
+import gzip
 import importlib
 import io
 import json
@@ -158,9 +159,9 @@ def test_two_corpora_with_one_utterance_are_refused_by_name(tmp_path, capsys):
         write_shard(folder, "frames-00000", {name: np.zeros((4, 8), np.float16)},
                     {"made": made, "dropped": [], "seconds": 1.0})
         write_json(os.path.join(folder, "config.json"), {**made, "width": 8, "utterances": 1})
-    assert "the corpora mine and yours share 1 utterances, such as '0001'" in refused(load_rows, c, "train", made)
+    assert "the corpora mine and yours share the names of 1 utterances" in refused(load_rows, c, "train", made)
     rows, features = load_rows(c._replace(corpora="mine,theirs"), "train", made)
-    assert len(rows) == 2 and {*features} == {"0001", "theirs/0001"}
+    assert len(rows) == 2 and len(features["0001"]) == len(features["theirs/0001"]) == 4
     assert capsys.readouterr().out == "train: 2 rows (mine 1, theirs 1)\n"
 
 
@@ -235,9 +236,11 @@ def test_one_bad_sentence_of_common_voice_stops_nothing(tmp_path, written, read,
 
 @pytest.mark.parametrize("text, told", [
     ("path\tsplit\n", "line 1: no column translation"), ("", "no column path, translation, split"),
+    ("path,translation,split\n", "line 1: no column"), (TSV.encode("utf-16"), "line 1 is not UTF-8"),
     (TSV + "a.mp3\tA\ttest\nb.mp3\tB", "line 3: 2 fields, expected 3, and the file ends there"),
     (TSV + "a.mp3\tA\tte", "line 2: unknown split 'te'"),
-    (TSV + "../a.mp3\tA\ttest\n", "line 2: '../a.mp3' is no file name")])
+    *((TSV + f"{name}\tA\ttest\n", f"line 2: {name!r} is no file name")
+      for name in ("../a.mp3", "/a.mp3", "a/b.mp3", "a\\b.mp3", "", "a\0.mp3", "a\u2215b.mp3", "..\uff0fb.mp3"))])
 def test_a_damaged_tsv_is_named_with_its_line(tmp_path, text, told):
     path = write(tmp_path / "x.tsv", text)
     message = refused(covost2.read_translations, path)
@@ -300,8 +303,10 @@ def test_a_packed_tsv_is_read_without_unpacking(tmp_path):
     pack(archive, {"covost_v2.en_fr.tsv": text})
     assert f"{archive} holds no covost_v2.en_de.tsv" in refused(covost2.read_translations, str(path))
     pack(archive, {path.name: TSV + "".join(f"{n}.mp3\t{hash(str(n))}\ttest\n" for n in range(5000))})
-    archive.write_bytes(archive.read_bytes()[:20_000])
-    assert f"{archive} is damaged" in refused(covost2.read_translations, str(path))
+    for damaged in (archive.read_bytes()[:20_000], archive.read_bytes()[:20_000] + bytes(100), b"", b"hello",
+                    gzip.compress(b"hello" * 999)):
+        archive.write_bytes(damaged)
+        assert f"{archive} is damaged" in refused(covost2.read_translations, str(path))
     write(path, text)                                        # unpacked, it is what is read
     assert covost2.read_translations(str(path)) == {"a.mp3": ("A", "test")}
 
@@ -424,7 +429,7 @@ def test_read_segments_of_the_released_dev_folder(real):
 
 
 @pytest.mark.parametrize("place", ["en.1 0.0", "en.1 0.0 1.0 2.0", "en.1 0.0 1.2.3", "en.1 -1.0 2.0", "en.1 nan 1.0",
-                                   "../en.1 0.0 1.0", "", "0.0 1.0"])
+                                   "../en.1 0.0 1.0", "/etc/passwd 0.0 1.0", "en\0.1 0.0 1.0", "", "0.0 1.0"])
 def test_a_damaged_list_is_named_with_its_line(tmp_path, place):
     segments = [("en.1 0.0 1.0", "Yes.", "Ja."), (place, "No.", "Nein."), ("en.1 3 4", "No.", "Nein.")]
     split_files(tmp_path, "de", segments)
@@ -438,6 +443,8 @@ def test_files_of_different_length_are_refused_with_the_counts(tmp_path):
     write(tmp_path / "segments.de", "Ja.\n")
     message = refused(europarlst.read_segments, str(tmp_path), "de")
     assert all(f"segments.{kind} has {count} lines" in message for kind, count in (("lst", 2), ("en", 2), ("de", 1)))
+    write(tmp_path / "segments.de", b"J\xe4.\n")
+    assert "segments.de line 1 is not UTF-8" in refused(europarlst.read_segments, str(tmp_path), "de")
 
 
 def test_segments_join_into_utterances():
@@ -584,10 +591,14 @@ BOMB = '<!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;">]>'
 
 @pytest.mark.parametrize("change, told", [
     (lambda text: text[:-30], "no element found: line 8"), (lambda text: "", "no element found: line 1"),
+    (lambda text: "hello", "is damaged"), (lambda text: text.replace(">A<", ">\0<"), "is damaged"),
+    (lambda text: text.encode("utf-16"), "is not UTF-8"),
+    (lambda text: text.replace(">A<", ">\xe4<").encode("latin-1"), "is not UTF-8"),
     (lambda text: text.replace("<mteval>", BOMB + "<mteval>"), "document type"),
     (lambda text: text.replace("<mteval>", "<!entity a 'b'><mteval>"), "document type"),
     (lambda text: text.replace('id="2"', 'id="1"'), "segment id '1' is no number, or there twice"),
-    (lambda text: text.replace(' id="2"', ""), "segment id '' is no number"),
+    *((lambda text, new=new: text.replace(' id="2"', new), f"segment id {new[5:-1]!r} is no number")
+      for new in ("", ' id="one"', ' id="../1"', ' id="\uff12"')),
     (lambda text: text.replace("</seg>", "", 1), "mismatched tag: line 9")])
 def test_a_damaged_xml_is_named(tmp_path, change, told):
     path = write(tmp_path / "x.xml", change(talks_xml({"t.1": {"1": "A", "2": "B"}})))

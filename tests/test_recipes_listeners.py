@@ -137,6 +137,20 @@ def test_a_draw_stops_at_enough(raw):
         assert (len(rows), seconds) == (count, length) and len(dropped) == (limit == {})
 
 
+def test_a_clip_whose_header_states_no_length_counts_as_long_as_it_is(tmp_path):
+    """A FLAC written to a pipe: 0 samples in its header mean that the length is unknown."""
+    paths = [str(tmp_path / f"{n}.flac") for n in range(3)]
+    for path in paths:
+        soundfile.write(path, np.sin(np.arange(16_000)), 16_000)
+        with open(path, "r+b") as file:
+            header = file.read(26)
+            file.seek(0)
+            file.write(header[:21] + bytes([header[21] & 0xF0, 0, 0, 0, 0]))
+    clips = [(str(n), path, "x") for n, path in enumerate(paths)]
+    rows, seconds = commonvoice.draw(clips, "ko", "train", (), [], seconds=1.5)
+    assert len(rows) == 2 and seconds == 2
+
+
 def test_a_test_clip_of_covost_2_is_not_trained_on(raw, tmp_path):
     """CoVoST 2's splits are Common Voice 4's: z0 and z1 are held out there, z2 is not. The file has its older name."""
     write(tmp_path / "covost" / "covost_v2.zh_en.tsv", TSV + "z0.mp3\tA\ttest\nz1.mp3\tB\tdev\nz2.mp3\tC\ttrain\n")

@@ -1,4 +1,4 @@
-"""Re-segmentation: worked examples, the same programme cell by cell, then mwerSegmenter's own outputs."""
+"""Re-segmentation: worked examples, the same programme cell by cell, then the outputs of mwerSegmenter."""
 import json
 import random
 import time
@@ -44,8 +44,8 @@ def slow(hypothesis, targets):
     for target in targets:
         for word in target:
             new = [(row[0][0] + 1, row[0][1])]
-            for j, spoken in enumerate(hypothesis, 1):
-                sub = (row[j - 1][0] + (word != spoken), row[j - 1][1])
+            for j, given in enumerate(hypothesis, 1):
+                sub = (row[j - 1][0] + (word != given), row[j - 1][1])
                 delete, insert = (row[j][0] + 1, row[j][1]), (new[j - 1][0] + 1, new[j - 1][1])
                 if sub[0] < delete[0]:
                     new.append(sub if sub[0] < insert[0] else insert)

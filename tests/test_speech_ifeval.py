@@ -33,13 +33,13 @@ def lines(path):
 def test_the_published_outputs_give_the_published_scores(real, tmp_path, capsys):
     """Table 2 of the paper, and what its code gives for Table 4 on the stored replies."""
     speech_ifeval.main([f"{real}/{DESTA}", "--out", str(tmp_path)])
-    found = json.loads((tmp_path / "DeSTA-ntu--DeSTA2-8B-beta.json").read_text())
-    assert [round(found[name], 2) for name in ("closed", "creative", "cot")] == [83.71, 91.75, 91.50]
-    assert round(found["IFrate"], 2) == 88.99
-    constrained, plain = found["tasks"]["closed"], found["tasks"]["plain"]
+    scored = json.loads((tmp_path / "DeSTA-ntu--DeSTA2-8B-beta.json").read_text())
+    assert [round(scored[name], 2) for name in ("closed", "creative", "cot")] == [83.71, 91.75, 91.50]
+    assert round(scored["IFrate"], 2) == 88.99
+    constrained, plain = scored["tasks"]["closed"], scored["tasks"]["plain"]
     assert [round(constrained[task], 2) for task in ("ASR", "SER", "GR", "MMAU")] == [8.92, 58.5, 85.0, 46.55]
     assert [round(plain[task], 2) for task in ("ASR", "SER", "GR", "MMAU")] == [4.87, 64.5, 85.5, 45.35]
-    assert found["constraints"]["CC"][1] == 250 and found["constraints"]["LN"][1] == 200
+    assert scored["constraints"]["CC"][1] == 250 and scored["constraints"]["LN"][1] == 200
     assert "| DeSTA-ntu--DeSTA2-8B-beta | 83.71 | 91.75 | 91.50 | 88.99 |" in capsys.readouterr().out
 
 
@@ -78,10 +78,10 @@ def test_the_judge_s_steps_agree_with_the_reference():
 
 def item(response, constraint="change_case:english_capital", reply=None, **more):
     """An item of the benchmark with a response; `more` replaces what it holds."""
-    made = {"audio_filepath": "MMAU/a.wav", "textual_audio": "[0 - 1] Hi.", "instruction": "Who?\nBe loud.",
+    values = {"audio_filepath": "MMAU/a.wav", "textual_audio": "[0 - 1] Hi.", "instruction": "Who?\nBe loud.",
             "dataset": "MMAU", "metric": "accuracy", "instruction_id_list": [constraint], "kwargs": [{}], "label": "Al",
             "response": response, **more}
-    return made if reply is None else {**made, "eval_response": reply}
+    return values if reply is None else {**values, "eval_response": reply}
 
 
 SPOKEN = dict(dataset="Automatic_speech_recognition", metric="wer", label="a b c d")
@@ -96,22 +96,22 @@ SMALL = {
 
 
 def test_scores_by_hand():
-    found = scores(SMALL)
-    assert found["closed"] == 80 and found["creative"] == 50 and found["cot"] == 50        # of two verdicts one is YES
-    assert found["IFrate"] == pytest.approx(60) and found["unparsable"] == pytest.approx(100 / 3)
-    assert found["constraints"] == {"change_case:english_capital": (75, 4), "startend:quotation": (100, 1),
+    scored = scores(SMALL)
+    assert scored["closed"] == 80 and scored["creative"] == 50 and scored["cot"] == 50      # one YES of two verdicts
+    assert scored["IFrate"] == pytest.approx(60) and scored["unparsable"] == pytest.approx(100 / 3)
+    assert scored["constraints"] == {"change_case:english_capital": (75, 4), "startend:quotation": (100, 1),
                                     "keywords:existence": (50, 2), "CC": (75, 4), "WR": (100, 1), "KW": (50, 2)}
-    tasks = found["tasks"]["closed"]
+    tasks = scored["tasks"]["closed"]
     assert tasks["ASR"] == 100 * 5 / 8 and tasks["altered"] == 0             # c, d -> x and nothing; b, c, d are gone
     assert tasks["MMAU"] == 50 and tasks["unparsable"] == pytest.approx(100 / 3)
-    assert set(found["tasks"]) == {"closed"} and "SER" not in tasks
+    assert set(scored["tasks"]) == {"closed"} and "SER" not in tasks
 
 
 def test_without_a_judge_there_is_no_ifrate():
     bare = {group: [{key: value for key, value in one.items() if key != "eval_response"} for one in items]
             for group, items in SMALL.items()}
-    found = scores(bare)
-    assert found["closed"] == 80 and found["tasks"] == {} and not {"cot", "IFrate", "unparsable"} & found.keys()
+    scored = scores(bare)
+    assert scored["closed"] == 80 and scored["tasks"] == {} and not {"cot", "IFrate", "unparsable"} & scored.keys()
 
 
 def test_what_the_judge_adds_to_a_transcript_is_counted():
@@ -172,7 +172,7 @@ def test_salmonn_stands_at_an_eighth_of_its_training(tmp_path, monkeypatch):
     assert ours == ([0, 1], [80, 60]) and paper == ((4 / 32, 1), (68.06, 36.89)) and style["label"].startswith("paper")
 
 
-# --- The small worlds' own questions.
+# --- The questions of the toy worlds.
 
 WORLD = [{"id": f"tiny/test-{n}/{task}.{language}{invalid}", "utterance": f"tiny/test-{n}", "audio": f"{n}.flac",
           "task": task, "language": language, "answerable": not invalid, "transcript": f"Anna has {n} cats.",
@@ -207,22 +207,22 @@ def test_the_questions_of_a_small_world(tmp_path, monkeypatch, capsys):
     assert asked == {words: 4 for words, *_ in recipe.CONSTRAINTS}
 
     plain = {row["id"]: row["target"] for row in rows["plain"]}
-    for system, said in (("C", lambda row: plain[row["id"].replace("closed", "plain")]),
+    for system, answer in (("C", lambda row: plain[row["id"].replace("closed", "plain")]),
                          ("llm", lambda row: row["target"])):
         os.makedirs(f"work/tiny/predictions/{system}")
         for group in rows:
             with open(f"work/tiny/predictions/{system}/tiny.{group}.jsonl", "w") as file:
-                file.writelines(json.dumps({"id": row["id"], "prediction": said(row)}) + "\n" for row in rows[group])
+                file.writelines(json.dumps({"id": row["id"], "prediction": answer(row)}) + "\n" for row in rows[group])
     speech_ifeval.main(["work/tiny/predictions/C", "--reference", "work/tiny/predictions/llm", "--corpus", "tiny",
                         "--judge", "contains"])
     printed = capsys.readouterr().out
-    found = {system: json.loads(Path(f"work/tiny/speech_ifeval/{system}.json").read_text()) for system in ("C", "llm")}
-    assert found["C"]["closed"] == 0 and found["llm"]["closed"] == 100 and "IFrate" not in found["C"]
+    scored = {system: json.loads(Path(f"work/tiny/speech_ifeval/{system}.json").read_text()) for system in ("C", "llm")}
+    assert scored["C"]["closed"] == 0 and scored["llm"]["closed"] == 100 and "IFrate" not in scored["C"]
     assert "| system | closed | forgetting, closed |\n|---|---|---|\n| C | 0.00 | -100.00 |\n" in printed
     assert "| BP |" not in printed and "no IFrate" not in printed
-    assert found["C"]["tasks"] == {group: {"ASR": 0, "altered": 0, "SQA": 100, "unparsable": 0} for group in rows}
-    assert found["llm"]["tasks"]["closed"]["SQA"] == 100
-    assert found["llm"]["tasks"]["closed"]["ASR"] == 100 * 6 / 32        # "Well", "Over" and "answer" twice each
+    assert scored["C"]["tasks"] == {group: {"ASR": 0, "altered": 0, "SQA": 100, "unparsable": 0} for group in rows}
+    assert scored["llm"]["tasks"]["closed"]["SQA"] == 100
+    assert scored["llm"]["tasks"]["closed"]["ASR"] == 100 * 6 / 32        # "Well", "Over" and "answer" twice each
 
 
 # --- From the download to the scores, with the tiny systems.
@@ -239,16 +239,16 @@ def benchmark(raw):
                "Who speaks?\nUse capital letters only."} for n in range(5)]
     plain = [{**one, "instruction": "Who speaks?"} for one in closed]
     story = {**SMALL["creative"][0], "instruction": "Tell a story with a cat.", "audio_filepath": audio[0]}
-    made = {"closed": closed, "plain": plain, "creative": [{**story, "id": 934 + n} for n in range(2)],
+    items_of = {"closed": closed, "plain": plain, "creative": [{**story, "id": 934 + n} for n in range(2)],
             "cot": [{**item("", metric="cot", instruction="Why?\nThink."), "audio_filepath": audio[n]} for n in (0, 1)]}
     needless = {"plain": ("instruction_id_list", "kwargs"), "cot": ("instruction_id_list", "kwargs", "label"),
                 "creative": ("label",), "closed": ()}
-    for group, items in made.items():
+    for group, items in items_of.items():
         with open(raw / "eval_data" / f"{GROUPS[group][0]}.jsonl", "w", encoding="utf-8") as file:
             for one in items:
-                kept = {key: value for key, value in one.items() if key not in ("response", *needless[group])}
-                file.write(json.dumps(kept) + "\n")
-    return made
+                whole = {key: value for key, value in one.items() if key not in ("response", *needless[group])}
+                file.write(json.dumps(whole) + "\n")
+    return items_of
 
 
 def test_the_rows_and_what_is_refused(tmp_path, monkeypatch, capsys):
@@ -306,7 +306,7 @@ def test_infer_runs_its_files_and_they_are_scored(after_training, run_stage, mon
     from transformers import SeamlessM4Tv2Model
     torch.manual_seed(0)
     SeamlessM4Tv2Model(seamless_config()).save_pretrained("work/models/tiny-seamless")
-    made = benchmark(Path("work/raw/speech_ifeval"))
+    items_of = benchmark(Path("work/raw/speech_ifeval"))
     recipe.main(["--incomplete"])
     import extract_features
     extract_features.main(["--corpora", "speech_ifeval"])
@@ -329,17 +329,18 @@ def test_infer_runs_its_files_and_they_are_scored(after_training, run_stage, mon
     arguments = [folders[0], "--reference", folders[1], "--judge", "a judge"]
     speech_ifeval.main(arguments)
     printed = capsys.readouterr().out
-    found = {system: json.loads(Path(f"work/tiny/speech_ifeval/{system}.json").read_text()) for system in ("C", "llm")}
-    said = {p["id"]: p["prediction"] for p in lines(f"{folders[0]}/speech_ifeval.closed.jsonl")}
-    assert list(said) == [f"speech_ifeval/closed/{n}" for n in range(5)] and said["speech_ifeval/closed/2"] == ""
-    assert any(said.values())
-    assert found["C"]["closed"] == 100 * sum(text.isupper() for text in said.values()) / 5
-    assert found["C"]["cot"] == 100 and found["C"]["constraints"]["CC"][1] == 5
-    assert found["C"]["IFrate"] == pytest.approx(sum(found["C"][group] for group in ("closed", "creative", "cot")) / 3)
-    change = 100 * (found["C"]["IFrate"] - found["llm"]["IFrate"]) / found["llm"]["IFrate"]
-    assert f"| {found['C']['IFrate']:.2f} | {change:.2f} |" in printed
-    question = f"Question: {made['plain'][0]['instruction']}\nGround Truth Answer: Al\nModel's Response: "
-    assert {one[1]["content"] for one in asked} >= {question + text for text in said.values()}
+    scored = {system: json.loads(Path(f"work/tiny/speech_ifeval/{system}.json").read_text()) for system in ("C", "llm")}
+    answers = {p["id"]: p["prediction"] for p in lines(f"{folders[0]}/speech_ifeval.closed.jsonl")}
+    assert list(answers) == [f"speech_ifeval/closed/{n}" for n in range(5)] and answers["speech_ifeval/closed/2"] == ""
+    assert any(answers.values())
+    assert scored["C"]["closed"] == 100 * sum(text.isupper() for text in answers.values()) / 5
+    assert scored["C"]["cot"] == 100 and scored["C"]["constraints"]["CC"][1] == 5
+    parts = [scored["C"][group] for group in ("closed", "creative", "cot")]
+    assert scored["C"]["IFrate"] == pytest.approx(sum(parts) / 3)
+    change = 100 * (scored["C"]["IFrate"] - scored["llm"]["IFrate"]) / scored["llm"]["IFrate"]
+    assert f"| {scored['C']['IFrate']:.2f} | {change:.2f} |" in printed
+    question = f"Question: {items_of['plain'][0]['instruction']}\nGround Truth Answer: Al\nModel's Response: "
+    assert {one[1]["content"] for one in asked} >= {question + text for text in answers.values()}
 
     before = len(asked)
     speech_ifeval.main(arguments)                                            # a second run asks nothing

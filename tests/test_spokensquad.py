@@ -128,6 +128,7 @@ def corpus(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     os.mkdir("model")
     monkeypatch.setattr(spokensquad, "DEV_THEMES", 2)
+    monkeypatch.setitem(spokensquad.ENCODERS, "unified", "model")
     folder = tmp_path / "work" / "raw" / "spokensquad"
     for part in ("zip/test_wav", "zip/train_wav"):
         (folder / part).mkdir(parents=True)
@@ -412,20 +413,31 @@ def test_a_broken_recording_costs_its_rows_only(corpus, makers):
 
 # --- Bad input.
 
+def one_question(context="Anna has a cat.", **values):
+    """A file of one question, with other values in it."""
+    question = {"id": "q1", "question": "Who?", "answers": [{"text": "Anna", "answer_start": 0}], **values}
+    return json.dumps({"data": [{"paragraphs": [{"context": context, "qas": [question]}]}]})
+
+
+FORMAT = "is not in SQuAD 1.1's format"
+
+
 @pytest.mark.parametrize("content, told", [
-    (json.dumps(squad(TEST, True))[:300], r"is damaged \(.*line 1 column .*char"), ('"\xff"', "is damaged"),
-    ('{"data": [{"paragraphs": []}, {}]}', r"is not in SQuAD 1.1's format \(KeyError: 'paragraphs'\)"),
-    ("[1, 2]", "is damaged .not a JSON object."), ("{}", "has no 'data'"),
-    ('{"data": [{"paragraphs": [{"context": "a", "qas": [{"id": "q", "question": 5, "answers": []}]}]}]}', "format"),
-    ('{"data": [{"paragraphs": [{"context": "a", "qas": [{"id": "q", "question": "?", "answers": [{"text": "a"}]}]}]}'
-     ']}', "answer_start"),
-])
-def test_damaged_file(corpus, makers, content, told):
-    (corpus / "spoken_test-v1.1.json").write_text(content, encoding="latin-1")
+    ("", "is damaged"), (json.dumps(squad(TEST, True))[:300], r"is damaged \(.*line 1 column .*char"),
+    ('"\xff"', "is damaged"), ("[" * 100_000, "is damaged"), ("[1, 2]", "is damaged .not a JSON object."),
+    ("{}", "has no 'data'"), ('{"data": null}', FORMAT), ('{"data": [7]}', FORMAT),
+    ('{"data": [{"paragraphs": []}, {}]}', FORMAT + r" \(KeyError: 'paragraphs'\)"),
+    (one_question(question=5), FORMAT), (one_question(id=7), FORMAT), (one_question(context=None), FORMAT),
+    (one_question(context=["x"]), FORMAT), (one_question(answers=None), FORMAT),
+    (one_question(answers=[{"text": 7, "answer_start": 0}]), FORMAT),
+    (one_question(answers=[{"text": "a", "answer_start": "here"}]), FORMAT),
+    (one_question(answers=[{"text": "a"}]), "answer_start")])
+def test_damaged_file(tmp_path, content, told):
+    path = tmp_path / "spoken_test-v1.1.json"
+    path.write_text(content, encoding="latin-1")
     with pytest.raises(SystemExit, match=r"spoken_test-v1.1.json.*" + told) as stopped:
-        make()
+        spokensquad.read_squad(str(path), spokensquad.SPOKEN)
     assert str(stopped.value).endswith(spokensquad.SPOKEN)
-    assert not makers
 
 
 def test_two_recordings_of_one_name(corpus, makers):

@@ -268,7 +268,7 @@ def asks(tokenizer):
     chats = {"pairwise": lambda text: pairwise.pair_chat("de", text, [text, text]),
              "Speech-IFEval": lambda text: speech_ifeval.judge_chat(item("cot", text)),
              "Speech-IFEval, label": lambda text: speech_ifeval.judge_chat(item("accuracy", text))}
-    judges = {name: lambda text, make=make: read_by(chat.write, Reader(), tokenizer, [make(text)])
+    judges = {name: lambda text, make=make: read_by(chat.write_replies, Reader(), tokenizer, [make(text)])
               for name, make in chats.items()}
     judges["bergen"] = lambda text: judge.encode(tokenizer, [[text] * 3], "cpu")["input_ids"][0].tolist()
     return judges

@@ -1,0 +1,328 @@
+"""Audio files: what is there is read to its end, and what cannot be used says why."""
+import io
+import os
+import re
+import struct
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+
+from data.recipe import unreadable
+from speech_llm.audio import cut_at_pauses, duration, read_audio
+
+RATE = 16_000
+NOISE = 0.1 * np.random.default_rng(0).standard_normal((RATE, 1))                             # 1 s
+SWEEP = 0.5 * np.sin(2 * np.pi * np.arange(3 * RATE) / RATE * (200 + 50 * np.arange(3 * RATE) / RATE))       # 3 s
+
+
+def sound(wave, rate=RATE, format="WAV", subtype=None):
+    """Return an audio file as bytes."""
+    file = io.BytesIO()
+    soundfile.write(file, wave, rate, format=format, subtype=subtype)
+    return file.getvalue()
+
+
+def put(data, place, value):
+    """Return bytes with `value` written at `place`."""
+    return data[:place] + value + data[place + len(value):]
+
+
+def write(folder, name, content):
+    """Write a file and return its path."""
+    (folder / name).write_bytes(content)
+    return str(folder / name)
+
+
+# --- Rates, channels, formats, slices.
+
+def test_any_rate_and_any_number_of_channels(tmp_path):
+    time = np.arange(44100) / 44100
+    tone = 0.5 * np.sin(2 * np.pi * 440 * time)
+    soundfile.write(tmp_path / "a.wav", np.stack([tone, 0 * tone, 0 * tone], axis=1), 44100)
+    wave = read_audio(str(tmp_path / "a.wav"))
+    assert wave.dtype == np.float32 and wave.shape == (16000,)
+    # one loud channel of three: a third of its height, and still 440 Hz
+    expected = 0.5 / 3 * np.sin(2 * np.pi * 440 * np.arange(16000) / 16000)
+    assert np.abs(wave - expected)[200:-200].max() < 1e-3
+
+
+WHOLE = {"a.wav": sound(SWEEP), "a.flac": sound(SWEEP, format="FLAC"), "a.mp3": sound(SWEEP, format="MP3"),
+         "a.ogg": sound(SWEEP, format="OGG"), "a.opus": sound(SWEEP, format="OGG", subtype="OPUS")}
+
+
+@pytest.mark.parametrize("name, tolerance", [
+    ("a.wav", 1e-4), ("a.flac", 1e-4), ("a.mp3", 0.05), ("a.ogg", 0.05), ("a.opus", 0.2)])
+def test_every_format_and_its_slices(tmp_path, name, tolerance):
+    path = write(tmp_path, name, WHOLE[name])
+    whole = read_audio(path)
+    assert len(whole) == 48000 and np.abs(whole[1000:-1000] - SWEEP[1000:-1000]).max() < tolerance
+    # seeking is exact to the sample, also in an mp3, whose decoder needs a run-up
+    assert np.abs(read_audio(path, 1.25, 2.5) - whole[20000:40000]).max() < 1e-6
+    assert len(read_audio(path, 2.5, 3.05)) == 8000              # times are rounded: cut at the file's end
+    with pytest.raises(ValueError, match=r"from 2.5 to 3.2 s: the file ends at 3.00 s"):
+        read_audio(path, 2.5, 3.2)
+    assert duration(path) == 3
+
+
+def test_real_recordings_of_every_rate_and_format(real):
+    mini = os.path.join(real, "ljspeech_mini", "wavs", "LJ001-0002")
+    wave = read_audio(f"{mini}.wav")                                                  # 22.05 kHz
+    assert len(wave) == -(-soundfile.info(f"{mini}.wav").frames * 320 // 441)
+    assert np.array_equal(read_audio(f"{mini}.flac"), wave)
+    assert np.corrcoef(read_audio(f"{mini}.mp3"), wave)[0, 1] > 0.99
+    jfk = os.path.join(real, "whisper_jfk", "jfk.flac")
+    assert len(read_audio(jfk)) == 176000                                             # 11 s, 44.1 kHz stereo
+    assert len(read_audio(jfk, 3.0, 5.5)) == 40000
+
+
+# --- Headers that state a wrong length, or none.
+
+WAV, FLAC, MP3, OGG, OPUS = WHOLE.values()
+FRAME = MP3.find(MP3[:2], 4)                                     # the first frame holds the Xing header, no sound
+PLAIN = MP3[FRAME:]                                              # an mp3 without this header
+XING = MP3.find(b"Xing")
+LOUD_FIRST = sound(np.concatenate([np.random.default_rng(0).uniform(-1, 1, RATE), np.zeros(4 * RATE)]), format="MP3")
+QUIET_FIRST = sound(np.concatenate([np.zeros(4 * RATE), np.random.default_rng(0).uniform(-1, 1, RATE)]), format="MP3")
+CHUNK = struct.pack("<4sI", b"LIST", 4) + b"INFO"                 # a chunk after the samples
+
+
+def flac_of(frames):
+    """Return the FLAC with another number of frames in its header; 0 is unknown. The number has 36 bits."""
+    return put(FLAC, 21, (int.from_bytes(FLAC[21:26]) >> 36 << 36 | frames).to_bytes(5))
+
+
+def wav_of(size):
+    """Return the wav with another size of its samples in its header."""
+    return put(WAV, 40, struct.pack("<I", size))
+
+
+MISSTATED = {  # file: seconds of audio
+    "a wav that was not closed.wav": (wav_of(0), 3), "a wav from a pipe.wav": (wav_of(2**32 - 1), 3),
+    "a wav of 2 GB.wav": (wav_of(2**31 - 1), 3), "a wav with more samples.wav": (wav_of(32000), 3),
+    "a wav with a chunk behind.wav": (WAV + CHUNK, 3),
+    "a wav with zeros behind a chunk.wav": (WAV + CHUNK + bytes(999), 3),
+    "a wav of floats not closed.wav": (put(sound(SWEEP, subtype="FLOAT"), 76, bytes(4)), 3),
+    "two wavs.wav": (WAV + sound(NOISE), 4), "two wavs of two rates.wav": (WAV + sound(NOISE[:8000], 8000), 4),
+    "a FLAC from a pipe.flac": (flac_of(0), 3), "a FLAC with more frames.flac": (flac_of(RATE), 3),
+    "two FLACs.flac": (FLAC + FLAC, 6),
+    "an mp3 without a Xing header.mp3": (PLAIN, 3), "two of these.mp3": (PLAIN + PLAIN, 6.19),
+    "loud first.mp3": (LOUD_FIRST[LOUD_FIRST.find(LOUD_FIRST[:2], 4):], 5),
+    "quiet first.mp3": (QUIET_FIRST[QUIET_FIRST.find(QUIET_FIRST[:2], 4):], 5),
+    "two mp3s.mp3": (MP3 + MP3, 6), "three mp3s with tags.mp3": (3 * (MP3 + b"TAG" + bytes(125)), 9),
+    "two mp3s of two rates.mp3": (MP3 + sound(NOISE, 44100, "MP3"), 3 + 16000 / 44100),
+    "an mp3 with more frames.mp3": (put(MP3, XING + 8, (20).to_bytes(4)), 3),
+    "an mp3 with a picture behind.mp3": (MP3 + b"APETAGEX" + bytes(50_000), 3),
+    "an mp3 with a picture before.mp3": (b"ID3\3\0\0\0\2\0\0" + bytes(2**15) + MP3, 3),
+    "one Ogg twice.ogg": (OGG + OGG, 6), "one Opus twice.ogg": (OPUS + OPUS, 6), "Ogg and Opus.ogg": (OGG + OPUS, 6),
+    "two Oggs.ogg": (OGG + sound(SWEEP, format="OGG"), 6),
+}
+
+
+@pytest.mark.parametrize("name", MISSTATED)
+def test_audio_is_read_to_its_end(tmp_path, name):
+    content, seconds = MISSTATED[name]
+    path = write(tmp_path, name.replace(" ", "_"), content)
+    whole = read_audio(path)
+    assert len(whole) / RATE == pytest.approx(seconds, abs=0.16)
+    if seconds in (3, 6, 9):                                     # without its Xing header an mp3 begins some ms early
+        size = 2 ** 18
+        match = np.fft.irfft(np.fft.rfft(whole, size) * np.fft.rfft(SWEEP[:40000], size).conj())
+        begin = int(match[:2500].argmax())
+        assert np.corrcoef(whole[begin:begin + 40000], SWEEP[:40000])[0, 1] > 0.95
+    first, last = round((seconds - 1.5) * RATE), round((seconds - 0.5) * RATE)
+    piece = read_audio(path, seconds - 1.5, seconds - 0.5)
+    assert np.abs(piece[200:-200] - whole[first:last][200:-200]).max() < 1e-3                 # resampling has edges
+    with pytest.raises(ValueError, match="the file ends at"):
+        read_audio(path, 0.5, seconds + 0.5)
+    with pytest.raises(ValueError, match="longer than 2.5 s"):
+        read_audio(path, longest=2.5)
+    if not re.search("FLAC with more|two FLACs|twice", name):   # there `duration` returns what the header states
+        assert duration(path) == pytest.approx(seconds, abs=0.4)     # each mp3 begins and ends with some ms of silence
+
+
+TRUNCATED = {
+    "a wav.wav": WAV[:-9000], "a wav by a sample.wav": WAV[:-2], "the second wav.wav": WAV + WAV[:-9000],
+    "a FLAC.flac": flac_of(9 * RATE), "a FLAC of 2**36.flac": flac_of(2**36 - 1),
+    "the second FLAC.flac": FLAC + flac_of(9 * RATE), "an mp3.mp3": MP3[:2000],
+    "the second mp3.mp3": MP3 + MP3[:2000], "an mp3 header.mp3": put(MP3, XING + 8, (9999).to_bytes(4))}
+
+
+@pytest.mark.parametrize("name", TRUNCATED)
+def test_a_file_with_less_than_its_header_states_is_truncated(tmp_path, name):
+    path = write(tmp_path, name.replace(" ", "_"), TRUNCATED[name])
+    with pytest.raises(ValueError, match=r"truncated, \d.\d\d s could be decoded"):
+        read_audio(path)
+    if name != "the second wav.wav":                                                  # libsndfile opens no such file
+        assert len(read_audio(path, 0.25, 0.75)) == 8000                              # this part is there
+
+
+def test_telephone_audio_cannot_seek_and_is_read(tmp_path):
+    path = write(tmp_path, "a.wav", sound(SWEEP[::2], 8000, subtype="GSM610"))
+    whole = read_audio(path)
+    assert len(whole) / RATE == pytest.approx(3, abs=0.05)
+    assert np.abs(read_audio(path, 1, 2)[200:-200] - whole[RATE:2 * RATE][200:-200]).max() < 1e-6
+    assert len(read_audio(write(tmp_path, "a.raw", WAV))) == 48000                    # soundfile goes by this ending
+
+
+# --- Samples that are no speech signal.
+
+def test_channels_that_cancel_each_other(tmp_path):
+    left = NOISE[:, 0]
+    for channels in ([left, -left], [left, 0.01 * left[::-1] - left], [left, -left] * 3):
+        path = write(tmp_path, "opposite.wav", sound(np.stack(channels, axis=1)))
+        assert np.abs(read_audio(path) - left).max() < 1e-4
+    path = write(tmp_path, "mean.wav", sound(np.stack([left, left[::-1]], axis=1)))   # unlike, but not opposite
+    assert np.abs(read_audio(path) - (left + left[::-1]) / 2).max() < 1e-4
+
+
+def test_float_samples_on_the_scale_of_integers(tmp_path):
+    path = write(tmp_path, "a.wav", sound(NOISE * 2**15, subtype="FLOAT"))
+    with pytest.raises(ValueError, match=r"a.wav: samples up to \d+\.\d*, where full scale is 1"):
+        read_audio(path)
+    loud = read_audio(write(tmp_path, "b.wav", sound(NOISE * 20, subtype="FLOAT")))   # over full scale, as some are
+    assert 4 < np.abs(loud).max() < 16
+
+
+def test_silence_stays_silence(tmp_path):
+    """Dither of one step of 16 bits would become noise of full strength in a filterbank."""
+    dither = np.random.default_rng(0).integers(-1, 2, RATE) / 2**15
+    for wave in (np.zeros(RATE), dither, np.stack([dither, -dither], axis=1)):
+        assert np.array_equal(read_audio(write(tmp_path, "a.wav", sound(wave))), np.zeros(RATE))
+
+
+# --- What cannot be used.
+
+def header(rate, seconds, channels=1):
+    """Return the head of a 16-bit wav (RF64 where it is larger than 4 GB) that says it is so long."""
+    size = rate * seconds * channels * 2
+    form = struct.pack("<HHIIHH", 1, channels, rate, rate * channels * 2 % 2**32, channels * 2, 16)
+    sizes = b"" if size < 2**32 - 100 else b"ds64" + struct.pack("<IQQQI", 28, size + 80, size, size // 2, 0)
+    short = min(size, 2**32 - 1)
+    return ((b"RF64" if sizes else b"RIFF") + struct.pack("<I", min(size + 36, 2**32 - 1)) + b"WAVE" + sizes + b"fmt "
+            + struct.pack("<I", 16) + form + b"data" + struct.pack("<I", short))
+
+
+UNUSABLE = [
+    ("empty", "a.wav", b"", "cannot be decoded"), ("text", "a.wav", b"hello\n" * 99, "cannot be decoded"),
+    ("zeros", "a.wav", bytes(9999), "cannot be decoded"), ("a header alone", "a.wav", header(RATE, 1), "truncated"),
+    ("a cut header", "a.wav", WAV[:30], "cannot be decoded"), ("a cut FLAC", "a.flac", FLAC[:5000], "a.flac: "),
+    ("a FLAC of zeros", "a.flac", FLAC[:9000] + bytes(20_000), "a.flac: "),
+    ("a cut Ogg", "a.ogg", OGG[:600], "a.ogg: "),
+    ("bytes without a head", "a.raw", bytes(9999), "cannot be decoded"),
+    ("one sample", "a.wav", sound(NOISE[:1]), "0.0001 s, shorter than 0.04 s"),
+    ("no sample", "a.wav", sound(NOISE[:0]), "shorter"),
+    ("639 samples", "a.wav", sound(NOISE[:639]), "0.0399 s, shorter"),
+    ("not a number", "a.wav", sound(np.append(NOISE, np.nan), subtype="FLOAT"), "samples that are not finite"),
+    ("infinite", "a.wav", sound(np.append(NOISE, -np.inf), subtype="FLOAT"), "samples that are not finite"),
+    ("31 s", "a.wav", sound(np.zeros((31 * 8000, 1)), 8000), "a.wav: longer than 30 s"),
+    ("an hour", "a.flac", sound(np.zeros((3600 * 1000, 1)), 1000, "FLAC"), "longer than 30 s"),
+    ("a rate that no recorder has", "a.wav", sound(NOISE, 44_101), "a sample rate of 44101 Hz"),
+    ("a rate of gigahertz", "a.wav", sound(NOISE, 2**31 - 1), "a sample rate of 2147483647 Hz")]
+
+
+@pytest.mark.parametrize("name, content, says", [case[1:] for case in UNUSABLE], ids=[case[0] for case in UNUSABLE])
+def test_audio_that_cannot_be_used_says_why(tmp_path, name, content, says):
+    path = write(tmp_path, name, content)
+    with pytest.raises(ValueError) as error:
+        read_audio(path, longest=30.0)
+    assert type(error.value) is ValueError and str(error.value).startswith(path) and says in str(error.value)
+
+
+@pytest.mark.parametrize("rate, channels", [(16_000, 1), (192_000, 8)])
+def test_of_an_hour_only_what_is_needed_is_read(tmp_path, rate, channels):
+    """The file is a hole on the disk, up to 11 GB of it."""
+    path = write(tmp_path, "a.wav", header(rate, 3600, channels))
+    os.truncate(path, os.path.getsize(path) + rate * 3600 * channels * 2)
+    with pytest.raises(ValueError, match="longer than 5 s"):
+        read_audio(path, longest=5.0)
+    assert duration(path) == 3600
+
+
+@pytest.mark.parametrize("name", ["folder", "nothing.wav", "", "a\0.wav", "a" * 5000, "pipe"])
+def test_audio_that_is_no_file(tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")                                                  # whose reader would wait for ever
+    path = str(tmp_path / name)
+    with pytest.raises(ValueError, match="no such file"):
+        read_audio(path)
+    assert unreadable([path]) == {path: "no such file"}
+
+
+@pytest.mark.parametrize("start, end, says", [
+    (0.5, 2.0, "the file ends at 1.00 s"), (5.0, 6.0, "the file ends at 1.00 s"), (0.5, 0.5, "shorter than 0.04 s"),
+    (0.0, 1e15, "the file ends at 1.00 s"), (0, 10**400, "the file ends at")])
+def test_a_slice_that_is_not_there(tmp_path, start, end, says):
+    with pytest.raises(ValueError, match=says):
+        read_audio(write(tmp_path, "a.wav", sound(NOISE)), start, end)
+
+
+READABLE = {
+    "24 bits.wav": sound(NOISE, subtype="PCM_24"), "8 bits.wav": sound(NOISE, subtype="PCM_U8"),
+    "64 bits.wav": sound(NOISE, subtype="DOUBLE"), "8 channels.wav": sound(np.repeat(NOISE, 8, axis=1)),
+    "192 kHz of 8 channels.wav": sound(np.repeat(np.repeat(NOISE, 8, 1), 12, 0), 192_000),
+    "1 kHz.wav": sound(NOISE[:1000], 1000), "a FLAC called.wav": sound(NOISE, format="FLAC"),
+    "a wav called.mp3": sound(NOISE), "an Ogg without an ending": sound(NOISE, format="OGG"),
+    "too loud.wav": sound(NOISE * 99), "A-law.wav": sound(NOISE, subtype="ALAW"),
+    "ADPCM.wav": sound(NOISE, subtype="MS_ADPCM"), "AIFF.aiff": sound(NOISE, format="AIFF"),
+    "Sun.au": sound(NOISE, format="AU"), "Sphere.sph": sound(NOISE, format="NIST"),
+    "extensible.wav": sound(NOISE, format="WAVEX"), "RF64.wav": sound(NOISE, format="RF64"),
+    "Apple.caf": sound(NOISE, format="CAF")}
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_audio_of_any_kind_is_read(tmp_path, name):
+    path = write(tmp_path, name, READABLE[name])
+    wave = read_audio(path, longest=30.0)
+    assert len(wave) / RATE == pytest.approx(1, abs=0.05) and np.isfinite(wave).all() and wave.any()
+    assert duration(path) == pytest.approx(1, abs=0.05)
+
+
+# --- m4a and mp4.
+
+def m4a(path, seconds):
+    """Write a tone as AAC."""
+    import av
+    with av.open(path, "w", format="mp4") as container:
+        stream = container.add_stream("aac", rate=44100, layout="stereo")
+        tone = np.float32(0.3) * np.sin(2 * np.pi * 300 * np.arange(44100 * seconds) / 44100).astype(np.float32)
+        frame = av.AudioFrame.from_ndarray(np.stack([tone, tone]), format="fltp", layout="stereo")
+        frame.sample_rate = 44100
+        for packet in [*stream.encode(frame), *stream.encode(None)]:
+            container.mux(packet)
+
+
+def test_m4a_is_read_where_pyav_is_installed(tmp_path, monkeypatch):
+    pytest.importorskip("av")
+    path = str(tmp_path / "phone.m4a")
+    m4a(path, 2)
+    wave = read_audio(path)
+    assert len(wave) / RATE == pytest.approx(2, abs=0.1) and duration(path) == len(wave) / RATE
+    tone = np.abs(np.fft.rfft(wave[RATE // 2:RATE // 2 + RATE]))
+    assert tone.argmax() == 300
+    assert np.array_equal(read_audio(path, 0.5, 1.5), wave[8000:24000])
+    whole = (tmp_path / "phone.m4a").read_bytes()
+    with pytest.raises(ValueError, match="cut.m4a: (cannot be decoded|truncated)"):
+        read_audio(write(tmp_path, "cut.m4a", whole[:len(whole) // 2]))
+    monkeypatch.setitem(sys.modules, "av", None)                                      # as if it were not installed
+    with pytest.raises(ValueError, match="phone.m4a: .* PyAV, which is not installed; run: pip install av"):
+        read_audio(path)
+
+
+# --- Long audio.
+
+def test_long_audio_is_cut_at_its_pauses():
+    """Speech of 0.5 with silences around 20 s and 47 s: the cuts fall there, and nothing is lost."""
+    longest = 30 * 16000
+    wave = np.full(60 * 16000, 0.5, dtype=np.float32)
+    for pause in (20, 47):
+        wave[int((pause - 0.2) * 16000):int((pause + 0.2) * 16000)] = 0
+    pieces = cut_at_pauses(wave, longest)
+    assert np.array_equal(np.concatenate(pieces), wave)
+    ends = np.cumsum([len(piece) for piece in pieces]) / 16000
+    assert len(pieces) == 3 and abs(ends[0] - 20) < 0.2 and abs(ends[1] - 47) < 0.2
+    assert len(cut_at_pauses(wave[:longest], longest)) == 1
+    for seconds in (30.01, 44, 59.9):                                       # no pause at all: still at most 30 s
+        lengths = [len(piece) / 16000 for piece in cut_at_pauses(np.ones(int(seconds * 16000), np.float32), longest)]
+        assert sum(lengths) == pytest.approx(seconds) and max(lengths) <= 30 and min(lengths) >= 0.9

@@ -5,7 +5,8 @@ Evaluation: predictions -> one table a test set, the papers' tables with ours be
     python eval.py --preset iwslt25 --judges google/gemma-3-12b-it,google/gemma-3-27b-it
 
 reads   <work>/<run>/predictions/<system>/<corpus>.<split>.jsonl, <work>/rows/<corpus>/<split>.jsonl, the stages'
-        log.jsonl, and <work>/<run>/speech_ifeval/<system>.json where metrics/speech_ifeval.py wrote it
+        log.jsonl; <work>/<run>/speech_ifeval/<system>.json and <work>/<run>/pairwise/*.md, if metrics/speech_ifeval.py
+        and metrics/pairwise.py wrote them
 writes  <work>/<run>/results.json, results.md, loss-<stage>.png; scale-<system>.png of a system that infer.py ran at
         several --lora_scale; below scores/ what a model (COMET, BERTScore, a judge) gave each answer: a second run asks
         only about new answers, and a killed run goes on
@@ -23,7 +24,7 @@ from functools import cache, partial
 import torch
 
 from metrics import bertscore, comet, judge, mcif
-from metrics.paper_tables import paper_tables, shown_blocks
+from metrics.paper_tables import paper_tables, plan, shown_blocks
 from metrics.papers import ANSWERS, ST, SYSTEMS
 from metrics.scores import TEXT_SCORES, score_texts
 from metrics.speech_ifeval import plot_curve, point
@@ -31,7 +32,8 @@ from metrics.tables import NAMES, TASKS, example_table, language_tables, shown, 
 from speech_llm.constants import command, configure, pick_device, read_page, require
 from speech_llm.draws import TEXT_TASK
 from speech_llm.files import read_json, read_json_lines, replace_file, write_json
-from speech_llm.predictions import tasks_answered
+from speech_llm.pipeline import fillers
+from speech_llm.predictions import parse_system, tasks_answered
 from speech_llm.resumable import resumable
 from speech_llm.rows import LANGUAGES, not_made, read_rows
 
@@ -53,6 +55,7 @@ class Config:                               # the 2025 paper's values; a page of
                    "meta-llama/Llama-3.1-70B-Instruct")             # section 4; folders or hub names
     judge_mode: str = "probability"         # of Yes against No; or text: what the judge writes (our choice)
     references: str = "raw/mcif"            # MCIF's, a folder below work or any other
+    dry: bool = False                       # print which command fills which row of the papers' tables, score nothing
 
 SCORED = {  # metric: (tasks, which rows by `answerable`; None: all rows)
     "WER": (["ASR"], [True]), "CER": (["ASR"], [True]),
@@ -94,8 +97,9 @@ def read_predictions(path, rows, system, again):
 def system_names(c):
     """Return (names of --systems, {name: folder of its stage} of these and the page's, whether they are the page's)."""
     page = {"systems": Config.systems, **read_page(c.preset).get("common", {})}["systems"]
-    folders = dict(entry.split(":") for entry in f"{page},{c.systems}".split(",") if ":" in entry)
-    return [entry.partition(":")[0] for entry in c.systems.split(",")], folders, c.systems == page
+    parsed = [parse_system(entry) for entry in f"{page},{c.systems}".split(",")]
+    folders = {name: folder for name, folder, _ in parsed if folder}
+    return [parse_system(entry)[0] for entry in c.systems.split(",")], folders, c.systems == page
 
 
 def reads_text(c, system, folders):
@@ -103,7 +107,7 @@ def reads_text(c, system, folders):
     folder = folders.get(system.partition("@")[0])
     path = os.path.join(c.work, c.run, folder or "", "config.json")
     if not folder or not os.path.exists(path):
-        return system in ("llm", "seamless-text")
+        return (folder or system) in ("llm", "seamless-text")
     return "projector" not in read_json(path, f"remove {os.path.dirname(path)} and train it again")["trained"]
 
 
@@ -124,13 +128,14 @@ def read_test_sets(c, folder, notes):
 def read_outputs(c, notes):
     """
     Return {(system, test set): (rows, predictions)}. Test sets without a task of the system are left out.
-    Systems of the page may lack predictions, which is noted; a system that --systems names may not. The papers' other
-    systems are added if they have predictions, because pages share a folder and its tables.
+    Systems of the page may lack predictions, which is noted; a system that --systems names may not. All other systems
+    that have predictions are added: those of pages that share the folder, of the hub, of elsewhere, and at a scale.
     """
     folder, decode = os.path.join(c.work, c.run, c.predictions), command("infer", c)
     systems, folders, by_page = system_names(c)
-    others = [s for s in (*NAMES, *SYSTEMS) if by_page and s not in systems and os.path.isdir(os.path.join(folder, s))]
-    others += sorted({*glob.glob("*@*", root_dir=folder)} - {*systems}) if by_page else []     # adapters at a scale
+    present = {path.split(os.sep)[0] for path in glob.glob("*/*.jsonl", root_dir=folder)} if by_page else set()
+    names = [*NAMES, *SYSTEMS]                           # in the order of the papers' tables, then by name
+    others = sorted(present - {*systems}, key=lambda s: (names.index(s) if s in names else len(names), s))
     rows_of, outputs = read_test_sets(c, folder, notes), {}
     for system in systems + others:
         absent, idle, text = [], [], reads_text(c, system, folders)
@@ -139,12 +144,11 @@ def read_outputs(c, notes):
             if rows and not {row["task"] for row in rows} & {*tasks_answered(system, text, test_set)}:
                 idle.append(test_set)
             elif by_page and not os.path.exists(path):
-                absent.append(test_set)
+                absent += [test_set] * (system in systems)             # a system of another page has its own test sets
             else:
                 outputs[system, test_set] = rows, read_predictions(path, rows, system, decode)
         if absent:
-            notes.append(f"{system} is left out on {', '.join(absent)}: no predictions"
-                         + (f"; run: {decode}" if system in systems else ""))
+            notes.append(f"{system} is left out on {', '.join(absent)}: no predictions; run: {decode}")
         if idle:
             notes.append(f"{system} is left out on {', '.join(idle)}: it has no task there")
     if not outputs:
@@ -356,11 +360,24 @@ def plot_scales(folder, results, systems, test_set, notes):
     return paths
 
 
+def pairwise_tables(folder):
+    """Return the tables that metrics/pairwise.py wrote of a judge's preferences, each with its systems above it."""
+    texts = []
+    for path in sorted(glob.glob(os.path.join(glob.escape(folder), "pairwise", "*.md"))):
+        with open(path, encoding="utf-8") as file:
+            texts.append(f"{os.path.basename(path).removesuffix('.md')}: {file.read().strip()}")
+    return texts
+
+
 def main(argv=None):
     c = configure(Config, "eval", argv)
     folder, metrics, notes = os.path.join(c.work, c.run), c.metrics.split(","), []
     if not {*metrics} <= {*SCORED} or c.judge_mode not in ("probability", "text"):
         raise SystemExit(f"--metrics are of {','.join(SCORED)}; --judge_mode is probability or text")
+
+    if c.dry:
+        print(plan(list(filter(None, c.tables.split(","))), fillers(c.run)))
+        return
 
     # 1. scores
     outputs = read_outputs(c, notes)
@@ -372,7 +389,7 @@ def main(argv=None):
     papers = list(filter(None, c.tables.split(",")))
     tables = (language_tables(results, systems, shown_blocks(papers)) if c.table_rows == "languages"
               else [system_table(results, test_set, systems) for test_set in test_sets])
-    tables += paper_tables(results, papers)
+    tables += paper_tables(results, papers) + pairwise_tables(folder)
     tables += filter(None, [example_table(outputs, system) for system in filter(None, c.examples.split(","))])
     scales = plot_scales(folder, results, systems, test_sets[0], notes)
     judges = sorted({r["metric"].removeprefix("judge:") for r in results if r["metric"].startswith("judge:")})

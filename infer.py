@@ -7,6 +7,7 @@ Inference: greedy decoding of test sets, or of one audio file and an instruction
     python infer.py --audio talk.wav --task SQA --language en --question "Who works there?"
     python infer.py --audio talk.wav --show picture.png                      # the nearest token of every slot
     python infer.py --systems C:merged --lora_scale 0,0.25,0.5,1             # C@0, C@0.25, C@0.5 and C
+    python infer.py --systems hub:Qwen/Qwen2-Audio-7B-Instruct               # a speech LLM of the hub
 
 reads   <work>/rows/<corpus>/<split>.jsonl, <work>/features/..., <work>/<run>/{projector,lora,merged}, the LLM. The
         systems seamless (ASR, ST) and seamless-text (MT) are SeamlessM4T-v2 itself; they read the audio or the
@@ -35,13 +36,15 @@ from metrics.mcif import write_output
 from speech_llm.audio import SAMPLE_RATE, cut_at_pauses, read_audio
 from speech_llm.batches import Batch
 from speech_llm.cache import features_folder, open_features
-from speech_llm.constants import command, configure, fingerprint, locate, pick_device, require
+from speech_llm.constants import command, configure, fingerprint, locate, next_command, pick_device, require
 from speech_llm.draws import TEXT_TASK
 from speech_llm.files import read_json_lines, replace_file
+from speech_llm.hub_system import hub_jobs, load_hub
 from speech_llm.llm import decode_text, load_llm
-from speech_llm.predictions import already_predicted, predict, tasks_answered
+from speech_llm.predictions import already_predicted, parse_system, predict, tasks_answered
 from speech_llm.prompts import user_turn
-from speech_llm.rows import ALL_LANGUAGES, TASKS, not_made, read_rows, remake, rows_file, run_all
+from speech_llm.rows import (ALL_LANGUAGES, TASKS, composed, not_made, read_rows, remake, rows_file, run_all,
+                             source_language)
 from speech_llm.stage import open_stage
 from speech_llm.turns import encode_text
 from train_lora import scale_lora
@@ -54,10 +57,11 @@ class Config:                               # the 2025 paper's values; a page of
     work: str = "work"                      # everything that is written lies below this folder
     run: str = ""                           # the system's folder below work; the page names it
     out: str = "predictions"                # <work>/<run>/<out>
-    systems: str = "llm,B:lora,seamless,seamless-text,A.1:projector,C:merged"        # name:folder of <work>/<run>
+    # name:folder of <work>/<run>, hub:owner/model, or one of BUILT_IN, also under another name: iwslt25-llm:llm
+    systems: str = "llm,B:lora,seamless,seamless-text,A.1:projector,C:merged"
     test_sets: str = "acl6060.dev,acl6060.eval,covost2.test,europarlst.test,spokensquad.test"     # <corpus>.<split>
     llm: str = "meta-llama/Llama-3.1-8B-Instruct"         # of the systems llm and cascade
-    prompt: str = "2025"                    # whose prompt the systems llm and cascade read
+    prompt: str = "2025"                    # whose prompt the systems llm, cascade and hub:... read
     whisper: str = "openai/whisper-large-v3"              # of the system cascade
     seamless: str = "facebook/seamless-m4t-v2-large"      # of the systems seamless and seamless-text
     batch: int = 64                         # rows decoded together; the papers decode one by one, with the same result
@@ -70,6 +74,9 @@ class Config:                               # the 2025 paper's values; a page of
     language: str = "en"
     question: str = ""
     pieces: bool = False                    # answer a question on every piece of audio over 30 s, else refuse it
+    submission: str = ""                    # name of MCIF's XML: <team>_IWSLT26_IF_<track>_<condition>_<type>
+
+BUILT_IN = ("llm", "cascade", "seamless", "seamless-text")               # systems without a trained stage
 
 MAX_SECONDS = 30                            # longer audio is cut at its pauses; Whisper's window too is 30 s
 CHINESE_FONTS = ("Noto Sans CJK SC", "WenQuanYi Zen Hei", "SimHei", "PingFang SC", "Microsoft YaHei")   # if installed
@@ -84,7 +91,8 @@ def llm_jobs(c, stage, loaded, rows, test_set):
     if not text:
         origin = {key: stage.config[key] for key in ("encoder", "mean", "pad")}
         corpus, split = test_set.rsplit(".", 1)
-        features = open_features(features_folder(c.work, origin["encoder"], origin["mean"], corpus, split), origin)
+        features = open_features(features_folder(c.work, origin["encoder"], origin["mean"], corpus, split), origin,
+                                 command("extract_features", c))
     for row in rows:
         if text and row["task"] in TEXT_TASK:
             sample = encode_sample(row, True, tokenizer, None, prompt)
@@ -106,12 +114,14 @@ def seamless_jobs(c, loaded, rows, text):
     @torch.no_grad()
     def decode(batch):
         answers = {}
-        for language in sorted({row["language"] for row in batch}):        # generate has one target language
-            rows_now = [row for row in batch if row["language"] == language]
+        languages = {row["id"]: (source_language(row), row["language"]) for row in batch}
+        for source, language in sorted({*languages.values()}):             # generate has one target language
+            rows_now = [row for row in batch if languages[row["id"]] == (source, language)]
             names = [row["id"] for row in rows_now]
             if text:
-                inputs = tokenizer([row["transcript"] for row in rows_now], src_lang="eng", padding=True,
-                                   return_tensors="pt").to(model.device)
+                # split_special_tokens: "</s>" or "__deu__" inside a text stays ordinary text
+                inputs = tokenizer([row["transcript"] for row in rows_now], src_lang=CODES[source], padding=True,
+                                   split_special_tokens=True, return_tensors="pt").to(model.device)
             else:
                 pieces = [(row["id"], feature) for row in rows_now
                           for feature in front_end(model.config, row, piece=MAX_SECONDS)[0] or ()]
@@ -131,7 +141,10 @@ def seamless_jobs(c, loaded, rows, text):
 
 @torch.no_grad()
 def transcribe(whisper, tokenizer, rows):
-    """Return {utterance: Whisper's transcript}, greedy, in the language that Whisper detects; no unreadable audio."""
+    """
+    Return {utterance: Whisper's transcript} without unreadable audio; greedy, in the language that Whisper detects
+    (our choice: the listeners' paper names no language to Whisper, nor that it names none).
+    """
     pieces = [(utterance, feature) for utterance, row in {row["utterance"]: row for row in rows}.items()
               for feature in front_end(whisper.config, row)[0] or ()]
     texts = {utterance: [] for utterance, _ in pieces}
@@ -173,15 +186,20 @@ def answer_files(c, device):
     if c.task not in TASKS or c.language not in ALL_LANGUAGES:
         raise SystemExit(f"--task is one of {', '.join(TASKS)} and --language one of {', '.join(ALL_LANGUAGES)}")
     with redirect_stdout(sys.stderr):        # standard output holds the answers alone, so that a shell can pipe them
-        stage = open_stage(os.path.join(c.work, c.run, c.systems.split(",")[-1].partition(":")[2]),
-                           f"{run_all(c.preset, c.work)}, which trains it")
-        if c.task in ("SQA", "MCQ") and not c.question and stage.config["prompt"] != "listeners":
+        _, folder, model = parse_system(c.systems.split(",")[-1])
+        stage = not model and open_stage(os.path.join(c.work, c.run, folder),
+                                         f"{run_all(c.preset, c.work)}, which trains it")
+        prompt = stage.config["prompt"] if stage else c.prompt
+        if c.task in ("SQA", "MCQ") and not c.question and prompt not in ("listeners", "omni"):
             raise SystemExit(f"--task {c.task} needs --question")      # the listeners' question may be spoken
         try:
-            user_turn({"id": "--audio", "task": c.task, "language": c.language, "question": c.question,
-                       "transcript": ""}, prompt=stage.config["prompt"])
+            user_turn(file_row(c, "--audio"), prompt=prompt)
         except ValueError as error:
             raise SystemExit(str(error)) from None
+    if model:
+        answer_files_by_hub(c, model, device)
+        return
+    with redirect_stdout(sys.stderr):
         encoder = load_encoder(locate(c.work, stage.config["encoder"]), device)
         waves = [read_pieces(c, path, encoder) for path in c.audio]    # a file that cannot be read stops here, at once
         loaded = load_speech_llm(c.work, stage, device)
@@ -189,6 +207,27 @@ def answer_files(c, device):
     for path, pieces in zip(c.audio, waves):
         with redirect_stdout(sys.stderr):
             text = answer_pieces(c, stage.config, encoder, loaded, path, pieces)
+        print(text, flush=True)
+
+
+def file_row(c, path):
+    """Return the row of an audio file, with the instruction of the command line."""
+    return composed({"id": path, "utterance": path, "audio": path, "task": c.task, "language": c.language,
+                     "question": c.question, "transcript": "", "target": ""})
+
+
+def answer_files_by_hub(c, model, device):
+    """Answer about audio files with a speech LLM of the hub; print one answer a file."""
+    loaded = None
+    for path in c.audio:
+        with redirect_stdout(sys.stderr):
+            try:
+                read_audio(path)
+            except ValueError as error:
+                raise SystemExit(str(error)) from None
+            loaded = loaded or load_hub(locate(c.work, model), device)
+            _, decode = hub_jobs(loaded, [], c.prompt, c.max_new_tokens)
+            text = decode_text(loaded[1], decode([file_row(c, path)])[0])
         print(text, flush=True)
 
 
@@ -208,9 +247,7 @@ def read_pieces(c, path, encoder):
 def answer_pieces(c, config, encoder, loaded, path, pieces):
     """Return the answer to one file: the texts of its pieces, joined, or a line with its time for each question."""
     llm, tokenizer, projector = loaded
-    row = {"id": path, "utterance": path, "task": c.task, "language": c.language, "question": c.question,
-           "transcript": "", "target": ""}
-    texts, question = [], c.task in ("SQA", "MCQ")
+    row, texts, question = file_row(c, path), [], c.task in ("SQA", "MCQ")
     for number, piece in enumerate(tqdm(pieces, desc=path, unit=" piece", disable=len(pieces) == 1)):
         feature = make_feature(encoder.config, piece)
         frames = average_frames(encode(encoder, [feature], config["pad"])[0], config["mean"])
@@ -274,50 +311,60 @@ def strengths(c):
         raise SystemExit(f"--lora_scale {c.lora_scale}: one number, or several with commas") from None
 
 
-def load_system(c, name, stage, device):
-    """Return (model, tokenizer, what else the system needs)."""
+def load_system(c, kind, stage, model, device):
+    """Return (model, tokenizer, what else the system needs). kind: one of BUILT_IN, if nothing else is given."""
     from transformers import (AutoTokenizer, SeamlessM4Tv2ForSpeechToText, SeamlessM4Tv2ForTextToText,
                               WhisperForConditionalGeneration)
     if stage:
         return load_speech_llm(c.work, stage, device)
-    if name.startswith("seamless"):
-        kind = SeamlessM4Tv2ForTextToText if name == "seamless-text" else SeamlessM4Tv2ForSpeechToText
-        return load_seamless(kind, locate(c.work, c.seamless))
+    if model:
+        return load_hub(locate(c.work, model), device)
+    if kind.startswith("seamless"):
+        model = SeamlessM4Tv2ForTextToText if kind == "seamless-text" else SeamlessM4Tv2ForSpeechToText
+        return load_seamless(model, locate(c.work, c.seamless))
     loaded = load_llm(locate(c.work, c.llm), device)
-    if name == "llm":
+    if kind == "llm":
         return *loaded, None
     path = locate(c.work, c.whisper)
     return *loaded, load_frozen(WhisperForConditionalGeneration, path, device), AutoTokenizer.from_pretrained(path)
 
 
-def run_system(c, system, stage, scales, test_sets, device):
-    """Decode what is not there yet, at every strength of the adapters; models are loaded once, or not at all."""
+def run_system(c, system, kind, stage, model, scales, test_sets, device):
+    """
+    Decode what is not there yet, at every strength of the adapters; models are loaded once, or not at all. A system
+    has a finished stage, or a model of the hub, or is one of BUILT_IN, its `kind`.
+    """
     loaded = None
     for scale, test_set in itertools.product(scales, test_sets):
         name = system if scale == 1 else f"{system}@{scale:g}"
         path = os.path.join(c.work, c.run, c.out, name, f"{test_set}.jsonl")
         rows = read_rows(rows_file(c.work, *test_set.rsplit(".", 1)))
-        text = "projector" not in stage.config["trained"] if stage else name in ("llm", "seamless-text")
-        if not {row["task"] for row in rows} & {*tasks_answered(system, text, test_set)}:
+        text = "projector" not in stage.config["trained"] if stage else kind in ("llm", "seamless-text")
+        if not {row["task"] for row in rows} & {*tasks_answered(kind, text, test_set)}:
             print(f"{name} is left out on {test_set}: it has no task there")
             continue
-        origin = {"llm": c.seamless if name.startswith("seamless") else c.llm, "max_new_tokens": c.max_new_tokens,
+        origin = {"llm": model or (c.seamless if kind.startswith("seamless") else c.llm),
+                  "max_new_tokens": c.max_new_tokens,
                   "stage": fingerprint(os.path.join(stage.folder, "weights.pt")) if stage else "",
                   "trim_loops": c.trim_loops, "lora_scale": scale,
-                  **({"whisper": c.whisper} if name == "cascade" else {})}
+                  **({"whisper": c.whisper} if kind == "cascade" else {})}
         if not already_predicted(path, origin):
-            loaded = loaded or load_system(c, name, stage, device)
-            if name.startswith("seamless"):
-                jobs, decode = seamless_jobs(c, loaded, rows, name == "seamless-text")
-            elif name == "cascade":
+            loaded = loaded or load_system(c, kind, stage, model, device)
+            if model:
+                jobs, decode = hub_jobs(loaded, rows, c.prompt, c.max_new_tokens)
+            elif kind.startswith("seamless"):
+                jobs, decode = seamless_jobs(c, loaded, rows, kind == "seamless-text")
+            elif kind == "cascade":
                 jobs, decode = cascade_jobs(c, loaded, rows)
             else:
                 scale_lora(loaded[0], scale)
                 jobs, decode = llm_jobs(c, stage, loaded, rows, test_set)
             predict(path, f"{name}, {test_set}", loaded[1], jobs, decode, c.batch, c.max_new_tokens, c.trim_loops)
         if test_set.startswith("mcif.") and os.path.exists(path):          # the file that the shared task takes
-            write_output(path[:-len("jsonl")] + "xml", f"{c.preset}-{name}",
-                         {p["id"]: p["prediction"] for p in read_json_lines(path, "remove it and run the same again")})
+            answers = {p["id"]: p["prediction"] for p in read_json_lines(path, "remove it and run the same again")}
+            for file in [test_set, *[c.submission] * bool(c.submission)]:
+                write_output(os.path.join(os.path.dirname(path), f"{file}.xml"), c.submission or f"{c.preset}-{name}",
+                             answers)
 
 
 def existing_test_sets(c):
@@ -344,15 +391,16 @@ def main(argv=None):
         return
     test_sets = existing_test_sets(c)
     for system in c.systems.split(","):
-        name, _, folder = system.partition(":")
-        if not folder and name not in ("llm", "cascade", "seamless", "seamless-text"):
+        name, folder, model = parse_system(system)
+        kind = folder or name
+        if not model and kind == name and kind not in BUILT_IN:
             raise SystemExit(f"--systems {name}: write {name}:<folder of {c.work}/{c.run}>; only llm, cascade, "
-                             "seamless and seamless-text have none")
-        stage = folder and open_stage(os.path.join(c.work, c.run, folder),
-                                      f"{run_all(c.preset, c.work)}, which makes {folder} first")
+                             "seamless and seamless-text have none. hub:<owner/model> is a speech LLM of the hub")
+        stage = None if model or kind in BUILT_IN else open_stage(
+            os.path.join(c.work, c.run, folder), f"{run_all(c.preset, c.work)}, which makes {folder} first")
         scales = strengths(c) if stage and "lora" in stage.config["trained"] else [1.0]
-        run_system(c, name, stage, scales, test_sets, device)
-    print(f"predictions in {c.work}/{c.run}/{c.out}\nnext: {command('eval', c)}")
+        run_system(c, name, kind, stage, model, scales, test_sets, device)
+    print(f"predictions in {c.work}/{c.run}/{c.out}\nnext: {next_command('infer', c)}")
 
 
 if __name__ == "__main__":

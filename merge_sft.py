@@ -18,11 +18,12 @@ from dataclasses import dataclass, field
 import torch
 
 from speech_llm.cache import load_rows
-from speech_llm.constants import configure, locate, pick_device
+from speech_llm.constants import configure, locate, next_command, pick_device
 from speech_llm.draws import draw, pick_validation
 from speech_llm.files import differences
 from speech_llm.llm import load_llm
 from speech_llm.prompts import prompts_of
+from speech_llm.rows import run_all
 from speech_llm.run import Run
 from speech_llm.stage import already_finished, open_stage
 from speech_llm.training import learning_rate, processes, set_rate, validate
@@ -55,6 +56,7 @@ class Config:                               # the 2025 paper's values; a page of
         "ASR": {"covost2": 0.72, "europarlst": 0.18, "spokensquad": 0.10},
         "SQA": {"spokensquad-fluent": 1.0}, "QA": {"spokensquad-fluent": 1.0}})
     text: bool = True                       # every draw of ST or SQA is followed by a paired text draw; section 5.1
+    mixed: bool = False                     # draw the language of each row of a draw by itself (the listeners)
     batch: int = 16                         # rows in a draw; section 5.1
     accumulate: int = 16                    # draws in one step, over all processes, text draws too; section 5.1
     steps: int = 1000                       # optimizer steps; section 5.1
@@ -97,9 +99,9 @@ def export_llm(work, stage, folder):
 def open_starting_points(c):
     """Return the stages (A, B) that training starts from; B is None for fresh adapters. Exit if their LLMs differ."""
     base = os.path.join(c.work, c.run)
-    command = f"bash run_all.sh {c.preset}, which makes the stages in order"
-    stage_a = open_stage(os.path.join(base, c.projector), command)
-    stage_b = None if c.lora == "random" else open_stage(os.path.join(base, c.lora), command)
+    before = f"{run_all(c.preset, c.work)}, which makes the stages in order"
+    stage_a = open_stage(os.path.join(base, c.projector), before)
+    stage_b = None if c.lora == "random" else open_stage(os.path.join(base, c.lora), before)
     if stage_b and stage_a.config["llm"] != stage_b.config["llm"]:
         raise SystemExit(f"{stage_a.folder} was trained on {stage_a.config['llm']}, "
                          f"{stage_b.folder} on {stage_b.config['llm']}")
@@ -125,7 +127,6 @@ def train(c):
     stage_a, stage_b = open_starting_points(c)
     origin = {key: stage_a.config[key] for key in ("encoder", "mean", "pad")}
     (rows, features), (dev_rows, dev_features) = load_rows(c, "train", origin), load_rows(c, "dev", origin)
-    features.maps.extend(dev_features.maps)
 
     # 2. the LLM with the adapters of B, the projector of A; an optimizer and a schedule for each (section 4)
     llm, tokenizer = load_llm(locate(c.work, stage_a.config["llm"]), device)
@@ -136,7 +137,8 @@ def train(c):
         adapters = {"r": c.random_r, "alpha": c.random_alpha, "targets": c.random_targets}
         add_lora(llm, **adapters)
     projector = load_projector(stage_a, device).train()
-    optimizers = [torch.optim.AdamW(projector.parameters(), lr=c.lr_projector, weight_decay=c.decay_projector),
+    optimizers = [torch.optim.AdamW([{"params": [*projector.parameters()]}], lr=c.lr_projector,      # none: identity
+                                    weight_decay=c.decay_projector),
                   torch.optim.AdamW(lora_parameters(llm), lr=c.lr_lora, weight_decay=c.decay_lora)]
     prompts = prompts_of(tokenizer, c.prompt)
     for stage in filter(None, (stage_a, stage_b)):       # a SpeechMapper was trained without any prompt
@@ -147,11 +149,12 @@ def train(c):
                   "lora": (lambda: lora_state_dict(llm), lambda state: load_lora(llm, state))},
               optimizers, llm, **origin, llm=stage_a.config["llm"], sizes=stage_a.config["sizes"], prompts=prompts,
               **adapters)
-    objective = AnswerObjective(llm, tokenizer, projector, c.prompt, features, c.micro_tokens)
-    draws = draw(rows, c.mixture, c.shares, c.batch, c.batch, c.seed, paired_text=c.text)
-    dev = [objective.encode(row, False) for row in pick_validation(dev_rows, c.mixture, c.shares, c.validate_rows)]
+    draws = draw(rows, c.mixture, c.shares, c.batch, c.batch, c.seed, paired_text=c.text, mixed=c.mixed)
+    objective = AnswerObjective(llm, tokenizer, projector, c.prompt, dev_features, c.micro_tokens)
+    dev = [objective.sample(row, False) for row in pick_validation(dev_rows, c.mixture, c.shares, c.validate_rows)]
 
     # 3. train: a draw of speech, then its paired text draw
+    objective.features = features            # an utterance of dev may have the name of one of train
     for samples, batches, dropped in run.samples(draws, objective):
         rates = (learning_rate(c.lr_projector, run.step, c.steps, c.warmup_projector, c.cosine),
                  learning_rate(c.lr_lora, run.step, c.steps, c.warmup, cosine=True))
@@ -165,7 +168,7 @@ def train(c):
     # 4. the last weights (2025, section 5.1 C)
     if run.rank == 0:
         save_peft(run.folder, lora_state_dict(llm), adapters["r"], adapters["alpha"], stage_a.config["llm"])
-    run.finish(f"python infer.py --preset {c.preset}")
+    run.finish(next_command("merge_sft", c))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ writes  <work>/<run>/lora/: see speech_llm/run.py; the adapters also as adapter_
 """
 import math
 import os
+from collections import Counter
 from dataclasses import dataclass, field
 
 import torch
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from speech_llm.cache import load_rows
-from speech_llm.constants import configure, locate, pick_device
+from speech_llm.constants import configure, locate, next_command, pick_device
 from speech_llm.draws import draw, pick_validation
 from speech_llm.files import replace_file, write_json
 from speech_llm.llm import load_llm
@@ -140,11 +141,16 @@ def scale_lora(llm, strength):
 def merge_lora(model):
     """
     Replace every LoRALinear by a plain nn.Linear with W + (alpha / r) B A; return the model.
-    SystemExit for a layer that shares W with the input embeddings, as a tied lm_head does: merging would change both.
+    SystemExit, naming the layer, if W is another layer's, too, as a tied lm_head's is: merging would change both.
     """
+    uses = Counter(id(module.base.weight if isinstance(module, LoRALinear) else getattr(module, "weight", None))
+                   for module in model.modules())
     for name, layer in lora_layers(model).items():
-        if layer.base.weight is model.get_input_embeddings().weight:
-            raise SystemExit(f"{name} shares its weight with the input embeddings, so its adapter cannot be merged")
+        if uses[id(layer.base.weight)] > 2:                                # its own nn.Linear and the LoRALinear
+            tied = layer.base.weight is model.get_input_embeddings().weight
+            raise SystemExit(f"{name} shares its weight with {'the input embeddings' if tied else 'another layer'}, so "
+                             "its adapter cannot be merged")
+    for name, layer in lora_layers(model).items():
         delta = layer.scale * layer.lora_B @ layer.lora_A                                  # (out, in), float32
         layer.base.weight.copy_((layer.base.weight.float() + delta).to(layer.base.weight.dtype))
         parent, _, child = name.rpartition(".")
@@ -186,7 +192,7 @@ def main(argv=None):
               prompts=prompts_of(tokenizer, c.prompt))
     objective = AnswerObjective(llm, tokenizer, None, c.prompt, None, c.micro_tokens)
     draws = draw(rows, c.mixture, c.shares, c.batch, c.batch, c.seed)
-    dev = [objective.encode(row, True) for row in pick_validation(dev_rows, c.mixture, c.shares, c.validate_rows)]
+    dev = [objective.sample(row, True) for row in pick_validation(dev_rows, c.mixture, c.shares, c.validate_rows)]
 
     # 3. train
     for samples, batches, dropped in run.samples(draws, objective):
@@ -199,7 +205,7 @@ def main(argv=None):
     # 4. the last weights (2025, section 5.1 B)
     if run.rank == 0:
         save_peft(run.folder, lora_state_dict(llm), c.r, c.alpha, c.llm)
-    run.finish(f"python merge_sft.py --preset {c.preset}")
+    run.finish(next_command("train_lora", c))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from torch import nn
 from metrics.dev_scores import best_steps, score_answers
 from speech_llm.batches import Batch, micro_batches, padding_mask
 from speech_llm.cache import load_rows
-from speech_llm.constants import configure, locate, pick_device
+from speech_llm.constants import configure, locate, next_command, pick_device
 from speech_llm.decode import generate
 from speech_llm.draws import draw, draw_frames, pick_validation
 from speech_llm.llm import (decode_text, embedding_scale, load_llm, load_table, load_tokenizer, logits_at,
@@ -33,6 +33,7 @@ from speech_llm.run import Run
 from speech_llm.stage import already_finished, open_stage
 from speech_llm.speechmapper import (SlotTargets, SpeechMapper, TableObjective, encoder_layers, root_mean_square,
                                      slot_outputs)
+from speech_llm.token_objective import TokenObjective
 from speech_llm.training import learning_rate, processes, set_rate, total_loss, validate
 
 
@@ -48,7 +49,7 @@ class Config:                               # the 2025 paper's values; a page of
     pad: bool = False                       # whether Whisper's frames are those of its whole window
     llm: str = "meta-llama/Llama-3.1-8B-Instruct"
     prompt: str = "2025"                    # whose prompt; speech_llm/prompts.py
-    objective: str = "answers"              # or "embeddings": of the LLM its tokenizer and table alone (SpeechMapper)
+    objective: str = "answers"              # "embeddings", "tokens": on its table alone (SpeechMapper)
     mixture: dict = field(default_factory=lambda: {                  # A.1; section 5.1
         "ASR": (0.4, {"en": 1.0}),
         "ST": (0.6, {"de": 0.3, "it": 0.3, "zh": 0.4})})             # the text; Table 13: it 0.4, zh 0.3 (our choice)
@@ -118,13 +119,32 @@ class Projector(nn.Module):
         return self.output(self.norm(frames))                                                   # (B, T, D)
 
 
-PROJECTORS = {"transformer": Projector, "mapper": SpeechMapper, "qformer": QFormer}
+class Identity(nn.Module):
+    """The projector of an encoder whose frames already are the LLM's, such as Qwen2.5-Omni's; it has no parameters."""
+
+    slots = staticmethod(Projector.slots)
+
+    def __init__(self, width, llm_width):
+        super().__init__()
+        if width != llm_width:
+            raise SystemExit(f"--projector identity: the encoder's frames have {width} numbers, the LLM's embeddings "
+                             f"{llm_width}; choose the encoder and the LLM of one model, or another projector")
+
+    def forward(self, frames, lengths):
+        """frames (B, T, D), lengths (B,) -> the same frames."""
+        return frames
+
+
+TABLE_OBJECTIVES = {"embeddings": TableObjective, "tokens": TokenObjective}      # of SpeechMapper, without the LLM
+PROJECTORS = {"transformer": Projector, "mapper": SpeechMapper, "qformer": QFormer, "identity": Identity}
 
 
 def make_projector(kind, **sizes):
     """Return a fresh projector of one of PROJECTORS. SystemExit for another kind and for sizes that do not fit."""
     if kind not in PROJECTORS:
         raise SystemExit(f"--projector {kind} is not one of {', '.join(PROJECTORS)}")
+    if kind == "identity":
+        return Identity(**sizes)
     inside = sizes["width"] if kind == "transformer" else sizes["middle"]
     for width in {sizes["width"], inside} if kind == "mapper" else {inside}:
         if width % sizes["heads"]:
@@ -217,7 +237,7 @@ class AnswerObjective:
         self.llm, self.tokenizer, self.projector = llm, tokenizer, projector
         self.prompt, self.features, self.micro_tokens = prompt, features, micro_tokens
 
-    def encode(self, row, text):
+    def sample(self, row, text):
         """Return encode_sample of a row; `text`: the transcript is read in place of the speech."""
         return encode_sample(row, text, self.tokenizer, self.features, self.prompt,
                              self.projector.slots if self.projector else Projector.slots)
@@ -244,7 +264,7 @@ class AnswerObjective:
         exchanged = [{**sample, **{key: other[key] for key in ("frames", "slots", "target") if key in other}}
                      for sample, other in zip(speech, others)]
         right, wrong = validate([self.projector], self, speech)[0], validate([self.projector], self, exchanged)[0]
-        squares, device = 0.0, next(self.projector.parameters()).device
+        squares, device = 0.0, self.llm.device
         for output, _ in slot_outputs(self.projector, self.batches(speech), device):
             squares += output.square().mean(1).sum().item()
         return {"listening": wrong - right, "RMS": (squares / sum(s["slots"] for s in speech)) ** 0.5,
@@ -258,9 +278,9 @@ class MixedObjective(AnswerObjective):
         super().__init__(*arguments)
         self.losses, self.targets = {"entropy": 1 - sigma, "embedding": sigma}, targets
 
-    def encode(self, row, text):
+    def sample(self, row, text):
         """Return encode_sample of a row with a "target" for each slot; None for more tokens than slots."""
-        sample = super().encode(row, text)
+        sample = super().sample(row, text)
         target = self.targets(row, sample["slots"])
         return target and {**sample, "target": target}
 
@@ -317,9 +337,10 @@ def rows_to_decode(c, dev_rows, picked):
 # ---------------------------------------------------------------------------------------------------------------------
 def build_projector(c, width, llm_width, device):
     """Return (projector, its sizes): fresh, from a BERT (--text_encoder), or a finished one (--start)."""
-    sizes = dict(kind=c.projector, width=width, llm_width=llm_width, layers=c.layers, heads=c.heads, ffn=c.ffn,
-                 dropout=c.dropout)
-    if c.projector != "transformer":
+    sizes = dict(kind=c.projector, width=width, llm_width=llm_width)
+    if c.projector != "identity":
+        sizes |= dict(layers=c.layers, heads=c.heads, ffn=c.ffn, dropout=c.dropout)
+    if c.projector in ("mapper", "qformer"):
         sizes["middle"] = c.middle
     projector = make_projector(**sizes)
     if c.text_encoder:
@@ -341,15 +362,14 @@ def main(argv=None):
     # 1. rows, and the frames of stage 0
     origin = {"encoder": c.encoder, "mean": c.mean, "pad": c.pad}
     (rows, features), (dev_rows, dev_features) = load_rows(c, "train", origin), load_rows(c, "dev", origin)
-    features.maps.extend(dev_features.maps)
 
     # 2. the frozen LLM or its table alone, a projector from the encoder's width to the LLM's, and the objective
     path, width = locate(c.work, c.llm), features.maps[0].config["width"]
-    if c.objective == "embeddings":
+    if c.objective in TABLE_OBJECTIVES:
         llm, tokenizer, table = None, load_tokenizer(path), load_table(path, device)
         projector, sizes = build_projector(c, width, table.shape[1], device)
         targets = SlotTargets(tokenizer, c.pad_token, c.normalize)
-        objective = TableObjective(projector, table, targets, features, c.micro_tokens)
+        objective = TABLE_OBJECTIVES[c.objective](projector, table, targets, features, c.micro_tokens)
         modules = {"projector": projector, "ctc_head": objective.head}
     else:
         llm, tokenizer = load_llm(path, device)
@@ -358,12 +378,14 @@ def main(argv=None):
         objective = (MixedObjective(c.sigma, SlotTargets(tokenizer, c.pad_token, c.normalize), *arguments) if c.sigma
                      else AnswerObjective(*arguments))
         modules = {"projector": projector}
-    optimizer = torch.optim.AdamW([p for module in modules.values() for p in module.parameters()], lr=c.lr,
-                                  weight_decay=c.weight_decay)
+    parameters = [p for module in modules.values() for p in module.parameters()]
+    if c.steps and not parameters:
+        raise SystemExit(f"--projector {c.projector} has nothing to train: set --steps 0")
+    optimizer = torch.optim.AdamW([{"params": parameters}], lr=c.lr, weight_decay=c.weight_decay)
     run = Run(c, {name: (module.state_dict, module.load_state_dict) for name, module in modules.items()}, [optimizer],
               llm, sizes=sizes, **({"prompts": prompts_of(tokenizer, c.prompt)} if llm else {}))
     if not c.steps:                                      # a fresh projector: stage C trains it together with LoRA
-        run.finish(f"python merge_sft.py --preset {c.preset}")
+        run.finish(next_command("train_projector", c))
         return
 
     # 3. what is drawn, and what is validated
@@ -371,14 +393,16 @@ def main(argv=None):
         draws = draw(rows, c.mixture, c.shares, c.batch, c.batch_sqa, c.seed)
     else:
         draws = draw_frames(rows, features, c.batch_frames, c.seed)
+    objective.features = dev_features                    # an utterance of dev may have the name of one of train
     picked = pick_validation(dev_rows, c.mixture, c.shares, c.validate_rows)
-    dev = [sample for sample in (objective.encode(row, False) for row in picked) if sample]
+    dev = [sample for sample in (objective.sample(row, False) for row in picked) if sample]
     if not dev:
         raise SystemExit("no dev transcript has as few tokens as its speech has slots: look at --mean and --llm")
-    decoded = [row for row in rows_to_decode(c, dev_rows, picked) if objective.encode(row, False)] if llm else []
-    questions = [objective.encode(row, False) for row in decoded]
+    decoded = [row for row in rows_to_decode(c, dev_rows, picked) if objective.sample(row, False)] if llm else []
+    questions = [objective.sample(row, False) for row in decoded]
 
     # 4. train
+    objective.features = features
     for samples, batches, dropped in run.samples(draws, objective):
         set_rate(optimizer, learning_rate(c.lr, run.step, c.steps, c.warmup, c.cosine))
         result = run.optimizer_step(objective, samples, batches, c.clip)     # loss, backward, step of the optimizer
@@ -391,8 +415,8 @@ def main(argv=None):
             run.validated(total_loss(losses, objective.losses), choose_later=bool(decoded), **figures)
 
     # 5. the step that did best on the dev set (2025, section 5.1 A: in ST); without an LLM the last one
-    steps = best_steps(run.scored_lines()) if decoded else {}
-    run.finish(f"python train_lora.py --preset {c.preset}", steps.get(c.keep), best_steps=steps)
+    steps = best_steps(run.scored_lines()) if decoded and run.rank == 0 else {}
+    run.finish(next_command("train_projector", c), steps.get(c.keep), best_steps=steps)
 
 
 if __name__ == "__main__":

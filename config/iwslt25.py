@@ -42,7 +42,7 @@ ablations = {                                # what C changes
 ablation_test_sets = "acl6060.dev,acl6060.eval"                              # Table 11 averages both
 
 sweep = dict(                                # Speech-IFEval (arXiv 2505.19037)
-    recipes=["speech_ifeval"], corpus="speech_ifeval", systems="llm,cascade,A.1:projector,B:lora", reference="llm",
-    scaled="C:merged", scales="0,0.125,0.25,0.5,0.75,1", max_new_tokens=2048,
+    recipes=["speech_ifeval"], corpus="speech_ifeval", systems="llm,cascade,A.1:projector,B:lora",
+    reference="cascade,llm", scaled="C:merged", scales="0,0.125,0.25,0.5,0.75,1", max_new_tokens=2048,
     constraint_sets="speech_ifeval.closed,speech_ifeval.plain,speech_ifeval.creative,speech_ifeval.cot",
     judge="Qwen/Qwen3-30B-A3B-Instruct-2507")

@@ -1,11 +1,12 @@
 """
 IWSLT 2026 submission, setup 1: SpeechMapper + LoRA on Qwen3-4B (arXiv 2607.01960). Sections and tables are the paper's.
 
-Audio: 10,950 h. Disk: 2,018 GB of frames (184 MB an hour; GigaST alone 1.84 TB), 16 GB of audio that recipes write, 8 GB
-of LLM. Memory: A100-80GB. Time (paper): A 2 days on four GPUs, B 4 days, C 2 hours.
+Audio: 10,950 h. Disk: 2,018 GB of frames (184 MB an hour; GigaST alone 1.84 TB), 16 GB of audio that recipes write,
+8 GB of LLM. Memory: A100-80GB. Time (paper): A 2 days on four GPUs, B 4 days, C 2 hours.
 `NPROC=4 bash run_all.sh iwslt26` uses four GPUs; `bash run_all.sh iwslt26 rehearse` measures the time.
 """
-hours = {"gigast": 10_000, "covost2": 430, "europarlst": 92, "librisqa": 364, "fakacl": 51, "librispeech": 11, "mcif": 2}
+hours = {"gigast": 10_000, "covost2": 430, "europarlst": 92, "librisqa": 364, "fakacl": 51, "librispeech": 11,
+         "mcif": 2}
 gpu_gb = 80
 recipes = ["mcif", "covost2", "europarlst", "librispeech", "librisqa", "fakacl", "gigast"]
 stages = ["extract_features", "train_projector", "train_lora", "merge_sft", "infer", "eval"]
@@ -45,12 +46,13 @@ merge_sft = dict(                            # section 6.1, setup 1; Tables 6 an
     # Table 6: ASR and ST from CoVoST 2 and Europarl-ST alone; A's shares of 2025 for ASR (our choice), ST by size
     shares={**MT, "ASR": {"covost2": 0.8, "europarlst": 0.2}, "ST": {"covost2": 289_413, "europarlst": 32_628}})
 
-infer = dict(prompt="2026-zero-shot", seamless="facebook/seamless-m4t-v2-large", max_new_tokens=100)     # section 5
+infer = dict(prompt="2026-zero-shot", seamless="facebook/seamless-m4t-v2-large", max_new_tokens=100,     # section 5
+             submission="NLE_IWSLT26_IF_SHORT_CONSTRAINED_PRIMARY")
 eval = dict(judges="utter-project/EuroLLM-9B-Instruct,google/gemma-3-12b-it,google/gemma-3-27b-it",      # section 5
             tables="2026 Table 1,2026 Table 2,2026 Table 4", examples="A,C")
 
 sweep = dict(                                # Speech-IFEval (arXiv 2505.19037)
-    recipes=["speech_ifeval"], corpus="speech_ifeval", systems="llm,cascade,A:projector,B:lora", reference="llm",
-    scaled="C:merged", scales="0,0.125,0.25,0.5,0.75,1", max_new_tokens=2048,
+    recipes=["speech_ifeval"], corpus="speech_ifeval", systems="llm,cascade,A:projector,B:lora",
+    reference="cascade,llm", scaled="C:merged", scales="0,0.125,0.25,0.5,0.75,1", max_new_tokens=2048,
     constraint_sets="speech_ifeval.closed,speech_ifeval.plain,speech_ifeval.creative,speech_ifeval.cot",
     judge="Qwen/Qwen3-30B-A3B-Instruct-2507")

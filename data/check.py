@@ -27,7 +27,9 @@ from speech_llm.files import read_json
 from speech_llm.pipeline import recipe_commands
 
 FRAME_RATE = 50                              # Hz, of the encoders before averaging
-WIDTHS = {"facebook/seamless-m4t-v2-large": 1024, "openai/whisper-large-v3": 1280}
+OMNI = "Qwen/Qwen2.5-Omni-7B"                # its audio encoder has half as many frames
+WIDTHS = {"facebook/seamless-m4t-v2-large": 1024, "openai/whisper-large-v3": 1280, "openai/whisper-base": 512,
+          OMNI: 3584}
 SPOKEN = ("europarlst", "spokensquad", "fakacl", "multispeechqa")      # recipes that write audio
 AUDIO = 0.1152                               # GB an hour: 16,000 samples a second of 2 bytes
 PACKAGES = {"bert_score": "bert-score==0.3.13", "whisper_normalizer": "whisper-normalizer==0.1.0"}
@@ -77,15 +79,17 @@ def missing_of_recipes(page, part, preset, work):
 
 
 def width_of(work, encoder):
-    """Return the width of an encoder's frames: from its config.json if it is here, else the known one; 0: unknown."""
+    """Return the width of an encoder's frames: of WIDTHS, or from its config.json if it is here; 0: unknown."""
     from huggingface_hub import try_to_load_from_cache
+    if encoder in WIDTHS:
+        return WIDTHS[encoder]
     path = os.path.join(locate(work, encoder), "config.json")
     if not os.path.isfile(path) and "models/" not in encoder:
         path = try_to_load_from_cache(encoder, "config.json")
     if isinstance(path, str) and os.path.isfile(path):
         config = read_json(path, "download it again")
-        return config.get("hidden_size") or config.get("d_model") or WIDTHS.get(encoder, 0)
-    return WIDTHS.get(encoder, 0)
+        return config.get("hidden_size") or config.get("d_model") or 0
+    return 0
 
 
 def hours_of(page):
@@ -99,8 +103,9 @@ def hours_of(page):
 
 def frames_gb(page, width):
     """Return {corpus: GB of its frames}: 50 / mean frames a second, `width` numbers of 2 bytes each."""
-    mean = stage_constants("extract_features", page)["mean"]
-    return {corpus: hours * 3600 * FRAME_RATE / mean * width * 2 / 1e9 for corpus, hours in hours_of(page).items()}
+    c = stage_constants("extract_features", page)
+    rate = FRAME_RATE / c["mean"] / (2 if c["encoder"] == OMNI else 1)
+    return {corpus: hours * 3600 * rate * width * 2 / 1e9 for corpus, hours in hours_of(page).items()}
 
 
 def missing_space(page, work):
@@ -144,7 +149,8 @@ def missing_of_scores(page, work):
         lacking += [(f"BERTScore: {what}", how) for what, how in package("bert_score")]
         lacking += [(f"BERTScore: {model}", f"hf download {model}") for model in sorted(models)
                     if not isinstance(try_to_load_from_cache(model, "config.json"), str)]
-    judges = filter(None, c["judges"].split(",")) if "judge" in metrics else []
+    judges = [*filter(None, c["judges"].split(","))] if "judge" in metrics else []
+    judges += [os.environ.get("JUDGE") or page["pairwise"]["judge"]] if "pairwise" in page else []
     return lacking + [(f"judge: {what}", how) for what, how in missing_models(*(locate(work, llm) for llm in judges))]
 
 
@@ -161,7 +167,7 @@ def missing_gpu(page):
 
 # ---------------------------------------------------------------------------------------------------------------------
 def check(preset, part, work):
-    """Return ([what the run cannot do without], [what costs a score or time]), pairs of what lacks and what mends it."""
+    """Return ([what the run cannot do without], [what costs a score or time]): pairs of what lacks and its mend."""
     page = read_page(preset)
     models = needed_models(page, part, work)
     stops = missing_of_recipes(page, part, preset, work)

@@ -27,7 +27,8 @@ import os
 import random
 from collections import Counter
 
-from data.covost2 import CLIP, FROM_ENGLISH, LOCALES, SPLITS, read_translations, read_tsv, release, voice_folder
+from data.covost2 import (FROM_ENGLISH, LOCALES, SPLITS, no_file_name, read_translations, read_tsv, release,
+                          voice_folder)
 from data.recipe import (ENOUGH, begin, download, finish, finished, limited, missing_files, parser, refuse_incomplete,
                          refuse_missing, report, unreadable)
 from speech_llm.audio import duration
@@ -58,11 +59,9 @@ def read_clips(folder, name, dropped):
     """Return {clip: (sentence, speaker)} of a TSV of Common Voice; the first line of a clip counts."""
     path, clips = os.path.join(folder, name), {}
     refuse_missing("commonvoice", missing_files([path], DOWNLOAD))
-    for number, (clip, sentence, speaker) in read_tsv(path, ("path", "sentence", "client_id"), dropped):
-        if CLIP.fullmatch(clip):
-            clips.setdefault(clip, (sentence, speaker))
-        else:
-            dropped.append(("all", f"{name} line {number}", f"bad line: {clip!r} is no file name"))
+    for _, (clip, sentence, speaker) in read_tsv(path, ("path", "sentence", "client_id"), dropped,
+                                                 lambda clip, *_: no_file_name(clip)):
+        clips.setdefault(clip, (sentence, speaker))
     return clips
 
 

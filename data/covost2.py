@@ -114,14 +114,15 @@ def tsv_bytes(path):
         raise SystemExit(f"{archive} is damaged ({error}); download it again") from None
 
 
-def read_tsv(path, columns, dropped=None):
+def read_tsv(path, columns, dropped=None, wrong=lambda *fields: ""):
     """
     Yield (line number, [the fields of `columns`]); the first line names the columns.
     Neither quotes nor backslashes mean anything, as Common Voice writes its files; a stray carriage return becomes a
-    space. A line with more or fewer fields than the first, or in another encoding than UTF-8, is left out, counted on
-    the screen and added to `dropped` as (split, place, why). SystemExit without the columns and for a cut-off file.
+    space. A line with more or fewer fields than the first, in another encoding than UTF-8, or with a reason from
+    `wrong(*fields)`, is left out, counted on the screen and added to `dropped` as (split, place, why). SystemExit
+    without the columns, for a cut-off file, and if all lines are left out.
     """
-    header, bad, name = None, [], os.path.basename(path)
+    header, bad, good, name = None, [], 0, os.path.basename(path)
     for number, line in enumerate(tsv_bytes(path), 1):
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -136,19 +137,29 @@ def read_tsv(path, columns, dropped=None):
             if lacking := [column for column in columns if column not in header]:
                 raise SystemExit(f"{path} line 1: no column {', '.join(lacking)}; download it again")
             places = [header.index(column) for column in columns]
-        elif len(fields) == len(header):
-            yield number, [fields[place] for place in places]
-        elif not text.endswith("\n") and len(fields) < len(header):
-            raise SystemExit(f"{path} line {number}: {len(fields)} fields, expected {len(header)}, and the file ends "
-                             "there; download it again")
+            continue
+        values = [fields[place] for place in places] if len(fields) == len(header) else []
+        why = wrong(*values) if values else f"{len(fields)} fields, expected {len(header)}"
+        if not why:
+            good += 1
+            yield number, values
+        elif not text.endswith("\n") and len(fields) <= len(header):
+            raise SystemExit(f"{path} line {number}: {why}, and the file ends there; download it again")
         elif text.strip():
-            bad.append((number, f"{len(fields)} fields, expected {len(header)}"))
+            bad.append((number, why))
     if header is None:
         raise SystemExit(f"{path} is empty: no column {', '.join(columns)}; download it again")
+    if bad and not good:
+        raise SystemExit(f"{path} line {bad[0][0]}: {bad[0][1]}, and no line is better; download it again")
     if bad:
         print(f"{path}: {len(bad)} lines are left out, the first is line {bad[0][0]}: {bad[0][1]}")
     if dropped is not None:
         dropped += [("all", f"{name} line {number}", f"bad line: {why}") for number, why in bad]
+
+
+def no_file_name(clip):
+    """Return why the name of a clip may not be used; "" for a plain file name."""
+    return "" if CLIP.fullmatch(clip) else f"{clip!r} is no file name"
 
 
 def read_translations(path, dropped=None):
@@ -157,12 +168,10 @@ def read_translations(path, dropped=None):
     In these files a backslash goes and the character after it stays, as in get_covost_splits.py (escapechar).
     """
     translations, again = {}, 0
-    for number, (clip, translation, mark) in read_tsv(path, ("path", "translation", "split"), dropped):
-        if mark not in SPLITS:
-            raise SystemExit(f"{path} line {number}: unknown split {mark!r}; the file is cut short or damaged, "
-                             "download it again")
-        if not CLIP.fullmatch(clip):
-            raise SystemExit(f"{path} line {number}: {clip!r} is no file name; download it again")
+
+    def wrong(clip, _, mark):
+        return no_file_name(clip) if mark in SPLITS else f"unknown split {mark!r}"
+    for _, (clip, translation, mark) in read_tsv(path, ("path", "translation", "split"), dropped, wrong):
         again += clip in translations
         translations.setdefault(clip, (re.sub(r"\\(.)", r"\1", translation), mark))
     if again:

@@ -170,7 +170,7 @@ def draw_rows(rng):
 
 
 def main(argv=None):
-    work, settings = world_settings(__doc__, "digits", argv)
+    work, preset, settings = world_settings(__doc__, "digits", argv)
     settings["holdout"] = os.environ.get("HOLDOUT", "")
     if finished(work, "digits", settings):
         return
@@ -184,7 +184,7 @@ def main(argv=None):
         write_recorded(work, "digits", splits, join_one, jobs, "join")
         write_world(work, "digits", splits["test"])
         make_encoder(f"{models}-seamless", splits["train"], splits["dev"], settings["encoder_steps"], settings["seed"])
-    finish_world(work, "digits", settings, splits)
+    finish_world(work, preset, "digits", settings, splits)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ row for each translation. If its two English transcripts differ, all rows take t
 train-noisy is not used: the papers name no noisy split (our choice).
 """
 import importlib.util
-import itertools
 import os
 import re
 import shutil
@@ -29,6 +28,7 @@ from tqdm import tqdm
 
 from data.recipe import (begin, download, finish, finished, limited, missing_files, need, parser, refuse_missing,
                          report, speech_rows)
+from speech_llm.audio import SAMPLE_RATE, read_audio
 from speech_llm.files import replace_file, text_lines
 from speech_llm.rows import write_rows
 
@@ -39,7 +39,6 @@ SPLITS = ("train", "dev", "test")
 PAPER = {("train", "ASR en"): 35_372, ("train", "ST/MT de"): 32_628, ("train", "ST/MT it"): 29_552,   # 2025, Table 1
          ("test", "ASR en"): 1_345, ("test", "ST/MT de"): 1_253, ("test", "ST/MT it"): 1_130}         # the release
 SEGMENT = re.compile(r"(\w[\w.-]*)\s+([0-9.]+)\s+([0-9.]+)\s*")  # speech, a plain file name; start and end, seconds
-RATE = 16_000                                                    # Hz
 SLACK = 0.1                                                      # s that a segment may end after its audio (our choice)
 
 
@@ -128,20 +127,10 @@ def join(segments, audio):
 
 # --- Audio.
 
-def decode_av(path):
-    """Return a file's samples, decoded with PyAV: int16, 16 kHz, mono."""
-    import av
-    resampler, parts = av.AudioResampler(format="s16", layout="mono", rate=RATE), []
-    with av.open(path) as container:
-        for frame in itertools.chain(container.decode(audio=0), [None]):     # None: the rest
-            parts += [part.to_ndarray()[0] for part in resampler.resample(frame)]
-    return np.concatenate(parts)
-
-
 def decode_ffmpeg(path):
     """Return a file's samples, decoded with the program ffmpeg: int16, 16 kHz, mono. ValueError says why not."""
     command = ["ffmpeg", "-nostdin", "-v", "error", "-xerror", "-i", f"file:{path}", "-map", "0:a:0",
-               "-ac", "1", "-ar", str(RATE), "-f", "s16le", "-"]
+               "-ac", "1", "-ar", str(SAMPLE_RATE), "-f", "s16le", "-"]
     done = subprocess.run(command, capture_output=True)
     if done.returncode:
         raise ValueError(done.stderr.decode("utf-8", "replace"))
@@ -149,9 +138,9 @@ def decode_ffmpeg(path):
 
 
 def find_decoder():
-    """Return decode_av if PyAV is installed, else decode_ffmpeg if ffmpeg is, else None."""
+    """Return read_audio if PyAV is installed, else decode_ffmpeg if ffmpeg is, else None."""
     if importlib.util.find_spec("av"):
-        return decode_av
+        return read_audio
     return decode_ffmpeg if shutil.which("ffmpeg") else None
 
 
@@ -175,7 +164,7 @@ def decode_speeches(speeches, raw, folder):
             if not len(wave):
                 return "cannot be decoded (no samples)"
             with replace_file(path) as temporary:
-                soundfile.write(temporary, wave, RATE, format="FLAC", subtype="PCM_16")
+                soundfile.write(temporary, wave, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
         return path, soundfile.info(path).duration
     with ThreadPool(os.cpu_count()) as pool:
         results = list(tqdm(pool.imap(decode_one, speeches), total=len(speeches), desc="decode", unit=" speeches"))

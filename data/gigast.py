@@ -35,7 +35,7 @@ from itertools import count, islice
 from tqdm import tqdm
 
 from data.quality import KIWI, good_translations
-from data.recipe import (begin, download, finish, finished, limited, missing_disk, missing_files, missing_models, need,
+from data.recipe import (begin, download, finish, finished, limited, missing_files, missing_models, need,
                          parser, refuse_missing, report, speech_rows)
 from data.translate import SEAMLESS
 from metrics.comet import ENCODERS
@@ -46,8 +46,6 @@ from speech_llm.rows import composed, defect
 
 GIGAST = "download it from https://lf3-nlp-opensource.bytetos.com/obj/nlp-opensource/datasets/GigaST/"
 GIGASPEECH = "it belongs to the raw release of GigaSpeech, see https://github.com/SpeechColab/GigaSpeech"
-HOURS = 10_000
-FRAMES = 0.184                          # GB an hour: 25 frames a second at mean 2, 1,024 values of 2 bytes
 MARKS = {"<COMMA>": ",", "<PERIOD>": ".", "<QUESTIONMARK>": "?", "<EXCLAMATIONPOINT>": "!"}
 GARBAGE = ("<SIL>", "<MUSIC>", "<NOISE>", "<OTHER>")              # GigaSpeech says that the two lists are complete
 HELD_OUT = {"{DEV}", "{TEST}"}                                    # GigaSpeech's evaluation subsets
@@ -60,15 +58,12 @@ PAPER = {("train", "ASR en"): 7_645_641, ("train", "MT de"): 7_645_641, ("train"
 MT_ONLY = {name: count for name, count in PAPER.items() if name != ("train", "ASR en")}     # without audio/
 
 
-def missing(work, raw="", hours=HOURS, seamless=SEAMLESS, kiwi=KIWI):
-    """Return [(what is missing, how to mend it)]; empty if the recipe can run. hours: of speech that is encoded."""
+def missing(work, raw="", seamless=SEAMLESS, kiwi=KIWI):
+    """Return [(what is missing, how to mend it)]; empty if the recipe can run. data/check.py looks at the disk."""
     raw = download(work, raw, "gigast")
     absent = missing_files([os.path.join(raw, "GigaSpeech.json")], GIGASPEECH)
     absent += [(os.path.join(raw, f"GigaST.{language}.json"), GIGAST) for language in ("de", "zh")
                if not gigast_files(raw, language)]
-    if os.path.isdir(os.path.join(raw, "audio")):
-        absent += missing_disk(os.path.join(work, "features"), hours * FRAMES, f"{hours:,.0f} hours' frames at mean 2",
-                               "free some, let this folder be a link to a larger disk, or name fewer --hours")
     return absent + missing_models(seamless, kiwi, ENCODERS["unified"])
 
 
@@ -327,8 +322,7 @@ def main(argv=None):
     settings = {name: getattr(args, name) for name in ("hours", "seed", "seamless", "kiwi")} | limited(args)
     if finished(work, "gigast", settings):
         return
-    hours = args.hours or (0 if args.incomplete or args.limit else HOURS)      # of an incomplete download: not known
-    refuse_missing("gigast", missing(work, raw, hours, args.seamless, args.kiwi), args.check)
+    refuse_missing("gigast", missing(work, raw, args.seamless, args.kiwi), args.check)
     begin(work, "gigast", settings)
     path = os.path.join(work, "rows", "gigast", "train.jsonl")
     texts, dropped = read_translations(raw, args.limit), Dropped(os.path.dirname(path))

@@ -212,19 +212,24 @@ def run_slice(function, jobs):
 
 def world_settings(doc, recipe, argv):
     """
-    Return (work, settings) from the command line of a toy's recipe: --work, --preset (default: `recipe`) and --seed.
-    settings: preset, seed and `world` of the preset's page. SystemExit if another recipe makes the page's world.
+    Return (work, preset, settings) from the command line of a toy's recipe: --work, --preset (default: `recipe`) and
+    --seed. settings: the seed and `world` of the preset's page.
     """
-    from speech_llm.constants import read_page       # imports torch, which the processes of in_processes do without
     command = parser(doc)
     command.add_argument("--preset", default=recipe, help="a page of config/, or the path of another page")
     command.add_argument("--seed", type=int, default=0)
     args = command.parse_args(argv)
-    world = read_page(args.preset).get("world", {})
+    return args.work, args.preset, {"seed": args.seed, **world_of(args.preset, recipe)}
+
+
+def world_of(preset, recipe):
+    """Return `world` of a page. SystemExit if another recipe makes it."""
+    from speech_llm.constants import read_page       # imports torch, which the processes of in_processes do without
+    world = read_page(preset).get("world", {})
     if world.get("recipe") != recipe:
-        raise SystemExit(f"--preset {args.preset}: the page's world is not made by data.{recipe}; "
-                         f"run: bash run_all.sh {args.preset}")
-    return args.work, {"preset": args.preset, "seed": args.seed, **world}
+        raise SystemExit(f"--preset {preset}: the page's world is not made by data.{recipe}; "
+                         f"run: bash run_all.sh {preset}")
+    return world
 
 
 def write_recorded(work, corpus, splits, record, jobs, desc):
@@ -234,12 +239,12 @@ def write_recorded(work, corpus, splits, record, jobs, desc):
         write_rows(os.path.join(work, "rows", corpus, f"{split}.jsonl"), rows)
 
 
-def finish_world(work, corpus, settings, splits):
+def finish_world(work, preset, corpus, settings, splits):
     """Finish a world: write its config.json, print where its rows are and the next command."""
     finish(work, corpus, settings)
     print(f"{corpus} world in {work}/rows/{corpus}: "
           + ", ".join(f"{len(rows)} {split} rows" for split, rows in splits.items()))
-    print(f"next: python extract_features.py --preset {settings['preset']}{work_option(work)}")
+    print(f"next: python extract_features.py --preset {preset}{work_option(work)}")
 
 
 # --- The table of counts.

@@ -17,7 +17,7 @@ from speech_llm.constants import pick_device
 from speech_llm.llm import decode_text, load_llm, stop_ids
 from speech_llm.resumable import resumable, silence_others
 from speech_llm.rows import corpus_of, read_rows
-from speech_llm.turns import encode, end_id, turn_of
+from speech_llm.turns import tokenize, end_id, turn_of
 
 
 LLM = "meta-llama/Llama-3.1-8B-Instruct"
@@ -39,7 +39,7 @@ def generate_batch(llm, tokenizer, prompts, max_new_tokens):
     """
     import torch
     turn, end = turn_of(tokenizer), end_id(tokenizer)
-    rows = [encode(tokenizer, turn.head, prompt, turn.tail) for prompt in prompts]
+    rows = [tokenize(tokenizer, turn.head, prompt, turn.tail) for prompt in prompts]
     width = max(map(len, rows))
     # padding stands on the left, so that the last token of every row is its newest; any masked token will do
     padded = torch.tensor([[end] * (width - len(row)) + row for row in rows], device=llm.device)           # (B, L)

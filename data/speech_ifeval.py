@@ -114,10 +114,13 @@ def main(argv=None):
         return
     refuse_missing("speech_ifeval", missing(args.work, args.raw), args.check)
     folder = questions_folder(settings["raw"])
-    splits = {group: make_rows(group, read_items(os.path.join(folder, "eval_data", f"{name}.jsonl"), "textual_audio"),
-                               os.path.join(folder, "audios")) for group, (name, _) in GROUPS.items()}
-    splits = {group: spread(rows, args.limit) for group, rows in splits.items()}
+    items = {group: spread(read_items(os.path.join(folder, "eval_data", f"{name}.jsonl"), "textual_audio"), args.limit)
+             for group, (name, _) in GROUPS.items()}
+    splits = {group: make_rows(group, part, os.path.join(folder, "audios")) for group, part in items.items()}
     begin(args.work, "speech_ifeval", settings)
+    questions = os.path.join(args.work, "made", "speech_ifeval", "eval_data")
+    for group, part in items.items() if args.limit else ():          # a part of the questions has files of its own
+        write_json_lines(os.path.join(questions, f"{GROUPS[group][0]}.jsonl"), part)
     for group, rows in splits.items():
         write_rows(os.path.join(args.work, "rows", "speech_ifeval", f"{group}.jsonl"), rows)
     recordings = sorted({row["audio"] for rows in splits.values() for row in rows})

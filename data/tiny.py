@@ -331,7 +331,7 @@ def draw_rows(held_out, choices, rng):
 
 
 def main(argv=None):
-    work, settings = world_settings(__doc__, "tiny", argv)
+    work, preset, settings = world_settings(__doc__, "tiny", argv)
     corpus, seed = settings["corpus"], settings["seed"]
     if finished(work, corpus, settings):
         return
@@ -345,7 +345,7 @@ def main(argv=None):
         write_recorded(work, corpus, splits, speak_one, jobs, "speak")
         write_world(work, corpus, splits["test"])
         make_encoder(f"{models}-seamless", splits["train"], splits["dev"], settings["encoder_steps"], seed)
-    finish_world(work, corpus, settings, splits)
+    finish_world(work, preset, corpus, settings, splits)
 
 
 if __name__ == "__main__":

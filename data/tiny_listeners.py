@@ -250,7 +250,7 @@ def draw_rows(rng):
 
 
 def main(argv=None):
-    work, settings = world_settings(__doc__, "tiny_listeners", argv)
+    work, preset, settings = world_settings(__doc__, "tiny_listeners", argv)
     if finished(work, CORPUS, settings):
         return
     begin(work, CORPUS, settings)
@@ -264,7 +264,7 @@ def main(argv=None):
         write_recorded(work, CORPUS, splits, speak_one, jobs, "speak")
         make_whisper(models + "whisper", splits["train"], splits["dev"], settings["whisper_steps"], seed)
         make_bert(models + "bert", seed)
-    finish_world(work, CORPUS, settings, splits)
+    finish_world(work, preset, CORPUS, settings, splits)
 
 
 if __name__ == "__main__":

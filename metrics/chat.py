@@ -16,7 +16,7 @@ import torch
 
 from speech_llm.llm import decode_text
 from speech_llm.resumable import resumable
-from speech_llm.thoughts import close_thought
+from speech_llm.thoughts import NO_THOUGHT, close_thought
 from speech_llm.turns import without_markers
 
 
@@ -31,7 +31,7 @@ def chat_text(tokenizer, chat):
     """Return a chat as the LLM's template writes it. A template without a system turn gets it in the user's turn."""
     from jinja2 import TemplateError
     render = functools.partial(tokenizer.apply_chat_template, add_generation_prompt=True, tokenize=False,
-                               enable_thinking=False)            # Qwen3's name; other templates do not read it
+                               **NO_THOUGHT)
     try:
         return render(chat)
     except TemplateError:

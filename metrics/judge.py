@@ -44,7 +44,7 @@ def messages(question, golden, answer, has_system):
     return [{"role": "user", "content": USER_ALONE.format(**texts)}]
 
 
-def encode(tokenizer, items, device):
+def tokenize(tokenizer, items, device):
     """Return {"input_ids", "attention_mask", "position_ids"}, (B, L), of items [question, golden, answer]."""
     has_system = "system" in tokenizer.chat_template
     # special tokens are added as in bergen, so that a template that writes <bos> itself gets a second one
@@ -57,7 +57,7 @@ def encode(tokenizer, items, device):
 def probabilities(model, tokenizer, items):
     """Return P(Yes) for each [question, golden, answer], among Yes and No as the first token of the verdict."""
     first = [tokenizer.encode(option, add_special_tokens=False)[0] for option in OPTIONS]
-    logits = model(**encode(tokenizer, items, model.device), use_cache=False, logits_to_keep=1).logits     # (B, 1, V)
+    logits = model(**tokenize(tokenizer, items, model.device), use_cache=False, logits_to_keep=1).logits     # (B, 1, V)
     return expectation(logits[:, -1, first], OPTIONS.values()).tolist()
 
 
@@ -70,7 +70,7 @@ def expectation(logits, values):
 def verdicts(model, tokenizer, items):
     """Return 1, 0 or UNPARSABLE for each [question, golden, answer], from what the judge writes greedily."""
     from transformers import GenerationConfig
-    inputs = encode(tokenizer, items, model.device)
+    inputs = tokenize(tokenizer, items, model.device)
     del inputs["position_ids"]                     # generate derives them from the mask
     greedy = GenerationConfig(max_new_tokens=MAX_NEW_TOKENS, do_sample=False, pad_token_id=tokenizer.pad_token_id,
                               eos_token_id=model.generation_config.eos_token_id)

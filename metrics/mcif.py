@@ -171,15 +171,18 @@ def official_scores(output, reference, language, track="short", load_comet=None,
 
     load_comet() returns a function from [source, translation, reference] items to scores, load_bertscore() one from
     [prediction, reference] pairs; both raise ImportError or OSError if a package or weights are missing. SystemExit if
-    an id of the reference is not in the output.
+    some samples of a task are not in the output; a task of which none is there is left out.
     """
     answers = read_output(output, track, language)
     tasks = defaultdict(list)
     for one in read_references(reference, track, language):
         tasks[one["task"]].append(one)
-        missing = [name for name in one["ids"] if name not in answers]
-        if missing:
-            raise SystemExit(f"{output} lacks sample {missing[0]} of {track} {language}, which {reference} has")
+    absent = {task: [name for one in references for name in one["ids"] if name not in answers]
+              for task, references in tasks.items()}
+    unanswered = {task for task in tasks if len(absent[task]) == sum(len(one["ids"]) for one in tasks[task])}
+    for task, names in absent.items():
+        if names and (task not in unanswered or len(unanswered) == len(tasks)):
+            raise SystemExit(f"{output} lacks sample {names[0]} of {track} {language}, which {reference} has")
 
     def mean(load, items):
         if not load:
@@ -203,8 +206,11 @@ def official_scores(output, reference, language, track="short", load_comet=None,
             left_out[task] = "a task that is not scored here"
             continue
         names, score = scorers[task]
+        if task in unanswered:                           # SeamlessM4T answers no questions
+            left_out |= dict.fromkeys(names, f"{output} has no answer to {task} in {language}")
+            continue
         try:
             scores |= dict(zip(names, score(references)))
-        except (ImportError, OSError) as error:
+        except (ImportError, OSError, ValueError) as error:            # ValueError: nothing is left of all references
             left_out |= dict.fromkeys(names, str(error))
     return scores, left_out

@@ -10,8 +10,9 @@ section 4 and appendix A.5).
 reads   the SQA rows of --rows, and <system>/<corpus>.<split>.jsonl of both systems, as infer.py writes them; --human,
         one or several files of --pairs with labels, "A", "B" or "TIE" for each annotator; or lines of {"id": a row's,
         "labels": ["C", "TIE", "cascade"]}
-writes  <out>/<first>-<second>.md, .json and .png, the rates; .verdicts.jsonl, every order, reply and verdict;
-        .replies.jsonl, the judge's replies: a second run asks only about new answers. With --pairs the items alone
+writes  <work>/<run>/pairwise/<first>-<second>.md, .json and .png, the rates, which eval.py adds to results.md;
+        .verdicts.jsonl, every order, reply and verdict; .replies.jsonl, the judge's replies: a second run asks only
+        about new answers. With --pairs the items alone
 
 Which answer is shown as (A) is drawn for each row from --seed and its id, so that each system is both across rows
 (A.5). A reply counts for the choice that stands first after its first "Preferred:"; one without a choice is unparsable,
@@ -63,6 +64,8 @@ TEN = ("en", "fr", "nl", "tr", "de", "ar", "es", "ru", "id", "pl")
 GROUPS = {  # languages over which a mean is taken beside the mean of all; --groups replaces them
     "TEN": TEN,                                                             # of TEN and TEN+AST (section 6)
     "not in TEN": tuple(language for language in ALL_LANGUAGES if language not in TEN),
+    # those that CoVoST 2 has beside English, in either direction; section 6.1
+    "CoVoST 2": ("ar", "de", "es", "fa", "fr", "id", "it", "ja", "nl", "pt", "ru", "tr", "zh"),
     "judged by people": ("ar", "de", "he", "hi", "ko", "pt", "tr", "zh"),   # A.7
 }
 
@@ -150,7 +153,7 @@ def agreement_with_people(labels, winners):
 # --- Files.
 
 def read_lines(path, keys, redo):
-    """Return a file's JSON objects, which have a text under all of the `keys`. SystemExit names file, line and `redo`."""
+    """Return a file's JSON objects, which have a text under all `keys`. SystemExit names file, line and `redo`."""
     if not os.path.exists(path):
         raise SystemExit(f"{path} is missing; {redo}")
     lines = read_json_lines(path, redo, complete=True)
@@ -281,8 +284,10 @@ def parse_arguments(argv):
     parser.add_argument("--human", nargs="*", default=[], help="files with labels of people")
     parser.add_argument("--groups", type=parse_groups, default=GROUPS, help='as in "Romance=fr,it;Slavic=cs,pl"')
     parser.add_argument("--seed", type=int, default=0, help="of which answer is shown first")
-    parser.add_argument("--out", default="work/pairwise")
+    parser.add_argument("--out", default="", help="a folder; else pairwise beside the first system's predictions")
     args = parser.parse_args(argv)
+    run = os.path.dirname(os.path.dirname(os.path.abspath(args.systems[0])))       # <work>/<run>
+    args.out = args.out or os.path.join(os.path.relpath(run), "pairwise")
     if bool(args.judge) == bool(args.pairs):
         raise SystemExit("name a --judge, or a file of --pairs for annotators")
     return args

@@ -26,6 +26,22 @@ def paper_tables(results, names):
     return tables
 
 
+def plan(names, commands):
+    """
+    Return for each of the papers' tables `names` which command fills which row, in Markdown.
+    commands: {system: command}; a row whose system has none is a figure of the paper alone.
+    """
+    lines = ["| table | command | rows |", "|---|---|---|"]
+    for name in names:
+        rows = {}
+        for system in figures(name) if name in TABLES else dict.fromkeys([*LANGUAGE_TABLES[name][0], *commands]):
+            nobody = "any" if system == "rows" else "the paper alone"
+            command = f"`{commands[system]}`" if system in commands else nobody
+            rows.setdefault(command, []).append(system)
+        lines += [f"| {name} | {command} | {', '.join(systems)} |" for command, systems in rows.items()]
+    return "\n".join(lines)
+
+
 def shown_blocks(names):
     """Return the (metric, family of test sets) that the language tables among `names` show."""
     return [(metric, test_sets) for name in names if name in LANGUAGE_TABLES

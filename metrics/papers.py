@@ -195,6 +195,7 @@ SYSTEMS = {  # what the rows are, beyond the systems that every page has
     "C-setup2": "C-setup2: setup 2",
     "cascade": "cascade: Whisper, then the LLM",                                    # the listeners
     "C-ast": "C-ast: ALL+AST", "C-ten": "C-ten: TEN", "C-ten-ast": "C-ten-ast: TEN+AST",
+    "Omni": "Omni: Qwen2.5-Omni", "Omni-FT": "Omni-FT: trained on MultiSpeechQA",
     "C-align": "C-align: stage 1", "C-ten-align": "C-ten-align: TEN, stage 1",
 }
 

@@ -17,8 +17,9 @@ writes  below <out>, the folder speech_ifeval beside the folder of the predictio
 closed, creative    percent of responses that obey their constraint (metrics/ifeval.py)
 cot                 percent of responses that show reasoning, as a judge sees it
 IFrate              the mean of the three; there is none without all three
-forgetting          100 (IFrate - reference) / reference. The reference is the text LLM that reads transcripts. The same
-                    of closed alone stands beside it, because a toy world has nothing else (our choice)
+forgetting          100 (IFrate - reference) / reference. The reference is the text LLM behind the cascade, which reads
+                    Whisper's transcripts; on gold transcripts it may stand beside it. The same of closed alone stands
+                    beside both, because a toy world has nothing else (our choice)
 tasks               closed-ended questions with and without the constraint: WER of the transcript that the judge cuts
                     out of the response; percent of the other responses that the judge calls right
 unparsable          percent of replies without a verdict, which count neither way (the published script stops at one)
@@ -351,15 +352,18 @@ def cell(value):
     return "" if value is None else f"{value:.2f}"
 
 
-def tables(systems, reference=""):
-    """Return three tables in Markdown of {system: scores}; `reference` is the name of the text LLM among them."""
-    names, base = ["closed", "creative", "cot", "IFrate"], systems.get(reference, {})
+def tables(systems, references=()):
+    """Return three tables in Markdown of {system: scores}; `references` are the names of the text LLMs among them."""
+    names = ["closed", "creative", "cot", "IFrate"]
 
     def forgetting(system, name):
-        both = system != reference and base.get(name) and name in systems[system]
-        return cell(forgetting_rate(systems[system][name], base[name]) if both else None)
-    parts = [table(["system", *names, "forgetting", "forgetting, closed", "cot unparsable"], [
-        [system, *(cell(s.get(name)) for name in names), forgetting(system, "IFrate"), forgetting(system, "closed"),
+        rates = [(values.get(name), systems[system].get(name)) for values in map(systems.get, references)]
+        return [cell(forgetting_rate(rate, base) if base and rate is not None and system not in references else None)
+                for base, rate in rates]
+    against = [f" against {name}" for name in references] if len(references) > 1 else [""] * len(references)
+    parts = [table(["system", *names, *(f"forgetting{text}" for text in against),
+                    *(f"forgetting, closed{text}" for text in against), "cot unparsable"], [
+        [system, *(cell(s.get(name)) for name in names), *forgetting(system, "IFrate"), *forgetting(system, "closed"),
          cell(s.get("unparsable"))] for system, s in systems.items()])]
     ids = [*CLASSES, *CLOSED, *CREATIVE]
     parts.append(table(["constraint", "items", *systems], [
@@ -378,7 +382,7 @@ def parse_arguments(argv):
     """Return the arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("systems", nargs="+", help="folders of responses")
-    parser.add_argument("--reference", default="", help="folder of the text LLM's responses")
+    parser.add_argument("--reference", nargs="+", default=[], help="folders of the text LLM's responses")
     parser.add_argument("--corpus", default=CORPUS, help="whose questions: the benchmark's, or a toy world's")
     parser.add_argument("--data", default="", help="its questions; else <work>/raw/<corpus>/eval_data")
     parser.add_argument("--judge", default="", help="a chat LLM, folder or hub name; or contains")
@@ -392,7 +396,7 @@ def main(argv=None):
     out = args.out or os.path.join(os.path.relpath(run), "speech_ifeval")
     raw = os.path.join(os.path.dirname(run), "raw", args.corpus)
     data = args.data or os.path.join(questions_folder(raw), "eval_data")
-    folders = list(dict.fromkeys(filter(None, [*args.systems, args.reference])))
+    folders = list(dict.fromkeys([*args.systems, *args.reference]))
     names = [os.path.basename(os.path.normpath(folder)) for folder in folders]
     if len({*names}) < len(names):
         raise SystemExit(f"two systems have one name: {', '.join(names)}; score them one by one, each with an --out")
@@ -402,7 +406,7 @@ def main(argv=None):
         if args.judge:
             groups = judged(groups, args.judge, os.path.join(out, f"{name}.replies.jsonl"))
         systems[name] = scores(groups)
-    text = tables(systems, names[folders.index(args.reference)] if args.reference else "")
+    text = tables(systems, [names[folders.index(folder)] for folder in args.reference])
     if args.corpus == CORPUS and not all("IFrate" in values for values in systems.values()):
         text += "\n\nno IFrate without closed, creative and a judge of cot: --judge names a chat LLM"
     for name, values in systems.items():

@@ -13,15 +13,14 @@ import os
 import numpy as np
 import soundfile
 
-from speech_llm.streams import (SLACK, OneWay, format_of, is_cut_off, is_misstated, read_frames, read_streams,
-                                stated_seconds)
+from speech_llm.streams import SLACK, OneWay, format_of, has_more, read_frames, read_streams, stated_seconds
 
 SAMPLE_RATE = 16_000                         # Hz, of every wave that is returned
 MIN_SECONDS = 0.04                           # the first encoder frame takes 0.035 s
 KERNEL = 2**26                               # numbers in the resampling filter: 1 GB for a prime rate (our choice)
-CANCEL = 0.1                                 # RMS of the mean of the channels to their own, if they cancel (our choice)
-LOUDEST = 16                                 # full scale is 1; float samples above this are integers' (our choice)
-QUIETEST = 2**-15                            # one step of 16 bits: silence with dither (our choice)
+CANCEL = 0.1                                 # channels cancel if the RMS of their mean is below this share (our choice)
+LOUDEST = 16                                 # full scale is 1; larger samples are on a scale of integers (our choice)
+QUIETEST = 2**-15                            # a peak of one step of 16 bits is silence with dither (our choice)
 PAUSE = SAMPLE_RATE // 5                     # samples: a cut falls in the quietest 0.2 s of what may be cut
 
 
@@ -29,9 +28,9 @@ def read_audio(path, start=None, end=None, longest=math.inf):
     """
     Return a file, or its slice from `start` to `end` in seconds, as float32 (samples,) at 16 kHz.
 
-    The channels are averaged; if they cancel each other, the first one is taken. Raise a ValueError that names the file
-    and the reason if the audio is missing, damaged, truncated, shorter than MIN_SECONDS, longer than `longest` seconds,
-    not finite, not on a scale of 1, or of a sample rate that no recording has.
+    The channels are averaged; if they cancel each other, the first one with sound is taken. Raise a ValueError that
+    names the file and the reason if the audio is missing, damaged, truncated, shorter than MIN_SECONDS, longer than
+    `longest` seconds, not finite, not on a scale of 1, or of a sample rate that no recording has.
     """
     where = path if start is None else f"{path} from {start} to {end} s"
     if not os.path.isfile(path):
@@ -86,7 +85,7 @@ def read_slice(path, start, end, longest):
         try:
             frames, rate = read_as_stated(raw, start, end, longest)
         except soundfile.SoundFileError:     # libsndfile can fail where one stream ends and the next begins
-            if not format_of(head):
+            if not format_of(path, head):
                 raise
             frames = None
     return cut(read_streams(path), start, end) if frames is None else to_mono(frames, rate)
@@ -103,10 +102,8 @@ def read_as_stated(raw, start, end, longest):
         wanted = min(last - first, longest * rate + 1)
         frames, place = read_frames(file, first, wanted)
         if len(frames) < wanted:             # the file ends within the slice
-            if is_misstated(file, raw, place):
+            if has_more(file, raw, place):
                 return None, rate
-            if is_cut_off(file, raw, place, file.frames):
-                raise ValueError(f"truncated, {place / rate:.2f} s could be decoded")
             if place + SLACK * rate < last < math.inf:
                 raise ValueError(f"the file ends at {place / rate:.2f} s")
     return frames, rate
@@ -126,19 +123,23 @@ def to_mono(frames, rate):
     import torchaudio
     if SAMPLE_RATE * rate > KERNEL * math.gcd(SAMPLE_RATE, rate)**2:
         raise ValueError(f"a sample rate of {rate} Hz")
-    peak = max(frames.max(), -frames.min()) if len(frames) else 0.0
+    if not len(frames):
+        return np.zeros(0, np.float32)
+    channels = np.ascontiguousarray(frames.T)
+    lows, highs = channels.min(axis=1), channels.max(axis=1)
+    peak = max(-lows.min(), highs.max())
     if not math.isfinite(peak):
         raise ValueError("samples that are not finite")
     if peak > LOUDEST:
         raise ValueError(f"samples up to {peak:g}, where full scale is 1")
-    if peak <= QUIETEST:
+    if (highs - lows).max() <= 2 * QUIETEST:
         return np.zeros(-(-len(frames) * SAMPLE_RATE // rate), np.float32)
-    wave = frames[:, 0].copy()
-    if frames.shape[1] > 1:
-        mean = frames.mean(axis=1)
-        energies = np.einsum("i,i", mean, mean) / len(mean), np.einsum("ij,ij", frames, frames) / frames.size
-        if energies[0] > CANCEL**2 * energies[1]:        # else in antiphase: their mean is rounding noise
-            wave = mean
+    wave = channels.mean(axis=0)
+    if len(channels) > 1:
+        variances = channels.var(axis=1)     # a constant is no sound
+        least = CANCEL**2 * variances.mean()
+        if wave.var() <= least:              # in antiphase: the mean is rounding noise
+            wave = channels[(variances > least).argmax()]
     return torchaudio.functional.resample(torch.from_numpy(wave), rate, SAMPLE_RATE).numpy()
 
 

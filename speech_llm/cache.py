@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from speech_llm.constants import provenance, require
+from speech_llm.constants import command, provenance, require
 from speech_llm.files import read_json, replace_file, write_json, write_json_lines
 from speech_llm.index import Rows, hash_of, hashes_of, open_index, open_rows
 from speech_llm.rows import remake, rows_file
@@ -69,13 +69,14 @@ class Features:
         return self.shards[shard][first:first + length]
 
 
-def open_features(folder, expect=None):
+def open_features(folder, expect=None, again="python extract_features.py"):
     """
     Return a finished cache as Features; no frame is read before it is used. ValueError if a shard is damaged.
-    expect: what a stage counts on, such as {"encoder": name, "mean": 3}; a cache made otherwise is refused.
+    expect: what a stage counts on, such as {"encoder": name, "mean": 3}; a cache made otherwise is refused. again: the
+    command that makes the caches of the system.
     """
     corpus, split = os.path.normpath(folder).split(os.sep)[-2:]
-    redo = f"python extract_features.py --preset PRESET --corpora {corpus} --splits {split}"
+    redo = f"{again} --corpora {corpus} --splits {split}"
     remove = f"remove {folder} and run: {redo}"
     config = read_json(require(os.path.join(folder, "config.json"), redo), remove)
     shards, hashes, places = [], [], []
@@ -204,7 +205,7 @@ def load_rows(c, split, origin=None):
     for corpus, path in paths.items() if origin else ():
         if any(kind.speech for kind in open_index(path)[1]):
             folder = features_folder(c.work, origin["encoder"], origin["mean"], corpus, split)
-            caches[corpus] = open_features(folder, origin)
+            caches[corpus] = open_features(folder, origin, command("extract_features", c))
     refuse_shared(caches)
     rows, missing = open_rows(paths, caches if origin else None) if paths else (Rows({}, None), 0)
     if not len(rows) or origin and not caches:

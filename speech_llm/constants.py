@@ -124,6 +124,24 @@ def command(stage, c):
     return f"python {stage}.py --preset {shlex.quote(c.preset)}{work_option(c.work)}"
 
 
+def next_command(stage, c):
+    """
+    Return the command of the stage that follows `stage` in the page's `stages`, for a message. Where the page names no
+    stages, or does not name this one, it is the next of STAGES.
+    """
+    page, this = read_page(c.preset), c.preset.replace("-", "_")
+    entries = [entry.split() for group in page.get("stages", STAGES[:-1])
+               for entry in ([group] if isinstance(group, str) else group)]
+    entries.append(["eval"])
+    by_name = [stage, "--preset", this]                  # an entry of another page, such as listeners_align
+    place = next((n for entry in (by_name, [stage]) for n, words in enumerate(entries) if words == entry), None)
+    if place is None:
+        return command(STAGES[min(STAGES.index(stage) + 1, len(STAGES) - 1)], c)
+    name, *words = entries[place + 1]
+    preset = words[1] if words else page["base"] if entries[place] == by_name else c.preset
+    return f"python {name}.py --preset {shlex.quote(preset)}{work_option(c.work)}"
+
+
 def require(path, command):
     """Return `path` if it exists; else exit and name the command that makes it."""
     if not os.path.exists(path):
@@ -145,6 +163,12 @@ def pick_device():
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))    # torchrun sets LOCAL_RANK
     return torch.device("cpu")
+
+
+def gpu_memory():
+    """Return {"peak_gb": the most memory of the GPU that this process has held}; {} without a GPU."""
+    import torch
+    return {"peak_gb": torch.cuda.max_memory_allocated() / 1e9} if torch.cuda.is_available() else {}
 
 
 def provenance():

@@ -34,13 +34,14 @@ def corpus_shares(shares, task, language):
     return shares.get(f"{task} {language}", shares.get(task, {}))
 
 
-def draw(rows, mixture, shares, batch, batch_sqa, seed, paired_text=False):
+def draw(rows, mixture, shares, batch, batch_sqa, seed, paired_text=False, mixed=False):
     """
     Yield draws without end, each (rows, text) of one task, language, validity and corpus (2025, section 3, Table 13).
 
     The task is drawn by its share, then language and validity, then the corpus; then the next `batch` rows of that
     pool come, in an order that is shuffled anew when it ends. With `paired_text` every draw of ST or SQA is followed by
-    one of its text task, MT or QA, with rows of their own (section 5.1 C). SystemExit for a kind without rows.
+    one of its text task, MT or QA, with rows of their own (section 5.1 C). With `mixed` a draw is of one task, and
+    language, validity and corpus are drawn for each of its rows. SystemExit for a kind without rows.
     """
     pools = pools_of(rows)
     kinds = cells(mixture)
@@ -51,22 +52,24 @@ def draw(rows, mixture, shares, batch, batch_sqa, seed, paired_text=False):
                                  "but no row is of that kind")
     rng, shuffle, orders = random.Random(seed), np.random.default_rng(seed), {}
 
-    def next_rows(kind):
+    def next_rows(kind, count):
         task, language, _ = kind
         corpora, table = pools[kind], corpus_shares(shares, task, language)
         weights = [table.get(corpus, 0) for corpus in corpora]
         corpus = rng.choices(list(corpora), weights if any(weights) else [len(pool) for pool in corpora.values()])[0]
         if (kind, corpus) not in orders:
             orders[kind, corpus] = endless(corpora[corpus], shuffle)
-        return [rows[next(orders[kind, corpus])] for _ in range(batch_sqa if task == "SQA" else batch)]
+        return [rows[next(orders[kind, corpus])] for _ in range(count)]
 
     while True:
         task = rng.choices(list(mixture), [share for share, _ in mixture.values()])[0]
         choices = [kind for kind in kinds if kind[0] == task]
-        _, language, answerable, _ = rng.choices(choices, [share for *_, share in choices])[0]
-        yield next_rows((task, language, answerable)), task in TEXT_TASK.values()
-        if paired_text and task in TEXT_TASK:
-            yield next_rows((TEXT_TASK[task], language, answerable)), True
+        size = batch_sqa if task == "SQA" else batch
+        drawn = rng.choices(choices, [share for *_, share in choices], k=size if mixed else 1)
+        for name in (task, TEXT_TASK[task]) if paired_text and task in TEXT_TASK else (task,):
+            count = 1 if mixed else batch_sqa if name == "SQA" else batch
+            pools_drawn = [(name, *kind) for _, *kind, _ in drawn]
+            yield [row for pool in pools_drawn for row in next_rows(pool, count)], name in TEXT_TASK.values()
 
 
 def pools_of(rows):

@@ -4,21 +4,27 @@ All commands of a system, in order: what `bash run_all.sh` runs.
     python -m speech_llm.pipeline tiny                     # rows, features, training, answers, scores
     python -m speech_llm.pipeline tiny ablations           # after it: the variants of C
     python -m speech_llm.pipeline tiny sweep               # after it: Speech-IFEval; C's adapters at several strengths
+    python -m speech_llm.pipeline listeners pairwise       # a judge compares pairs of systems, the last step of all
+    python -m speech_llm.pipeline iwslt25 rehearse         # before it: all of it in miniature, see data/rehearse.py
     python -m speech_llm.pipeline iwslt25 --dry            # print the commands, run nothing
 
-The lists come from the system's page in config/: `world` or `recipes`, `stages`, `ablations`, `sweep`. Entries of
-`stages` in one tuple need nothing of each other; without a GPU they run side by side and share the cores.
-Environment variables: NPROC is the number of processes of every stage, one GPU each; TTS is the speech synthesis
-command of data/multispeechqa.py; JUDGE replaces the page's judge of the sweep.
+The lists come from the system's page in config/: `world` or `recipes`, `stages`, `pairwise`, `ablations`, `sweep`.
+Entries of `stages` in one tuple need nothing of each other; without a GPU they run side by side and share the cores.
+Environment variables: NPROC is the largest number of processes of a stage, one GPU each (a training stage has as many
+as can share its `accumulate` equally); TTS is the speech synthesis command of data/multispeechqa.py; JUDGE replaces the
+page's judges of `pairwise` and `sweep`.
 """
 import argparse
+import glob
+import math
 import os
 import shlex
 import subprocess
 import sys
 import time
 
-from speech_llm.constants import STAGES, pick_device, read_page
+from speech_llm.constants import STAGES, pick_device, read_page, stage_constants
+from speech_llm.rows import PROJECT
 
 SEEDED = ("train_projector", "train_lora", "merge_sft")
 
@@ -26,17 +32,20 @@ SEEDED = ("train_projector", "train_lora", "merge_sft")
 def stage_command(entry, preset, work, seed, *more):
     """Return the command of a stage as a list. `entry` is the stage's name and, after it, arguments of its own."""
     stage, *words = entry.split()
+    page = words[words.index("--preset") + 1] if "--preset" in words else preset
     processes = int(os.environ.get("NPROC", 1))
+    if stage in SEEDED:                      # the processes share the draws of a step equally
+        processes = math.gcd(processes, (read_page(page).get(stage) or {}).get("accumulate", processes))
     launcher = (["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
                 if processes > 1 and stage != "eval" else [])
     seeded = ["--seed", str(seed)] if stage in SEEDED else []
-    page = [] if "--preset" in words else ["--preset", preset]
-    return [*launcher, f"{stage}.py", *page, *words, "--work", work, *seeded, *more]
+    words = words if "--preset" in words else ["--preset", preset, *words]
+    return [*launcher, f"{stage}.py", *words, "--work", work, *seeded, *more]
 
 
 def recipe_commands(page, part, work):
     """Return the commands of the page's recipes, or of those of its `sweep`."""
-    recipes = {"": page["recipes"], "ablations": [], "sweep": page.get("sweep", {}).get("recipes", [])}[part]
+    recipes = {"": page["recipes"], "sweep": page.get("sweep", {}).get("recipes", [])}.get(part, [])
     commands = [["-m", f"data.{recipe.split()[0]}", *recipe.split()[1:], "--work", work] for recipe in recipes]
     for command in commands:
         if command[1] == "data.multispeechqa" and os.environ.get("TTS"):
@@ -46,7 +55,9 @@ def recipe_commands(page, part, work):
 
 def check_command(page, part, preset, work):
     """Return [the command that says at once what a real run lacks]; [] for a toy, which needs nothing."""
-    return [["-m", "data.check", preset, *[part] * bool(part), "--work", work]] if "recipes" in page else []
+    if "recipes" not in page or part == "pairwise":
+        return []
+    return [["-m", "data.check", preset, *[part] * bool(part), "--work", work]]
 
 
 def run_commands(page, preset, work, seed):
@@ -55,7 +66,28 @@ def run_commands(page, preset, work, seed):
     rows = recipe_commands(page, "", work) if "recipes" in page else [
         ["-m", f"data.{page['world']['recipe']}", "--preset", preset, "--work", work, "--seed", str(seed)]]
     return ([[command] for command in rows]
-            + [[stage_command(entry, preset, work, seed) for entry in group] for group in entries])
+            + [[stage_command(entry, preset, work, seed) for entry in group] for group in entries]
+            + pairwise_commands(page, preset, work, seed))
+
+
+def pairwise_commands(page, preset, work, seed):
+    """
+    Return the commands of the page's `pairwise`, [] without it: a judge compares two systems, which the page names as
+    "first second", and eval.py adds the rates to its tables; "run/system" is a system of another page. A pair is left
+    out if one of its systems is not of this page and has no predictions.
+    """
+    settings, commands = page.get("pairwise", {"pairs": []}), []
+    systems = {entry.partition(":")[0] for entry in page.get("common", {}).get("systems", "").split(",")}
+    for pair in settings["pairs"]:
+        places = [("/" + name).rpartition("/") for name in pair.split()]
+        folders = [os.path.join(work, run.strip("/") or page["run"], "predictions", name) for run, _, name in places]
+        if all(not run and name in systems or os.path.isdir(folder) for (run, _, name), folder in zip(places, folders)):
+            rows = os.path.join(work, "rows", *settings["test_set"].split(".")) + ".jsonl"
+            judge = os.environ.get("JUDGE") or settings["judge"]
+            commands.append([["-m", "metrics.pairwise", *folders, "--judge", judge, "--rows", rows]])
+    if commands:
+        commands.append([stage_command("eval", preset, work, seed)])
+    return commands
 
 
 def ablation_commands(page, preset, work, seed):
@@ -76,7 +108,7 @@ def ablation_commands(page, preset, work, seed):
 def sweep_commands(page, preset, work, seed):
     """
     Return the commands of the page's `sweep`: Speech-IFEval of the text LLM and of trained systems, and of the last of
-    them with its adapters at every strength.
+    them with its adapters at every strength. What is forgotten is told against each system of `reference`.
     """
     sweep = page["sweep"]
     rows = recipe_commands(page, "sweep", work) if "recipes" in sweep else []
@@ -85,7 +117,8 @@ def sweep_commands(page, preset, work, seed):
     cap = ["--max_new_tokens", str(sweep["max_new_tokens"])] if "max_new_tokens" in sweep else []
     scaled, scales = sweep["scaled"], [float(scale) for scale in sweep["scales"].split(",")]
     tests = ",".join(filter(None, (sweep.get("test_sets"), sweep["constraint_sets"])))
-    names = [entry.partition(":")[0] for entry in sweep["systems"].split(",") if entry != sweep["reference"]]
+    references = sweep["reference"].split(",")
+    names = [entry.partition(":")[0] for entry in sweep["systems"].split(",") if entry not in references]
     names += [scaled.partition(":")[0] + ("" if scale == 1 else f"@{scale:g}") for scale in scales]
     folder = os.path.join(work, page["run"], "predictions")
     return [[command] for command in [
@@ -95,9 +128,23 @@ def sweep_commands(page, preset, work, seed):
         stage_command("infer", preset, work, seed, "--systems", scaled, "--lora_scale", sweep["scales"],
                       "--test_sets", tests, *cap),
         ["-m", "metrics.speech_ifeval", *(os.path.join(folder, name) for name in names),
-         "--reference", os.path.join(folder, sweep["reference"]), "--corpus", sweep["corpus"],
+         "--reference", *(os.path.join(folder, name) for name in references), "--corpus", sweep["corpus"],
          "--judge", os.environ.get("JUDGE") or sweep["judge"]],
         stage_command("eval", preset, work, seed)]]
+
+
+def fillers(run):
+    """Return {system: the command that decodes it} of all pages of config/ that write to the folder `run`."""
+    commands = {}
+    for path in sorted(glob.glob(os.path.join(PROJECT, "config", "*.py"))):
+        name = os.path.basename(path)[:-len(".py")]
+        page = read_page(name)
+        if page["run"] == run and "recipes" in page:
+            systems = stage_constants("infer", page)["systems"].split(",")
+            names = {system.partition(":")[0]: f"bash run_all.sh {name}" for system in systems}
+            ablated = {f"C-{ablation}": f"bash run_all.sh {name} ablations" for ablation in page.get("ablations", {})}
+            commands = {**names, **ablated, **commands}                # a variant's page repeats what its base has
+    return commands
 
 
 def run_side_by_side(commands):
@@ -124,26 +171,33 @@ def run_side_by_side(commands):
             raise SystemExit(max(failed[0], 1))
 
 
-PARTS = {"": run_commands, "ablations": ablation_commands, "sweep": sweep_commands}
+PARTS = {"": run_commands, "pairwise": pairwise_commands, "ablations": ablation_commands, "sweep": sweep_commands}
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("preset", nargs="?", default="tiny", help="a page of config/, or the path of a page")
-    parser.add_argument("part", nargs="?", default="", choices=list(PARTS), help="empty for the system itself")
+    parser.add_argument("part", nargs="?", default="", choices=[*PARTS, "rehearse"], help="empty for the system itself")
+    parser.add_argument("of", nargs="?", default="", choices=list(PARTS), help="after rehearse: the part to rehearse")
     parser.add_argument("--work", default="work", help="root folder of everything that is written")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dry", action="store_true", help="print the commands and run nothing")
     args = parser.parse_args(argv)
     page = read_page(args.preset)
-    if args.part and args.part not in page:
-        raise SystemExit(f"{page['file']} has no {args.part}")
+    part = args.of if args.part == "rehearse" else args.part
+    if part and part not in page:
+        raise SystemExit(f"{page['file']} has no {part}")
     unknown = {entry.split()[0] for group in page["stages"] for entry in ([group] if isinstance(group, str) else group)}
     unknown -= {*STAGES}
     if unknown:
         raise SystemExit(f"{page['file']}: {', '.join(unknown)} is not one of the stages {', '.join(STAGES)}")
-    check = check_command(page, args.part, args.preset, args.work)
-    for commands in [*[[command] for command in check], *PARTS[args.part](page, args.preset, args.work, args.seed)]:
+    if args.part == "rehearse":
+        groups = [[["-m", "data.rehearse", args.preset, *[part] * bool(part), "--work", args.work,
+                    "--seed", str(args.seed)]]]
+    else:
+        groups = [*[[command] for command in check_command(page, part, args.preset, args.work)],
+                  *PARTS[part](page, args.preset, args.work, args.seed)]
+    for commands in groups:
         if args.dry:
             print("\n".join(shlex.join(["python", *command]) for command in commands))
         else:

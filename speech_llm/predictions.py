@@ -26,6 +26,20 @@ COPIES, LONGEST, SHORTEST = 4, 32, 16       # a loop: 4 copies of at most 32 tok
 AGAIN = "remove it and run the same command again"
 
 
+def parse_system(entry):
+    """
+    Return (name, folder of a stage, model of the hub) of an entry of --systems; what an entry has not is "".
+    "llm" is a name, "C:merged" a name and a stage, "hub:Qwen/Qwen2-Audio-7B-Instruct" a model with its own name.
+    """
+    name, _, rest = entry.partition(":")
+    return (model_name(rest), "", rest) if name == "hub" and rest else (name, rest, "")
+
+
+def model_name(model):
+    """Return the last part of a model's name, without a revision: "model" of "owner/model@revision"."""
+    return os.path.basename(model.partition("@")[0].rstrip("/"))
+
+
 def tasks_answered(system, text, test_set):
     """
     Return the tasks of the rows that a system answers on a test set; `text`: it reads transcripts in place of speech.

@@ -8,7 +8,7 @@ The prompts of the papers: from a row to the token ids that the LLM reads, in tr
 Prompt styles: "2025" (IWSLT 2025, section 4 and appendix A.4), "2026" and "2026-zero-shot" (IWSLT 2026, Table 7),
 "listeners" (multilingual listeners, A.6), "omni" (Qwen2.5-Omni).
 """
-from speech_llm.turns import encode, turn_of
+from speech_llm.turns import tokenize, turn_of
 
 
 TASK_LINES = {  # the language of the instruction is the language of the answer (2025, appendix A.4)
@@ -64,6 +64,15 @@ def spoken_instruction(row):
     return SPOKEN[row["task"]].format(TRANSLATED_INTO.get(row["language"]))
 
 
+def instruction(row, prompt="2025"):
+    """Return the instruction alone, for a model that puts it beside the audio itself; "" where the speech asks."""
+    if prompt in ("listeners", "omni"):
+        return spoken_instruction(row)
+    if row["task"] in ("SQA", "MCQ"):
+        return row["question"].strip()
+    return question_line(row).removeprefix("Question: ").strip()
+
+
 def user_turn(row, text=False, prompt="2025"):
     """Return the user's words (before, after) the speech; with `text` all of them, and `after` is empty."""
     if prompt in ("listeners", "omni"):
@@ -95,9 +104,9 @@ def encode_prompt(tokenizer, row, text=False, prompt="2025"):
     """Return the token ids (before, after) of the speech; the two are tokenised apart (2025, section 4)."""
     turn, (before, after) = turn_of(tokenizer), user_turn(row, text, prompt)
     if text:
-        return encode(tokenizer, turn.head, before, turn.tail), []
+        return tokenize(tokenizer, turn.head, before, turn.tail), []
     begin, end = audio_tags(tokenizer, prompt)
-    return encode(tokenizer, turn.head, before, begin), encode(tokenizer, end, after, turn.tail)
+    return tokenize(tokenizer, turn.head, before, begin), tokenize(tokenizer, end, after, turn.tail)
 
 
 def encode_answer(tokenizer, row):
@@ -106,9 +115,9 @@ def encode_answer(tokenizer, row):
     the ids that the target has after the assistant's header, where a word may have no space before it.
     """
     turn, answer = turn_of(tokenizer), row["target"].strip()
-    header = encode(tokenizer, turn.tail, "", "")
-    ids = encode(tokenizer, turn.tail + turn.lead, answer, turn.end)
-    return ids[len(header):] if ids[:len(header)] == header else encode(tokenizer, turn.lead, answer, turn.end)
+    header = tokenize(tokenizer, turn.tail, "", "")
+    ids = tokenize(tokenizer, turn.tail + turn.lead, answer, turn.end)
+    return ids[len(header):] if ids[:len(header)] == header else tokenize(tokenizer, turn.lead, answer, turn.end)
 
 
 def prompts_of(tokenizer, prompt):

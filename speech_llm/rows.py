@@ -96,6 +96,12 @@ def corpus_of(row):
     return row["id"].split("/")[0]
 
 
+def source_language(row):
+    """Return the language of a translation row's speech: that of the corpus covost2-<language>_en, else English."""
+    pair = re.fullmatch(r"covost2-(\w+)_en", corpus_of(row))
+    return pair[1] if pair else "en"
+
+
 def check(rows, path):
     """Raise ValueError for the first defect: in a row, an id used twice, one utterance with two recordings."""
     ids, sources = set(), {}

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from speech_llm.constants import provenance
+from speech_llm.constants import gpu_memory, provenance
 from speech_llm.files import lock, read_json_lines, replace_file, write_json, writing
 from speech_llm.stage import load_tensors, refuse_other_constants
 from speech_llm.training import in_background, optimizer_step, processes, total_loss
@@ -90,7 +90,7 @@ class Run:
         def encoded():
             for number, rows in enumerate(steps()):
                 if number >= first:
-                    samples = [objective.encode(row, text) for row, text in rows]
+                    samples = [objective.sample(row, text) for row, text in rows]
                     there = [sample for sample in samples if sample]
                     yield there, objective.batches(there), len(samples) - len(there)
         return in_background(encoded())
@@ -170,7 +170,7 @@ class Run:
         if self.rank == 0:
             write_json(os.path.join(self.folder, "config.json"),
                        {**asdict(self.c), **self.facts, "trained": list(self.trained), "kept_step": step or self.step,
-                        **facts, **provenance()})
+                        **facts, **gpu_memory(), **provenance()})
             with suppress(FileNotFoundError):
                 os.remove(os.path.join(self.folder, "resume.pt"))
             print(f"weights of step {step or self.step} in {self.folder}/weights.pt, losses in log.jsonl\n"
@@ -185,9 +185,8 @@ class Run:
         return read_json_lines(self.log_path, self.redo)
 
     def scored_lines(self):
-        """Return the lines of the validations that hold scores of decoded answers, in the first process."""
-        lines = self.log_lines() if self.rank == 0 else []             # other processes may come before it is written
-        return [line for line in lines if {"BLEU", "WER", "SQA"} & line.keys()]
+        """Return the lines of the validations that hold scores of decoded answers."""
+        return [line for line in self.log_lines() if {"BLEU", "WER", "SQA"} & line.keys()]
 
     def write(self, **values):
         """Append a line to log.jsonl."""

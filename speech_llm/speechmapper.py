@@ -116,7 +116,7 @@ class TableObjective:
         if table.device.type == "cuda":      # TF32 for the scores: an A100 has 156 TFLOP/s of it, of float32 19.5
             torch.set_float32_matmul_precision("high")
 
-    def encode(self, row, text=False):
+    def sample(self, row, text=False):
         """
         Return a sample: the frames, a token id for every slot and the letters for CTC, of the normalised transcript.
         Return None if the transcript has more tokens than there are slots.
@@ -144,15 +144,16 @@ class TableObjective:
                                                        batch.lengths.to(device, non_blocking=True))  # (B, T', M)
             output, lengths = self.mapper.second(middle, middle_lengths)                             # (B, slots, D)
             labels = self.head(middle)                                                               # (B, T', labels)
-        output = output.float()[~padding_mask(output, lengths)]                                      # (N, D)
-        target = torch.tensor([token for s in batch.samples for token in s["target"]], device=device)
+        ctc = ctc_loss(labels, middle_lengths, [s["letters"] for s in batch.samples], 0)
+        return torch.cat([self.table_losses(batch, output.float(), lengths), ctc[None]])
+
+    def table_losses(self, batch, output, lengths):
+        """Return the sums (3,) of L1, cosine and softmax over the slots of a micro-batch: output (B, slots, D)."""
+        output = output[~padding_mask(output, lengths)]                                              # (N, D)
+        target = torch.tensor([token for s in batch.samples for token in s["target"]], device=output.device)
         wanted = self.table[target]                                                                  # (N, D)
-        letters = torch.tensor([letter for s in batch.samples for letter in s["letters"]], device=device)
-        counts = torch.tensor([len(s["letters"]) for s in batch.samples], device=device)
-        ctc = F.ctc_loss(labels.float().log_softmax(-1).transpose(0, 1), letters, middle_lengths, counts,
-                         reduction="none", zero_infinity=True) / counts.clamp(min=1)
         return torch.stack([(output - wanted).abs().mean(1).sum(), (1 - F.cosine_similarity(output, wanted)).sum(),
-                            SoftmaxLoss.apply(F.normalize(output), target, self.directions), ctc.sum()])
+                            SoftmaxLoss.apply(F.normalize(output), target, self.directions)])
 
     def report(self, samples):
         """
@@ -169,6 +170,15 @@ class TableObjective:
                 "nearest": 100 * right / slots}
 
 
+def ctc_loss(scores, lengths, targets, blank):
+    """Return the sum over utterances of CTC a label: scores (B, T, V), their lengths (B,), B lists of labels."""
+    counts = torch.tensor([len(target) for target in targets], device=scores.device)
+    labels = torch.tensor([label for target in targets for label in target], device=scores.device)
+    losses = F.ctc_loss(scores.float().log_softmax(-1).transpose(0, 1), labels, lengths, counts, blank,
+                        reduction="none", zero_infinity=True)
+    return (losses / counts.clamp(min=1)).sum()
+
+
 class SlotTargets:
     """
     targets(row, slots) -> a token id for each slot, the transcript's tokens and then pads; None for too many tokens.
@@ -178,12 +188,16 @@ class SlotTargets:
     def __init__(self, tokenizer, pad_token, normalize):
         self.tokenizer, self.normalize = tokenizer, normalize
         self.pad = tokenizer.convert_tokens_to_ids(pad_token)
-        if self.pad in (None, tokenizer.unk_token_id):
+        if pad_token not in tokenizer.get_vocab():
             raise SystemExit(f"--pad_token {pad_token}: the LLM's tokenizer has no such token")
 
     def __call__(self, row, slots):
-        tokens = encode_text(self.tokenizer, normalized(row) if self.normalize else row["transcript"].strip())
+        tokens = self.tokens(row)
         return tokens + [self.pad] * (slots - len(tokens)) if len(tokens) <= slots else None
+
+    def tokens(self, row):
+        """Return the token ids of the transcript."""
+        return encode_text(self.tokenizer, normalized(row) if self.normalize else row["transcript"].strip())
 
 
 def normalized(row):

@@ -35,7 +35,7 @@ def open_stage(folder, command="bash run_all.sh, which makes the stages in order
     weights = load_tensors(path, redo)
     for section in config["trained"]:
         tensors = weights.get(section) if isinstance(weights, dict) else None
-        if not isinstance(tensors, dict) or {type(tensor) for tensor in tensors.values()} != {torch.Tensor}:
+        if not isinstance(tensors, dict) or any(type(tensor) is not torch.Tensor for tensor in tensors.values()):
             raise SystemExit(f"{path} holds no {section}; {redo}")
     return Stage(folder, config, weights)
 

@@ -7,27 +7,28 @@ Thoughts that an LLM writes before it answers: left empty in prompts, cut from a
 import functools
 
 
+NO_THOUGHT = {"enable_thinking": False, "thinking": False, "reasoning": False}    # names that chat templates read
 THOUGHTS = {  # how a thought begins: how it ends
-    "<think>": "</think>", "<thinking>": "</thinking>", "<seed:think>": "</seed:think>", "[THINK]": "[/THINK]",
-    "<|START_THINKING|>": "<|END_THINKING|>",
-    "<|channel|>analysis<|message|>": "<|channel|>final<|message|>"}        # gpt-oss
+    "<think>": "</think>", "<thinking>": "</thinking>", "<thought>": "</thought>", "<seed:think>": "</seed:think>",
+    "[THINK]": "[/THINK]", "\u25c1think\u25b7": "\u25c1/think\u25b7",                # Kimi
+    "<|START_THINKING|>": "<|END_THINKING|>", "<|inner_prefix|>": "<|inner_suffix|>",      # Cohere, Apertus
+    "<|channel>": "<channel|>", "<|think|>": "<|content|>",                         # Gemma 4, Solar
+    "<|channel|>analysis<|message|>": "<|channel|>final<|message|>"}                # gpt-oss
+HEADERS = {"<|start|>assistant": "<|channel|>final<|message|>"}     # gpt-oss: what stands before an answer
 
 
 def close_thought(prompt):
-    """Return the prompt with an end for the thought that its last words open."""
+    """Return the prompt with an end for the thought that its last words open, or that the LLM would begin with."""
     for opening, closing in THOUGHTS.items():
         if prompt.rstrip().endswith(opening):
             return f"{prompt.rstrip()}\n\n{closing}\n\n"
-    return prompt
+    return prompt + next((answer for header, answer in HEADERS.items() if prompt.endswith(header)), "")
 
 
 def after_thought(text):
-    """Return what an answer says after its last thought; "" if its thought has no end."""
+    """Return what an answer says after its last whole thought and before a thought that has no end."""
     for opening, closing in THOUGHTS.items():
-        if closing in text:
-            text = text.rpartition(closing)[2]
-        elif opening in text:
-            return ""
+        text = text.rpartition(closing)[2].partition(opening)[0]
     return text.strip()
 
 
@@ -52,10 +53,9 @@ def position_after(ids, part):
 
 
 def ids_after_thought(tokenizer, ids):
-    """Return the ids after the last thought whose markers are tokens; [] if the thought has no end."""
+    """Return the ids after the last whole thought whose markers are tokens, and before a thought that has no end."""
     for opening, closing in marker_ids(tokenizer):
-        if end := position_after(ids, closing):
-            ids = ids[end:]
-        elif position_after(ids, opening):
-            return []
+        ids = ids[position_after(ids, closing):]
+        if end := position_after(ids, opening):
+            ids = ids[:end - len(opening)]
     return ids

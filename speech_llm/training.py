@@ -5,7 +5,7 @@ An objective answers what the training loops need to know. train_projector.py's 
 speech_llm/speechmapper.py's TableObjective on the LLM's embedding table. An objective has
 
     losses                            {name: weight} of the K losses
-    encode(row, text)                 a sample, a dict with "id" and "frames"; None for a row that cannot be used
+    sample(row, text)                 a sample, a dict with "id" and "frames"; None for a row that cannot be used
     batches(samples)                  micro-batches (speech_llm/batches.py)
     counts(samples)                   (K,) float32: how many terms each loss has over the samples
     loss(batch)                       (K,): the sum of each loss over a micro-batch

@@ -2,7 +2,7 @@
 The turns of a chat: what a language model reads around the user's words, and how its answer ends.
 
     turn = turn_of(tokenizer)             # turn.head, the user's words, turn.tail, the answer, turn.end
-    encode(tokenizer, turn.head, "Who sleeps?", turn.tail)          # token ids of a prompt
+    tokenize(tokenizer, turn.head, "Who sleeps?", turn.tail)          # token ids of a prompt
 
 A turn is what the tokenizer's chat template writes, with the system text that the template inserts: the LLM was tuned
 with it (our choice). Llama's block of dates alone is left out, as the 2025 system has it. A tokenizer without a
@@ -16,7 +16,7 @@ import sys
 from datetime import date
 from typing import NamedTuple
 
-from speech_llm.thoughts import close_thought
+from speech_llm.thoughts import NO_THOUGHT, after_thought, close_thought
 
 
 CHAT = {  # the published formats: before the user's turn, between user and assistant, end of turn
@@ -60,7 +60,7 @@ def without_markers(tokenizer, text):
     return [*pieces, text[start:]]
 
 
-def encode(tokenizer, before, text, after):
+def tokenize(tokenizer, before, text, after):
     """Return the token ids of text that somebody wrote between two texts whose markers count."""
     pieces = without_markers(tokenizer, text)
     pieces[0] = before + pieces[0]
@@ -70,7 +70,7 @@ def encode(tokenizer, before, text, after):
 
 def encode_text(tokenizer, text):
     """Return the token ids of text that somebody wrote: a turn marker inside it stays ordinary text."""
-    return encode(tokenizer, "", text, "")
+    return tokenize(tokenizer, "", text, "")
 
 
 def published_turn(tokenizer):
@@ -89,7 +89,7 @@ def render(tokenizer, answer=None):
         chat.append({"role": "assistant", "content": answer})
     try:
         return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=not answer,
-                                             enable_thinking=False, strftime_now=DAY.strftime)
+                                             strftime_now=DAY.strftime, **NO_THOUGHT)
     except Exception as error:                                   # a template may raise any error
         raise ValueError(f"the chat template of {tokenizer.name_or_path} cannot be used: {error}") from error
 
@@ -107,16 +107,18 @@ def turn_of(tokenizer):
         raise ValueError(f"the chat template of {name} does not write the user's words or the answer once, as they are")
     head, tail = DATES.sub("", prompt).split(USER)
     between, rest = whole.split(USER)[1].split(ANSWER)
-    lead = between.removeprefix(tail)
+    tail, lead = close_thought(tail), between.removeprefix(tail)
     marker = markers(tokenizer).search(rest)
     end = rest[:marker.end()] if marker else tokenizer.eos_token
     if not end:
         raise ValueError(f"the chat template of {name} does not end an answer, nor has its tokenizer an end of text")
     if len(markers(tokenizer).sub(" ", head).split()) > 3 and os.environ.get("RANK", "0") == "0":
         print(f"every prompt begins with the system text of {name}: {head!r}", file=sys.stderr)
-    return Turn(head, close_thought(tail), end, "" if lead.strip() else lead)
+    if lead.strip():                                     # markers before an answer, an empty thought, or another tail
+        tail, lead = between if between.startswith(tail) and after_thought(lead) else tail, ""
+    return Turn(head, tail, end, lead)
 
 
 def end_id(tokenizer):
     """Return the id of the token that ends an answer."""
-    return encode(tokenizer, turn_of(tokenizer).end, "", "")[-1]
+    return tokenize(tokenizer, turn_of(tokenizer).end, "", "")[-1]

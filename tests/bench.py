@@ -1,18 +1,15 @@
 """
-Speed and memory of every stage, beside what one writes with transformers, peft or torchtune.
+Measure speed and memory of every stage, beside what one writes with transformers, peft or plain torch.
 
-    python tests/bench.py                                   # every stage: real sizes on a GPU, else scaled down
-    python tests/bench.py B --seeds 5 --threads 2 --dtype bfloat16 --out bench.md
-    python tests/bench.py A --profile                       # the ten kernels that take most, and the idle share
-    python tests/bench.py front-end                         # what comes before the encoder, and how many cores it needs
+    python -m tests.bench                                   # every stage: real sizes on a GPU, else scaled down
+    python -m tests.bench B --seeds 5 --threads 2 --dtype bfloat16 --out bench.md
+    python -m tests.bench A --profile                       # the ten kernels that take most, and the idle share
+    python -m tests.bench front-end                         # what comes before the encoder, and how many cores it needs
 
-Weights are random and made where they run; nothing is downloaded. Inputs have the lengths of the papers' corpora. A
-seed is one optimizer step, or one batch of utterances; ours, the code that the stages run, and its peers take turns on
-it in one process. Their outputs are compared (losses within 1e-3, the same tokens in float32); where they differ there
-is no figure. Dropout and learning rates are 0 on both sides, so that every seed can be compared.
-
-Peers: transformers alone, with peft, or torchtune's LoRA recipe (0.6.1, whose torchao 0.15.0 no peft takes: install the
-two in turn, torchtune with --no-deps). One that cannot be imported is left out, saying so.
+Weights are random; nothing is downloaded. Inputs have the lengths of the papers' corpora. A seed is one optimizer step,
+or one batch of utterances. Ours, the code that the stages run, and its peers take turns on it in one process. Their
+outputs are compared (losses within 1e-3, the same tokens in float32); where they differ there is no figure. Dropout and
+learning rates are 0 on both sides, so that every seed can be compared. peft is left out where it is not installed.
 
 prints  a Markdown table, a row for each stage and peer; --out FILE appends the rows there
 """
@@ -41,22 +38,21 @@ from torch.autograd import DeviceType
 from torch.nn.utils.rnn import pad_sequence
 from torch.profiler import ProfilerActivity, profile
 
+import merge_sft
+import train_lora
 import train_projector
 from extract_features import (BLOCK, FRAME_RATE, Config as Config0, average_frames, decode_ahead, encode_block,
                               filterbank, log_mel)
-from merge_sft import CORPUS_SHARES as SHARES_C, MIXTURES as MIXTURES_C, PRESETS as PRESETS_C
 from speech_llm.audio import SAMPLE_RATE, read_audio
 from speech_llm.constants import pick_device
+from speech_llm.batches import Batch
+from speech_llm.constants import read_page
 from speech_llm.draws import draw, draw_frames
-from speech_llm.speechmapper import LETTERS, LOSSES, embedding_losses
-from speech_llm.training import update
-from train_lora import (CORPUS_SHARES as SHARES_B, MIXTURES as MIXTURES_B, PRESETS as PRESETS_B, TARGETS, add_lora,
-                        lora_parameters, lora_state_dict)
-from train_projector import CORPUS_SHARES, MIXTURES, PRESETS, answer, answer_loss, make_projector, splice
-
-
-if __name__ == "__main__":  # `python tests/bench.py`: imports start at the project's folder, not at tests/
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from speech_llm.index import Rows
+from speech_llm.speechmapper import LETTERS, TableObjective
+from speech_llm.training import optimizer_step
+from train_lora import TARGETS, add_lora, lora_parameters, lora_state_dict
+from train_projector import AnswerObjective, answer, make_projector, positions, splice
 
 
 CORPORA = {  # seconds of an utterance, gamma: mean (hours / utterances, or the paper's), deviation (our choice)
@@ -83,11 +79,11 @@ MID = dict(hidden_size=512, intermediate_size=1792, num_hidden_layers=8, num_att
            head_dim=64)
 TOY = dict(MID, hidden_size=64, intermediate_size=128, num_hidden_layers=2, head_dim=8, vocab_size=600)
 ENCODER = ("hidden_size", "speech_encoder_layers", "speech_encoder_attention_heads", "speech_encoder_intermediate_size")
-SIZES = {  # real: as the presets iwslt25 and iwslt26; mid: for two CPU cores; toy: for a test
+CONSTANTS = {"A": train_projector.Config(), "B": train_lora.Config(), "C": merge_sft.Config()}          # 2025's values
+SIZES = {  # real: as the pages iwslt25 and iwslt26; mid: for two CPU cores; toy: for a test
     "real": dict(llama=LLAMA, qwen=QWEN, encoder={}, width=1024, transformer=dict(heads=8, ffn=2048),
                  mapper=dict(heads=8, ffn=2048, layers=6, middle=2048), draws=dict(A=16, B=8, C=16),
-                 micro={stage: presets["iwslt25"]["micro_tokens"] for stage, presets in
-                        (("A", PRESETS), ("B", PRESETS_B), ("C", PRESETS_C))},
+                 micro={stage: constants.micro_tokens for stage, constants in CONSTANTS.items()},
                  frame_draws=8, frames=12_000, block=BLOCK, seconds=Config0.batch_seconds,
                  utterances=64),
     "mid":  dict(llama=LLAMA | MID, qwen=QWEN | MID, encoder=dict(zip(ENCODER, (256, 8, 4, 1024))), width=256,
@@ -98,9 +94,8 @@ SIZES = {  # real: as the presets iwslt25 and iwslt26; mid: for two CPU cores; t
                  transformer=dict(heads=4, ffn=64), mapper=dict(heads=4, ffn=64, layers=1, middle=32),
                  draws=dict(A=1, B=2, C=2), micro=dict.fromkeys("ABC", 1024), frame_draws=2, frames=500,
                  block=3, seconds=20.0, utterances=6)}
-DRAWN = {  # mixture, shares of the corpora, rows in a draw; C: each draw of ST or SQA with its twin in text
-    "A": (MIXTURES["A.1"], CORPUS_SHARES, 16), "B": (MIXTURES_B["B"], SHARES_B["B"], 10),
-    "C": (MIXTURES_C["C"], SHARES_C["short"], 16)}
+SHARES = {**{stage: constants.shares for stage, constants in CONSTANTS.items()},       # of the corpora
+          "C": read_page("iwslt25_short")["merge_sft"]["shares"]}                      # short answers
 PEER_BATCH = {"A": 16, "B": 10, "C": 8}     # the papers'; C: what fits into 80 GB with peft (2026 has 8, too)
 PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}               # FLOP/s, bfloat16, dense; data sheets
 R, ALPHA, CAP = 8, 16, 300                  # LoRA, and the longest answer; 2025, sections 3 and 4
@@ -109,7 +104,7 @@ R, ALPHA, CAP = 8, 16, 300                  # LoRA, and the longest answer; 2025
 # ---------------------------------------------------------------------------------------------------------------------
 # inputs
 def make_rows():
-    """Rows without words, as many of each kind as the corpora have, in thousands."""
+    """Return rows without words, as many of each kind as the corpora have, in thousands."""
     return [{"id": f"{corpus}/{n}/{task}.{language}.{valid}", "task": "ST" if task == "MT" else task,
              "language": language, "answerable": valid, **({} if task == "MT" else {"utterance": f"{corpus}/{n}"})}
             for (corpus, task, language), count in ROWS.items()
@@ -117,13 +112,13 @@ def make_rows():
 
 
 def draw_seconds(rng, corpus):
-    """How long an utterance of a corpus is."""
+    """Return the seconds of an utterance of a corpus."""
     mean, deviation = CORPORA[corpus]
     return float(np.clip(rng.gamma((mean / deviation) ** 2, deviation ** 2 / mean), 0.5, 30))
 
 
 def make_sample(rng, row, text, vocabulary, width, mean, slots):
-    """What encode_sample and encode_slots give: random ids and frames, as many as the row's corpus and task have."""
+    """Return a sample of AnswerObjective and TableObjective: random ids and frames, as many as the row's kind has."""
     def ids(count, below=vocabulary):
         return rng.integers(1, below, max(1, round(count))).tolist()
     seconds, tokens = draw_seconds(rng, row["id"].split("/")[0]), TOKENS[row["language"]]
@@ -136,17 +131,15 @@ def make_sample(rng, row, text, vocabulary, width, mean, slots):
     else:
         frames = rng.standard_normal((-(-round(seconds * FRAME_RATE) // mean), width), np.float32).astype(np.float16)
         part = {"before": ids(BEFORE), "frames": frames, "slots": slots(len(frames)), "after": ids(after)}
-    said = ids(words * TOKENS["en"])[:part["slots"]]
-    sample = {**part, "id": row["id"], "answer": ids(target + 1), "target": said + [0] * (part["slots"] - len(said)),
-              "letters": ids(5.5 * words, len(LETTERS) + 1)}           # a word and its space
-    length = part["slots"] + sum(len(sample[name]) for name in ("before", "after", "answer"))
-    return {**sample, "length": length, "counts": (len(sample["answer"]),)}
+    spoken = ids(words * TOKENS["en"])[:part["slots"]]
+    return {**part, "id": row["id"], "answer": ids(target + 1), "target": spoken + [0] * (part["slots"] - len(spoken)),
+            "letters": ids(5.5 * words, len(LETTERS) + 1)}             # a word and its space
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # modules
 def make_llm(config, device, dtype):
-    """A frozen LLM of random weights whose logits deviate by 3: a token at a wrong place then shows in the loss."""
+    """Return a frozen LLM of random weights whose logits deviate by 3: a wrong token then shows in the loss."""
     from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
     config = (Qwen3Config if config.get("tie_word_embeddings") else LlamaConfig)(
         **config, initializer_range=0.5 / config["hidden_size"] ** 0.5)
@@ -158,61 +151,37 @@ def make_llm(config, device, dtype):
     return llm
 
 
-def twin(module):
-    """A second module over the same weights, so that a peer needs no memory for its own."""
+def same_weights(module):
+    """Return a second module over the same weights, so that a peer needs no memory for weights."""
     return copy.deepcopy(module, {id(tensor): tensor for tensor in chain(module.parameters(), module.buffers())})
 
 
-def peft_twin(base, adapters):
-    """What peft makes of the same LLM, with the same adapters."""
+def peft_model(base, adapters):
+    """Return what peft makes of the same LLM, with the same adapters."""
     import peft
     config = peft.LoraConfig(r=R, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=TARGETS.split(","))
     model = peft.get_peft_model(base, config)
-    own = model.state_dict()
+    state = model.state_dict()
     for name, tensor in adapters.items():
-        own[f"base_model.model.{name}.default.weight"].copy_(tensor)
-    return model
-
-
-def torchtune_twin(base, adapters):
-    """What torchtune's LoRA recipe makes of the same LLM: adapters of the LLM's type; no checkpointing, as ours."""
-    from torchtune.models.convert_weights import hf_to_tune
-    from torchtune.models.llama3_1 import lora_llama3_1
-    from torchtune.modules.peft import get_adapter_params, set_trainable_params
-    from torchtune.training import set_default_dtype
-    c = base.config
-    heads = dict(num_heads=c.num_attention_heads, num_kv_heads=c.num_key_value_heads, head_dim=c.head_dim)
-    with set_default_dtype(base.dtype), base.device:
-        model = lora_llama3_1(
-            ["q_proj", "k_proj", "v_proj", "output_proj"], apply_lora_to_mlp=True, vocab_size=c.vocab_size,
-            num_layers=c.num_hidden_layers, num_heads=c.num_attention_heads, num_kv_heads=c.num_key_value_heads,
-            embed_dim=c.hidden_size, intermediate_dim=c.intermediate_size, max_seq_len=2048, norm_eps=c.rms_norm_eps,
-            rope_base=c.rope_parameters["rope_theta"], lora_rank=R, lora_alpha=ALPHA)
-    state = hf_to_tune(base.state_dict(), dim=c.hidden_size, **heads)
-    for name in [name for name in adapters if name.endswith("lora_B")]:
-        a, b = (adapters[name[:-1] + part].to(base.dtype, copy=True) for part in "AB")
-        (key, b), = hf_to_tune({name.replace("lora_B", "weight"): b}, dim=R, **heads).items()    # B's rows move as W's
-        state |= {key.replace("weight", "lora_a.weight"): a, key.replace("weight", "lora_b.weight"): b}
-    model.load_state_dict(state, assign=True)
-    set_trainable_params(model, get_adapter_params(model))
+        state[f"base_model.model.{name}.default.weight"].copy_(tensor)
     return model
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # what a peer does
 def labels_of(samples):
-    """(B, L) labels at all positions: -100 but at the answers."""
-    rows = [torch.tensor([-100] * (s["length"] - len(s["answer"])) + s["answer"]) for s in samples]
+    """Return (B, L) labels: -100 at all positions but the answers'."""
+    rows = [torch.tensor([-100] * (positions(s) - len(s["answer"])) + s["answer"]) for s in samples]
     return pad_sequence(rows, batch_first=True, padding_value=-100)
 
 
 def transformers_step(llm, projector, batches):
-    """Gradient of the mean over all answer tokens -> the mean; each batch is padded, the loss is the model's own."""
+    """Make the gradient of the mean over all answer tokens, return the mean; the loss is the model's own."""
     device, total, count = llm.device, 0.0, sum(len(s["answer"]) for s in chain(*batches))
     for samples in batches:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            inputs = pad_sequence(splice(llm, projector, samples), batch_first=True)
-            mask = pad_sequence([torch.ones(s["length"]) for s in samples], batch_first=True).to(device)
+            inputs = pad_sequence(splice(llm, projector, Batch.of(samples)), batch_first=True)
+            mask = pad_sequence([torch.ones(positions(s)) for s in samples], batch_first=True).to(device)
             mean = llm(inputs_embeds=inputs, attention_mask=mask, labels=labels_of(samples).to(device),
                        use_cache=False).loss
         loss = mean * (sum(len(s["answer"]) for s in samples) / count)
@@ -221,28 +190,8 @@ def transformers_step(llm, projector, batches):
     return total
 
 
-def torchtune_step(model, batches):
-    """The same, as torchtune's single-device LoRA recipe does it."""
-    from torchtune.data import padded_collate_sft
-    from torchtune.modules.loss import CEWithChunkedOutputLoss
-    from torchtune.training import scale_grads
-    loss_of, total, count, device = CEWithChunkedOutputLoss(), 0.0, 0, next(model.parameters()).device
-    model.set_num_output_chunks(loss_of.num_output_chunks)
-    for samples in batches:
-        rows = [s["before"] + s["after"] + s["answer"] for s in samples]
-        batch = padded_collate_sft([{"tokens": tokens, "labels": labels[:len(tokens)]}
-                                    for tokens, labels in zip(rows, labels_of(samples).tolist())])
-        labels = F.pad(batch["labels"][:, 1:], (0, 1), value=-100).to(device)
-        answers = (labels != -100).sum()
-        loss = loss_of(model(batch["tokens"].to(device)), labels) * answers
-        loss.backward()
-        total, count = total + loss.detach(), count + answers
-    scale_grads(model, 1 / count)
-    return total / count
-
-
 def peer_update(step, optimizer, rows, window):
-    """A peer's optimizer step over a window, shuffled, `rows` in a batch -> (losses, gradient norm), as update."""
+    """Make a peer's optimizer step over a window, shuffled, `rows` in a batch; return what optimizer_step returns."""
     samples = [*chain(*window)]
     random.Random(0).shuffle(samples)                                  # as a DataLoader does
     loss = step([samples[i:i + rows] for i in range(0, len(samples), rows)])
@@ -253,11 +202,11 @@ def peer_update(step, optimizer, rows, window):
 
 
 def transformers_generate(llm, projector, batch, samples, cap=CAP):
-    """generate, `batch` utterances at a time as they come -> the new ids of each, without the stop."""
+    """Return generate's new ids of each sample, without the stop; `batch` utterances at a time, as they come."""
     device, answers, ends = llm.device, [], llm.generation_config.eos_token_id
     for first in range(0, len(samples), batch):
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            prompts = splice(llm, projector, [{**s, "answer": []} for s in samples[first:first + batch]])
+            prompts = splice(llm, projector, Batch.of([{**s, "answer": []} for s in samples[first:first + batch]]))
         mask = [torch.ones(len(p), dtype=torch.long, device=device) for p in prompts]
         inputs, mask = (pad_sequence(x, batch_first=True, padding_side="left") for x in (prompts, mask))
         for ids in llm.generate(inputs_embeds=inputs, attention_mask=mask, do_sample=False, max_new_tokens=cap,
@@ -270,17 +219,17 @@ def transformers_generate(llm, projector, batch, samples, cap=CAP):
 # the stages -> draw(seed), a list; arms {name: (run(list), the module whose positions are counted)};
 # count(list) -> (samples, useful tokens, positions that these are, useful FLOPs); differ(ours, peer's), "" if the same
 def matrices(*modules):
-    """Parameters in matrices, adapters left out."""
+    """Return the number of parameters in matrices, without adapters."""
     return sum(p.numel() for m in modules for name, p in m.named_parameters() if p.ndim > 1 and "lora_" not in name)
 
 
 def attention_flops(config, lengths):
-    """Causal attention, forward."""
+    """Return the FLOPs of causal attention, forward."""
     return 2 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * sum(n * n for n in lengths)
 
 
 def projector_flops(projector, samples):
-    """A projector's matrices, forward and both gradients."""
+    """Return the FLOPs of a projector's matrices, forward and both gradients."""
     frames, slots = (sum(n) for n in zip(*((len(s["frames"]), s["slots"]) for s in samples if s["slots"])))
     if hasattr(projector, "first"):         # a SpeechMapper
         return 6 * (matrices(projector.first) * frames + matrices(projector.second) * slots)
@@ -288,21 +237,22 @@ def projector_flops(projector, samples):
 
 
 def other_losses(ours, peer):
-    """What is not the same of (losses, gradient norm); the norm, to 5 %, sees what a mean of losses hides."""
+    """Return where (losses, gradient norm) differ; the norm, to 5 %, shows what a mean of losses hides."""
     pairs = [*((a, b, 1e-3) for a, b in zip(ours[0], peer[0])), (ours[1], peer[1], 0.05)]
     return "" if all(abs(a - b) <= limit * abs(a) for a, b, limit in pairs) else f"losses and norm {ours}, {peer}"
 
 
 def make_window(c, vocabulary, projector, stage, draws, mean, seed):
-    """So many draws of samples, as the stage draws them."""
-    mixture, shares, batch = DRAWN[stage]
-    rng, stream = np.random.default_rng(seed), draw(make_rows(), mixture, shares, batch, batch, seed, stage == "C")
+    """Return draws of samples, as the stage draws them; C: each draw of ST or SQA with its paired text draw."""
+    constants, rng = CONSTANTS[stage], np.random.default_rng(seed)
+    stream = draw(Rows.of(make_rows()), constants.mixture, SHARES[stage], constants.batch, constants.batch, seed,
+                  stage == "C")
     return [[make_sample(rng, row, text, vocabulary, c.width, mean, projector and projector.slots) for row in rows]
             for rows, text in (next(stream) for _ in range(draws))]
 
 
 def training(c, kind):
-    """A, A-mapper, B or C: one optimizer step through the LLM."""
+    """Return stage A, A-mapper, B or C: one optimizer step through the LLM."""
     stage, (name, mean) = kind[0], ("mapper", 2) if kind == "A-mapper" else ("transformer", 3)
     base, projector = make_llm(c.qwen if name == "mapper" else c.llama, c.device, c.dtype), None
     if stage != "B":
@@ -310,36 +260,36 @@ def training(c, kind):
         for p in projector.parameters():
             nn.init.normal_(p, 0, 0.02)     # some start at zero
         projector.to(c.device).eval()
-    llm, heard = twin(base), copy.deepcopy(projector)
-    adapters, steps = {}, {"transformers": (base, partial(transformers_step, base, heard), base.model)}
+    llm, peer_projector = same_weights(base), copy.deepcopy(projector)
+    peers = {"transformers": base}
     if stage != "A":
         add_lora(llm, TARGETS, R, ALPHA)
-        adapters, steps = lora_state_dict(llm), {}
+        adapters, peers = lora_state_dict(llm), {}
         for b in adapters.values():
             b.normal_(0, 0.02)
-        for package, make in {"torchtune": torchtune_twin, "peft": peft_twin}.items():
-            if stage == "B" or package == "peft":
-                try:
-                    model = make(base, adapters)
-                    steps[package] = ((model, partial(transformers_step, model, heard), base.model)
-                                      if package == "peft" else (model, partial(torchtune_step, model), model))
-                except ImportError as error:
-                    print(f"{package} is left out: {error}", file=sys.stderr)
+        try:
+            peers["peft"] = peft_model(base, adapters)
+        except ImportError as error:
+            print(f"peft is left out: {error}", file=sys.stderr)
 
     def adamw(model, projector):
         return torch.optim.AdamW([p for m in (model, projector) if m for p in m.parameters() if p.requires_grad], lr=0)
-    optimizers = [adamw(llm, projector)]
-    arms = {"ours": (lambda window: update(optimizers, [*chain(*window)], partial(answer_loss, llm, projector),
-                                           c.micro[stage]), llm.model)}
-    for peer, (model, step, body) in steps.items():
-        arms[peer] = partial(peer_update, step, adamw(model, heard), PEER_BATCH[stage]), body
+    optimizers, objective = [adamw(llm, projector)], AnswerObjective(llm, None, projector, "", None, c.micro[stage])
+
+    def step(window):
+        samples = [*chain(*window)]
+        return optimizer_step(optimizers, objective, samples, objective.batches(samples))
+    arms = {"ours": (step, llm.model)}
+    for peer, model in peers.items():
+        peer_step = partial(transformers_step, model, peer_projector)
+        arms[peer] = partial(peer_update, peer_step, adamw(model, peer_projector), PEER_BATCH[stage]), base.model
 
     def count(window):
         samples = [*chain(*window)]
-        tokens, answers = (sum(n) for n in zip(*((s["length"], len(s["answer"])) for s in samples)))
+        tokens, answers = (sum(n) for n in zip(*((positions(s), len(s["answer"])) for s in samples)))
         lora = sum(p.numel() for p in lora_parameters(llm))
         flops = (4 * (matrices(base.model.layers) * tokens + base.lm_head.weight.numel() * answers) + 6 * lora * tokens
-                 + 3 * attention_flops(base.config, [s["length"] for s in samples])
+                 + 3 * attention_flops(base.config, map(positions, samples))
                  + (projector_flops(projector, samples) if projector else 0))
         return len(samples), tokens, tokens, flops
     return SimpleNamespace(draw=partial(make_window, c, base.config.vocab_size, projector, stage, c.draws[stage], mean),
@@ -347,53 +297,52 @@ def training(c, kind):
 
 
 def mapping(c):
-    """A': one step of a SpeechMapper on the table; the peer takes a draw as one batch, all of its scores at once."""
+    """Return A': one step of a SpeechMapper on the table. The peer takes a draw as one batch, with all scores at once."""
     table = torch.randn(c.qwen["vocab_size"], c.qwen["hidden_size"], device=c.device) * 0.02
-    mapper = make_projector("mapper", width=c.width, llm_width=table.shape[1], **c.mapper)
-    modules = nn.ModuleList([mapper, nn.Linear(c.mapper["middle"], len(LETTERS) + 1)]).to(c.device).eval()
-    other, unit = copy.deepcopy(modules), F.normalize(table)
+    mapper = make_projector("mapper", width=c.width, llm_width=table.shape[1], **c.mapper).to(c.device).eval()
+    ours = TableObjective(mapper, table, None, None, c.frames)
+    peer = copy.deepcopy(ours, {id(table): table, id(ours.directions): ours.directions})
 
     def window(seed):
         rng, needed = np.random.default_rng(seed), c.frame_draws * c.frames // 50
         rows = random.Random(seed).sample([row for row in make_rows() if row["task"] == "ASR"], needed)
-        made = {row["id"]: make_sample(rng, row, False, len(table), c.width, 2, mapper.slots) for row in rows}
-        for s in made.values():
-            s |= {"length": len(s["frames"]), "counts": (s["slots"], s["slots"], s["slots"], 1)}
-        stream = draw_frames([{**row, "utterance": row["id"]} for row in rows],
-                             {name: s["frames"] for name, s in made.items()}, c.frames, seed)
-        return [[made[row["id"]] for row in next(stream)[0]] for _ in range(c.frame_draws)]
+        samples = {row["id"]: make_sample(rng, row, False, len(table), c.width, 2, mapper.slots) for row in rows}
+        stream = draw_frames(Rows.of([{**row, "utterance": row["id"]} for row in rows]),
+                             {name: sample["frames"] for name, sample in samples.items()}, c.frames, seed)
+        return [[samples[row["id"]] for row in next(stream)[0]] for _ in range(c.frame_draws)]
 
-    def step(modules, optimizer, window):
-        return update([optimizer], [*chain(*window)], partial(embedding_losses, *modules, table, unit), c.frames,
-                      [*LOSSES.values()], 1.0)
+    def step(objective, optimizer, window):
+        samples = [*chain(*window)]
+        return optimizer_step([optimizer], objective, samples, objective.batches(samples), 1.0)
 
-    def all_at_once(said, target, unit):
-        return F.cross_entropy(said @ unit.T, target, reduction="sum")
+    def all_at_once(output, target, directions):
+        return F.cross_entropy(output @ directions.T, target, reduction="sum")
 
-    def plain(modules, optimizer, window):
-        with mock.patch.multiple(train_projector, RowLoss=SimpleNamespace(apply=all_at_once),
-                                 micro_batches=lambda *_: window):
-            return step(modules, optimizer, window)
-    arms = {name: (partial(run, own, torch.optim.AdamW(own.parameters(), lr=0)), own[0].first)
-            for name, run, own in (("ours", step, modules), ("plain torch", plain, other))}
+    def plain(objective, optimizer, window):
+        with mock.patch("speech_llm.speechmapper.SoftmaxLoss", SimpleNamespace(apply=all_at_once)):
+            return optimizer_step([optimizer], objective, [*chain(*window)], [Batch.of(draw) for draw in window], 1.0)
+    arms = {}
+    for name, run, objective in (("ours", step, ours), ("plain torch", plain, peer)):
+        optimizer = torch.optim.AdamW([*objective.mapper.parameters(), *objective.head.parameters()], lr=0)
+        arms[name] = partial(run, objective, optimizer), objective.mapper.first
 
     def count(window):
         samples = [*chain(*window)]
-        slots, frames = (sum(s[key] for s in samples) for key in ("slots", "length"))
+        slots, frames = sum(s["slots"] for s in samples), sum(len(s["frames"]) for s in samples)
         return len(samples), frames, frames, (projector_flops(mapper, samples) + 4 * slots * table.numel()
-                                              + 6 * frames * matrices(modules[1]))
+                                              + 6 * frames * matrices(ours.head))
     return SimpleNamespace(draw=window, arms=arms, count=count, differ=other_losses)
 
 
 def decoding(c):
-    """Greedy answers of A's model. The head fixes every token's successor, so that rows stop at drawn lengths."""
+    """Return greedy decoding of A's model. The head fixes every token's successor, so rows stop at drawn lengths."""
     llm = make_llm(c.llama, c.device, c.dtype)
     table, head, successor = llm.get_input_embeddings().weight, llm.lm_head.weight, random.Random(0)
     successor = successor.sample(range(len(table)), len(table))
     head[torch.tensor(successor, device=c.device)] = table             # what the layers add does not outweigh the token
     projector = make_projector("transformer", width=c.width, llm_width=table.shape[1], **c.transformer)
     projector.to(c.device).eval()
-    other, no_tokenizer = twin(llm), SimpleNamespace(convert_tokens_to_ids=lambda _: None)
+    other = same_weights(llm)
 
     def window(seed):
         samples = [*chain(*make_window(c, len(table), projector, "A", -(-c.utterances // 16), 3, seed))]
@@ -408,21 +357,26 @@ def decoding(c):
         return samples
 
     def count(samples):
-        prompts, new = [s["length"] - len(s["answer"]) for s in samples], sum(len(s["answer"]) for s in samples)
-        read = sum(prompts) + new - len(samples)                       # nobody reads the last token
+        new = sum(len(s["answer"]) for s in samples)
+        prompts = [positions(s) - len(s["answer"]) for s in samples]
+        read = sum(prompts) + new - len(samples)                       # the LLM does not read the last token
         return len(samples), new, read, (2 * matrices(llm.model.layers) * read + 2 * head.numel() * new
                                          + attention_flops(llm.config, prompts))
 
     def differ(ours, peer):
         rows = [n for n, (a, b) in enumerate(zip(ours, peer, strict=True)) if a != b]
         return f"{len(rows)} answers, such as {ours[rows[0]]} and {peer[rows[0]]}" if rows else ""
-    arms = {"ours": (lambda samples, cap=CAP: answer(llm, no_tokenizer, projector, samples, cap), llm.model),
+
+    def ours(samples, cap=CAP):
+        with mock.patch("train_projector.stop_ids", lambda llm, _: {*llm.generation_config.eos_token_id}):
+            return answer(llm, None, projector, samples, cap)
+    arms = {"ours": (ours, llm.model),
             "generate, batched": (partial(transformers_generate, other, projector, c.utterances), other.model),
             "generate, one by one": (partial(transformers_generate, other, projector, 1), other.model)}
 
     def context():
-        """What differs under a free head: then a token depends on all before it. In float32, where ties are rare."""
-        llm.float()                         # the other's weights, too: they are the same
+        """Return what differs under a free head, where a token depends on all before it; in float32 ties are rare."""
+        llm.float()                         # the peer has the same weights
         head.normal_(0, 1)
         outputs = {name: run(window(0)[:8], cap=16) for name, (run, _) in arms.items()}
         return {name: differ(outputs["ours"], output) for name, output in outputs.items()}
@@ -430,7 +384,7 @@ def decoding(c):
 
 
 def extraction(c):
-    """Recordings on disk to averaged frames; the peer takes the files as they come, 16 at a time."""
+    """Return stage 0, from recordings to averaged frames; the peer takes the files as they come, 16 at a time."""
     import soundfile
     from transformers import SeamlessM4TFeatureExtractor, SeamlessM4Tv2Config
     from transformers.models.seamless_m4t_v2.modeling_seamless_m4t_v2 import SeamlessM4Tv2SpeechEncoder
@@ -457,12 +411,12 @@ def extraction(c):
     def plain(blocks):
         names, frames = [row["utterance"] for row in chain(*blocks)], {}
         for first in range(0, len(names), 16):
-            some = names[first:first + 16]
-            inputs = extractor([soundfile.read(name, dtype="float32")[0] for name in some], sampling_rate=SAMPLE_RATE,
+            batch = names[first:first + 16]
+            inputs = extractor([soundfile.read(name, dtype="float32")[0] for name in batch], sampling_rate=SAMPLE_RATE,
                                return_tensors="pt").to(c.device)
             mask = inputs["attention_mask"]
             hidden = encoder.encoder(encoder.feature_projection(inputs["input_features"]), attention_mask=mask)
-            for name, row, length in zip(some, hidden.float().cpu().numpy(), mask.sum(1).tolist()):
+            for name, row, length in zip(batch, hidden.float().cpu().numpy(), mask.sum(1).tolist()):
                 frames[name] = average_frames(row[:length], 3).astype(np.float16)
         return frames
 
@@ -486,8 +440,9 @@ STAGES = {"extraction": extraction, "A": partial(training, kind="A"), "A-mapper"
 
 def front_end(c):
     """
-    Rows of a table: audio seconds a second on one thread for each part before the encoder, transformers' extractor
-    beside ours, and how many cores keep up with SeamlessM4T's encoder (58 GFLOP an audio second) at half a card's peak.
+    Return rows of a table: audio seconds a second on one thread for each part before the encoder, transformers'
+    extractor beside ours, and how many cores keep up with SeamlessM4T's encoder (58 GFLOP an audio second) at half of a
+    card's peak.
     """
     import soundfile
     import torchaudio
@@ -499,7 +454,7 @@ def front_end(c):
     seconds = sum(map(len, waves)) / SAMPLE_RATE
 
     def rate(function, inputs):
-        """The median over the seeds, after one that warms up."""
+        """Return the median over the seeds, after one run that warms up."""
         function(inputs[0])
         return seconds / median(timed(c.device, lambda: [function(x) for x in inputs])[0] for _ in c.seeds)
     reading = {}
@@ -524,13 +479,14 @@ def front_end(c):
         rows.append([f"read_audio, {ending} of {hertz} Hz", read, None, "{:.0f}, {:.0f}".format(*cores)])
     torch.set_num_threads(threads)
     where, date = machine(torch.device("cpu"), 1), datetime.date.today().isoformat()
-    return [[name, f"{ours:.0f}", f"{its:.0f}" if its else "", cores, where, date] for name, ours, its, cores in rows]
+    return [[name, f"{ours:.0f}", f"{peer:.0f}" if peer else "", cores, where, date]
+            for name, ours, peer, cores in rows]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # measuring
 def timed(device, run, *inputs):
-    """(seconds, what it gives)."""
+    """Return (seconds, what `run` returns)."""
     wait = torch.cuda.synchronize if device.type == "cuda" else int
     wait()
     start = time.perf_counter()
@@ -540,7 +496,7 @@ def timed(device, run, *inputs):
 
 
 def peak_flops(device, dtype):
-    """FLOP/s of the data sheet, of a known GPU; else of the best of five products of 2048 x 2048 matrices."""
+    """Return the FLOP/s of a known GPU's data sheet, else of the best of five products of 2048 x 2048 matrices."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     a = torch.randn(2048, 2048, device=device, dtype=dtype)
     known = [flops for model, flops in PEAKS.items() if model in name]
@@ -548,7 +504,7 @@ def peak_flops(device, dtype):
 
 
 def peak_gigabytes(device, forget=False):
-    """The largest memory since `forget`, weights included: allocated on a GPU, else resident of the process."""
+    """Return the largest memory since `forget`, weights included: allocated on a GPU, else resident; in GB."""
     if device.type == "cuda":
         return torch.cuda.reset_peak_memory_stats(device) if forget else torch.cuda.max_memory_allocated(device) / 1e9
     if not sys.platform.startswith("linux"):
@@ -563,8 +519,8 @@ def peak_gigabytes(device, forget=False):
 
 
 def measure(stage, seeds, device):
-    """({arm: its seconds, padding and gigabytes of every seed}, count of every seed, {arm: what differs from ours})."""
-    seen = {name: SimpleNamespace(seconds=[], padding=[], gigabytes=[]) for name in stage.arms}
+    """Return ({arm: seconds, padding, gigabytes of every seed}, count of every seed, {arm: what differs from ours})."""
+    figures = {name: SimpleNamespace(seconds=[], padding=[], gigabytes=[]) for name in stage.arms}
     counts, wrong = [], dict.fromkeys(stage.arms, "")
     for run, _ in stage.arms.values():      # warm up: a GPU's memory pool takes the whole of it
         run(stage.draw(seeds[0])[:None if device.type == "cuda" else 1])
@@ -574,28 +530,28 @@ def measure(stage, seeds, device):
         for name in names[turn % len(names):] + names[:turn % len(names)]:
             (run, body), processed = stage.arms[name], []
 
-            def look(_, args, given):
-                inputs = [*args, given.get("inputs_embeds"), given.get("input_ids")]
+            def look(_, args, options):
+                inputs = [*args, options.get("inputs_embeds"), options.get("input_ids")]
                 processed.append(next(x for x in inputs if x is not None).shape[:2].numel())
             hook = body.register_forward_pre_hook(look, with_kwargs=True)
             peak_gigabytes(device, forget=True)
             seconds, outputs[name] = timed(device, run, window)
             hook.remove()
             print(f"seed {seed}, {name}: {seconds:.2f} s", file=sys.stderr)
-            for values, value in zip(vars(seen[name]).values(),
+            for values, value in zip(vars(figures[name]).values(),
                                      (seconds, 1 - counts[-1][2] / sum(processed), peak_gigabytes(device))):
                 values.append(value)
         wrong = {name: wrong[name] or stage.differ(outputs["ours"], outputs[name]) for name in names}
-    return seen, counts, wrong
+    return figures, counts, wrong
 
 
 def profiled(device, run, window):
-    """Where the time of one more run goes: the ten operators, or a GPU's kernels, that take most; what none takes."""
+    """Print where the time of one more run goes: the ten operators, or a GPU's kernels, that take most; idle time."""
     gpu = device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as seen:
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as profiler:
         seconds, _ = timed(device, run, window)
     shares = [((e.self_device_time_total if gpu else e.self_cpu_time_total) / 1e4 / seconds, e.count, e.key)
-              for e in seen.key_averages() if not gpu or e.device_type == DeviceType.CUDA]
+              for e in profiler.key_averages() if not gpu or e.device_type == DeviceType.CUDA]
     print(f"of {seconds:.2f} s {100 - sum(share for share, *_ in shares):.1f} % idle", file=sys.stderr)
     for share, count, name in sorted(shares, reverse=True)[:10]:
         print(f"{share:5.1f} %, {count} x {name}", file=sys.stderr)
@@ -608,22 +564,22 @@ FRONT_END = ("part", "audio s/s on one thread", "transformers", "cores for an A1
 
 
 def table(c, name, stage):
-    """Measure a stage -> its rows of the table, one for each peer; one whose outputs differ is named instead."""
-    seen, counts, wrong = measure(stage, c.seeds, c.device)
+    """Measure a stage; return (rows of the table, one for each peer with our outputs; whether a peer differs)."""
+    figures, counts, wrong = measure(stage, c.seeds, c.device)
     if c.profile:
         profiled(c.device, stage.arms["ours"][0], stage.draw(c.seeds[0]))
     if hasattr(stage, "context"):
         wrong = {arm: wrong[arm] or difference for arm, difference in stage.context().items()}
-    ours, peak, rows = seen.pop("ours"), peak_flops(c.device, c.dtype), []
+    ours, peak, rows = figures.pop("ours"), peak_flops(c.device, c.dtype), []
 
     def rate(which, seconds):
         return median(count[which] / s for count, s in zip(counts, seconds))
-    for peer, its in seen.items():
+    for peer, its in figures.items():
         if wrong[peer]:
             print(f"{name}: no figure, ours and {peer} differ: {wrong[peer]}", file=sys.stderr)
             continue
         faster = sorted(b / a for a, b in zip(ours.seconds, its.seconds))
-        packages = ["torch", "transformers", *(p for p in ("peft", "torchtune") if p == peer)]
+        packages = ["torch", "transformers", *(["peft"] if peer == "peft" else [])]
         rows.append([name, f"{rate(0, ours.seconds):.2f}", f"{rate(1, ours.seconds):.0f}",
                      f"{100 * rate(3, ours.seconds) / peak:.1f}", f"{100 * median(ours.padding):.0f}",
                      f"{max(ours.gigabytes):.1f}", peer, f"{rate(0, its.seconds):.2f}",
@@ -636,7 +592,7 @@ def table(c, name, stage):
 
 
 def machine(device, threads):
-    """The GPU, or the processor and how many threads run on it."""
+    """Return the name of the GPU, or of the processor with the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name = "CPU"

@@ -24,6 +24,18 @@ from speech_llm.index import hashes_of  # noqa: E402
 from speech_llm.rows import read_rows, write_rows  # noqa: E402
 
 
+def pytest_configure(config):
+    """Know the marker of the long rehearsals, which run with -m rehearsal only."""
+    config.addinivalue_line("markers", "rehearsal: a long rehearsal of a real system; run with -m rehearsal")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out the long rehearsals unless they are asked for."""
+    if "rehearsal" not in config.getoption("-m"):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("rehearsal")])
+        items[:] = [item for item in items if not item.get_closest_marker("rehearsal")]
+
+
 @pytest.fixture(scope="session")
 def real():
     """The folder of real recordings beside the project; tests that need it are skipped without it."""
@@ -35,10 +47,10 @@ def real():
 
 @pytest.fixture(scope="session")
 def small_models():
-    """The folder of real small checkpoints beside the project; tests that need it are skipped without it."""
-    folder = os.path.join(os.path.dirname(PROJECT), "small_models")
+    """The folder of real small checkpoints, SMALL_MODELS or beside the project; without it a test is skipped."""
+    folder = os.environ.get("SMALL_MODELS") or os.path.join(os.path.dirname(PROJECT), "small_models")
     if not os.path.isdir(folder):
-        pytest.skip(f"no real checkpoints at {folder}")
+        pytest.skip(f"no real checkpoints at {folder}; the environment variable SMALL_MODELS names their folder")
     return folder
 
 
@@ -54,8 +66,9 @@ ON_TABLE = [*ARGUMENTS["train_projector"], "--objective", "embeddings", "--mixtu
             "--projector", "mapper", "--middle", "16", "--pad_token", "<|finetune_right_pad_id|>", "--batch_frames", "40",
             "--dropout", "0", "--clip", "1"]                     # a tiny SpeechMapper on the tiny Llama's table
 RUN_STAGES = """
-import importlib, json, sys
-for stage, arguments in json.loads(sys.argv[1]):
+import importlib, json, os, sys
+for stage, arguments, environment in json.loads(sys.argv[1]):
+    os.environ.update(environment)
     importlib.import_module(stage).main(arguments)
 """
 
@@ -65,10 +78,10 @@ def run_stage(stage, *more):
     return importlib.import_module(stage).main([*ARGUMENTS[stage], *more])
 
 
-def start_stages(folder, stages, **environment):
-    """Start a process that runs [(module, arguments)] one after the other in a folder."""
-    environment = {**os.environ, "PYTHONPATH": PROJECT, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1",
-                   "GIT_DIR": os.devnull, **environment}         # a commit in the meantime is no difference
+def start_stages(folder, stages):
+    """Start a process that runs [(module, arguments, environment variables)] one after the other in a folder."""
+    environment = {**os.environ, "PYTHONPATH": PROJECT, "OMP_NUM_THREADS": "1",
+                   "GIT_DIR": os.devnull}                        # a commit in the meantime is no difference
     return subprocess.Popen([sys.executable, "-c", RUN_STAGES, json.dumps(stages)], cwd=folder, env=environment,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 

@@ -1,7 +1,7 @@
 """
 How time and memory grow, and what fits into a card.
 
-    python tests/growth.py            # writes tests/figures/growth.png and prints the table of what fits where
+    python -m tests.growth            # writes tests/figures/growth.png and prints the table of what fits where
 
 Time: seconds of one training step of B through the LLM against its tokens and against its vocabulary, and of stage 0
 against the audio's length; the fastest of three. Memory: what a micro-batch of A keeps for its backward pass. Sizes and
@@ -13,7 +13,6 @@ bytes a logit of the answers, ANSWER of all tokens. A tenth of the card is left 
 """
 import argparse
 import os
-import sys
 from functools import partial
 
 import numpy as np
@@ -23,14 +22,11 @@ from torch import nn
 from extract_features import FRAME_RATE, MEL_BINS, STACK, encode
 from speech_llm.constants import pick_device
 from speech_llm.files import replace_file
-from speech_llm.training import update
+from speech_llm.batches import Batch
+from speech_llm.training import optimizer_step
 from tests.bench import ALPHA, LLAMA, QWEN, R, SIZES, machine, make_llm, timed
 from train_lora import TARGETS, add_lora, lora_parameters
-from train_projector import answer_loss, make_projector
-
-
-if __name__ == "__main__":  # `python tests/growth.py`: imports start at the project's folder, not at tests/
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from train_projector import AnswerObjective, answer_loss, make_projector
 
 
 AYA = dict(LLAMA, vocab_size=256_000, tie_word_embeddings=True)    # Cohere's layers are parallel; Llama's keep more
@@ -46,42 +42,43 @@ TOKENS = 512                                # on which a layer's saved tensors a
 
 
 def make_samples(rng, count, length, answer, vocabulary, frames=None):
-    """So many samples of one length, as encode_sample gives them; frames (T, W) are one slot each."""
-    heard = 0 if frames is None else len(frames)
+    """Return `count` samples of one length, as encode_sample makes them; each frame of (T, W) is a slot."""
+    slots = 0 if frames is None else len(frames)
 
     def ids(n):
         return rng.integers(1, vocabulary, n).tolist()
-    return [{"id": str(n), "before": ids(length - answer - heard), "frames": frames, "slots": heard, "after": [],
-             "answer": ids(answer), "length": length, "counts": (answer,)} for n in range(count)]
+    return [{"id": str(n), "before": ids(length - answer - slots), "frames": frames, "slots": slots, "after": [],
+             "answer": ids(answer)} for n in range(count)]
 
 
 def saved_bytes(run, model):
-    """Bytes of what run() keeps for its backward pass, each tensor once, the model's own left out."""
-    own, kept = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
+    """Return the bytes that run() stores for its backward pass, each tensor once, without the model's weights."""
+    weights, stored = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
 
     def pack(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor                # held, so that no address comes twice
+        stored[tensor.untyped_storage().data_ptr()] = tensor              # alive, so that no address comes twice
         return tensor
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         output = run()
     del output
-    return sum(tensor.untyped_storage().nbytes() for address, tensor in kept.items() if address not in own)
+    return sum(tensor.untyped_storage().nbytes() for address, tensor in stored.items() if address not in weights)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # curves
 def step_seconds(c, config, count, length):
-    """One step of B, LoRA on a frozen LLM, on so many samples."""
+    """Return the seconds of one step of B, LoRA on a frozen LLM, on `count` samples."""
     llm = make_llm(config, c.device, c.dtype)
     add_lora(llm, TARGETS, R, ALPHA)
     samples = make_samples(np.random.default_rng(0), count, length, round(ANSWER * length), config["vocab_size"])
     optimizer = torch.optim.AdamW(lora_parameters(llm), lr=0)
-    run = partial(update, [optimizer], samples, partial(answer_loss, llm, None), 10 ** 9)
+    objective = AnswerObjective(llm, None, None, "", None, 10 ** 9)
+    run = partial(optimizer_step, [optimizer], objective, samples, [Batch.of(samples)])
     return min(timed(c.device, run)[0] for _ in range(4))
 
 
 def encoder_seconds(c, seconds):
-    """One recording through the speech encoder, without decoding and filterbank."""
+    """Return the seconds of one recording through the speech encoder, without decoding and filterbank."""
     from transformers import SeamlessM4Tv2Config
     from transformers.models.seamless_m4t_v2.modeling_seamless_m4t_v2 import SeamlessM4Tv2SpeechEncoder
     with torch.device(c.device):
@@ -92,17 +89,17 @@ def encoder_seconds(c, seconds):
 
 
 def kept_megabytes(c, rows):
-    """A micro-batch of A, so many rows of 190 tokens: what is kept for the backward pass."""
+    """Return the megabytes that a micro-batch of A, rows of 190 tokens, stores for the backward pass."""
     llm = make_llm(c.llama, c.device, c.dtype)
     projector = make_projector("transformer", width=c.width, llm_width=c.llama["hidden_size"], **c.transformer)
     frames = np.zeros((90, c.width), np.float16)                       # 5.4 s
     samples = make_samples(np.random.default_rng(0), rows, 190, 40, c.llama["vocab_size"], frames)
     both = nn.ModuleList([llm, projector.to(c.device)])
-    return saved_bytes(lambda: answer_loss(llm, projector, samples), both) / 1e6
+    return saved_bytes(lambda: answer_loss(llm, projector, Batch.of(samples)), both) / 1e6
 
 
 def curves(c):
-    """[(title, x axis, xs, ys)] of the four figures."""
+    """Return [(title, x axis, xs, ys)] of the four figures."""
     tokens, vocabularies = [2 ** n for n in range(7, 13)], [2 ** n for n in range(10, 18)]
     audio, rows = [1, 2, 4, 8, 15, 30], [1, 2, 4, 8, 16]
     return [
@@ -117,7 +114,7 @@ def curves(c):
 
 
 def plot(figures, path, title):
-    """The four figures in one PNG, log-log, each with a line in proportion to x through its last point."""
+    """Draw the four figures in one PNG, log-log, each with a line in proportion to x through its last point."""
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -129,27 +126,27 @@ def plot(figures, path, title):
         axis.grid(True, which="both", linewidth=0.3)
     figure.suptitle(title, fontsize=9)
     figure.tight_layout()
-    with replace_file(path) as name:
-        figure.savefig(name, dpi=80)
+    with replace_file(path) as temporary:
+        figure.savefig(temporary, dpi=80)
     pyplot.close(figure)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # what fits where
 def layer_bytes(config, lora):
-    """Bytes that one layer at its real width keeps for a token; with `lora` its adapters' inputs too."""
-    kept = []
+    """Return the bytes that one layer at its real width stores for a token; with `lora` its adapters' inputs, too."""
+    stored = []
     for layers in (1, 2):
         llm = make_llm({**config, "num_hidden_layers": layers, "vocab_size": 64}, torch.device("cpu"), torch.bfloat16)
         if lora:
             add_lora(llm, **lora)
         x = torch.randn(1, TOKENS, config["hidden_size"], dtype=torch.bfloat16, requires_grad=True)
-        kept.append(saved_bytes(lambda: llm.model(inputs_embeds=x, use_cache=False).last_hidden_state, llm))
-    return (kept[1] - kept[0]) / TOKENS
+        stored.append(saved_bytes(lambda: llm.model(inputs_embeds=x, use_cache=False).last_hidden_state, llm))
+    return (stored[1] - stored[0]) / TOKENS
 
 
 def fits(name):
-    """Rows of the table for one system: the largest micro-batch, in tokens, of each stage on each card."""
+    """Return the rows of the table for one system: the largest micro-batch, in tokens, of each stage on each card."""
     config, sizes, lora, stages = SYSTEMS[name]
     with torch.device("meta"):
         llm = make_llm(config, torch.device("meta"), torch.bfloat16)

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import soundfile
+from test_recipes import m4a
 
 from data.recipe import unreadable
 from speech_llm.audio import cut_at_pauses, duration, read_audio
@@ -80,6 +81,8 @@ def test_real_recordings_of_every_rate_and_format(real):
 # --- Headers that state a wrong length, or none.
 
 WAV, FLAC, MP3, OGG, OPUS = WHOLE.values()
+AU, AIFF, CAF, RF64, ALAW = (sound(SWEEP, format=format, subtype=subtype) for format, subtype in [
+    ("AU", None), ("AIFF", None), ("CAF", None), ("RF64", None), ("WAV", "ALAW")])
 FRAME = MP3.find(MP3[:2], 4)                                     # the first frame holds the Xing header, no sound
 PLAIN = MP3[FRAME:]                                              # an mp3 without this header
 XING = MP3.find(b"Xing")
@@ -113,10 +116,19 @@ MISSTATED = {  # file: seconds of audio
     "two mp3s.mp3": (MP3 + MP3, 6), "three mp3s with tags.mp3": (3 * (MP3 + b"TAG" + bytes(125)), 9),
     "two mp3s of two rates.mp3": (MP3 + sound(NOISE, 44100, "MP3"), 3 + 16000 / 44100),
     "an mp3 with more frames.mp3": (put(MP3, XING + 8, (20).to_bytes(4)), 3),
+    "an mp3 with zeros behind.mp3": (MP3 + bytes(5000), 3),
     "an mp3 with a picture behind.mp3": (MP3 + b"APETAGEX" + bytes(50_000), 3),
+    "an mp3 with noise before.mp3": (np.random.default_rng(0).bytes(2000) + MP3, 3),
+    "an mp3 cut in its last frame.mp3": (PLAIN[:-20], 3), "an mp3 with noise behind.mp3": (PLAIN + bytes(50_000), 3),
+    "a FLAC with zeros behind.flac": (FLAC + bytes(20_000), 3), "an Ogg with zeros behind.ogg": (OGG + bytes(20_000), 3),
     "an mp3 with a picture before.mp3": (b"ID3\3\0\0\0\2\0\0" + bytes(2**15) + MP3, 3),
-    "one Ogg twice.ogg": (OGG + OGG, 6), "one Opus twice.ogg": (OPUS + OPUS, 6), "Ogg and Opus.ogg": (OGG + OPUS, 6),
+    "one Ogg three times.ogg": (3 * OGG, 9), "one Opus twice.ogg": (OPUS + OPUS, 6), "Ogg and Opus.ogg": (OGG + OPUS, 6),
     "two Oggs.ogg": (OGG + sound(SWEEP, format="OGG"), 6),
+    **{f"{name} of {size} bytes": (put(data, place, struct.pack(kind, size)), 3)
+       for name, data, place, kind in [
+           ("AU", AU, 8, ">I"), ("AIFF", AIFF, AIFF.find(b"SSND") + 4, ">I"), ("CAF", CAF, CAF.find(b"data") + 4, ">q"),
+           ("RF64", RF64, 28, "<Q"), ("A-law", ALAW, ALAW.find(b"data") + 4, "<I")]
+       for size in (0, 16000, -1 if kind == ">q" else 2**32 - 1)},
 }
 
 
@@ -138,14 +150,14 @@ def test_audio_is_read_to_its_end(tmp_path, name):
         read_audio(path, 0.5, seconds + 0.5)
     with pytest.raises(ValueError, match="longer than 2.5 s"):
         read_audio(path, longest=2.5)
-    if not re.search("FLAC with more|two FLACs|twice", name):   # there `duration` returns what the header states
+    if not re.search("FLAC with more|two FLACs", name):   # there `duration` returns what the header states
         assert duration(path) == pytest.approx(seconds, abs=0.4)     # each mp3 begins and ends with some ms of silence
 
 
 TRUNCATED = {
     "a wav.wav": WAV[:-9000], "a wav by a sample.wav": WAV[:-2], "the second wav.wav": WAV + WAV[:-9000],
     "a FLAC.flac": flac_of(9 * RATE), "a FLAC of 2**36.flac": flac_of(2**36 - 1),
-    "the second FLAC.flac": FLAC + flac_of(9 * RATE), "an mp3.mp3": MP3[:2000],
+    "the second FLAC.flac": FLAC + flac_of(9 * RATE), "an Ogg.ogg": OPUS[:-2000], "an mp3.mp3": MP3[:2000],
     "the second mp3.mp3": MP3 + MP3[:2000], "an mp3 header.mp3": put(MP3, XING + 8, (9999).to_bytes(4))}
 
 
@@ -170,9 +182,11 @@ def test_telephone_audio_cannot_seek_and_is_read(tmp_path):
 
 def test_channels_that_cancel_each_other(tmp_path):
     left = NOISE[:, 0]
-    for channels in ([left, -left], [left, 0.01 * left[::-1] - left], [left, -left] * 3):
+    for channels in ([left, -left], [left, 0.01 * left[::-1] - left], [left, -left] * 3, [0 * left, left, -left]):
         path = write(tmp_path, "opposite.wav", sound(np.stack(channels, axis=1)))
         assert np.abs(read_audio(path) - left).max() < 1e-4
+    path = write(tmp_path, "shifted.wav", sound(np.stack([left + 0.3, 0.3 - left], axis=1)))
+    assert np.abs(read_audio(path) - left - 0.3).max() < 1e-4                         # a constant is no sound
     path = write(tmp_path, "mean.wav", sound(np.stack([left, left[::-1]], axis=1)))   # unlike, but not opposite
     assert np.abs(read_audio(path) - (left + left[::-1]) / 2).max() < 1e-4
 
@@ -188,7 +202,7 @@ def test_float_samples_on_the_scale_of_integers(tmp_path):
 def test_silence_stays_silence(tmp_path):
     """Dither of one step of 16 bits would become noise of full strength in a filterbank."""
     dither = np.random.default_rng(0).integers(-1, 2, RATE) / 2**15
-    for wave in (np.zeros(RATE), dither, np.stack([dither, -dither], axis=1)):
+    for wave in (np.zeros(RATE), np.full(RATE, 0.1), dither, np.stack([dither, -dither], axis=1)):
         assert np.array_equal(read_audio(write(tmp_path, "a.wav", sound(wave))), np.zeros(RATE))
 
 
@@ -281,17 +295,6 @@ def test_audio_of_any_kind_is_read(tmp_path, name):
 
 # --- m4a and mp4.
 
-def m4a(path, seconds):
-    """Write a tone as AAC."""
-    import av
-    with av.open(path, "w", format="mp4") as container:
-        stream = container.add_stream("aac", rate=44100, layout="stereo")
-        tone = np.float32(0.3) * np.sin(2 * np.pi * 300 * np.arange(44100 * seconds) / 44100).astype(np.float32)
-        frame = av.AudioFrame.from_ndarray(np.stack([tone, tone]), format="fltp", layout="stereo")
-        frame.sample_rate = 44100
-        for packet in [*stream.encode(frame), *stream.encode(None)]:
-            container.mux(packet)
-
 
 def test_m4a_is_read_where_pyav_is_installed(tmp_path, monkeypatch):
     pytest.importorskip("av")
@@ -299,8 +302,7 @@ def test_m4a_is_read_where_pyav_is_installed(tmp_path, monkeypatch):
     m4a(path, 2)
     wave = read_audio(path)
     assert len(wave) / RATE == pytest.approx(2, abs=0.1) and duration(path) == len(wave) / RATE
-    tone = np.abs(np.fft.rfft(wave[RATE // 2:RATE // 2 + RATE]))
-    assert tone.argmax() == 300
+    assert np.abs(np.fft.rfft(wave[RATE // 2:RATE // 2 + RATE])).argmax() == 440
     assert np.array_equal(read_audio(path, 0.5, 1.5), wave[8000:24000])
     whole = (tmp_path / "phone.m4a").read_bytes()
     with pytest.raises(ValueError, match="cut.m4a: (cannot be decoded|truncated)"):

@@ -1,7 +1,7 @@
 """
 What is damaged, foreign or hostile is refused with the file's name and what to do, or dropped and counted; never a
 traceback out of a library, a wrong score or a hang. A line of a table is a case. Rows have theirs in test_rows.py,
-audio in test_audio.py, predictions in test_eval.py, and what a corpus is made from in the test of its recipe.
+predictions in test_eval.py, audio in test_audio.py, and what a corpus is made from in the test of its recipe.
 """
 import collections
 import contextlib
@@ -12,7 +12,6 @@ import os
 import random
 import shutil
 import signal
-import time
 import traceback
 
 import numpy as np
@@ -168,7 +167,7 @@ def whole_cache(tmp_path_factory):
     for number, names_now in enumerate((NAMES[:3], NAMES[3:])):
         write_shard(str(folder), f"frames-{number:05d}", {name: frames[name] for name in names_now},
                     {"made": MADE, "dropped": [], "seconds": 1.0})
-    assert finish_cache(extract_features.Config(), MADE, str(folder), hashes_of(NAMES))
+    assert finish_cache(extract_features.Config(), MADE, str(folder), hashes_of(frames))
     return folder, frames
 
 
@@ -294,7 +293,7 @@ WEIGHTS = [
     ("another shape", tensors(lambda t: t.update({"output.bias": torch.zeros(3)})), "size mismatch for output.bias"),
     ("another section", save({"lora": {"a": torch.zeros(1)}}), "holds no projector"), ("a list", save([1]), "holds no"),
     ("no tensors", save({"projector": {"a": 1}}), "holds no projector"),
-    ("an empty section", save({"projector": {}}), "holds no projector"),
+    ("an empty section", save({"projector": {}}), "weights.pt"),
     ("a pickle that runs code", save(Runs()), "is damaged or not a file of tensors"),
     ("a class in the pickle", save({"projector": fractions.Fraction(1)}), "is damaged or not a file of tensors"),
     ("cut", lambda f: cut(f, "weights.pt", 900), "is damaged"),
@@ -480,7 +479,7 @@ def test_a_run_that_was_killed(tmp_path, damage, says):
 
 # --- Fuzz: whole files, changed at random. What is read holds to the checks; all else is refused by name.
 
-SECONDS = 2                                             # for each kind of file
+TRIALS = 300                                            # for each kind of file
 WORDS = [b"{", b"}", b"[", b"]", b'"', b"\\", b":", b",", b"\n", b"\0", b"\xff", b"null", b"-1", b"1e999", b"NaN",
          b"\\ud800", b"<", b">", b"</sample>", b"<seg id='1'>", b"&", b"&x;", b"<![CDATA[", b"<!DOCTYPE x>", b"../",
          b"9" * 50, b"\xef\xbb\xbf"]
@@ -500,9 +499,9 @@ def mutate(rng, whole):
 
 
 def fuzz(path, whole, read, check):
-    """For SECONDS, with a fixed seed: read(folder) of a changed file passes check(result), or is refused by name."""
-    rng, begin, counts = random.Random(0), time.monotonic(), collections.Counter()
-    while time.monotonic() - begin < SECONDS and counts.total() < 20_000:
+    """TRIALS times, with a fixed seed: read(folder) of a changed file passes check(result), or is refused by name."""
+    rng, counts = random.Random(0), collections.Counter()
+    for _ in range(TRIALS):
         path.write_bytes(mutate(rng, whole))
         try:
             with at_most(10):
@@ -514,7 +513,7 @@ def fuzz(path, whole, read, check):
         else:
             check(result)
             counts["read"] += 1
-    assert min(counts["read"], counts["refused"]) >= 10, counts
+    assert min(counts["read"], counts["refused"]) >= 5, counts
 
 
 def check_rows(rows):

@@ -4,12 +4,13 @@ from itertools import chain
 from statistics import mean
 from types import SimpleNamespace
 
-import bench
 import numpy as np
 import pytest
 import torch
 
-from speech_llm.batches import micro_batches
+from tests import bench
+from train_projector import PADDING, positions
+from speech_llm.batches import cut_by_length
 
 
 def rows_of(printed):
@@ -25,12 +26,12 @@ def test_every_stage_beside_its_peer(stage, peer, capsys, tmp_path):
     if peer == "peft":
         pytest.importorskip("peft")
     bench.main([stage, "--size", "toy", "--seeds", "2", "--out", str(tmp_path / "rows.md")])
-    found = {row[6]: dict(zip(bench.HEADER, row)) for row in rows_of(capsys.readouterr().out)}
-    row = found[peer]
+    rows = {row[6]: dict(zip(bench.HEADER, row)) for row in rows_of(capsys.readouterr().out)}
+    row = rows[peer]
     low, median, high = map(float, row["times faster: min, median, max"].split(","))
     assert 0 < low <= median <= high and float(row["samples/s"]) > 0 < float(row["tokens/s"])
     assert 0 <= float(row["% padding"]) < 100 and row["size"] == "toy, float32, 2 seeds" and row["stage"] == stage
-    assert (tmp_path / "rows.md").read_text().count("\n") == len(found)
+    assert (tmp_path / "rows.md").read_text().count("\n") == len(rows)
 
 
 def test_a_profile_names_what_takes_the_time(capsys):
@@ -74,22 +75,21 @@ def test_inputs_have_the_lengths_of_the_corpora():
     """CoVoST 2: 430 hours in 289,413 utterances are 5.35 s each; a row of ASR has 2.4 x 1.25 tokens a second."""
     rng, row = np.random.default_rng(0), {"id": "covost2/0", "task": "ASR", "language": "en"}
     assert mean(bench.draw_seconds(rng, "covost2") for _ in range(4000)) == pytest.approx(5.35, rel=0.02)
-    made = [bench.make_sample(rng, row, False, 1000, 4, 3, lambda frames: frames) for _ in range(1000)]
-    assert mean(len(s["frames"]) for s in made) == pytest.approx(5.35 * 50 / 3, rel=0.03)
-    assert mean(len(s["answer"]) for s in made) == pytest.approx(5.35 * 2.4 * 1.25 + 1, rel=0.03)
-    assert all(s["length"] == len(s["before"]) + s["slots"] + len(s["after"]) + len(s["answer"]) for s in made)
+    samples = [bench.make_sample(rng, row, False, 1000, 4, 3, lambda frames: frames) for _ in range(1000)]
+    assert mean(len(s["frames"]) for s in samples) == pytest.approx(5.35 * 50 / 3, rel=0.03)
+    assert mean(len(s["answer"]) for s in samples) == pytest.approx(5.35 * 2.4 * 1.25 + 1, rel=0.03)
     kinds = {row["id"].split("/")[0] for row in random.Random(0).sample(bench.make_rows(), 2000)}
     assert kinds == set(bench.CORPORA)
 
 
 @pytest.mark.parametrize("stage, most", [("A", 7), ("B", 14), ("C", 8)])
 def test_padding_of_the_papers_steps(stage, most):
-    """Percent of the positions that the LLM computes in the steps of 2025: 256, 80 and 256 rows, C's with twins."""
+    """Percent of the positions that the LLM computes in the steps of 2025: 256, 80 and 256 rows."""
     projector = None if stage == "B" else SimpleNamespace(slots=lambda frames: frames)
     real = SimpleNamespace(**{**bench.SIZES["real"], "width": 2})
     steps = [list(chain(*bench.make_window(real, 1000, projector, stage, real.draws[stage], 3, seed)))
              for seed in range(5)]
-    used = sum(s["length"] for step in steps for s in step)
-    computed = sum(len(batch) * batch[0]["length"] for step in steps
-                   for batch in micro_batches(step, real.micro[stage]))
+    used = sum(positions(s) for step in steps for s in step)
+    computed = sum(len(batch) * positions(batch[0]) for step in steps
+                   for batch in cut_by_length(step, positions, real.micro[stage], PADDING))
     assert 100 * (1 - used / computed) < most

@@ -8,12 +8,18 @@ import merge_sft
 import train_lora
 import train_projector
 from speech_llm.constants import read_page
-from speech_llm.draws import draw, draw_frames, pick_validation
+from speech_llm import draws
+from speech_llm.index import Rows
 from speech_llm.rows import corpus_of
 
 
 A, B, C = train_projector.Config(), train_lora.Config(), merge_sft.Config()      # the constants of the 2025 paper
 LANGUAGES = ("en", "de", "it", "zh")
+
+
+def draw(rows, *more, **options):
+    """Return the draws of speech_llm/draws.py from a list of rows."""
+    return draws.draw(Rows.of(rows), *more, **options)
 
 
 def make_rows(corpus="tiny", count=6):
@@ -64,8 +70,8 @@ def test_shares_of_tasks_languages_and_validity(name):
 
 
 def test_every_row_of_a_pool_comes_once_before_any_comes_twice():
-    draws = draw(make_rows(count=10), {"ST": (1.0, {"it": 1.0})}, {}, batch=4, batch_sqa=4, seed=0)
-    ids = [row["id"] for rows, _ in islice(draws, 15) for row in rows]
+    drawn = draw(make_rows(count=10), {"ST": (1.0, {"it": 1.0})}, {}, batch=4, batch_sqa=4, seed=0)
+    ids = [row["id"] for rows, _ in islice(drawn, 15) for row in rows]
     assert all(len({*ids[n:n + 10]}) == 10 for n in range(0, 60, 10))      # though 4 does not divide 10
     assert ids[:10] != ids[10:20]                                          # shuffled anew
 
@@ -74,8 +80,8 @@ def test_corpora_by_size_or_by_the_shares_of_the_paper():
     rows = make_rows("covost2", 30) + make_rows("europarlst", 10)
 
     def share_of_covost2(task, language):
-        draws = islice(draw(rows, {task: (1.0, {language: 1.0})}, A.shares, 1, 1, seed=0), 4000)
-        return sum(corpus_of(row) == "covost2" for [row], _ in draws) / 4000
+        drawn = islice(draw(rows, {task: (1.0, {language: 1.0})}, A.shares, 1, 1, seed=0), 4000)
+        return sum(corpus_of(row) == "covost2" for [row], _ in drawn) / 4000
     assert share_of_covost2("ASR", "en") == pytest.approx(0.8, abs=0.02)   # section 5.1
     assert share_of_covost2("ST", "de") == pytest.approx(0.75, abs=0.02)   # 30 of 40 rows
 
@@ -90,12 +96,12 @@ def test_a_share_may_stand_for_one_language_alone():
 
 def test_c_follows_speech_by_a_paired_text_draw():
     """After ASR and after a text draw comes speech; the paired rows are of the same kind, but drawn apart."""
-    draws, same, other = draw(make_rows(), C.mixture, {}, batch=2, batch_sqa=1, seed=0, paired_text=True), 0, 0
+    stream, same, other = draw(make_rows(), C.mixture, {}, batch=2, batch_sqa=1, seed=0, paired_text=True), 0, 0
     for _ in range(2000):
-        speech, text = next(draws)
+        speech, text = next(stream)
         assert not text and all("utterance" in row for row in speech)
         if speech[0]["task"] != "ASR":
-            paired, text = next(draws)
+            paired, text = next(stream)
             assert text and kind(paired) == kind(speech) and len(paired) == 2
             same, other = same + (speech[0]["id"] == paired[0]["id"]), other + (speech[0]["id"] != paired[0]["id"])
     assert other > same
@@ -103,10 +109,10 @@ def test_c_follows_speech_by_a_paired_text_draw():
 
 def test_rows_without_speech_are_drawn_as_text_alone():
     rows = make_rows()
-    speech = [*islice(draw(rows, {"ST": (1.0, {"de": 1.0})}, {}, 3, 3, seed=0), 50)]
-    text = [*islice(draw(rows, {"MT": (1.0, {"de": 1.0})}, {}, 3, 3, seed=0), 50)]
+    speech = [*islice(draw(rows, {"ST": (1.0, {"de": 1.0})}, {}, 3, 3, seed=0), 48)]
+    text = [*islice(draw(rows, {"MT": (1.0, {"de": 1.0})}, {}, 3, 3, seed=0), 48)]
     assert all("utterance" in row for drawn, _ in speech for row in drawn)
-    assert Counter("utterance" in row for drawn, _ in text for row in drawn) == {True: 75, False: 75}
+    assert Counter("utterance" in row for drawn, _ in text for row in drawn) == {True: 72, False: 72}
 
 
 def test_the_same_seed_draws_the_same():
@@ -127,8 +133,8 @@ def test_fluent_answers_or_short_ones_but_always_some_unanswerable_questions():
     rows = make_rows("spokensquad") + [row for row in make_rows("spokensquad-fluent") if row["answerable"]]
     short = read_page("iwslt25_short")["merge_sft"]["shares"]
     for shares, corpus in ((C.shares, "spokensquad-fluent"), (short, "spokensquad")):
-        draws = [*islice(draw(rows, {"SQA": (1.0, {"en": (0.5, 0.5)})}, shares, 1, 1, seed=0, paired_text=True), 200)]
-        assert {(corpus_of(row), row["answerable"], text) for drawn, text in draws for row in drawn} == {
+        stream = [*islice(draw(rows, {"SQA": (1.0, {"en": (0.5, 0.5)})}, shares, 1, 1, seed=0, paired_text=True), 200)]
+        assert {(corpus_of(row), row["answerable"], text) for drawn, text in stream for row in drawn} == {
             (name, answerable, text) for name, answerable in ((corpus, True), ("spokensquad", False))
             for text in (True, False)}
 
@@ -139,29 +145,29 @@ def test_synthetic_text_alone_or_left_out(ablation, corpora):
     """Table 10 of 2025: the text draws change, the speech draws do not."""
     rows = [row for corpus in ("covost2", "europarlst", "spokensquad") for row in make_rows(corpus)]
     shares = read_page("iwslt25")["ablations"][ablation]["shares"]
-    draws = islice(draw(rows, {"ST": (1.0, {"de": 1.0})}, shares, 1, 1, seed=0, paired_text=True), 400)
-    drawn = {(text, corpus_of(row)) for rows, text in draws for row in rows}
+    stream = islice(draw(rows, {"ST": (1.0, {"de": 1.0})}, shares, 1, 1, seed=0, paired_text=True), 400)
+    drawn = {(text, corpus_of(row)) for rows, text in stream for row in rows}
     assert {corpus for text, corpus in drawn if text} == corpora
     assert {corpus for text, corpus in drawn if not text} == {"covost2", "europarlst", "spokensquad"}
 
 
 def test_draws_of_frames_are_full_and_use_every_row_once():
     """Rows of 1 to 9 frames, 45 in all, in draws of at least 20."""
-    features = {str(n): [0] * n for n in range(1, 10)}
-    rows = [{"utterance": name} for name in features]
-    draws = [[row["utterance"] for row in drawn] for drawn, _ in islice(draw_frames(rows, features, 20, seed=0), 8)]
-    assert all(20 <= sum(map(int, drawn)) < 29 for drawn in draws)
-    assert len({*sum(draws, [])[:9]}) == 9
+    features = {f"tiny/{n}": [0] * n for n in range(1, 10)}
+    rows = [{"id": name, "utterance": name, "task": "ASR", "language": "en", "answerable": True} for name in features]
+    stream = [[row["utterance"] for row in drawn] for drawn, _ in
+              islice(draws.draw_frames(Rows.of(rows), features, 20, seed=0), 8)]
+    assert all(20 <= sum(len(features[name]) for name in drawn) < 29 for drawn in stream)
+    assert len({*sum(stream, [])[:9]}) == 9
 
 
 def test_validation_rows_are_those_of_the_drawn_corpora_and_always_the_same():
-    rows = make_rows("covost2", 9) + make_rows("acl6060", 9)
-    chosen = pick_validation(rows, {"ASR": (0.5, {"en": 1.0}), "SQA": (0.5, {"de": (0.5, 0.5)})},
-                             {"ASR": {"covost2": 1.0}}, 4)
+    rows = Rows.of(make_rows("covost2", 9) + make_rows("acl6060", 9))
+    arguments = {"ASR": (0.5, {"en": 1.0}), "SQA": (0.5, {"de": (0.5, 0.5)})}, {"ASR": {"covost2": 1.0}}, 4
+    chosen = draws.pick_validation(rows, *arguments)
     assert Counter((row["task"], row["answerable"]) for row in chosen) == {
         ("ASR", True): 4, ("SQA", True): 4, ("SQA", False): 4}
     assert {corpus_of(row) for row in chosen if row["task"] == "ASR"} == {"covost2"}
-    assert chosen == pick_validation(rows, {"ASR": (0.5, {"en": 1.0}), "SQA": (0.5, {"de": (0.5, 0.5)})},
-                                     {"ASR": {"covost2": 1.0}}, 4)
+    assert chosen == draws.pick_validation(rows, *arguments)
     with pytest.raises(SystemExit, match="the dev rows hold nothing for ASR"):
-        pick_validation([], {"ASR": (1.0, {"en": 1.0})}, {}, 4)
+        draws.pick_validation(Rows.of([]), {"ASR": (1.0, {"en": 1.0})}, {}, 4)

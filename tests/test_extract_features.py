@@ -2,44 +2,34 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from test_omni import write_omni
 
 import extract_features as stage
-from speech_llm import cache
+from data.tiny_models import seamless_config
 from speech_llm.audio import read_audio
 from speech_llm.cache import features_folder, open_features
-from speech_llm.constants import locate, provenance
+from speech_llm.constants import locate
 from speech_llm.files import write_json
 from speech_llm.rows import write_rows
 
-WIDTH = 16
+WIDTH = seamless_config().hidden_size
+NOISE = 0.1 * np.random.default_rng(0).standard_normal(64000).astype(np.float32)
 SEAMLESS = SimpleNamespace(config=SimpleNamespace(model_type="seamless_m4t_v2"))
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """A folder with a whole SeamlessM4Tv2 model as the hub has it, but random and very small."""
-    from transformers import SeamlessM4Tv2Config, SeamlessM4Tv2Model
-
+    from transformers import SeamlessM4Tv2Model
     torch.manual_seed(0)
-    sizes = dict(hidden_size=WIDTH, vocab_size=40, t2u_vocab_size=40, char_vocab_size=40,
-                 unit_hifi_gan_vocab_size=40, speech_encoder_layers=2, speech_encoder_attention_heads=2,
-                 speech_encoder_intermediate_size=32,
-                 t2u_encoder_layers=1, t2u_decoder_layers=1, t2u_encoder_attention_heads=2,
-                 t2u_decoder_attention_heads=2, t2u_encoder_ffn_dim=32, t2u_decoder_ffn_dim=32,
-                 encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
-                 encoder_ffn_dim=32, decoder_ffn_dim=32, upsample_initial_channel=32, unit_embed_dim=16,
-                 lang_embed_dim=8, spkr_embed_dim=8, variance_predictor_embed_dim=16,
-                 variance_predictor_hidden_dim=16)
     folder = tmp_path_factory.mktemp("work") / "models" / "tiny-seamless"
-    model = SeamlessM4Tv2Model(SeamlessM4Tv2Config(**sizes))
+    model = SeamlessM4Tv2Model(seamless_config())
     model.save_pretrained(folder)
     return folder, model.eval()
 
@@ -68,12 +58,6 @@ def run(world, *more, encoder="models/tiny-seamless", mean=3):
     """Stage 0 in this process -> its folder."""
     stage.main(["--work", str(world), "--encoder", encoder, "--mean", str(mean), *more])
     return features_folder(str(world), encoder, mean, "tiny", "test")
-
-
-def content(folder):
-    """{file: bytes} of the shards."""
-    names = [name for name in sorted(os.listdir(folder)) if name.startswith("frames-")]
-    return {name: open(os.path.join(folder, name), "rb").read() for name in names}
 
 
 # --- Filterbank, encoder, averaging.
@@ -116,24 +100,10 @@ def test_encoder_is_loaded_whole_and_read_before_the_adapter(checkpoint):
     assert frames.shape == (50, WIDTH) and frames.dtype == np.float32
 
 
-def test_a_checkpoint_without_the_encoder_is_refused(checkpoint, tmp_path):
-    from safetensors.torch import load_file, save_file
-
-    folder, _ = checkpoint
-    shutil.copytree(folder, tmp_path / "copy")
-    weights = load_file(folder / "model.safetensors")
-    del weights["speech_encoder.encoder.layers.1.self_attn.linear_q.weight"]
-    save_file(weights, tmp_path / "copy" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="1 weights .* encoder.layers.1.self_attn.linear_q.weight"):
-        stage.load_encoder(tmp_path / "copy", "cpu")
-
-
 def test_the_real_checkpoint_s_two_shards(real, tmp_path):
     """24 narrow layers under the real names, cut where the real index cuts; a lost shard or weight is an error."""
     from safetensors.torch import save_file
     from transformers import SeamlessM4Tv2Model
-
-    from data.tiny_models import seamless_config
     with open(os.path.join(real, "tokenizers", "seamless_m4t_v2_large", "model.safetensors.index.json")) as file:
         index = json.load(file)
     config = seamless_config()
@@ -167,25 +137,18 @@ def test_the_real_checkpoint_s_two_shards(real, tmp_path):
         stage.load_encoder(tmp_path, "cpu")
 
 
-def test_the_real_encoder_s_size(real):
-    """580,494,144 parameters up to layer 24, from the released config, nothing allocated."""
-    from transformers import SeamlessM4Tv2Config
-    from transformers.models.seamless_m4t_v2.modeling_seamless_m4t_v2 import SeamlessM4Tv2SpeechEncoder
-    config = SeamlessM4Tv2Config.from_pretrained(os.path.join(real, "tokenizers", "seamless_m4t_v2_large"))
-    with torch.device("meta"):
-        encoder = SeamlessM4Tv2SpeechEncoder(config)
-    used = [*encoder.feature_projection.parameters(), *encoder.encoder.parameters()]
-    assert sum(p.numel() for p in used) == 580_494_144 and len(encoder.encoder.layers) == 24
-
-
-def test_an_utterance_does_not_depend_on_its_batch(checkpoint, real):
-    encoder = stage.load_encoder(checkpoint[0], "cpu")
-    features = [stage.filterbank(wave) for wave in recordings(real)] + [torch.randn(1, 160)]
+@pytest.mark.parametrize("model, lengths", [
+    ("checkpoint", [320 * n for n in (2, 60, 61, 200, 149)]),                     # 10 ms each, in whole pairs
+    ("whisper", [16000, 640, 48000, 641, 30001, 47999])])                         # 20 ms each, the last one cut short
+def test_an_utterance_does_not_depend_on_its_batch(request, model, lengths):
+    folder = request.getfixturevalue(model)
+    encoder = stage.load_encoder(folder if model == "whisper" else folder[0], "cpu")
+    features = [stage.make_feature(encoder.config, NOISE[:n]) for n in lengths]
     together = stage.encode(encoder, features)
+    if model == "whisper":
+        assert [len(frames) for frames in together] == [50, 2, 150, 3, 94, 150]
     for feature, frames in zip(features, together):
-        alone = stage.encode(encoder, [feature])[0]
-        assert frames.shape == alone.shape == (len(feature), WIDTH)
-        assert np.abs(frames - alone).max() < 1e-4
+        assert np.abs(frames - stage.encode(encoder, [feature])[0]).max() < 1e-4
 
 
 def test_averaging_by_hand():
@@ -212,9 +175,6 @@ def test_batches_are_full_but_not_over(monkeypatch):
 
 
 # --- Whisper.
-
-NOISE = 0.1 * np.random.default_rng(0).standard_normal(48000).astype(np.float32)
-
 
 @pytest.mark.parametrize("bins", [80, 128])
 def test_log_mel_is_that_of_the_released_extractor(real, bins):
@@ -245,15 +205,6 @@ def test_the_whisper_encoder_is_loaded_whole_and_hears_what_transformers_hears(w
     frames, padded = stage.encode(encoder, [feature])[0], stage.encode(encoder, [feature], pad=True)[0]
     assert frames.shape == (51, 32) and padded.shape == (150, 32)                    # 1.01 s; the window of 3 s
     assert np.abs(padded - expected).max() < 1e-5 and np.array_equal(padded[:51], frames)
-
-
-def test_an_utterance_does_not_depend_on_its_batch_in_whisper(whisper):
-    encoder = stage.load_encoder(whisper, "cpu")
-    features = [stage.make_feature(encoder.config, NOISE[:n]) for n in (16000, 640, 48000, 641, 30001, 47999)]
-    together = stage.encode(encoder, features)
-    assert [len(frames) for frames in together] == [50, 2, 150, 3, 94, 150]          # 20 ms each, the last cut short
-    for feature, frames in zip(features, together):
-        assert np.abs(frames - stage.encode(encoder, [feature])[0]).max() < 1e-4
 
 
 def test_every_utterance_costs_a_whisper_a_window(monkeypatch, whisper):
@@ -292,11 +243,8 @@ def test_the_padded_variant_is_never_mixed_in(world, whisper, capsys):
         run(world, "--pad")
 
 
-def test_what_is_no_speech_encoder_is_refused(whisper, llama, tmp_path):
+def test_a_whisper_without_a_weight_is_refused(whisper, tmp_path):
     from safetensors.torch import load_file, save_file
-
-    with pytest.raises(ValueError, match="is a llama; speech encoders are taken from seamless_m4t_v2, whisper, "):
-        stage.load_encoder(llama, "cpu")
     shutil.copytree(whisper, tmp_path / "copy")
     weights = load_file(tmp_path / "copy" / "model.safetensors")
     del weights["model.encoder.conv2.bias"]
@@ -305,43 +253,13 @@ def test_what_is_no_speech_encoder_is_refused(whisper, llama, tmp_path):
         stage.load_encoder(tmp_path / "copy", "cpu")
 
 
-def test_the_real_whisper_s_size():
-    """636,968,960 parameters of large-v3's encoder, nothing allocated."""
-    from transformers import WhisperConfig
-    from transformers.models.whisper.modeling_whisper import WhisperEncoder
-    config = WhisperConfig(d_model=1280, encoder_layers=32, encoder_attention_heads=20, encoder_ffn_dim=5120,
-                           num_mel_bins=128)
-    with torch.device("meta"):
-        encoder = WhisperEncoder(config)
-    assert sum(p.numel() for p in encoder.parameters()) == 636_968_960 and stage.window_of(config) == 1500
-
-
 # --- Qwen2.5-Omni.
 
-@pytest.fixture(scope="module")
-def omni(tmp_path_factory):
-    """A folder with a whole Qwen2.5-Omni as the hub has it, but random and very small -> (folder, its thinker)."""
-    from transformers import Qwen2_5OmniForConditionalGeneration, WhisperFeatureExtractor
-    from transformers.models.qwen2_5_omni.configuration_qwen2_5_omni import Qwen2_5OmniConfig
-    text = dict(vocab_size=99, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
-                num_key_value_heads=2)
-    audio = dict(num_mel_bins=16, d_model=24, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=48,
-                 output_dim=32)
-    vision = dict(depth=1, hidden_size=16, intermediate_size=16, num_heads=2, out_hidden_size=32)
-    torch.manual_seed(0)
-    config = Qwen2_5OmniConfig(thinker_config=dict(text_config=text, audio_config=audio, vision_config=vision),
-                               enable_audio_output=False)
-    folder = tmp_path_factory.mktemp("omni") / "models" / "tiny-omni"
-    model = Qwen2_5OmniForConditionalGeneration(config)
-    model.save_pretrained(folder)
-    WhisperFeatureExtractor(feature_size=16, chunk_length=300).save_pretrained(folder)
-    return folder, model.thinker.eval()
 
-
-def test_omni_s_frames_are_those_of_its_thinker(omni):
-    from transformers import AutoFeatureExtractor
-    folder, thinker = omni
-    encoder = stage.load_encoder(str(folder), "cpu")
+def test_omni_s_frames_are_those_of_its_thinker(tmp_path):
+    from transformers import WhisperFeatureExtractor
+    thinker, _ = write_omni(tmp_path)
+    encoder = stage.load_encoder(str(tmp_path), "cpu")
     theirs = thinker.audio_tower.state_dict()
     assert encoder.state_dict().keys() == theirs.keys()
     assert all(torch.equal(value, theirs[name]) for name, value in encoder.state_dict().items())
@@ -350,18 +268,12 @@ def test_omni_s_frames_are_those_of_its_thinker(omni):
     together = stage.encode(encoder, features)
     assert [frames.shape for frames in together] == [(n, 32) for n in (1, 25, 25, 47, 75)]    # 25 Hz, the LLM's width
     for wave, feature, frames in zip(waves, features, together):
-        mel = AutoFeatureExtractor.from_pretrained(folder)(wave, sampling_rate=16000, padding="max_length",
-                                                           return_attention_mask=True, return_tensors="pt")
+        mel = WhisperFeatureExtractor(feature_size=128)(wave, sampling_rate=16000, padding="max_length",
+                                                        return_attention_mask=True, return_tensors="pt")
         with torch.no_grad():
             expected = thinker.get_audio_features(mel["input_features"], mel["attention_mask"]).last_hidden_state
-        assert np.abs(frames - expected.numpy()).max() < 1e-5
-        assert np.abs(frames - stage.encode(encoder, [feature])[0]).max() < 1e-5
-
-
-def test_omni_s_cache(world, omni):
-    shutil.copytree(omni[0], world / "models" / "tiny-omni")
-    features = open_features(run(world, encoder="models/tiny-omni", mean=1))
-    assert features.config["width"] == 32 and len(features["tiny/test/5"]) == 37     # 1.5 s, no averaging
+        assert np.abs(frames - expected.numpy()).max() < 1e-4
+        assert np.abs(frames - stage.encode(encoder, [feature])[0]).max() < 1e-4
 
 
 # --- The cache.
@@ -379,32 +291,9 @@ def test_the_cache_holds_what_encoding_by_hand_gives(world, capsys):
         expected = stage.average_frames(stage.encode(encoder, [stage.filterbank(wave)])[0], 3)
         frames = features[f"tiny/test/{i}"]
         assert frames.dtype == np.float16 and frames.shape == expected.shape and not frames.flags.writeable
-        assert np.abs(frames - expected).max() < 2e-3
+        assert np.abs(frames - expected).max() < 4e-3
     run(world)                                            # a second run only says that it is done
     assert "10 utterances" in capsys.readouterr().out
-
-
-def test_a_killed_run_goes_on_to_the_same_bytes(world, monkeypatch, capsys):
-    monkeypatch.setattr(stage, "BLOCK", 2)
-    small = ("--shard_frames", "30")
-    folder = run(world, *small)
-    whole = content(folder)
-    assert len(whole) >= 2 * 3
-    shutil.rmtree(folder)
-
-    def killed(path, value):                              # the third shard has its data and gets no index
-        if path.endswith("frames-00002.json"):
-            raise KeyboardInterrupt
-        write_json(path, value)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(cache, "write_json", killed)
-        run(world, *small)
-    with pytest.raises(SystemExit, match="config.json is missing; run: python extract_features.py .*test"):
-        open_features(folder)
-    before = {name: os.stat(os.path.join(folder, name)).st_mtime_ns for name in list(whole)[:4]}
-    run(world, *small)
-    assert content(folder) == whole
-    assert all(os.stat(os.path.join(folder, name)).st_mtime_ns == time for name, time in before.items())
 
 
 def test_processes_share_a_split_without_talking(world, monkeypatch, capsys):
@@ -434,36 +323,14 @@ def test_a_corpus_that_grows_is_taken_up(world, capsys):
 
 
 def test_other_settings_are_refused(world, capsys):
-    folder = run(world)
+    run(world)
     with pytest.raises(ValueError, match="made with piece_seconds 30.0, expected is 20.0"):
         run(world, "--max_seconds", "20")
-    with pytest.raises(ValueError, match="was made with mean 3, expected is 2"):
-        open_features(folder, {"mean": 2})
-    with pytest.raises(ValueError, match="encoder 'models/tiny-seamless', expected is 'facebook/other'"):
-        open_features(folder, {"encoder": "facebook/other"})
     with open(world / "models" / "tiny-seamless" / "model.safetensors", "r+b") as file:
         file.seek(-4, os.SEEK_END)
         file.write(b"\0\0\0\0")                           # trained anew under the same name
     with pytest.raises(ValueError, match="was made with weights"):
         run(world)
-
-
-def test_damaged_shards_are_refused(world, capsys):
-    folder = run(world)
-    data = os.path.join(folder, "frames-00000.npy")
-    whole = open(data, "rb").read()
-    open(data, "wb").write(whole[:-2])
-    with pytest.raises(ValueError, match="frames-00000.npy is damaged.*run: python extract_features.py"):
-        open_features(folder)
-    np.save(data, np.zeros((3, WIDTH), np.float16))
-    with pytest.raises(ValueError, match="its index says"):
-        open_features(folder)
-    np.save(data, np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match="is damaged"):
-        open_features(folder)
-    os.remove(data)
-    with pytest.raises(ValueError, match="is damaged"):
-        open_features(folder)
 
 
 def test_what_is_dropped_is_counted_and_listed(world, capsys):
@@ -533,13 +400,13 @@ def test_frames_that_float16_cannot_hold_drop_their_utterance(world, monkeypatch
 
 
 def test_the_disk_is_checked_first(world, monkeypatch, capsys):
-    """14 s of 50 frames, averaged by 3, 16 numbers of 2 bytes each: 7.5 kB."""
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=7000))
+    """14 s of 50 frames, averaged by 3, 128 numbers of 2 bytes each: 60 kB."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=55_000))
     with pytest.raises(SystemExit, match=r"work/features needs about 0.0 GB more, and its disk has 0.0 GB free"):
         run(world)
     assert "tiny/test: about 0.00 hours, 0.00 GB of frames" in capsys.readouterr().out
     assert not os.path.exists(world / "features")
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=8000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=65_000))
     run(world)
 
 
@@ -552,15 +419,3 @@ def test_a_stage_run_before_its_predecessor_names_it(world, capsys):
             run(world, *arguments)
     assert locate(str(world), "models/tiny-seamless") == str(world / "models" / "tiny-seamless")
     assert locate(str(world), "facebook/seamless-m4t-v2-large") == "facebook/seamless-m4t-v2-large"
-
-
-def test_import_is_quiet_and_light():
-    code = "import sys, extract_features; print({'transformers', 'torchaudio'} & set(sys.modules))"
-    project = os.path.dirname(stage.__file__)
-    done = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True, cwd=project)
-    assert (done.stdout, done.stderr) == ("set()\n", "")
-
-
-def test_provenance_names_commit_and_versions():
-    facts = provenance()
-    assert facts["commit"] and facts["torch"] == torch.__version__.split("+")[0]

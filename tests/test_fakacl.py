@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from data import fakacl, quality, rewrite
+from data.recipe import kind
 from speech_llm.prompts import NOT_ANSWERABLE
 from speech_llm.rows import read_rows
 from test_recipes26 import Makers
@@ -44,9 +45,8 @@ def test_spell_out(written, spoken):
 
 
 def test_every_number_has_words_of_its_own():
-    words = [fakacl.cardinal(n) for n in range(20_000)]
-    assert len(set(words)) == 20_000 and not any(c.isdigit() for text in words for c in text)
-    assert len({fakacl.ordinal(n) for n in range(1000)}) == 1000
+    words = {fakacl.cardinal(n) for n in range(20_000)}
+    assert len(words) == 20_000 and not any(c.isdigit() for text in words for c in text)
     assert [fakacl.ordinal(n) for n in (1, 12, 20, 30, 100)] == ["first", "twelfth", "twentieth", "thirtieth",
                                                                  "one hundredth"]
 
@@ -168,42 +168,28 @@ def run_fakacl(*more):
 
 
 def test_row_by_row(makers, capsys):
-    """Titles: 0 Mice, 1 Cats, 2 Dogs. Sentences: 0 greets (too short), 1 presents, 2 is about; 3 and 4 are the results,
-    asked about; 5 and 6 are the same in all talks. With two talks, one is dev; each lends the other its questions."""
-    splits = {split: {row["id"]: row for row in rows} for split, rows in run_fakacl().items()}
+    """
+    Titles: 0 Mice, 1 Cats, 2 Dogs. Sentences: 0 greets (too short), 1 presents, 2 is about; 3 and 4 are the results,
+    asked about; 5 and 6 are the same in all talks. With two talks, one is dev; each lends the other its questions.
+    """
+    splits = run_fakacl()
     told = capsys.readouterr().out
-    dev = 0 if "fakacl/dev/0000-03/ASR.en" in splits["dev"] else 1
-    for number, name in enumerate(("mice", "cats")):
-        split = "dev" if number == dev else "train"
-        rows = splits[split]
-        texts = {1: f"Today I present to you the paper {name}.", 2: f"It is all about the things of {name}.",
-                 3: f"The first result of {name} is that it works.",
-                 4: f"The second result of {name} is thirty percent.",
-                 5: "We thank the many people who helped us.", 6: "Goodbye and see you all next year, friends."}
-        if name == "cats":                                                  # one not spoken, two as in the other talk
-            texts = {n: text for n, text in texts.items() if n in (2, 3, 4)}
-        for n, text in texts.items():
-            utterance = f"fakacl/{split}/000{number}-0{n}"
-            base = {"utterance": utterance, "audio": f"work/audio/fakacl/000{number}-0{n}.flac", "transcript": text,
-                    "answerable": True}
-            for language in ("en", "de", "it", "zh"):
-                tag = "" if language == "en" else f"{language}: "
-                task = "ASR" if language == "en" else "ST"
-                row = rows.pop(f"{utterance}/{task}.{language}", None)
-                if (language, text) in BAD:
-                    assert row is None
-                else:
-                    assert row == {"id": f"{utterance}/{task}.{language}", **base, "task": task, "language": language,
-                                   "target": tag + text}
-                asked = {3: [("Is one {} good?", "Yes."), ("Is two {} good?", "No.")],
-                         4: [("Is three {} good?", "Maybe.")]}
-                for m, (question, target) in enumerate(asked.get(n, []), 1):
-                    question = question.format(name)
-                    valid = {"id": f"{utterance}/SQA-{m}.{language}", **base, "task": "SQA", "language": language,
-                             "question": tag + question, "target": tag + target}
-                    bad = {(language, question), (language, target)} & BAD
-                    assert rows.pop(valid["id"], None) == (None if bad else valid)
-    assert splits == {"train": {}, "dev": {}}                               # one talk each: no other to ask from
+    rows = {row["id"].split("/")[2] + "/" + row["id"].split("/")[3]: row for part in splits.values() for row in part}
+    assert Counter(map(kind, rows.values())) == {           # of mice 6 sentences, of cats 2, 3 and 4; less what is BAD
+        "ASR en": 9, "ST/MT de": 9, "ST/MT it": 9, "ST/MT zh": 8, "SQA/QA en": 6, "SQA/QA de": 5, "SQA/QA it": 4,
+        "SQA/QA zh": 6}
+    split = rows["0000-04/ASR.en"]["utterance"].split("/")[1]
+    base = {"utterance": f"fakacl/{split}/0000-04", "audio": "work/audio/fakacl/0000-04.flac", "answerable": True,
+            "transcript": "The second result of mice is thirty percent."}
+    for name, row in {
+            "ASR.en": {"task": "ASR", "language": "en", "target": base["transcript"]},
+            "ST.de": {"task": "ST", "language": "de", "target": f"de: {base['transcript']}"},
+            "SQA-1.zh": {"task": "SQA", "language": "zh", "question": "zh: Is three mice good?", "target": "zh: Maybe."}
+    }.items():
+        assert rows[f"0000-04/{name}"] == {"id": f"{base['utterance']}/{name}", **base, **row}
+    assert [rows[f"0001-03/SQA-{n}.en"]["target"] for n in (1, 2)] == ["Yes.", "No."]
+    assert all(row["utterance"].startswith(f"fakacl/{name}/") for name in splits for row in splits[name])
+    assert len({row["utterance"].split("-")[0] for row in splits["dev"]}) == 1
     assert told.count("no other talk to take an unanswerable question from") == 2
     assert ("2 topics (paper: 56), 4 titles (2527), 3 distinct, 3 of these asked for, 2 scripts (2497)") in told
     with open("work/rows/fakacl/dropped.txt", encoding="utf-8") as file:
@@ -212,8 +198,6 @@ def test_row_by_row(makers, capsys):
                    "0001-05\tthe same sentence as before: We thank", "0001-01\tcould not be spoken",
                    "0001-04/SQA-2.en\tthe LLM gave no such question", "SQA-2.it\tbelow 0.85: target 0.850"):
         assert reason in lines, reason
-    run_fakacl()
-    assert "finished already" in capsys.readouterr().out
 
 
 def many_talks(monkeypatch, count):
@@ -268,19 +252,7 @@ def test_fewer_titles_are_drawn_from_all_and_the_seed_draws_them(makers, monkeyp
         run_fakacl("--titles", "9")
 
 
-def test_the_paper_s_prompts():
-    assert fakacl.PROMPTS["pairs"][0].format("It {works}.").endswith("based on the content: It {works}..")
-    assert [prompt.count("{}") for prompt, _ in fakacl.PROMPTS.values()] == [0, 1, 1, 1]
-
-
 # --- A real LLM that writes garbage.
-
-def test_an_llm_that_writes_garbage_stops_with_a_reason(makers, llama, monkeypatch, capsys):
-    monkeypatch.setattr(fakacl, "generate", rewrite.generate)
-    monkeypatch.setattr(fakacl, "PROMPTS", {step: (prompt, 40) for step, (prompt, _) in fakacl.PROMPTS.items()})
-    with pytest.raises(SystemExit, match="obeys prompts|everything was dropped"):
-        run_fakacl("--llm", llama)
-    assert "1 prompts answered" in capsys.readouterr().out
 
 
 def test_garbage_in_place_of_scripts_and_of_pairs(makers, llama, monkeypatch):

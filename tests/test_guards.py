@@ -1,25 +1,34 @@
-"""Guards: what would spoil a run silently stops it by name, or warns where it is seen; nobody works in a folder twice."""
+"""Guards: what would spoil a run stops it by name or is a warning; two runs never work in one folder."""
 import json
 import os
 import signal
 import subprocess
 import sys
 
-import data.prompts
 import numpy as np
 import pytest
+import soundfile
 import torch
+from conftest import ON_TABLE, PROJECT, read_log
+from safetensors.torch import load_file, save_file
 
-import merge_sft
+import extract_features
 import train_lora
-import train_projector
-from data.recipe import LOCKS, finish, finished
+from data.recipe import LOCKS, begin, finish, finished
+from speech_llm.batches import Batch
+from speech_llm.constants import configure
 from speech_llm.files import lock
 from speech_llm.resumable import resumable
-from speech_llm.rows import read_rows
+from speech_llm.rows import read_rows, write_rows
+from speech_llm.run import Run
 
 
-PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+def change_json(path, change):
+    with open(path, encoding="utf-8") as file:
+        value = json.load(file)
+    change(value)
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(value, file)
 
 
 # --- A loss or a gradient that is not finite.
@@ -37,86 +46,104 @@ def test_frames_that_are_not_finite_stop_the_run_and_its_rows_are_listed(before_
         run_stage("train_projector")
     with open("work/tiny/projector/not-finite-0.txt") as file:
         listed = file.read().split()
-    assert len(listed) <= 2 * 4 and {os.path.dirname(row_id) for row_id in listed} & set(names)  # one step's rows
+    assert len(listed) <= 2 * 4 and {os.path.dirname(row_id) for row_id in listed} & set(names)      # of one step
     assert set(listed) <= {row["id"] for row in read_rows("work/rows/tiny/train.jsonl")}
     assert not os.path.exists("work/tiny/projector/config.json")
-    with open("work/tiny/projector/log.jsonl") as file:
-        assert all(np.isfinite(json.loads(line).get("loss", 0)) for line in file)
-    frames[begin:end] = good                                                    # mended: the same command continues
+    assert all(np.isfinite(line.get("loss", 0)) for line in read_log("work/tiny/projector"))
+    frames[begin:end] = good                                                # mended: the same command continues
     frames.flush()
     run_stage("train_projector")
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_too(before_training, run_stage, monkeypatch):
-    answer_loss = train_lora.answer_loss
-
-    def spoiled(llm, projector, samples):
-        weight = train_lora.lora_parameters(llm)[1].flatten()[:1]
-        return answer_loss(llm, projector, samples) + (weight - weight.detach()).abs().sqrt()    # 0, its slope is not
-    monkeypatch.setattr(train_lora, "answer_loss", spoiled)
-    with pytest.raises(SystemExit, match=r"work/tiny/lora, step 1: losses \[\d.*\], gradient norm nan"):
-        run_stage("train_lora")
-    with open("work/tiny/lora/not-finite-0.txt") as file:
-        assert len(file.readlines()) == 8
-
-
 # --- What trains, and what must not.
 
-def test_a_frozen_tensor_with_a_gradient_stops_the_run(before_training, run_stage, monkeypatch):
-    load_llm = train_projector.load_llm
+class Product:
+    """An objective on two weights, whose loss is their product."""
+    losses = {"product": 1.0}
 
-    def thawed(path, device):
-        llm, tokenizer = load_llm(path, device)
-        llm.model.norm.weight.requires_grad_(True)
-        return llm, tokenizer
-    monkeypatch.setattr(train_projector, "load_llm", thawed)
-    with pytest.raises(SystemExit, match="1 frozen tensors of the LLM have a gradient, such as model.norm.weight"):
-        run_stage("train_projector")
+    def __init__(self, first, second):
+        self.first, self.second = first, second
+
+    def counts(self, samples):
+        return torch.tensor([1.0])
+
+    def loss(self, batch):
+        return (self.first.weight * self.second.weight.sqrt())[0]
 
 
-def test_adapters_that_do_not_move_are_an_error_at_the_first_validation(before_training, run_stage):
+def weight(value):
+    module = torch.nn.Embedding(1, 1)
+    torch.nn.init.constant_(module.weight, value)
+    return module
+
+
+@pytest.fixture
+def run_of(tmp_path):
+    """run_of({name: module}, learning=[...], frozen=module): a Run in the folder `tmp_path`/tiny/lora."""
+    def make(trained, learning, frozen=None):
+        c = configure(train_lora.Config, "train_lora", ["--work", str(tmp_path)])
+        optimizer = torch.optim.AdamW([module.weight for module in learning])
+        return Run(c, {name: (m.state_dict, m.load_state_dict) for name, m in trained.items()}, [optimizer], frozen)
+    return make
+
+
+def one_step(run, first, second):
+    run.optimizer_step(Product(first, second), [{"id": "tiny/a"}], [Batch([])])
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_too(run_of):
+    """The loss is 1 * sqrt(0) = 0; its slope is infinite."""
+    first, second = weight(1.0), weight(0.0)
+    run = run_of({"lora": second}, [second])
+    with pytest.raises(SystemExit, match=r"lora, step 1: losses \[0.0\], gradient norm inf. The step is not made"):
+        one_step(run, first, second)
+    with open(os.path.join(run.folder, "not-finite-0.txt")) as file:
+        assert file.read() == "tiny/a\n"
+    assert second.weight.item() == 0
+
+
+def test_a_frozen_tensor_with_a_gradient_stops_the_run(run_of):
+    first, second = weight(1.0), weight(1.0)
+    run = run_of({"lora": second}, [second], frozen=first)
+    with pytest.raises(SystemExit, match="1 frozen tensors of the LLM have a gradient, such as weight"):
+        one_step(run, first, second)
+    frozen = weight(1.0).requires_grad_(False)
+    one_step(run_of({"lora": second}, [second], frozen), frozen, second)
+
+
+def test_a_tensor_that_no_gradient_reaches_stops_the_run_at_its_first_validation(run_of):
+    first, second, forgotten = weight(1.0), weight(1.0), weight(1.0)
+    run = run_of({"projector": second, "lora": forgotten}, [first, second, forgotten])
+    one_step(run, first, second)
+    with pytest.raises(SystemExit, match="lora: 1 tensors are not trained after 0 steps, such as weight"):
+        run.validated(0.0)
+    assert not os.path.exists(os.path.join(run.folder, "resume.pt"))
+
+
+def test_adapters_that_do_not_move_stop_the_run_at_its_first_validation(before_training, run_stage):
     with pytest.raises(SystemExit, match=r"lora: 14 tensors are not trained after 2 steps, such as .*lora_B"):
         run_stage("train_lora", "--lr", "0")
     assert not os.path.exists("work/tiny/lora/resume.pt")
 
 
-def test_adapters_that_are_loaded_but_not_trained_are_an_error(after_training, run_stage, monkeypatch):
-    """The optimizer has copies of them, so that the loaded ones have gradients and nobody who follows these."""
-    monkeypatch.setattr(merge_sft, "lora_parameters", lambda llm: [
-        torch.nn.Parameter(p.detach().clone()) for p in train_lora.lora_parameters(llm)])
-    with pytest.raises(SystemExit, match="28 frozen tensors of the LLM have a gradient, such as .*lora_A"):
-        run_stage("merge_sft", "--out", "other")
-    assert not os.path.exists("work/tiny/other/resume.pt")
-
-
-def test_a_tensor_that_no_gradient_reaches_is_an_error():
-    run, module = object.__new__(train_projector.Run), torch.nn.Linear(2, 2)
-    run.folder, run.step, run.optimizers = "folder", 5, [torch.optim.AdamW(module.parameters())]
-    module(torch.ones(2)).sum().backward()
-    module.bias.grad = None
-    run.optimizers[0].step()
-    with pytest.raises(SystemExit, match="folder: 1 tensors are not trained after 5 steps, such as bias"):
-        run.refuse_untrained({"projector": module.state_dict()})
-    module(torch.ones(2)).sum().backward()
-    run.optimizers[0].step()
-    run.refuse_untrained({"projector": module.state_dict()})
-
-
 # --- The prompt.
 
-def test_another_prompt_at_inference_is_refused_and_in_c_a_warning(after_training, run_stage, monkeypatch, capsys):
-    monkeypatch.setitem(data.prompts.TASK_LINES, ("ST", "de"), "Bitte übersetzen.")
+def test_another_prompt_at_inference_is_refused_and_in_c_a_warning(after_training, run_stage, capsys):
+    """As if the three stages had been trained when the prompt said something else."""
+    for out in ("projector", "lora", "merged"):
+        change_json(f"work/tiny/{out}/config.json", lambda config: config["prompts"].update({
+            "ST de speech": config["prompts"]["ST de speech"].replace("Können Sie", "Können wir")}))
     for system in ("A.1:projector", "B:lora", "C:merged"):
-        with pytest.raises(SystemExit, match="was trained with other prompts .*Können Sie.*Bitte übersetzen"):
+        with pytest.raises(SystemExit, match="was trained with other prompts .*Können wir.*now.*Können Sie"):
             run_stage("infer", "--systems", system)
     run_stage("merge_sft", "--out", "other")
     printed = capsys.readouterr().out
-    assert "warning: projector was trained with other prompts" in printed and "warning: lora was" in printed
-    run_stage("infer", "--systems", "C:other")                              # what it was trained with is what it gets
+    assert all(f"warning: work/tiny/{out} was trained with other prompts" in printed for out in ("projector", "lora"))
+    run_stage("infer", "--systems", "C:other")                              # it was trained with today's prompts
 
 
-def test_config_json_shows_the_prompts_as_the_llm_reads_them(after_training):
-    with open("work/tiny/merged/config.json") as file:
+def test_config_json_shows_the_prompts_as_the_llm_reads_them(finished_stages):
+    with open(finished_stages / "work/tiny/merged/config.json", encoding="utf-8") as file:
         prompts = json.load(file)["prompts"]
     assert prompts["ASR en speech"] == (
         "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nContent: <speech>SPEECH</speech>\n"
@@ -126,60 +153,55 @@ def test_config_json_shows_the_prompts_as_the_llm_reads_them(after_training):
     assert len(prompts) == 10
 
 
-# --- The size of what the LLM hears.
+# --- The size of the projector's output.
 
-def test_sizes_are_logged_and_far_apart_they_are_a_warning(before_training, run_stage, monkeypatch, capsys):
+def test_sizes_and_listening_are_logged_and_sizes_far_apart_are_a_warning(before_training, run_stage, capsys):
     run_stage("train_projector")
     assert "warning" not in capsys.readouterr().out
-    with open("work/tiny/projector/log.jsonl") as file:
-        line = json.loads(file.readlines()[-1])
-    assert 1 < line["RMS"] / line["table RMS"] < 10
-    load_llm = train_projector.load_llm
-
-    def quiet(path, device):
-        llm, tokenizer = load_llm(path, device)
-        llm.get_input_embeddings().weight.mul_(1e-3)
-        return llm, tokenizer
-    monkeypatch.setattr(train_projector, "load_llm", quiet)
+    validations = [line for line in read_log("work/tiny/projector") if "validation_loss" in line]
+    assert all(1 < line["RMS"] / line["table RMS"] < 10 and np.isfinite(line["listening"]) for line in validations)
+    path = "work/models/tiny-llama/model.safetensors"
+    tensors = load_file(path)
+    tensors["model.embed_tokens.weight"] *= 1e-3
+    save_file(tensors, path, {"format": "pt"})
     run_stage("train_projector", "--out", "loud")
-    printed = capsys.readouterr().out
-    assert printed.count("warning: the projector's output has an RMS of 0.5") == 3                # every validation
-    assert "the LLM's embeddings of 0.0002: more than 100 times apart" in printed.replace("0.000199", "0.0002")
+    printed = capsys.readouterr().out                                     # at every validation
+    assert printed.count("warning: the projector's output has an RMS of 0.") == printed.count("100 times apart") == 3
 
 
-def test_the_size_by_hand():
-    class Says(torch.nn.Module):
-        def forward(self, frames, lengths):
-            return torch.tensor([[[3.0, 0], [0, 1], [9, 9]]])
-    sample = {"id": "x", "frames": np.zeros((3, 12), np.float16), "slots": 2, "length": 3}       # the third is no slot
-    sizes = train_projector.inspect_slots(Says(), torch.tensor([[2.0, 0], [0, 2]]), [sample], 100)
-    assert sizes == pytest.approx({"RMS": (10 / 4) ** 0.5, "table RMS": 2 ** 0.5})
+# --- Names of utterances.
+
+def test_dev_has_its_own_frames_where_train_has_the_same_names(before_training, run_stage):
+    run_stage("train_projector")
+    work = before_training / "work"
+    for path in [work / "rows" / "tiny" / "dev.jsonl", *work.glob("features/*/tiny/dev/*.json")]:
+        path.write_text(path.read_text().replace("tiny/dev-", "tiny/train-"))
+    run_stage("train_projector", "--out", "same-names")
+    one, other = ([line.get("validation_loss") for line in read_log(work / "tiny" / out)]
+                  for out in ("projector", "same-names"))
+    assert one == other and any(one)
 
 
 # --- A second run in one folder.
 
 HOLD = """
-import os, sys
-sys.path.insert(0, sys.argv[1])
-os.makedirs(sys.argv[2], exist_ok=True)
-from data.rows import lock
-held = lock(sys.argv[2])
+import sys
+from speech_llm.files import lock
+held = lock(sys.argv[1])
 print("in", flush=True)
 sys.stdin.read()
 """
 
 
 class Elsewhere:
-    """Another process that holds a folder while the block lasts; it ends by SIGKILL."""
+    """Another process that works in a folder while the block lasts; it ends by SIGKILL."""
 
     def __init__(self, folder, **environment):
-        self.process = subprocess.Popen([sys.executable, "-c", HOLD, PROJECT, folder], text=True, stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                        env={**os.environ, **environment})
-        self.said = self.process.stdout.readline()
+        self.process = subprocess.Popen([sys.executable, "-c", HOLD, folder], text=True, stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": PROJECT, **environment})
+        assert self.process.stdout.readline() == "in\n"
 
     def __enter__(self):
-        assert self.said == "in\n", self.process.stderr.read()
         return self.process
 
     def __exit__(self, *_):
@@ -187,58 +209,52 @@ class Elsewhere:
         self.process.communicate()
 
 
-TWICE = {"A": ("train_projector", "work/tiny/again", ["--out", "again"]),
-         "B": ("train_lora", "work/tiny/again", ["--out", "again"]),
-         "C": ("merge_sft", "work/tiny/again", ["--out", "again"]),
-         "infer": ("infer", "work/tiny/predictions/C", ["--systems", "C:merged"])}
-
-
-@pytest.mark.parametrize("name", TWICE)
-def test_a_stage_is_refused_where_it_runs_already(after_training, run_stage, name):
-    script, folder, more = TWICE[name]
+@pytest.mark.parametrize("stage, folder, more", [
+    ("train_projector", "again", ["--out", "again"]), ("train_projector", "again", [*ON_TABLE, "--out", "again"]),
+    ("train_lora", "again", ["--out", "again"]), ("merge_sft", "again", ["--out", "again"]),
+    ("infer", "predictions/C", ["--systems", "C:merged"])])
+def test_a_stage_is_refused_where_it_runs_already(after_training, run_stage, stage, folder, more):
+    folder = f"work/tiny/{folder}"
     with Elsewhere(folder) as process:
         with pytest.raises(SystemExit, match=f"{folder}: process {process.pid} on .* works in it"):
-            run_stage(script, *more)
+            run_stage(stage, *more)
         assert not {"log.jsonl", "resume.pt", "config.json", "tiny.test.jsonl"} & set(os.listdir(folder))
-    run_stage(script, *more)                                        # a lock ends with its process, however it ended
+    with lock(folder):                                              # a lock ends with its process, however it ended
+        pass
 
 
 def test_extraction_is_refused_where_it_runs_already(seamless, tmp_path, monkeypatch):
-    import extract_features
-    import soundfile
-    from speech_llm.rows import write_rows
     monkeypatch.chdir(tmp_path)
     os.makedirs("work/models")
     os.symlink(seamless, "work/models/tiny-seamless")
     soundfile.write("a.wav", 0.1 * np.random.default_rng(0).standard_normal(8000), 16000)
-    write_rows("work/rows/tiny/test.jsonl", [{"id": "tiny/a/ASR", "utterance": "tiny/a", "audio": "a.wav", "task": "ASR",
+    write_rows("work/rows/mine/test.jsonl", [{"id": "mine/a/ASR", "utterance": "mine/a", "audio": "a.wav", "task": "ASR",
                                               "language": "en", "transcript": "Yes.", "target": "Yes."}])
-    folder = "work/features/tiny-seamless-mean3/tiny/test"
+    folder = "work/features/tiny-seamless-mean3/mine/test"
     with Elsewhere(folder) as process, pytest.raises(SystemExit, match=f"{folder}: process {process.pid} on"):
-        extract_features.main([])
-    extract_features.main([])
+        extract_features.main(["--corpora", "mine"])
+    extract_features.main(["--corpora", "mine"])
     assert os.path.exists(f"{folder}/config.json")
 
 
-def test_a_recipe_is_refused_where_it_runs_already_begun_or_not(tmp_path):
-    folder = str(tmp_path / "rows" / "x")
-    for _ in range(2):                                              # not begun, and begun
-        with Elsewhere(folder) as process, pytest.raises(SystemExit, match=f"process {process.pid} on"):
-            finished(str(tmp_path), "x", {})
-        assert not finished(str(tmp_path), "x", {})
-        LOCKS.pop(folder).close()                                   # as if it had been killed
-    finish(str(tmp_path), "x", {})
+def test_a_recipe_is_refused_where_it_runs_already(tmp_path):
+    work, folder = str(tmp_path), str(tmp_path / "rows" / "x")
+    with Elsewhere(folder) as process, pytest.raises(SystemExit, match=f"process {process.pid} on"):
+        begin(work, "x", {})
+    begin(work, "x", {})
+    assert not finished(work, "x", {}) and folder in LOCKS
+    finish(work, "x", {})
     with Elsewhere(folder):
-        assert finished(str(tmp_path), "x", {})                     # to look at what is finished needs no lock
+        assert finished(work, "x", {})                              # to look at what is finished needs no lock
 
 
 def test_a_maker_is_refused_on_a_file_that_another_one_adds_to(tmp_path):
-    path = str(tmp_path / "kept.jsonl")
+    path = str(tmp_path / "results.jsonl")
 
     def make(items):
-        code = ("import sys; sys.path.insert(0, sys.argv[1]); from data.recipe import resumable\n"
-                "resumable(sys.argv[2], {}, ['b'], lambda items: items, 1)")
-        second = subprocess.run([sys.executable, "-c", code, PROJECT, path], capture_output=True, text=True)
+        code = ("import sys; from speech_llm.resumable import resumable\n"
+                "resumable(sys.argv[1], {}, ['b'], lambda items: items, 1)")
+        second = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, cwd=PROJECT)
         assert second.returncode == 1 and f"{path}: another process adds to it" in second.stderr
         return items
     assert resumable(path, {}, ["a"], make, 1) == ["a"]
@@ -246,8 +262,7 @@ def test_a_maker_is_refused_on_a_file_that_another_one_adds_to(tmp_path):
 
 
 def test_the_processes_of_one_torchrun_are_one_run(tmp_path, monkeypatch):
-    launch = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29511"}
-    folder = str(tmp_path)
+    launch, folder = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29511"}, str(tmp_path)
     for name, value in launch.items():
         monkeypatch.setenv(name, value)
     with Elsewhere(folder, **launch):
@@ -257,15 +272,5 @@ def test_the_processes_of_one_torchrun_are_one_run(tmp_path, monkeypatch):
             monkeypatch.setenv("MASTER_PORT", "29512")
             with pytest.raises(SystemExit, match="torchrun at localhost:29511 works in it"):
                 lock(folder)
-    with lock(folder):                                              # the first is gone: so is what it left half-done
+    with lock(folder):                                              # the first is gone, and so are its temporary files
         assert os.listdir(folder) == ["lock"]
-
-
-def test_another_number_of_processes_does_not_go_on_from_a_kill(before_training, run_stage, run_killed):
-    run_killed(3, "train_lora")
-    path = "work/tiny/lora/resume.pt"
-    state = torch.load(path, weights_only=True)
-    state["constants"]["processes"] = 4
-    torch.save(state, path)
-    with pytest.raises(SystemExit, match=r"work/tiny/lora was made with processes 4 \(now 1\)"):
-        run_stage("train_lora")

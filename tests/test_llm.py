@@ -2,10 +2,12 @@
 import json
 import shutil
 
+import httpx
 import pytest
 import torch
 import transformers
-from safetensors.torch import save_file
+from huggingface_hub.errors import GatedRepoError
+from test_omni import write_omni
 
 from data.tiny_models import make_tokenizer
 from speech_llm.batches import Batch
@@ -13,7 +15,7 @@ from speech_llm.decode import generate
 from speech_llm.llm import decode_text, load_llm, load_table, loading, stop_ids
 from speech_llm.prompts import encode_prompt
 from speech_llm.thoughts import close_thought
-from speech_llm.turns import encode, turn_of
+from speech_llm.turns import tokenize, turn_of
 from train_projector import answer_loss
 
 
@@ -116,7 +118,7 @@ def test_a_real_llm_answers(small_models):
     """SmolLM2-135M-Instruct, in a batch of two questions of unlike length."""
     llm, tokenizer = load_llm(f"{small_models}/smollm2-135m-instruct", CPU)
     turn, table = turn_of(tokenizer), llm.get_input_embeddings()
-    prompts = [table(torch.tensor(encode(tokenizer, turn.head, question, turn.tail)))
+    prompts = [table(torch.tensor(tokenize(tokenizer, turn.head, question, turn.tail)))
                for question in ("What is the capital of France?", "Say hello.")]
     answer, _ = generate(llm, prompts, 8, stop_ids(llm, tokenizer))
     assert decode_text(tokenizer, answer) == "The capital of France is Paris."
@@ -131,6 +133,8 @@ def test_a_real_llm_answers(small_models):
     ("Lfm2", {"layer_types": ["conv", "full_attention"]}, "layers of the kind conv cannot be decoded"),
     ("Llama4Text", {"head_dim": 8, "intermediate_size_mlp": 48, "num_local_experts": 2,
                     "layer_types": ["chunked_attention", "full_attention"]}, "of the kind chunked_attention"),
+    ("Gemma4Text", {"head_dim": 8, "global_head_dim": 8, "vocab_size_per_layer_input": 600, "num_kv_shared_layers": 0,
+                    "hidden_size_per_layer_input": 8}, "reads more of a token than its embedding"),
     ("Gemma3nText", {"head_dim": 8, "vocab_size_per_layer_input": 600, "num_kv_shared_layers": 0,
                      "activation_sparsity_pattern": [0.0, 0.0]}, "reads more of a token than its embedding")])
 def test_an_llm_that_would_answer_wrongly_is_refused_by_name(llama, tmp_path, family, options, says):
@@ -139,33 +143,15 @@ def test_an_llm_that_would_answer_wrongly_is_refused_by_name(llama, tmp_path, fa
         load_llm(folder, CPU)
 
 
-def test_an_llm_without_a_chat_template_is_refused_by_name(llama, tmp_path):
-    shutil.copytree(llama, tmp_path / "llm")
-    tokenizer = transformers.GPT2Tokenizer(vocab={"a": 0, "<|endoftext|>": 1}, merges=[])
-    for name in ("chat_template.jinja", "tokenizer.json", "tokenizer_config.json"):
-        (tmp_path / "llm" / name).unlink()
-    tokenizer.save_pretrained(tmp_path / "llm")
-    with pytest.raises(ValueError, match=f"the tokenizer of {tmp_path / 'llm'} has no chat template"):
-        load_llm(str(tmp_path / "llm"), CPU)
-
-
 # --- Errors of loading name the model and the mend.
-
-def hub_error(name, reason):
-    import httpx
-    import huggingface_hub.errors
-    response = httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co"))
-    return getattr(huggingface_hub.errors, name)(reason, response=response)
 
 
 def test_a_gated_model_says_where_its_licence_is():
+    gated = GatedRepoError("403", response=httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co")))
     with pytest.raises(ValueError, match="the checkpoint org/gated cannot be loaded .*; accept its licence at "
                                          "https://huggingface.co/org/gated, then run: hf auth login"), \
             loading("org/gated"):
-        try:
-            raise hub_error("GatedRepoError", "403: access to model org/gated is restricted")
-        except Exception as error:
-            raise OSError("You are trying to access a gated repo.") from error
+        raise OSError("You are trying to access a gated repo.") from gated
 
 
 @pytest.mark.parametrize("path, says", [
@@ -193,16 +179,20 @@ def test_a_damaged_file_is_named(llama, tmp_path, name):
 @pytest.mark.parametrize("written, answer", [
     ("<think>\n\n</think>\n\nYes", "Yes"), ("<think>No? But Anna</think> Yes. ", "Yes."), ("<think>No, I", ""),
     ("<|START_THINKING|>No?<|END_THINKING|>Yes", "Yes"), ("<|START_THINKING|>No, I", ""),       # special tokens
-    ("[THINK]a[/THINK] b [THINK]c[/THINK]d", "d"), ("No thought at all: 3 < 5", "No thought at all: 3 < 5")])
+    ("<|channel>thought\nNo?<channel|>Yes", "Yes"), ("\u25c1think\u25b7No?\u25c1/think\u25b7Yes", "Yes"),      # Gemma 4, Kimi
+    ("<|channel|>analysis<|message|>No?<|end|><|start|>assistant<|channel|>final<|message|>Yes", "Yes"),  # gpt-oss
+    ("[THINK]a[/THINK] b [THINK]c[/THINK]d", "d"), ("<think>a</think>b <think>c", "b"), ("No thought at all: 3 < 5", "No thought at all: 3 < 5")])
 def test_thoughts_are_cut_from_answers(llama, written, answer):
     tokenizer = transformers.AutoTokenizer.from_pretrained(llama)
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|START_THINKING|>", "<|END_THINKING|>"]})
+    tokenizer.add_special_tokens({"additional_special_tokens": [
+        "<|START_THINKING|>", "<|END_THINKING|>", "<|channel>", "<channel|>", "<|channel|>", "<|message|>"]})
     assert decode_text(tokenizer, tokenizer(written + "<|eot_id|>", add_special_tokens=False)["input_ids"]) == answer
 
 
 def test_a_thought_that_a_prompt_opens_is_closed():
     assert close_thought("Yes <think> No") == "Yes <think> No"
     assert close_thought("Answer: [THINK]\n") == "Answer: [THINK]\n\n[/THINK]\n\n"
+    assert close_thought("<|start|>assistant") == "<|start|>assistant<|channel|>final<|message|>"       # gpt-oss
 
 
 def test_stop_ids_are_all_that_end_a_turn(llama):
@@ -214,75 +204,20 @@ def test_stop_ids_are_all_that_end_a_turn(llama):
         assert stop_ids(model, tokenizer) == expected
 
 
-# --- Qwen2.5-Omni: the text part of the thinker, and its turn around audio.
-
-OMNI = """{% for m in messages %}{% if loop.first and m.role != 'system' %}<|im_start|>system
-You are a helpful assistant.<|im_end|>
-{% endif %}<|im_start|>{{ m.role }}
-{% if m.content is string %}{{ m.content }}{% else %}{% for part in m.content %}{% if part.type == 'audio' -%}
-<|audio_bos|><|AUDIO|><|audio_eos|>{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>
-{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
-{% endif %}"""
+def test_the_template_of_a_hub_model_may_stand_beside_its_processor(llama, tmp_path):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(llama)
+    shutil.copytree(llama, tmp_path / "llm")
+    (tmp_path / "llm" / "chat_template.jinja").unlink()
+    (tmp_path / "llm" / "chat_template.json").write_text(json.dumps({"chat_template": tokenizer.chat_template}))
+    assert load_llm(str(tmp_path / "llm"), CPU)[1].chat_template == tokenizer.chat_template
 
 
-@pytest.fixture(scope="module")
-def omni(tmp_path_factory):
-    """A random Qwen2.5-Omni in the hub's format -> (its thinker, its folder)."""
-    folder = tmp_path_factory.mktemp("omni")
-    tokenizer = make_tokenizer(["Who has a cat?"] * 9, 300, "qwen3")
-    tokenizer.add_tokens(["<|audio_bos|>", "<|AUDIO|>", "<|audio_eos|>"], special_tokens=True)
-    config = transformers.Qwen2_5OmniConfig()
-    thinker = config.thinker_config
-    rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e6}
-    thinker.vision_start_token_id, thinker.audio_token_id = -1, tokenizer.convert_tokens_to_ids("<|AUDIO|>")
-    for part, sizes in ((thinker.text_config, {**SIZES, "vocab_size": len(tokenizer), "num_attention_heads": 2,
-                                               "layer_types": ["full_attention"] * 2, "max_window_layers": 2,
-                                               "num_key_value_heads": 1, "rope_parameters": rope}),
-                        (thinker.audio_config, dict(d_model=16, encoder_layers=1, encoder_attention_heads=2,
-                                                    encoder_ffn_dim=16, output_dim=32)),
-                        (thinker.vision_config, dict(depth=1, hidden_size=16, intermediate_size=16, num_heads=2,
-                                                     out_hidden_size=32))):
-        for name, value in sizes.items():
-            setattr(part, name, value)
-    torch.manual_seed(0)
-    model = transformers.Qwen2_5OmniThinkerForConditionalGeneration(thinker).eval()
-    save_file({f"thinker.{name}": tensor.clone() for name, tensor in model.state_dict().items()},
-              folder / "model.safetensors", metadata={"format": "pt"})
-    config.save_pretrained(folder)
-    tokenizer.chat_template = None                       # on the hub the template stands beside the processor
-    tokenizer.save_pretrained(folder)
-    with open(folder / "chat_template.json", "w") as file:
-        json.dump({"chat_template": OMNI}, file)
-    return model, str(folder)
+def test_the_table_of_omni_is_its_thinker_s(tmp_path):
+    thinker, _ = write_omni(tmp_path)
+    assert torch.equal(load_table(str(tmp_path), CPU), thinker.get_input_embeddings().weight)
 
 
-def test_qwen25_omni_answers_audio_as_its_thinker_does(omni):
-    """The template's turn around two seconds of audio; the audio tower's output stands in the place of frames."""
-    thinker, folder = omni
-    llm, tokenizer = load_llm(folder, CPU)
-    assert llm.config.model_type == "qwen2"
-    assert torch.equal(load_table(folder, CPU), llm.get_input_embeddings().weight)
-    row = {"id": "x", "task": "SQA", "language": "en", "transcript": "Who has a cat?", "question": "Who has a cat?"}
-    before, after = encode_prompt(tokenizer, row, prompt="omni")
-    chats = [{"role": "user", "content": [{"type": "audio"}]}]
-    wanted = tokenizer.apply_chat_template(chats, chat_template=OMNI, add_generation_prompt=True)["input_ids"]
-    assert before + [thinker.config.audio_token_id] + after == wanted
-    mel, seen = torch.randn(1, 128, 200), torch.ones(1, 200, dtype=torch.long)
-    with torch.no_grad():
-        audio = thinker.get_audio_features(mel, seen).last_hidden_state                              # (50, D)
-        ids = torch.tensor([before + [thinker.config.audio_token_id] * len(audio) + after])
-        answer = thinker.generate(input_ids=ids, input_features=mel, feature_attention_mask=seen,
-                                  do_sample=False, max_new_tokens=8, eos_token_id=2)[0, ids.shape[1]:]
-        table = llm.get_input_embeddings()
-        prompt = torch.cat([table(torch.tensor(before)), audio, table(torch.tensor(after))])
-    assert len(audio) == 50 and generate(llm, [prompt], 8, {2}) == [answer.tolist()]
-
-
-def test_omni_s_words_beside_the_audio(omni):
-    tokenizer = transformers.AutoTokenizer.from_pretrained(omni[1], chat_template=OMNI)
+def test_the_turn_of_omni_needs_its_marks():
     row = {"id": "x", "task": "ASR", "language": "en", "transcript": "Who has a cat?"}
-    before, after = map(tokenizer.decode, encode_prompt(tokenizer, row, prompt="omni"))
-    assert before == ("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|audio_bos|>")
-    assert after == "<|audio_eos|>Transcribe this utterance<|im_end|>\n<|im_start|>assistant\n"
     with pytest.raises(ValueError, match="prompt 'omni': the tokenizer of .* lacks"):
         encode_prompt(make_tokenizer(["Anna"], 300), row, prompt="omni")

@@ -2,20 +2,21 @@
 import json
 import os
 import shutil
-from pathlib import Path
+from collections import Counter
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from references import PARITY, reference
 
 from data import quality, rewrite, speak, translate
 from metrics import comet, language
 from speech_llm.llm import load_llm
-from speech_llm.rows import PROJECT, read_rows, write_rows
+from speech_llm.rows import read_rows, write_rows
 
 
-COMET = Path(PROJECT).parent / "shared" / "parity" / "comet_tiny"
+COMET = PARITY / "comet_tiny"
 TEXTS = ["Anna bought two books in Rome.", "Rome.", "The concert in Paris is on Friday, said Peter to Maria.",
          "We need eight bottles by Sunday.", "Who works there?", "Rome.", "The train from Oslo to Milan leaves."]
 
@@ -23,9 +24,7 @@ TEXTS = ["Anna bought two books in Rome.", "Rome.", "The concert in Paris is on 
 @pytest.fixture(scope="session")
 def kiwi():
     """A tiny CometKiwi's folder, and pairs with the scores that unbabel-comet gave them."""
-    if not COMET.exists():
-        pytest.skip(f"no tiny COMET models at {COMET}")
-    expected = json.loads((COMET / "expected.json").read_text(encoding="utf-8"))["kiwi_softmax"]
+    expected = json.loads(reference(COMET / "expected.json").read_text(encoding="utf-8"))["kiwi_softmax"]
     return [[row["src"], row["mt"]] for row in expected["data"]], expected["scores"]
 
 
@@ -57,7 +56,7 @@ MAKERS = {  # name: (run(fixture, folder, batch), where the function that loads 
                   (translate, "load_seamless")),
     "quality": (lambda get, folder, batch: quality.quality(get("kiwi")[0], str(COMET / "kiwi_softmax.pt"),
                                                            f"{folder}/x", batch), (comet, "load_comet")),
-    "speak": (lambda get, folder, batch: waves(speak.speak(NAMED, str(folder), get("seamless"), batch=batch)),
+    "speak": (lambda get, folder, batch: waves(speak.speak(NAMED, str(folder), get("seamless"), 0, batch, "de")),
               (speak, "load_seamless")),
     "rewrite": (lambda get, folder, batch: rewrite.generate(TEXTS, get("llama"), f"{folder}/x", batch, 6),
                 (rewrite, "load_llm")),
@@ -100,7 +99,8 @@ def test_a_capped_translation_is_counted_and_an_empty_one_is_not(seamless):
         return torch.tensor([[3, 502, 3, 0, 0], [3, 502, 60, 61, 62], [3, 502, 60, 61, 3]])
     model.generate = generate
     batch = translate.translate_batch(model, tokenizer, ["a </s> b", "Rome. __deu__", "c"], "de")
-    assert [(bool(result["text"]), result["capped"]) for result in batch] == [(False, False), (True, True), (True, False)]
+    assert [bool(result["text"]) for result in batch] == [False, True, True]
+    assert [result["capped"] for result in batch] == [False, True, False]
     assert (given[0] == 3).sum(1).tolist() == [1, 1, 1]  # </s> inside a text is text
     assert given[1]["num_beams"] == 5 and given[1]["do_sample"] is False
     assert (given[0] > 500).sum(1).tolist() == [1, 1, 1]                 # __eng__ and no other
@@ -117,17 +117,6 @@ def test_no_warning_of_lengths(seamless, tmp_path, caplog, monkeypatch):
     translate.translate([20 * "Rome. "], "de", str(tmp_path / "model"), str(tmp_path / "x"))
     speak.speak({"x": 3 * "Rome. "}, str(tmp_path), str(tmp_path / "model"))
     assert "max_length" not in caplog.text and "longer than" not in caplog.text, caplog.text
-
-
-def test_a_checkpoint_without_the_decoder_is_refused(seamless, tmp_path):
-    from safetensors.torch import load_file, save_file
-    from transformers import SeamlessM4Tv2ForTextToText
-    shutil.copytree(seamless, tmp_path / "half")
-    weights = load_file(tmp_path / "half" / "model.safetensors")
-    save_file({name: weight for name, weight in weights.items() if "text_decoder" not in name},
-              tmp_path / "half" / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match="is not complete: .* such as .*text_decoder"):
-        translate.load_seamless(SeamlessM4Tv2ForTextToText, str(tmp_path / "half"))
 
 
 def test_translate_rows_of_a_file(seamless, tmp_path, monkeypatch, capsys):
@@ -158,7 +147,11 @@ def test_translate_rows_of_a_file(seamless, tmp_path, monkeypatch, capsys):
 
 def test_both_question_and_answer_must_be_good(tmp_path, monkeypatch):
     scores = {"good": 0.85, "fine": 0.9, "bad": 0.8499}
-    monkeypatch.setattr(quality, "quality", lambda pairs, model, path: [scores[mt] for source, mt in pairs])
+
+    def score(pairs, model, path):
+        assert {source for source, _ in pairs} == {"Who works there?", "Rome.", "t"}           # the English texts
+        return [scores[translation] for _, translation in pairs]
+    monkeypatch.setattr(quality, "quality", score)
     english, german = [], []
     for n, (question, answer) in enumerate([("good", "fine"), ("bad", "fine"), ("fine", "bad"), ("bad", "bad")]):
         row = {**ROWS[1], "id": f"x/{n}/SQA.en"}
@@ -180,14 +173,6 @@ def test_both_question_and_answer_must_be_good(tmp_path, monkeypatch):
         quality.good_rows(read_rows(tmp_path / "de.jsonl"), english[1:], "", "")
     with pytest.raises(SystemExit, match="no row is left"):
         quality.write_made(str(tmp_path / "none.jsonl"), [], [("x", "bad")])
-
-
-def test_quality_compares_with_the_english_text(kiwi, tmp_path, monkeypatch):
-    (source, translation), score = kiwi[0][0], kiwi[1][0]
-    row = {"id": "x/1/ST.de", "task": "ST", "language": "de", "transcript": source, "target": translation}
-    for threshold, good in ((score - 1e-4, [row]), (score + 1e-4, [])):
-        monkeypatch.setattr(quality, "THRESHOLD", threshold)
-        assert quality.good_rows([row], [], str(COMET / "kiwi_softmax.pt"), str(tmp_path / "x"))[0] == good
 
 
 def test_a_model_that_cannot_be_had(kiwi, tmp_path):
@@ -222,18 +207,13 @@ def test_voices_depend_on_seed_and_name_alone(seamless, tmp_path):
     assert backward == forward and any(forward.values())
     other = waves(speak.speak(NAMED, str(tmp_path / "c"), seamless, seed=1, batch=3))
     assert other != forward
-    drawn = [speak.draw_speaker(0, f"x/{n}", 200) for n in range(4000)]
-    assert set(drawn) == set(range(200))
-    assert max(map(drawn.count, range(200))) < 45        # 20 each are expected, 45 would be 5 deviations off
+    drawn = Counter(speak.draw_speaker(0, f"x/{n}", 200) for n in range(4000))
+    assert len(drawn) == 200 and max(drawn.values()) < 45    # 20 each are expected, 45 would be 5 deviations off
+    for share, voices in (((0.0, 0.8), {0, 1, 2, 3}), ((0.8, 1.0), {4})):                        # of five
+        assert {speak.draw_speaker(0, f"x/{n}", 5, share) for n in range(100)} == voices
     lines = (tmp_path / "a" / "spoken.jsonl").read_text(encoding="utf-8").splitlines()[1:]
     assert {entry["item"][0]: entry["result"]["speaker"] for entry in map(json.loads, lines)} == {
         name: speak.draw_speaker(0, name, 5) for name in NAMED}
-
-
-@pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", "a//b", "a/", "", "a\\..\\x"])
-def test_names_stay_in_the_folder(name, tmp_path):
-    with pytest.raises(SystemExit, match="no name of a file"):
-        speak.speak({name: "Rome."}, str(tmp_path / "audio"))
 
 
 def test_spoken_rows_of_a_file(seamless, tmp_path, monkeypatch, capsys):
@@ -277,20 +257,12 @@ def test_changed_words_are_counted(seamless, tmp_path, capsys):
 
 # --- rewrite
 
-def test_the_prompt_of_table_4():
-    assert rewrite.fluent_prompt("super bowl fifty {x}", "Who played?", "denver broncos") == (
-        "Context: super bowl fifty {x}\nQuestion: Who played?\nAnswer: denver broncos\nInstruction: Reformulate the "
-        "answer to be a natural sounding sentence that answers the question in the correct language. Produce text in "
-        "the same language of the question and answer. Do not make it too long, or add too much information. Don't "
-        "add anything else to your answer.")
 
-
-def test_chat_format_markers_and_ends(llama):
+def test_chat_format_and_ends(llama):
+    """An answer ends with any of the three marks that end a turn; one that none ends is capped."""
     llm, tokenizer = load_llm(llama, torch.device("cpu"))
     asked = {}
-    markers = ("begin_of_text", "start_header_id", "end_header_id", "end_of_text", "eom_id", "eot_id")
-    begin, header, header_end, text_end, other_end, end = tokenizer.convert_tokens_to_ids(
-        [f"<|{marker}|>" for marker in markers])
+    text_end, other_end, end = tokenizer.convert_tokens_to_ids(["<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"])
     hello = tokenizer("Hello", add_special_tokens=False)["input_ids"]
 
     def generate(**options):
@@ -300,17 +272,13 @@ def test_chat_format_markers_and_ends(llama):
         return torch.cat([options["input_ids"], torch.tensor(answers)], 1)
     llm.generate = generate
     llm.generation_config.eos_token_id = [text_end, other_end]
-    prompts = ["a", "Content <|eot_id|><|start_header_id|>user", "b <|begin_of_text|>", "c"]
-    results = rewrite.generate_batch(llm, tokenizer, prompts, len(hello) + 2)
+    results = rewrite.generate_batch(llm, tokenizer, ["a", "b", "b", "c"], len(hello) + 2)
     assert [result["text"] for result in results[:3]] == ["Hello"] * 3
     assert [result["capped"] for result in results] == [False, False, False, True]
     assert asked["eos_token_id"] == sorted([text_end, other_end, end]) and asked["do_sample"] is False
-    for ids, mask in zip(asked["input_ids"], asked["attention_mask"]):
-        ids = ids[mask.bool()].tolist()
-        assert [ids.count(token) for token in (begin, header, header_end, end)] == [1, 2, 2, 1]
-    assert "system" not in tokenizer.decode(ids)
-    assert tokenizer.decode(ids) == ("<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nc<|eot_id|>"
-                                     "<|start_header_id|>assistant<|end_header_id|>\n\n")
+    assert tokenizer.decode(asked["input_ids"][-1]) == (
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nc<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n")
 
 
 def test_rewritten_rows_of_a_file(llama, tmp_path, monkeypatch, capsys):
@@ -345,7 +313,6 @@ SENTENCES = {"en": "The train leaves on Friday.", "de": "Der Zug fährt am Freit
 
 def test_languages_by_hand():
     pytest.importorskip("py3langid")
-    assert language.available()
     assert language.identify(SENTENCES.values()) == list(SENTENCES)
     assert language.identify(["", "42.", "1,5 %"]) == [""] * 3           # no letter, no language
     assert language.identify([SENTENCES["de"]], ("en", "it"))[0] in ("en", "it")

@@ -132,8 +132,6 @@ def test_rows_one_by_one(raw, capsys):
         "mcif/short/de/5": row("b", "MCQ", "de", question="Welche ist besser?\nA: Ja.\nB: Nein.")}
     assert "ST de: 2 instructions in 1 wordings" in told and "1 recordings cannot be read; their rows stay" in told
     assert "| test: SQA/QA de | 1 | 195 | -194 |" in told and "| test: SQA/QA en | 1 | 220 | -219 |" in told
-    run_recipe()
-    assert "finished already" in capsys.readouterr().out
 
 
 def test_the_long_track_is_left_out_and_counted(raw, capsys):
@@ -143,14 +141,10 @@ def test_the_long_track_is_left_out_and_counted(raw, capsys):
 
 
 def test_mixed_wordings_must_ask_the_same(raw, capsys):
-    def other(samples):
-        definition(raw / "mixed" / "de.xml", [(language, name, recording, text.replace(FIXED["de"][1], OTHER["de"][1])
-                                               .replace(FIXED["de"][0], OTHER["de"][0]))
-                                              for language, name, recording, text in samples])
-    other([s for s in SAMPLES if s[0] == "de"])
+    definition(raw / "mixed" / "de.xml", [("de", "3", "a.wav", OTHER["de"][0])])
     assert len(run_recipe()) == len(SAMPLES)
-    assert "ST de: 4 instructions in 2 wordings" in capsys.readouterr().out
-    other([("de", "3", "b.wav", FIXED["de"][0])])
+    assert "ST de: 3 instructions in 2 wordings" in capsys.readouterr().out
+    definition(raw / "mixed" / "de.xml", [("de", "3", "b.wav", OTHER["de"][0])])
     with pytest.raises(SystemExit, match=r"de.xml: sample 3 in de is \('b.wav', 'ST', None\), in an earlier file"):
         run_recipe("--work", "elsewhere", "--raw", str(raw))
 
@@ -160,18 +154,15 @@ def test_a_parquet_file_of_the_hub(raw):
     from pyarrow import parquet
     for path in raw.glob("*.src.*"):
         path.unlink()
-    (raw / "short_fixedprompt").mkdir()
-    (raw / "long_fixedprompt").mkdir()
-    table = {}
-    for language, name, recording, text in SAMPLES:
-        line = table.setdefault((name, recording), {"id": int(name), "audio": f"MCIF_DATA/SHORT_AUDIOS/{recording}",
-                                                    **{f"prompt_{other}": None for other in FIXED}})
-        line[f"prompt_{language}"] = text
+    empty = {f"prompt_{language}": None for language in FIXED}
+    table = [{"id": int(name), "audio": f"MCIF_DATA/SHORT_AUDIOS/{recording}", **empty, f"prompt_{language}": text}
+             for language, name, recording, text in SAMPLES]
     for track in ("short", "long"):
-        parquet.write_table(pyarrow.Table.from_pylist(list(table.values())), raw / f"{track}_fixedprompt" / "x.parquet")
+        (raw / f"{track}_fixedprompt").mkdir()
+        parquet.write_table(pyarrow.Table.from_pylist(table), raw / f"{track}_fixedprompt" / "x.parquet")
     rows = run_recipe()
-    assert Counter((row["language"], row["task"]) for row in rows) == Counter(
-        {("en", "SQA"): 1, ("en", "ASR"): 1, ("de", "SQA"): 1, ("de", "ST"): 2, ("de", "MCQ"): 1})
+    assert Counter((row["language"], row["task"]) for row in rows) == {
+        ("en", "SQA"): 1, ("en", "ASR"): 1, ("de", "SQA"): 1, ("de", "ST"): 2, ("de", "MCQ"): 1}
     assert rows[0]["id"] == "mcif/short/en/0" and rows[0]["question"] == "Who speaks?"
     (raw / "short_fixedprompt" / "x.parquet").write_bytes(b"PAR1")
     with pytest.raises(SystemExit, match="x.parquet is damaged"):
@@ -193,22 +184,19 @@ TEST = '<testset><task track="short" text_lang="de">{}</task></testset>'
 
 
 @pytest.mark.parametrize("content, says", [
-    (b"", "is no test set"), (TEST[:30], "is no test set"), (TEST.format("\xe4").encode("latin-1"), "is no test set"),
-    (TEST.encode("utf-16"), "no test set"), (gzip.compress(TEST.encode())[:-9], "is no test set"),
-    (b"\x1f\x8b", "no test set"), (gzip.compress(TEST.encode())[:-4] + b"\0\0\0\0", "is no test set"),
-    (TEST.format("<sample/>"), "sample id None is missing"), (TEST.format('<sample id=""/>'), "missing"),
-    (TEST.format('<sample id="1"/><sample id="1"/>'), "there twice"),
-    (TEST.format("<sample id='1'>\x01</sample>"), "is no test set"), (TEST.format("\udc80"), "is no test set")])
+    (gzip.compress(TEST.encode(), mtime=0)[:-9], "is no test set"), (b"\x1f\x8b", "no test set"),
+    (gzip.compress(TEST.encode(), mtime=0)[:-4] + b"\0\0\0\0", "is no test set"),
+    (TEST.format("<sample/>").encode(), "sample id None is missing"),
+    (TEST.format('<sample id="1"/><sample id="1"/>').encode(), "there twice"),
+    (TEST.format("<sample id='1'>\x01</sample>").encode(), "is no test set")])
 def test_a_damaged_xml_is_named(tmp_path, content, says):
-    path = tmp_path / "x.xml"
-    path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass"))
+    (tmp_path / "x.xml").write_bytes(content)
     with pytest.raises(SystemExit, match=f"x.xml.*{says}"):
-        mcif.read_samples(str(path))
+        mcif.read_samples(str(tmp_path / "x.xml"))
 
 
 @pytest.mark.parametrize("language, name, recording, instruction", [
-    ("de", "9", "", "Ja"), ("de", "9", "a.wav", " "), ("de", "../9", "a.wav", "Ja"), ("de", "a/b", "a.wav", "Ja"),
-    ("de", "a\u2215b", "a.wav", "Ja"), ("fr", "9", "a.wav", "Oui")])
+    ("de", "9", "", "Ja"), ("de", "9", "a.wav", " "), ("de", "../9", "a.wav", "Ja"), ("fr", "9", "a.wav", "Oui")])
 def test_a_definition_that_is_unlike_others_is_named(raw, language, name, recording, instruction):
     definition(raw / "x.xml", [(language, name, recording, instruction)])
     with pytest.raises(SystemExit, match=f"x.xml: sample '{name}' in '{language}' has no audio_path or no instruction"):
@@ -283,19 +271,6 @@ def test_what_is_written_is_what_is_read(tmp_path, capsys):
     assert os.listdir(tmp_path / "new") == ["out.xml"]
     with pytest.raises(SystemExit, match="no task long de, only"):
         mcif.read_output(path, "long", "de")
-
-
-def test_every_row_of_a_test_is_submitted(raw, tmp_path):
-    mcif.write_output("out.xml", "x", {row["id"]: "" for row in run_recipe()})
-    for language in ("en", "de"):
-        assert list(mcif.read_output("out.xml", "short", language)) == [s[1] for s in SAMPLES if s[0] == language]
-
-
-def test_a_file_that_is_too_large(tmp_path, monkeypatch):
-    path = reference(tmp_path / "ref.xml.gz", ANSWERS)
-    monkeypatch.setattr(mcif, "LARGEST", 100)
-    with pytest.raises(SystemExit, match="more than"):
-        mcif.read_references(path, "short", "de")
 
 
 # --- The official scores.
@@ -429,8 +404,8 @@ def test_translations_are_cut_as_mwersegmenter_cuts_them():
         assert [piece for _, piece, _ in items] == [segment.strip() for segment in row["segments"]]
 
 
-@pytest.mark.parametrize("language, system", [("de", "granite"), ("it", "phi_multimodal"), ("zh", "qwen2audio")])
-def test_real_outputs_of_three_systems(real, language, system):
+@pytest.mark.parametrize("language, system", [("de", "granite"), ("zh", "qwen2audio")])
+def test_real_outputs_of_two_systems(real, language, system):
     """919 sentences, each facing its reference, and every word of the talks in them; 220 answers."""
     ref = os.path.join(real, "mcif", "refs", f"MCIF0.2.IF.short.{language}.ref.xml")
     out = os.path.join(real, "mcif", "system_outputs_short", f"audio_short_{language}_fixed_{system}_output.xml")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import sacrebleu
 import torch
+from references import PARITY, reference, vectors
 
 from metrics import bertscore, judge
 from metrics.bleu import bleu, chrf
@@ -17,18 +18,6 @@ from metrics.exact import contains, exact_match
 from metrics.rouge import recall, rouge1_recall
 from metrics.scores import TEXT_SCORES, score_texts
 from speech_llm.prompts import NOT_ANSWERABLE
-
-SHARED = Path(__file__).parents[2] / "shared"
-
-
-def vectors(name, **wanted):
-    path = SHARED / "parity" / name
-    if not path.exists():
-        pytest.skip(f"no reference vectors at {path}")
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    lines = [v for v in lines if all(v.get(key) == value for key, value in wanted.items())]
-    assert lines
-    return lines
 
 
 # --- ROUGE-1 recall.
@@ -52,9 +41,8 @@ def test_rouge_recall_by_hand(reference, prediction, language, value):
 
 
 @pytest.mark.parametrize("language, text", [
-    ("ru", "Москва"), ("ar", "القاهرة"), ("el", "Αθήνα"), ("hi", "दिल्ली"), ("fa", "تهران"), ("he", "ירושלים"),
-    ("uk", "Київ"), ("ko", "서울"), ("ja", "ひらがな"), ("th", "กรุงเทพ"), ("de", "Ü"), ("vi", "Ở"), ("ru", "NATO"),
-    ("sv", "Malmö"), ("zh", "IBM")])
+    ("ru", "Москва"), ("ar", "القاهرة"), ("hi", "दिल्ली"), ("ko", "서울"), ("ja", "ひらがな"), ("th", "กรุงเทพ"),
+    ("de", "Ü"), ("ru", "NATO"), ("zh", "IBM")])
 def test_equal_texts_have_the_recall_100_in_every_script(language, text):
     assert rouge1_recall([text], [text], language) == 100
     assert rouge1_recall([text], ["?"], language) == 0
@@ -79,32 +67,12 @@ def test_bleu_agrees_with_sacrebleu_2_3_1():
         assert bleu(v["refs"], v["hyps"], v["lang"]) == v["bleu"]
 
 
-def test_bleu_is_sacrebleu_with_the_paper_s_signature():
-    predictions, references = ["the cat sat on the mat"], ["the cat sat on the red mat"]
-    # precisions 6/6, 4/5, 3/4, 2/3, brevity exp(1 - 7/6)
-    assert bleu(references, predictions, "de") == pytest.approx(100 * 2.718281828**(-1 / 6) * (4/5 * 3/4 * 2/3) ** 0.25)
-    metric = sacrebleu.metrics.BLEU(tokenize="13a")
-    predictions = ["Anna hat drei Katzen.", "Wien ist am Montag schön."]
-    references = ["Anna hat drei Katzen, ja.", "Wien wird am Montag schön."]
-    assert bleu(references, predictions, "de") == metric.corpus_score(predictions, [references]).score
-    assert str(metric.get_signature()).startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp")
-
-
-def test_bleu_of_chinese_counts_characters():
-    predictions, references = ["安娜在伦敦买了两本书。"], ["安娜在伦敦买了三本书。"]
-    theirs = sacrebleu.corpus_bleu(predictions, [references], tokenize="zh").score
-    assert bleu(references, predictions, "zh") == theirs > 50
-    assert bleu(references, predictions, "it") < 20                                   # one word, as 13a sees it
-
-
 def test_chrf_by_hand():
-    assert chrf(["abc"], ["abc"], "en") == pytest.approx(100)
-    # "ab": all letters and pairs are right, 2 of the 3 letters and 1 of the 2 pairs are there; recall counts four times
+    """All letters and pairs of "ab" are right, 2 of the 3 letters and 1 of the 2 pairs are there; recall counts 4:1."""
     precision, recall_ = 1, (2/3 + 1/2) / 2
     assert chrf(["abc"], ["ab"], "en") == pytest.approx(100 * 5 * precision * recall_ / (4 * precision + recall_))
     theirs = sacrebleu.corpus_chrf(["the cat sat"], [["the cat is here"]])
     assert chrf(["the cat is here"], ["the cat sat"], "de") == theirs.score
-    assert str(sacrebleu.metrics.CHRF().corpus_score(["a"], [["a"]])).startswith("chrF2")
 
 
 # --- Exact match and contains.
@@ -112,27 +80,18 @@ def test_chrf_by_hand():
 @pytest.mark.parametrize("language, prediction, reference, equal, inside", [
     ("en", "London.", "London", True, True),
     ("en", "In london!", "London", False, True),
-    ("en", "Paris", "London", False, False),
     ("en", "", "London", False, False),
     ("en", "In 15 days", "15", False, True),                                          # numbers stay
-    ("en", "16", "15", False, False),
     ("en", "3, 4, 5.", "3 4 5", True, True),
     ("de", "„Zürich“", "Zürich", True, True),
     ("de", "Zurich", "Zürich", False, False),
-    ("it", "Lunedì", "lunedì", True, True),
-    ("zh", "伦敦。", "伦敦", True, True),
     ("zh", "答案是伦敦。", "伦敦", False, True),
-    ("zh", "巴黎", "伦敦", False, False),
     ("zh", "无法回答", NOT_ANSWERABLE["zh"], True, True),
     ("zh", "2008 年", "2008年", True, True), ("zh", "是 2008 年", "2008年", False, True),   # no space is an error
     ("zh", "在IBM 工作", "在 IBM工作", True, True), ("ja", "第 3 回", "第3回", True, True)])
 def test_exact_match_and_contains_by_hand(language, prediction, reference, equal, inside):
     assert exact_match([reference], [prediction], language) == 100 * equal
     assert contains([reference], [prediction], language) == 100 * inside
-
-
-def test_shares_are_of_all_answers():
-    assert exact_match(["a", "b", "c"], ["a", "b", "x"], "en") == pytest.approx(200 / 3)
 
 
 # --- What all scores of texts share.
@@ -174,13 +133,10 @@ def test_dev_scores_of_several_languages_are_apart_and_averaged():
     assert scores["WER en"] == 50 and scores["WER de"] == 0 and scores["CER zh"] == 25 and "WER zh" not in scores
     assert scores["WER"] == 25 and scores["BLEU de"] == scores["BLEU"] == pytest.approx(100)
     assert scores["SQA"] == 50                                               # of the two that have a reference
-    assert score_answers(rows[:1], ["one two"]) == {"WER en": 0, "WER": 0}
+    assert score_answers(rows[:1], ["one two"]) == {"WER en": 0, "WER": 0} and score_answers(rows[-1:], ["x"]) == {}
 
 
-def test_dev_scores_of_numbers_and_of_nothing():
-    row = {"task": "ASR", "language": "en", "target": "3 4 5"}
-    assert score_answers([row], ["3 4"]) == {"WER en": pytest.approx(100 / 3), "WER": pytest.approx(100 / 3)}
-    assert score_answers([{**row, "target": "..."}], ["x"]) == {}
+def test_the_best_steps_of_the_dev_scores():
     assert best_steps([{"step": 4, "WER": 9.0, "WER en": 9.0}, {"step": 8, "WER": 7.0, "WER en": 7.0}]) == {
         "ASR": 8, "all": 8}
 
@@ -202,7 +158,6 @@ def test_scores_agree_with_bergen():
 
 @pytest.mark.parametrize("text, score", [
     ("Yes", 1), ("No", 0), ("Yes.", 1), ("yes", -100), ("", -100), ("Nothing", 0), ("Yes, not No", -100),
-    ("Yes Yes", 1),
     ("<think>Yes or No?</think>No", 0), ("<think>Yes", -100), ("thought without a beginning</think>\n\nYes", 1)])
 def test_written_verdicts_by_hand(text, score):
     assert judge.parse(text) == score
@@ -236,17 +191,20 @@ def llms(llama, tmp_path_factory):
     return folders
 
 
+def probability_by_hand(ask, chat):
+    """Return Yes / (Yes + No) of the first token that a judge writes after a chat."""
+    model, tokenizer = ask.args
+    logits = model(torch.tensor([encode_chat(tokenizer, chat, add_special_tokens=True)])).logits[0, -1]
+    no, yes = (logits[tokenizer.encode(word, add_special_tokens=False)[0]].item() for word in ("No", "Yes"))
+    return 1 / (1 + 2.718281828459045 ** (no - yes))
+
+
 @pytest.mark.parametrize("name", ["system", "alone"])
 def test_probability_is_that_of_the_first_token(llms, name):
     ask = judge.load_judge(llms[name], "probability", torch.device("cpu"))
-    model, tokenizer = ask.args
     values = ask(ITEMS)
     for item, value in zip(ITEMS, values):
-        chat = judge.messages(*item, name == "system")
-        ids = tokenizer(tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False))["input_ids"]
-        logits = model(torch.tensor([ids])).logits[0, -1]
-        no, yes = (logits[tokenizer.encode(word, add_special_tokens=False)[0]].item() for word in ("No", "Yes"))
-        assert value == pytest.approx(1 / (1 + 2.718281828459045 ** (no - yes)), abs=1e-5)
+        assert value == pytest.approx(probability_by_hand(ask, judge.messages(*item, name == "system")), abs=1e-5)
         assert ask([item]) == pytest.approx([value], abs=1e-5)                           # a batch changes nothing
     assert len({round(value, 3) for value in values}) == len(ITEMS)
 
@@ -262,26 +220,20 @@ OPENER = TEMPLATE.replace("assistant<|end_header_id|>\n\n{% endif %}",
 def test_a_judge_is_read_after_an_empty_thought(llms, template):
     """Qwen3's template closes the thought when it is asked to, that of an R1 distillation opens one always."""
     ask = judge.load_judge(llms["alone"], "probability", torch.device("cpu"))
-    model, tokenizer = ask.args
+    tokenizer = ask.args[1]
     tokenizer.chat_template = template
     chat = judge.messages(*ITEMS[0], False)
-    ids = encode_chat(tokenizer, chat, add_special_tokens=True)
     end = "<|start_header_id|>assistant<|end_header_id|>\n\n<think>\n\n</think>\n\n"
-    assert tokenizer.decode(ids).endswith(end)
-    logits = model(torch.tensor([ids])).logits[0, -1]
-    no, yes = (logits[tokenizer.encode(word, add_special_tokens=False)[0]].item() for word in ("No", "Yes"))
-    assert ask(ITEMS[:1]) == pytest.approx([1 / (1 + 2.718281828459045 ** (no - yes))], abs=1e-5)
+    assert tokenizer.decode(encode_chat(tokenizer, chat, add_special_tokens=True)).endswith(end)
+    assert ask(ITEMS[:1]) == pytest.approx([probability_by_hand(ask, chat)], abs=1e-5)
 
 
-def test_special_tokens_are_added_to_what_the_template_writes(llms):
+def test_a_judge_s_prompts_are_the_template_s_with_special_tokens_and_padded_on_the_left(llms):
     _, tokenizer = judge.load_judge(llms["system"], "probability", torch.device("cpu")).args
-    inputs = judge.encode(tokenizer, ITEMS, "cpu")
-    rows = [row[mask.bool()].tolist() for row, mask in zip(inputs["input_ids"], inputs["attention_mask"])]
+    inputs = judge.tokenize(tokenizer, ITEMS, "cpu")
     text = tokenizer.apply_chat_template(judge.messages(*ITEMS[0], True), add_generation_prompt=True, tokenize=False)
-    assert rows[0] == tokenizer(text)["input_ids"]
+    assert inputs["input_ids"][0][inputs["attention_mask"][0].bool()].tolist() == tokenizer(text)["input_ids"]
     assert (inputs["attention_mask"].diff() >= 0).all() and inputs["attention_mask"][:, -1].all()    # padded left
-    for row, positions in zip(rows, inputs["position_ids"].tolist()):
-        assert positions[-len(row):] == list(range(len(row)))
 
 
 def test_text_mode_writes_greedily_and_a_batch_changes_nothing(llms, monkeypatch):
@@ -291,14 +243,9 @@ def test_text_mode_writes_greedily_and_a_batch_changes_nothing(llms, monkeypatch
     model, tokenizer = ask.args
     written = ask(ITEMS)
     assert written == [ask([item])[0] for item in ITEMS] and len(set(written)) > 1
-    inputs = judge.encode(tokenizer, ITEMS[1:2], "cpu")
-    ids = inputs["input_ids"]
-    for _ in range(judge.MAX_NEW_TOKENS):
-        token = model(ids).logits[0, -1].argmax().item()
-        if token in model.generation_config.eos_token_id:
-            break
-        ids = torch.cat([ids, torch.tensor([[token]])], 1)
-    assert written[1] == tokenizer.decode(ids[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
+    ids = judge.tokenize(tokenizer, ITEMS[1:2], "cpu")["input_ids"]
+    greedy = model.generate(input_ids=ids, max_new_tokens=judge.MAX_NEW_TOKENS, do_sample=False)[0, ids.shape[1]:]
+    assert written[1] == tokenizer.decode(greedy, skip_special_tokens=True)
 
 
 def test_judges_that_cannot_judge(llama, tmp_path):
@@ -317,12 +264,9 @@ def test_models_and_baselines_are_the_package_s():
     from bert_score.utils import lang2model, model2layers
     wanted = {**{f"{lang}/{model}": layer for lang, (model, layer) in bertscore.ORGANISERS.items()},
               **{f"{lang}/{bertscore.XLMR[0]}": bertscore.XLMR[1] for lang in bertscore.ORGANISERS}}
-    assert {lang: (lang2model[lang], model2layers[lang2model[lang]]) for lang in wanted_languages(wanted)
+    assert {lang: (lang2model[lang], model2layers[lang2model[lang]]) for lang in bertscore.ORGANISERS
             } == bertscore.ORGANISERS
-    path = SHARED / "parity" / "bertscore_baselines.json"
-    if not path.exists():
-        pytest.skip(f"no reference vectors at {path}")
-    measured = json.loads(path.read_text())
+    measured = json.loads(reference(PARITY / "bertscore_baselines.json").read_text())
     assert {name: v["layer"] for name, v in measured.items()} == wanted
     for name, v in measured.items():
         file = Path(bert_score.__file__).parent / "rescale_baseline" / f"{name}.tsv"
@@ -330,29 +274,6 @@ def test_models_and_baselines_are_the_package_s():
         if v["baseline"]:
             line = file.read_text().splitlines()[1 + v["layer"]].split(",")
             assert [float(x) for x in line] == [v["layer"], *v["baseline"]]
-
-
-def wanted_languages(names):
-    return sorted({name.split("/")[0] for name in names})
-
-
-class Fake:
-    """A scorer whose F1 is the share of equal letters, 0.2 being its baseline."""
-    rescale_with_baseline, baseline_vals = True, torch.tensor([0.0, 0.0, 0.2])
-
-    def score(self, predictions, references):
-        assert all(predictions) and all(references)
-        raw = torch.tensor([sum(a == b for a, b in zip(p, r)) / len(r) for p, r in zip(predictions, references)])
-        return None, None, (raw - 0.2) / 0.8
-
-
-def test_an_empty_side_is_0_before_rescaling():
-    pairs = [["abcd", "abcd"], ["", "abcd"], ["abxx", "abcd"], ["abcd", "  "], ["\n", ""]]
-    assert bertscore.f1(Fake(), pairs) == pytest.approx([1, -0.25, 0.375, -0.25, -0.25])
-    assert bertscore.f1(Fake(), [["", "a"]]) == pytest.approx([-0.25])
-    fake = Fake()
-    fake.rescale_with_baseline = False
-    assert bertscore.f1(fake, [["", "a"]]) == [0.0]
 
 
 @pytest.fixture(scope="module")
@@ -366,38 +287,26 @@ def bert(tmp_path_factory):
     transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
     torch.manual_seed(0)
     config = transformers.BertConfig(vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=2,
-                                     num_attention_heads=2, intermediate_size=32, max_position_embeddings=512)
+                                     num_attention_heads=2, intermediate_size=32, initializer_range=0.5)
     transformers.BertModel(config).save_pretrained(folder)
     return str(folder)
 
 
 def test_bertscore_runs_the_package(bert, tmp_path):
+    """An empty side has the score 0 before rescaling, which the package would not give."""
     bert_score = pytest.importorskip("bert_score")
-    pairs = [["anna has a cat", "anna has a cat"], ["a cat", "anna has a dog, or two"], ["", "anna"], ["a" * 600, "b"]]
+    pairs = [["anna has a cat", "anna has a cat"], ["a cat", "anna has a dog, or two"], ["", "anna"], ["a" * 600, "b"],
+             ["abcd", "  "], ["\n", ""]]
     f1 = bertscore.load_bertscore("en", bert, 2, "cpu")          # no baseline for such a model: raw
     values = f1(pairs)
-    assert values[0] == pytest.approx(1) and 0 < values[1] < 0.999 and values[2] == 0.0
+    assert values[0] == pytest.approx(1) and 0 < values[1] < 0.999 and [values[n] for n in (2, 4, 5)] == [0, 0, 0]
     assert values == pytest.approx([f1([pair])[0] for pair in pairs], abs=1e-6)
-    assert values[1] == pytest.approx(f1_by_hand(f1.args[0], *pairs[1]), abs=1e-6)
     assert f1([["Mu\u0308ller", "Müller"]]) == pytest.approx([1])
     (tmp_path / "baseline.tsv").write_text("LAYER,P,R,F\n0,0,0,0\n1,0,0,0\n2,0.1,0.2,0.25\n")
     scorer = bert_score.BERTScorer(bert, 2, lang="en", rescale_with_baseline=True,
                                    baseline_path=str(tmp_path / "baseline.tsv"))
     scorer._tokenizer.model_max_length = 512
     assert bertscore.f1(scorer, pairs) == pytest.approx([(x - 0.25) / 0.75 for x in values], abs=1e-6)
-
-
-@torch.no_grad()
-def f1_by_hand(scorer, prediction, reference):
-    """Greedy matching of normalised token vectors; [CLS] and [SEP] can be matched, but do not count themselves."""
-    sides = []
-    for text in (prediction, reference):
-        ids = torch.tensor([scorer._tokenizer(text)["input_ids"]])
-        vectors = scorer._model(ids).last_hidden_state[0]
-        sides.append(vectors / vectors.norm(dim=-1, keepdim=True))
-    similar = sides[0] @ sides[1].T
-    p, r = similar.max(1).values[1:-1].mean(), similar.max(0).values[1:-1].mean()
-    return (2 * p * r / (p + r)).item()
 
 
 def test_bertscore_says_what_is_missing(monkeypatch):

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import http.server
 import io
+import itertools
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import soundfile
+import test_metrics
 import torch
 import transformers
 from tqdm import tqdm
@@ -24,6 +26,7 @@ from speech_llm.prompts import NOT_ANSWERABLE, question_line
 from speech_llm.rows import read_rows
 
 
+bert = test_metrics.bert                       # the fixture of a random BERT
 DEEP = b"[" * 100_000                        # more levels than Python counts
 
 
@@ -115,8 +118,8 @@ def segment(sid, start, end, text, *subsets):
             "subsets": list(subsets) or ["{XL}"]}
 
 
-def make_gigast(raw, opus=True):
-    """Two recordings and one without audio; opus: the first sounds at 300 Hz, and from 2 s to 3 s at 1,200 Hz."""
+def make_gigast(raw):
+    """Two recordings and one without audio; they sound at 300 Hz, and from 2 s to 3 s at 1,200 Hz."""
     write_json(f"{raw}/GigaSpeech.json", {"dataset": "GigaSpeech", "audios": [
         {"aid": "POD1", "path": "audio/podcast/P0001/POD1.opus", "duration": 4.0, "segments": [
             segment("POD1_S1", 0, 1.5, "HELLO <COMMA> I AM HERE <PERIOD>"), segment("POD1_S2", 2.0, 3.0, "A POOR DAY"),
@@ -135,12 +138,11 @@ def make_gigast(raw, opus=True):
             {"segments": [{"sid": name, "text_raw": f" {language} é {name}", "extra": {"alignment_score": 8.2}}]}
             for name in [*left, "YOU2_S1"]]})
     write_json(f"{raw}/GigaST.zh.test.json", {"audios": []})
-    if opus:
-        time = np.arange(4 * 48_000) / 48_000
-        wave = np.sin(2 * np.pi * time * np.where((time >= 2) & (time < 3), 1200, 300)) / 3
-        for path in ("podcast/P0001/POD1.opus", "youtube/P0002/YOU2.opus"):
-            os.makedirs(os.path.dirname(f"{raw}/audio/{path}"))
-            soundfile.write(f"{raw}/audio/{path}", wave, 48_000, format="OGG", subtype="OPUS")
+    time = np.arange(4 * 48_000) / 48_000
+    wave = np.sin(2 * np.pi * time * np.where((time >= 2) & (time < 3), 1200, 300)) / 3
+    for path in ("podcast/P0001/POD1.opus", "youtube/P0002/YOU2.opus"):
+        os.makedirs(os.path.dirname(f"{raw}/audio/{path}"))
+        soundfile.write(f"{raw}/audio/{path}", wave, 48_000, format="OGG", subtype="OPUS")
 
 
 def run_gigast(folder, *more):
@@ -178,24 +180,7 @@ def test_gigast_row_by_row(tmp_path, monkeypatch, capsys):
         ["gigast/POD1_S8", "unknown tag: <unk>"], ["gigast/POD1_S1", "listed twice"],
         ["gigast/AUD3", "recording without audio, MT only"],
         ["gigast/POD1_S2/ST.it", "Italian below 0.85: target 0.840"]])
-    assert "is finished already" not in out
-    run_gigast(tmp_path)
-    assert "is finished already" in capsys.readouterr().out
-
-
-def test_without_audio_gigast_is_text_only(tmp_path, monkeypatch, capsys):
-    make_gigast(tmp_path / "raw", opus=False)
-    Makers(monkeypatch)
-    rows = run_gigast(tmp_path)
-    assert not any("utterance" in row or row["task"] == "ASR" for row in rows) and len(rows) == 11
-    assert "3 in train: recording without audio, MT only" in capsys.readouterr().out
-
-
-def test_the_slice_of_an_opus_file_is_the_segment(tmp_path, monkeypatch):
-    make_gigast(tmp_path / "raw")
-    Makers(monkeypatch)
-    row = next(row for row in run_gigast(tmp_path) if row["id"] == "gigast/POD1_S2/ASR.en")
-    wave = read_audio(row["audio"], row["start"], row["end"])                  # 16 kHz
+    wave = read_audio(audio, rows[4]["start"], rows[4]["end"])                 # the slice at 1,200 Hz, at 16 kHz
     loudest = [np.abs(np.fft.rfft(part)).argmax() * 16_000 / len(part) for part in np.array_split(wave[800:-800], 3)]
     assert len(wave) == 16_000 and np.allclose(loudest, 1200, atol=10)
 
@@ -210,7 +195,8 @@ def test_hours_draw_whole_recordings_by_the_seed(tmp_path, monkeypatch, capsys):
     Makers(monkeypatch)
     drawn = []
     for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
-        rows = read_rows(run_hours(tmp_path, name, seed))
+        gigast.main(["--raw", f"{tmp_path}/raw", "--work", f"{tmp_path}/{name}", "--hours", "0.38", "--seed", seed])
+        rows = read_rows(f"{tmp_path}/{name}/rows/gigast/train.jsonl")
         assert Counter(row["language"] for row in rows) == {"de": 40, "it": 40, "zh": 40}       # 10 recordings of 4
         drawn.append({row["id"].split("_")[0] for row in rows})
     assert drawn[0] == drawn[1] != drawn[2] and all(len(names) == 10 for names in drawn)
@@ -219,33 +205,22 @@ def test_hours_draw_whole_recordings_by_the_seed(tmp_path, monkeypatch, capsys):
         gigast.main(["--raw", f"{tmp_path}/raw", "--work", f"{tmp_path}/a", "--hours", "1"])
 
 
-def run_hours(folder, name, seed):
-    gigast.main(["--raw", f"{folder}/raw", "--work", f"{folder}/{name}", "--hours", "0.38", "--seed", seed])
-    return f"{folder}/{name}/rows/gigast/train.jsonl"
-
-
 def test_gigast_names_all_that_is_missing_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(gigast, "missing_models", lambda *names: [(name, "accept its licence") for name in names])
     os.makedirs(tmp_path / "raw/audio")
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 1e9}))
     with pytest.raises(SystemExit) as error:
         run_gigast(tmp_path, "--hours", "1000")
-    for what in ("GigaSpeech.json", "GigaST.de.json", "GigaST.zh.json", gigast.SEAMLESS, gigast.KIWI,
-                 r"disk .1,000 hours' frames at mean 2 takes 184.0 GB, .* has 1.0 GB free\)"):
+    for what in ("GigaSpeech.json", "GigaST.de.json", "GigaST.zh.json", gigast.SEAMLESS, gigast.KIWI):
         assert re.search(f"{what} is missing: ", str(error.value)), what
     assert not os.path.exists(tmp_path / "work")
 
 
 @pytest.mark.parametrize("content, says", [
-    (b"", "is damaged after item 0"), (b'{"audios": [{"segments": [', "is damaged after item 0"), (b"[]", "is damaged"),
-    (b'{"other": []}', "is damaged"), (b'{"audios": 7}', "is damaged"),
+    (b"[]", "is damaged after item 0"), (b'{"other": []}', "is damaged"), (b'{"audios": 7}', "is damaged"),
     (b'{"audios": [{"segments": []} 2]}', "is damaged after item 1"),
     (b'{"audios": ["\xff"]}', "is damaged"), (b'{"audios": [' + DEEP, "is damaged"),
-    ('{"audios": []}'.encode("utf-16"), "is damaged"), (b'{"audios": [1' + b"0" * 5000 + b"]}", "is damaged"),
-    (b'{"audios": [7]}', "is not in GigaST's format"), (b'{"audios": [null]}', "is not in GigaST's format"),
-    (b'{"audios": [{}]}', "KeyError: 'segments'"),
+    (b'{"audios": [1' + b"0" * 5000 + b"]}", "is damaged"), (b'{"audios": [7]}', "is not in GigaST's format"),
     (b'{"audios": [{"segments": [{"text_raw": "x"}]}]}', "KeyError: 'sid'"),
-    (b'{"audios": [{"segments": [{"sid": [], "text_raw": "x"}]}]}', "is not in GigaST's format"),
     (b'{"audios": [{"segments": [{"sid": "a", "text_raw": 7}]}]}', "is not in GigaST's format")])
 def test_a_damaged_file_of_gigast_is_named(tmp_path, content, says):
     (tmp_path / "GigaST.de.json").write_bytes(content)
@@ -253,17 +228,14 @@ def test_a_damaged_file_of_gigast_is_named(tmp_path, content, says):
         gigast.read_translations(str(tmp_path))
 
 
-@pytest.mark.parametrize("change, says", [
-    ({"begin_time": None}, "TypeError"), ({"end_time": "late"}, "ValueError"), ({"sid": ["a"]}, "TypeError"),
-    ({"text_tn": 7}, "AttributeError"), ({"subsets": 7}, "TypeError")])
-def test_a_malformed_segment_of_gigaspeech_is_named(tmp_path, change, says):
-    segments = [{**segment("POD1_S1", 0, 1.5, "HELLO"), **change}]
-    for recording, why in (({"aid": "POD1", "path": "x", "segments": segments}, says),
-                           ({"path": "x", "segments": []}, "KeyError: 'aid'"),
-                           ({"aid": "POD1", "path": 7, "segments": []}, "TypeError")):
-        write_json(f"{tmp_path}/GigaSpeech.json", {"audios": [recording]})
-        with pytest.raises(SystemExit, match=f"GigaSpeech.json item 1 is not in GigaSpeech's format .{why}"):
-            list(gigast.recordings(str(tmp_path)))
+@pytest.mark.parametrize("recording, says", [
+    ({"path": "x", "segments": []}, "KeyError: 'aid'"), ({"aid": "POD1", "path": 7, "segments": []}, "TypeError"),
+    ({"aid": "POD1", "path": "x", "segments": [segment("POD1_S1", 0, "late", "HELLO")]}, "ValueError"),
+    ({"aid": "POD1", "path": "x", "segments": [segment("POD1_S1", 0, 1.5, 7)]}, "AttributeError")])
+def test_a_malformed_recording_of_gigaspeech_is_named(tmp_path, recording, says):
+    write_json(f"{tmp_path}/GigaSpeech.json", {"audios": [recording]})
+    with pytest.raises(SystemExit, match=f"GigaSpeech.json item 1 is not in GigaSpeech's format .{says}"):
+        list(gigast.recordings(str(tmp_path)))
 
 
 @pytest.mark.parametrize("start, end", [(2, 1.5), (-1, 1.5), (0, "nan"), (0, "inf")])
@@ -275,15 +247,11 @@ def test_times_that_are_no_slice_are_dropped(tmp_path, start, end):
     assert dropped[-1][:2] == ("train", "gigast/POD1_S1") and dropped[-1][2].startswith("no slice")
 
 
-def test_gigast_refuses_two_files_of_a_language_and_files_of_nothing(tmp_path, monkeypatch):
-    Makers(monkeypatch)
-    for name in ("GigaSpeech.json", "GigaST.de.json", "GigaST.zh.json"):
-        write_json(f"{tmp_path}/raw/{name}", {"audios": []})
-    with pytest.raises(SystemExit, match="everything was dropped"):
-        run_gigast(tmp_path)
-    write_json(f"{tmp_path}/raw/GigaST.zh-CN.json", {"audios": []})
+def test_gigast_refuses_two_files_of_a_language(tmp_path):
+    for name in ("GigaST.de.json", "GigaST.zh.json", "GigaST.zh-CN.json"):
+        write_json(f"{tmp_path}/{name}", {"audios": []})
     with pytest.raises(SystemExit, match="GigaST.zh-CN.json and .*GigaST.zh.json: which"):
-        run_gigast(tmp_path)
+        gigast.read_translations(str(tmp_path))
 
 
 # --- LibriSpeech.
@@ -299,7 +267,6 @@ def test_the_real_mini_librispeech(tmp_path, real, capsys):
     assert list(splits) == ["test"] and len(splits["test"]) == 4
     assert [row["transcript"] for row in splits["test"]][1:3] == ["stuff it into you his belly counselled him",
                                                                   "he could wait no longer"]
-    assert splits["test"][1]["target"] == splits["test"][1]["transcript"]
     assert splits["test"][1]["id"] == "librispeech/test/1089-134686-0001/ASR.en"
     assert len(read_audio(splits["test"][2]["audio"])) == soundfile.info(splits["test"][2]["audio"]).frames
     assert "| test: ASR en | 4 | 2620 | -2616 |" in capsys.readouterr().out
@@ -335,8 +302,6 @@ def test_every_part_has_its_split_and_what_is_unusable_is_listed(tmp_path, capsy
     assert (tmp_path / "work/rows/librispeech/dropped.txt").read_text() == (
         "train\tlibrispeech/train/10-20-0001\tempty file\ntrain\tlibrispeech/train/10-20-0002\tno transcript\n"
         "train\tlibrispeech/train/10-20-0003\tno transcript\ntrain\tlibrispeech/train/10-20-0004\tno such file\n")
-    with pytest.raises(SystemExit, match="was made with parts"):
-        run_librispeech(raw, tmp_path / "work")
     assert list(run_librispeech(raw, tmp_path / "tests")) == ["test", "test-other"]      # by default no training part
 
 
@@ -354,7 +319,7 @@ def test_a_part_by_hours(tmp_path):
 
 
 @pytest.mark.parametrize("line, why", [
-    ("10-20-0000", "a second transcript of 10-20-0000"), ("HELLO", "'HELLO' is no utterance"), ("", "is no utterance"),
+    ("10-20-0000", "a second transcript of 10-20-0000"), ("HELLO", "'HELLO' is no utterance"),
     ("10-21-0000 X", "'10-21-0000 X' is no utterance of 10-20"), ("\udcff", "line 2 is not UTF-8")])
 def test_a_malformed_transcript_is_named(tmp_path, line, why):
     make_part(tmp_path, "dev-clean", {"10-20-0000": "ONE"})
@@ -490,7 +455,7 @@ def test_the_letter_of_the_answer(answer, analysis, letter):
             librisqa.read_item(item, "MCQ")
 
 
-@pytest.mark.parametrize("content", [b"", b'[{"text": "', b"{}", b"[1, 2]", b"null", b'["\xff"]', DEEP])
+@pytest.mark.parametrize("content", [b'[{"text": "', b"{}", b"[1, 2]", b'["\xff"]', DEEP])
 def test_a_damaged_file_of_librisqa_is_named(tmp_path, content):
     (tmp_path / "LibriSQA-PartI-train.json").write_bytes(content)
     with pytest.raises(SystemExit, match="LibriSQA-PartI-train.json is damaged .*; download it from https://hugging"):
@@ -515,23 +480,10 @@ def test_a_malformed_item_of_librisqa_is_dropped(tmp_path, change):
 
 # --- LibriSQA: the questions that have no answer.
 
-@pytest.fixture(scope="module")
-def minilm(tmp_path_factory):
-    """A random BERT of two narrow layers -> its folder."""
-    folder = tmp_path_factory.mktemp("minilm")
-    words = "[PAD] [UNK] [CLS] [SEP] [MASK] who sang the bird where is rome ?".split()
-    (folder / "vocab.txt").write_text("\n".join(words))
-    torch.manual_seed(0)
-    config = transformers.BertConfig(vocab_size=len(words), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-                                     intermediate_size=16, initializer_range=0.5)
-    transformers.BertModel(config).save_pretrained(folder)
-    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
-    return str(folder)
 
-
-def test_similarity_is_the_cosine_of_mean_token_states_whatever_the_padding(minilm, tmp_path):
-    net = transformers.AutoModel.from_pretrained(minilm).eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(minilm)
+def test_similarity_is_the_cosine_of_mean_token_states_whatever_the_padding(bert, tmp_path):
+    net = transformers.AutoModel.from_pretrained(bert).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(bert)
     pairs = [["the bird sang", "who sang ?"], ["rome", "where is rome ? where is the bird ? who is the bird ?"],
              ["the bird", "the bird"], ["who sang " * 400, "the bird"]]        # the last is longer than 512 tokens
 
@@ -540,7 +492,7 @@ def test_similarity_is_the_cosine_of_mean_token_states_whatever_the_padding(mini
         with torch.no_grad():
             mean = net(input_ids=ids).last_hidden_state[0].mean(0).numpy()
         return mean / np.linalg.norm(mean)
-    cosines = librisqa.similarity(pairs, str(tmp_path / "results"), minilm)
+    cosines = librisqa.similarity(pairs, str(tmp_path / "results"), bert)
     assert cosines == pytest.approx([alone(one) @ alone(other) for one, other in pairs], abs=1e-5)
     assert cosines[2] == pytest.approx(1) and max(cosines[:2]) < 0.99
 
@@ -564,7 +516,6 @@ def test_what_the_llm_made_up(tmp_path, monkeypatch, capsys):
     assert asked == [("topics.jsonl", 1), ("words.jsonl", 3), ("questions.jsonl", 6)]        # claw is Cats' fourth word
     assert len(questions) == len(set(questions)) == 5
     assert set(questions) < {"Why?", *(f"is it {word}?" for word in ("Cloud", "Drop", "wind", "paw", "tail", "bark"))}
-    assert questions == librisqa.made_up_questions(str(tmp_path), args)
     assert "made up: 3 topics (paper: 3), 6 words, 7 questions (5)" in capsys.readouterr().out
     answers[librisqa.ASK_TOPICS] = "rain, Cats, Dogs"
     assert librisqa.made_up_questions(str(tmp_path), args) == questions
@@ -572,21 +523,19 @@ def test_what_the_llm_made_up(tmp_path, monkeypatch, capsys):
 
 # --- LibriSQA: the whole.
 
-def make_librisqa(folder, speakers=6):
+def make_librisqa(folder):
     """
-    Speakers 1, 2, ...: two utterances each, with a question of each part; and one utterance of the test set. Texts that
+    Speakers 1 to 6: two utterances each, with a question of each part; and one utterance of the test set. Texts that
     hold "poor" are translated badly, options that hold "lost" lose their B.
     """
     parts = {"I": [], "II": []}
-    for speaker in range(1, speakers + 1):
-        for n in range(2):
-            name, mark = f"{speaker}-7-000{n}", {(1, 0): " poor", (2, 0): " lost"}.get((speaker, n), "")
-            make_part(f"{folder}/raw/librispeech/LibriSpeech", "train-clean-360", {name: "SAID"})
-            item = {"speech_path": f"train-clean-360/{speaker}/7/{name}.wav", "duration": 0.5}
-            parts["I"].append({**item, "text": f"speech {name}", "question": f"Who {name}?",
-                               "answer": f"He {name}{mark}."})
-            parts["II"].append({**item, "answer": "ABCD"[speaker % 4], "question_and_option":
-                                f"Question: What {name}{mark}?\nOptions:\nA. one\nB. two\nC. three\nD. four"})
+    for speaker, n in itertools.product(range(1, 7), range(2)):
+        name, mark = f"{speaker}-7-000{n}", {(1, 0): " poor", (2, 0): " lost"}.get((speaker, n), "")
+        make_part(f"{folder}/raw/librispeech/LibriSpeech", "train-clean-360", {name: "SAID"})
+        item = {"speech_path": f"train-clean-360/{speaker}/7/{name}.wav", "duration": 0.5}
+        parts["I"].append({**item, "text": f"speech {name}", "question": f"Who {name}?", "answer": f"He {name}{mark}."})
+        parts["II"].append({**item, "answer": "ABCD"[speaker % 4], "question_and_option":
+                            f"Question: What {name}{mark}?\nOptions:\nA. one\nB. two\nC. three\nD. four"})
     parts["I"][3] |= {"text": ""}                                              # neither part has 2-7-0001's transcript
     for n in (0, 9):                                                           # a second question, the same
         parts["I"].append({**parts["I"][n], "question": "And who else?", "answer": "She."})
@@ -650,9 +599,7 @@ def test_librisqa_row_by_row(librisqa_rows):
         assert rows[name.removeprefix("librisqa/")] == {
             "id": name, "task": "ST", "language": "it", "answerable": True, "transcript": text, "target": f"it: {text}"}
     assert rows["train/1-7-0000/SQA-2.it"]["question"] == "it: And who else?"        # a second question of Part I
-    assert rows["train/1-7-0000/SQA-2-invalid.en"]["target"] == "Not answerable."
     assert question_line(rows["test/30-7-0000/MCQ.en"]) == "Question: What? A. one B. two C. three D. four\n"
-    assert rows["train/3-7-0001/SQA.en"]["transcript"] == "speech 3-7-0001"
 
 
 def test_what_is_not_translated_well_is_in_english_only(librisqa_rows):
@@ -712,13 +659,10 @@ def test_librisqa_counts_as_table_5_does(tmp_path, monkeypatch, capsys):
     command = run_librisqa(tmp_path, monkeypatch)
     with pytest.raises(SystemExit, match="is far from whole:\n  train: ASR en has 9 rows, the paper 104014"):
         librisqa.main([option for option in command if option != "--incomplete"])
-    librisqa.main(command)
-    out = capsys.readouterr().out
-    assert "MCQ" not in out and "(paper, train: 48346)" in out
     rows = read_rows(str(tmp_path / "work/rows/librisqa/train.jsonl"))
     valid = sum(row["task"] in ("SQA", "MCQ") and row["answerable"] and row["language"] == "en" for row in rows)
-    assert f"| train: SQA/QA en | {valid} | 208038 |" in out and "| train: MT zh |" in out
-    assert sum(librisqa.COUNTS["SQA/QA {} invalid"].values()) == 430_370 and len(librisqa.PAPER) == 12
+    out = capsys.readouterr().out
+    assert "MCQ" not in out and f"| train: SQA/QA en | {valid} | 208038 |" in out and "| train: MT zh |" in out
 
 
 def test_the_english_part_needs_no_maker_and_is_that_of_the_whole(tmp_path, monkeypatch, librisqa_rows):
@@ -753,19 +697,11 @@ def test_the_questions_are_downloaded_from_the_hub(tmp_path, monkeypatch):
     assert all(librisqa.find_file(str(tmp_path), name) for name in librisqa.FILES)
 
 
-def test_librisqa_names_what_is_missing_before_any_model_is_loaded(tmp_path, monkeypatch, capsys):
+def test_librisqa_names_what_is_missing_before_any_model_is_loaded(tmp_path, monkeypatch):
     make_librisqa(tmp_path)
     command = run_librisqa(tmp_path, monkeypatch)
     os.rename(tmp_path / "raw/librispeech/test-clean", tmp_path / "test-clean")
-    path = tmp_path / "raw/librisqa/LibriSQA-PartII/LibriSQA-PartII-train.json"
-    path.rename(tmp_path / "train.json")
+    os.remove(tmp_path / "raw/librisqa/LibriSQA-PartII/LibriSQA-PartII-train.json")
     with pytest.raises(SystemExit, match="(?s)LibriSQA-PartII-train.json is missing: download it from https://hugg.*"
                                          "test-clean is missing: unpack https://www.openslr.org/.*test-clean.tar.gz"):
         librisqa.main(command)
-    os.rename(tmp_path / "test-clean", tmp_path / "raw/librispeech/test-clean")
-    path.write_text("[]")
-    for n in range(1, 7):
-        os.rename(tmp_path / f"raw/librispeech/LibriSpeech/train-clean-360/{n}", tmp_path / f"{n}")
-    with pytest.raises(SystemExit, match="everything was dropped"):
-        librisqa.main(command)
-    assert "no such file" in capsys.readouterr().out

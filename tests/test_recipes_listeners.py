@@ -8,15 +8,14 @@ from collections import Counter
 import numpy as np
 import pytest
 import soundfile
-from test_recipes import content, refused, write
+from test_recipes import TSV, refused, write
 
 import extract_features
 from data import commonvoice, covost2
-from speech_llm.rows import ALL_LANGUAGES, read_rows
+from speech_llm.rows import read_rows
 
 
 SECONDS = 36                     # of every clip here: 0.01 hours
-TSV = "path\ttranslation\tsplit\n"
 
 
 @pytest.fixture(scope="module")
@@ -97,10 +96,6 @@ def test_commonvoice(raw, tmp_path, capsys):
                      "|---|---|---|---|---|---|---|---|",
                      "| zh | 0.05 | 0.00 | 0.00 | 0.05 | 20 | 0.01 | 0.02 |",
                      "| ko | 0.02 | 0.01 | 0.02 | 0.05 | 20, of them 19 h of Zeroth-Korean | 0.01 | 0.01 |"]
-    before = content(folder)
-    make(raw, tmp_path / "work", "--languages", "zh")                       # more languages than asked for will do
-    assert f"{folder} is finished already" in capsys.readouterr().out and content(folder) == before
-    assert "--work" in refused(make, raw, tmp_path / "work", "--languages", "zh,ko,en")
 
 
 def test_what_cannot_be_used_is_listed_and_the_hours_that_lack_are_told(raw, tmp_path, capsys):
@@ -170,10 +165,7 @@ def test_a_test_clip_of_covost_2_is_not_trained_on(raw, tmp_path):
     (lambda raw, cv: shutil.rmtree(cv / "ko"), "cv-corpus-<version>/ko/ is missing: unpack Common Voice there"),
     (lambda raw, cv: shutil.copytree(cv / "ko", raw / "cv-corpus-4-2019-12-10" / "ko"), "ko is there in several"),
     (lambda raw, cv: (cv / "ko" / "dev.tsv").unlink(), "ko/dev.tsv is missing"),
-    (lambda raw, cv: (cv / "ko" / "validated.tsv").unlink(), "ko/validated.tsv is missing"),
     (lambda raw, cv: write(cv / "ko" / "train.tsv", "path\tsentence\nk0.mp3\tA\n"), "train.tsv line 1: no column"),
-    (lambda raw, cv: write(raw / "supplement" / "ko.tsv", "path\ttext\n"), "ko.tsv line 1: no column sentence"),
-    (lambda raw, cv: write(raw / "supplement" / "ko.tsv", "path\tsentence\n/etc/passwd\tA\n"), "line 2: '/etc/passwd'"),
     (lambda raw, cv: write(raw / "supplement" / "ko.tsv", "path\tsentence\nko/../../a\tA\n"), "line 2: 'ko/../../a'")])
 def test_a_damaged_download_is_named(raw, tmp_path, damage, told):
     damage(raw, raw / "cv-corpus-21.0-2025-03-14")
@@ -193,6 +185,7 @@ def test_a_bad_line_costs_its_clip_only(raw, tmp_path):
 
 def test_without_a_language_s_download_the_others_can_be_made(raw, tmp_path):
     assert "cv-corpus-<version>/he/ is missing" in refused(make, raw, tmp_path, "--languages", "zh,he")
+    assert "--languages xx: known are en, de," in refused(make, raw, tmp_path, "--languages", "xx")
     rows = make(raw, tmp_path, "--languages", "zh")
     shutil.rmtree(raw)                                      # a finished corpus does not look for its download
     assert make(raw, tmp_path, "--languages", "zh") == rows
@@ -210,10 +203,6 @@ def test_a_real_clip(real, tmp_path):
     assert sample.endswith(os.path.basename(rows[0]["audio"]))
     table = (tmp_path / "work" / "rows" / "commonvoice" / "counts.md").read_text()
     assert f"| en | {2.38 / 3600:.2f} | 0.00 |" in table and "fewer than 0.05 hours of train: en" in table
-
-
-def test_an_unknown_language_is_refused():
-    assert "--languages xx: known are en, de," in refused(commonvoice.main, ["--languages", "xx"])
 
 
 # --- CoVoST 2 in pairs.
@@ -249,16 +238,13 @@ def test_pairs_have_folders_of_their_own(tmp_path, clip, capsys):
     assert "| test: ST/MT en | 1 | 1695 | -1694 |" in told and "| train: ST/MT tr | 1 | 289430 | -289429 |" in told
     assert told.endswith(f"next: python extract_features.py --preset listeners_ast --work {work}\n")
     covost2.main(arguments)
-    told = capsys.readouterr().out
-    assert told.count("is finished already") == 3 and "python -m data.covost2 --from-english tr --work" in told
+    assert capsys.readouterr().out.count("is finished already") == 3
 
 
 def test_which_pairs_there_are(tmp_path):
     """What lacks is listed for all pairs at once."""
     for option, language in (("--into-english", "ko"), ("--from-english", "fr"), ("--into-english", "en")):
         assert f"{option} {language}: " in refused(covost2.main, [option, f"ar,{language}"])
-    assert len(covost2.INTO_ENGLISH) == 13 and len(covost2.FROM_ENGLISH) == 7
-    assert {*covost2.INTO_ENGLISH, *covost2.FROM_ENGLISH} < {*ALL_LANGUAGES}
     message = refused(covost2.main, ["--into-english", "--work", str(tmp_path)])
     assert message.count(".tsv.tar.gz is missing") == 13 and message.count("/clips is missing") == 13
 
@@ -284,7 +270,8 @@ def test_the_real_pairs(real, tmp_path, monkeypatch, capsys, source, removed):
     folder = tmp_path / "work" / "rows" / f"covost2-{source}_en"
     rows = {split: read_rows(folder / f"{split}.jsonl") for split in ("train", "dev", "test")}
     sizes = covost2.INTO_ENGLISH[source]
-    assert [len(split_rows) for split_rows in rows.values()] == [sizes[0] - 1, sizes[1] - removed[1], sizes[2] - removed[2]]
+    assert [len(split_rows) for split_rows in rows.values()] == [
+        sizes[0] - 1, sizes[1] - removed[1], sizes[2] - removed[2]]
     assert f"| train: ST/MT en | {sizes[0] - 1} | {sizes[0]} | -1 |" in capsys.readouterr().out
     for row in rows["test"]:
         entry = known[re.search(r"\d+", row["utterance"].rpartition("/")[2])[0]]

@@ -1,18 +1,21 @@
 """What a real run lacks is told at once; the real commands run in miniature, from the downloads to the tables."""
 import importlib.util
+import os
+import re
 import shutil
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
 import httpx
+import downloads
 import pytest
 from huggingface_hub.errors import GatedRepoError
 
 from data import check
 from data.recipe import spread
 from speech_llm.constants import read_page
-
-REAL = ("iwslt25", "iwslt26", "listeners")
 
 
 @pytest.fixture
@@ -42,7 +45,8 @@ def test_everything_that_lacks_is_told_at_once(hub, tmp_path, monkeypatch, capsy
     assert time.time() - began < 10 and not (tmp_path / "work").exists()
 
 
-@pytest.mark.parametrize("name, frames, audio", [("iwslt25", 76, 21), ("iwslt26", 2018, 16), ("listeners", 1527, 211)])
+@pytest.mark.parametrize("name, frames, audio", [("iwslt25", 76, 21), ("iwslt26", 2018, 16), ("listeners", 1089, 211),
+                                                 ("omni", 1210, 211)])
 def test_the_pages_state_the_hours_and_the_disk_of_the_formula(name, frames, audio):
     """618 h x 3,600 s x 50 / 3 frames x 1,024 numbers x 2 bytes = 76 GB"""
     page = read_page(name)
@@ -52,8 +56,162 @@ def test_the_pages_state_the_hours_and_the_disk_of_the_formula(name, frames, aud
     assert round(sum(check.AUDIO * hours.get(corpus, 0) for corpus in check.SPOKEN)) == audio
     with open(page["file"], encoding="utf-8") as file:
         text = " ".join(file.read().split('"""')[1].split())
-    assert f"{sum(hours.values()):,} h." in text and f"{frames:,} GB of frames" in text and f"{audio} GB of audio" in text
+    for figure in (f"{sum(hours.values()):,} h.", f"{frames:,} GB of frames", f"{audio} GB of audio"):
+        assert figure in text, figure
 
 
 def test_a_limit_is_spread_over_the_whole():
     assert spread(range(10), 5) == [0, 2, 4, 6, 8] and spread("abc", 5) == spread("abc", 0) == ["a", "b", "c"]
+
+
+# --- The real commands in miniature.
+
+COMET = os.path.join(os.path.dirname(downloads.PROJECT), "shared", "parity", "comet_tiny")
+LLAMA, QWEN, SEAMLESS = ("meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen3-4B-Instruct-2507",
+                         "facebook/seamless-m4t-v2-large")
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory, seamless, whisper):
+    """A hub's cache with random checkpoints under real names; the tokenizers of the LLMs are the real ones if there."""
+    folder, tokenizers = tmp_path_factory.mktemp("hub"), os.path.join(
+        os.path.dirname(downloads.PROJECT), "shared", "real", "tokenizers")
+    models = {SEAMLESS: seamless, "openai/whisper-large-v3": whisper,
+              "CohereLabs/aya-expanse-8b": downloads.random_llm(folder / "aya", "cohere"),
+              LLAMA: downloads.random_llm(folder / "llama", "llama", f"{tokenizers}/llama3_1_hf"),
+              QWEN: downloads.random_llm(folder / "qwen", "qwen3", f"{tokenizers}/qwen3_4b_instruct_2507")}
+    bert = downloads.random_bert(str(folder / "bert"))
+    for name in ("google-bert/bert-base-multilingual-cased", "Unbabel/wmt22-cometkiwi-da", "microsoft/infoxlm-large",
+                 "sentence-transformers/multi-qa-MiniLM-L6-cos-v1", "facebook/mms-tts-ell", "facebook/mms-tts-heb"):
+        models[name] = bert                              # the makers are replaced: nobody loads the others
+    judge = downloads.random_llm(folder / "judge", "llama")
+    for name in ("utter-project/EuroLLM-9B-Instruct", "google/gemma-3-12b-it", "google/gemma-3-27b-it",
+                 "meta-llama/Llama-3.1-70B-Instruct", "Qwen/Qwen3-30B-A3B-Instruct-2507",
+                 "CohereLabs/c4ai-command-a-03-2025"):
+        models[name] = judge
+    if os.path.isdir(COMET):
+        models["FacebookAI/xlm-roberta-large"] = os.path.join(COMET, "encoder")
+    for name, model in models.items():
+        downloads.to_hub(str(folder / "home"), name, model)
+    return str(folder / "home")
+
+
+def rehearse(work, cache, *runs, limit=6):
+    """Rehearse systems in one process; return what was printed."""
+    script = os.path.join(os.path.dirname(__file__), "rehearsing.py")
+    environment = {**os.environ, "HF_HOME": cache, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    done = subprocess.run([sys.executable, script, str(work), str(limit), *runs], env=environment, capture_output=True,
+                          text=True, cwd=downloads.PROJECT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def get(work, *corpora):
+    """Make the downloads of corpora, and a tiny COMET where it is at hand."""
+    for corpus in corpora:
+        getattr(downloads, corpus)(str(work / "raw" / corpus))
+    place = work / "models" / "wmt22-comet-da" / "checkpoints"
+    if os.path.isdir(COMET) and not place.exists():
+        place.mkdir(parents=True)
+        shutil.copy(os.path.join(COMET, "da_sparsemax.pt"), place / "model.ckpt")
+
+
+def empty_cells(text, others=()):
+    """
+    Return [(table, row, column)] of the papers' tables in results.md where the paper has a figure and we have none.
+    BERTScore needs models of hundreds of megabytes; others: rows that another command fills.
+    """
+    empty, columns, ours = [], [], []
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        if len(cells) < 3:
+            continue
+        if cells[1] == "" and re.match(r"20\d\d ", cells[0]):
+            columns = cells
+        elif len(cells) == len(columns) and cells[1] == "ours":
+            ours = cells
+        elif len(cells) == len(columns) and cells[1] == "paper" and ours[0].partition(":")[0] not in others:
+            empty += [(columns[0], ours[0], column) for column, mine, paper in zip(columns, ours, cells)
+                      if paper and not mine and "BERTScore" not in column
+                      and (os.path.isdir(COMET) or "COMET" not in column)]
+    return empty
+
+
+def reports(work, run):
+    """Return (rehearsal.md, results.md) of a system."""
+    folder = work / "rehearsal"
+    return ((folder / "rehearsal.md").read_text(encoding="utf-8"),
+            (folder / run / "results.md").read_text(encoding="utf-8"))
+
+
+IWSLT25 = ("acl6060", "covost2", "europarlst", "spokensquad")
+
+
+def test_a_break_is_told_alone_and_a_whole_download_lacks_nothing(hub, tmp_path, monkeypatch, capsys):
+    """One corpus, one package, one licence and the disk: four entries. Mended, the run has all that it needs."""
+    work, find_spec = tmp_path / "work", importlib.util.find_spec
+    get(work, *IWSLT25)
+    os.rename(work / "raw" / "europarlst", tmp_path / "elsewhere")
+    missing = {"py3langid"}
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in missing else find_spec("json")
+                        if name == "py3langid" else find_spec(name))
+    monkeypatch.setattr("data.europarlst.find_decoder", lambda: print)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=50e9))
+    stops, _ = check.check("iwslt25", "", str(work))
+    assert [what.split(",")[0].replace(str(work), "work") for what, _ in stops] == [
+        "work/raw/europarlst/v1.1/en", "the package py3langid", LLAMA, "disk (frames of covost2"]
+
+    os.rename(tmp_path / "elsewhere", work / "raw" / "europarlst")
+    missing.clear()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1e12))
+    monkeypatch.setattr("huggingface_hub.auth_check", lambda name: None)
+    check.main(["iwslt25", "--work", str(work)])
+    assert capsys.readouterr().out.startswith("iwslt25 has all that its run needs.")
+
+
+@pytest.mark.rehearsal
+def test_rehearsal_of_iwslt25_with_its_variants_ablations_and_sweep(tmp_path, cache):
+    work = tmp_path / "work"
+    get(work, *IWSLT25, "mcif", "librispeech", "librisqa", "speech_ifeval")
+    printed = rehearse(work, cache, "iwslt25_a2", "iwslt25_short", "iwslt25_a2_short", "iwslt25 ablations",
+                       "iwslt25 sweep", "iwslt25", "iwslt25_mcif", "iwslt26_iwslt25")
+    assert "FAILED" not in printed, printed
+    report, results = reports(work, "iwslt25")
+    assert empty_cells(results) == [] and "| C@0.125 |" in (
+        work / "rehearsal" / "iwslt25" / "speech_ifeval" / "results.md").read_text(encoding="utf-8")
+    for table in ("2025 Table 2", "2025 Table 3", "2025 Table 6", "2025 Table 7", "2025 Table 10", "2025 Table 11"):
+        assert f"| {table}: " in results, table
+    for told in ("## What is missing", "| projector |", "| lora |", "| merged |", "15,090 steps", "618 h of speech",
+                 "| 2025 Table 11 | `bash run_all.sh iwslt25 ablations` |"):
+        assert told in report, told
+    poster = (work / "rehearsal" / "iwslt25" / "results-mcif.md").read_text(encoding="utf-8")
+    assert "| 2025 poster: mcif.test |" in poster and empty_cells(poster) == []
+    in_2026 = (work / "rehearsal" / "iwslt26" / "results.md").read_text(encoding="utf-8")
+    assert {row for _, row, _ in empty_cells(in_2026)}.isdisjoint({"iwslt25-llm: 2025's LLM, text", "iwslt25-C: 2025's C"})
+
+
+def test_rehearsal_of_iwslt26(tmp_path, cache):
+    """Setup 2, the second stage of SpeechMapper and the 2025 system fill their rows of the same tables."""
+    work = tmp_path / "work"
+    get(work, "mcif", "covost2", "europarlst", "librispeech", "librisqa", "gigast", "speech_ifeval")
+    printed = rehearse(work, cache, "iwslt26_setup2", "iwslt26_second", "iwslt26", "iwslt26 sweep")
+    assert "FAILED" not in printed, printed
+    report, results = reports(work, "iwslt26")
+    assert empty_cells(results, ("iwslt25-llm", "iwslt25-C")) == []
+    for told in ("## What is missing", "| projector |", "| extract_features |", "10,950 h of speech", "2,018",
+                 "| 2026 Table 1 | `bash run_all.sh iwslt26_setup2` | C-setup2 |"):
+        assert told in report, told
+
+
+@pytest.mark.rehearsal
+def test_rehearsal_of_the_listeners_with_their_variants(tmp_path, cache):
+    work = tmp_path / "work"
+    get(work, "commonvoice", "multispeechqa", "speech_ifeval")
+    downloads.into_english(str(work / "raw" / "covost2"))
+    printed = rehearse(work, cache, "listeners", "listeners_ast", "listeners_ten", "listeners_ten_ast",
+                       "listeners sweep", limit=2)
+    assert "FAILED" not in printed, printed
+    _, results = reports(work, "listeners")
+    table = results[results.index("| listeners Table 3, WER"):].split("\n\n")[0].splitlines()
+    assert len(table) == 2 + 23 + 1                       # 23 languages and their mean; five systems of ours
+    assert all(cell.strip() for line in table for cell in line.split("|")[3:8]), table

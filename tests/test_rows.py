@@ -5,7 +5,7 @@ import os
 import pytest
 
 from speech_llm.files import replace_file
-from speech_llm.rows import corpus_of, read_rows, write_rows
+from speech_llm.rows import corpus_of, read_rows, source_language, write_rows
 
 
 ROW = {"id": "tiny/test/1/SQA.de", "utterance": "tiny/test/1", "audio": "1.wav", "start": 0, "end": 1.5,
@@ -22,6 +22,7 @@ def test_rows_come_back_as_written(tmp_path):
     lines = path.read_text(encoding="utf-8").splitlines()
     assert len(lines) == 2 and "一只猫。" in lines[1]
     assert corpus_of(ROW) == "tiny"
+    assert source_language(ROW) == "en" and source_language({"id": "covost2-de_en/1/ST.en"}) == "de"
     assert os.listdir(path.parent) == ["test.jsonl"]                  # nothing temporary is left
 
 

@@ -1,20 +1,20 @@
-"""data/spokensquad.py: the real test file's counts, where paragraphs are cut, a miniature corpus row by row, a kill."""
+"""data/spokensquad.py: the real test file's counts, where paragraphs are cut, a miniature corpus row by row."""
 import json
 import os
 import random
+import re
+import shutil
 import zipfile
 from collections import Counter
 
-import httpx
 import numpy as np
 import pytest
 import soundfile
-from huggingface_hub.errors import GatedRepoError
 from test_recipes import refused
 
 from data import spokensquad
+from data.recipe import kind
 from speech_llm.prompts import NOT_ANSWERABLE
-from speech_llm.resumable import resumable
 from speech_llm.rows import read_rows
 
 
@@ -22,25 +22,15 @@ from speech_llm.rows import read_rows
 
 CUTS = [
     ("Dr. Lane met Eve. They left.", "Lane", (1, "Lane met Eve.")),
-    ("She moved to St. Ives.", "Ives", (1, "Ives.")),
-    ("The mayor was J. B. Cole. He won.", "Cole", (2, "Cole.")),
     ("The mayor was J.B. Cole. He won.", "Cole", (1, "Cole.")),
     ("The U.S. mint opened. It shut.", "mint", (1, "mint opened.")),
     ("The U.S.-built mint opened. It shut.", "mint", (0, "The U.S.-built mint opened.")),
     ("It is 8.5 miles long. It bends.", "8.5 miles", (0, "It is 8.5 miles long.")),
-    ("It is 8.5 miles long. It bends.", "8.5 miles long.", (0, "It is 8.5 miles long.")),
     ("Who came? Nobody came. It rained.", "Nobody", (0, "Who came? Nobody came.")),
-    ("Stop! The bridge fell. It sank.", "sank", (1, "It sank.")),
     ('He said "no." Then he left. He ran.', "Then", (0, 'He said "no." Then he left.')),
-    ('It was named "the box". It shut.', "It shut", (1, "It shut.")),
     ("It fell in 1974.[note] It rose again. Good.", "rose", (0, "It fell in 1974.[note] It rose again.")),
-    ("Two parts exist (Vol. 1, Vol. 2). Both sold.", "Both", (3, "Both sold.")),
-    ("Number one is No. 5 of ten. No. 6 lost.", "6 lost", (3, "6 lost.")),
-    ("Cats, e.g. lions, roar. Small ones purr.", "lions", (1, "lions, roar.")),
-    ("It opens at 9 a.m. on weekdays. It shuts at 6 p.m.", "6 p.m.", (2, "It shuts at 6 p.m.")),
     ("It was odd . . . very odd. Later it was not.", "Later", (2, "Later it was not.")),   # nothing is not spoken
     ("One.\nTwo  more. Three.", "Two", (0, "One. Two more.")),
-    ("Only one. ", "Only", (0, "Only one.")),
     ("The mayor was J. B. Cole.", "J. B. Cole", None),
     ("It opened. It shut.", " It shut", None),                                             # begins between two
 ]
@@ -73,16 +63,6 @@ def test_counts_of_the_real_test_file(real, capsys):
     assert len({e["name"] for e in entries}) == 8026
     assert all(e["answer"] in e["transcript"] for e in entries)
     assert len({e["theme"] for e in entries}) == 48
-
-
-def test_the_place_of_an_answer_in_the_real_file_is_where_its_letters_stand_first(real):
-    """Why the original decides: the place of "gold" may be in "goldstein"."""
-    questions = spokensquad.read_squad(os.path.join(real, "spoken_squad", "spoken_test-v1.1.json"), spokensquad.SPOKEN)
-    places = {(one["id"], text): (start, one["context"].find(text)) for one in questions for text, start in one["answers"]}
-    assert all(given == first for given, first in places.values())
-    several = [text for one in questions for text in {text for text, _ in one["answers"]} - {""}
-               if sum(text in sentence for sentence in one["context"].split(". ")) > 1]
-    assert len(several) == 1131                                                 # of 8,028
 
 
 # --- A miniature corpus: original paragraphs, their ASR, and (id, question, ASR's answers, original answers).
@@ -149,141 +129,95 @@ def make(*more):
 
 
 BAD = {("de", "mice"), ("it", "When do foxes hunt?"), ("it", "What do foxes eat?"), ("it", "night"),
-       ("zh", "What do foxes eat?"), ("zh", "It rang at night.")}          # translations below the threshold
+       ("it", "stone"), ("zh", "What do foxes eat?"), ("zh", "It rang at night.")}     # translations below 0.85
 
 
 @pytest.fixture
 def makers(monkeypatch):
-    """Makers without models, whose results a killed run keeps; -> {maker: how many items it made}, and a switch."""
-    made = Counter()
-
-    def counted(name, function):
-        def make(items):
-            made[name] += len(items)
-            return [function(item) for item in items]
-        return make
-
+    """Makers without models: "de:" before a text is its translation, which is bad for what BAD holds."""
     def translate(texts, language, model, path):
-        make = counted("translate", lambda text: "" if (language, text) == ("zh", "nine") else f"{language}:{text}")
-        return resumable(path, {"model": model}, texts, make, 2)
+        return ["" if (language, text) == ("zh", "nine") else f"{language}:{text}" for text in texts]
 
     def quality(pairs, model, path):
-        def score(pair):
-            assert pair[1].strip()
-            return 0.8 if (pair[1][:2], pair[0]) in BAD else 0.85
-        return resumable(path, {"model": model}, pairs, counted("quality", score), 2)
+        assert all(translation.strip() for _, translation in pairs)
+        return [0.8 if (translation[:2], source) in BAD else 0.85 for source, translation in pairs]
 
     def speak(texts, folder, model, seed):
-        paths = {name: os.path.join(folder, f"{name}.flac") for name in texts}
         os.makedirs(folder, exist_ok=True)
-        for name in [name for name, path in paths.items() if not os.path.exists(path)]:
-            made["speak"] += 1
-            with open(paths[name], "w", encoding="utf-8") as file:
-                file.write(f"{texts[name]} {seed}")
-        return {name: None if "Tick" in texts[name] else path for name, path in paths.items()}
+        for name, text in texts.items():
+            with open(os.path.join(folder, f"{name}.flac"), "w", encoding="utf-8") as file:
+                file.write(f"{text} {seed}")
+        return {name: None if "Tick" in texts[name] else os.path.join(folder, f"{name}.flac") for name in texts}
 
     def rewrite(triples, model, path):
-        def sentence(triple):
-            if made["fails"]:
-                raise RuntimeError("killed")
-            context, question, answer = triple
-            assert question[2] != ":" or question[:3] == answer[:3]
-            return {"de:nine": "It is\tnine.", "nine": ""}.get(answer, f"{answer} is it.")
-        return resumable(path, {"model": model}, triples, counted("rewrite", sentence), 2)
+        assert all(question[2] != ":" or question[:3] == answer[:3] for _, question, answer in triples)
+        return [{"de:nine": "It is\tnine.", "nine": ""}.get(answer, f"{answer} is it.") for _, _, answer in triples]
 
-    def marked(texts):
+    def identify(texts):
         return [text[:2] if text[2:3] == ":" else "en" for text in texts]
-
-    for name, fake in (("data.translate.translate", translate), ("data.quality.quality", quality),
-                       ("data.rewrite.rewrite", rewrite), ("metrics.language.identify", marked),
-                       ("data.spokensquad.speak", speak)):
-        monkeypatch.setattr(name, fake)
-    return made
+    for name, maker in (("data.translate.translate", translate), ("data.quality.quality", quality),
+                        ("data.rewrite.rewrite", rewrite), ("metrics.language.identify", identify),
+                        ("data.spokensquad.speak", speak)):
+        monkeypatch.setattr(name, maker)
 
 
 def rows_of(split):
     return {row["id"]: row for row in read_rows(f"work/rows/spokensquad/{split}.jsonl")}
 
 
-def sqa(split, key, language, question, answer, transcript, utterance="", audio="", **more):
-    name = f"spokensquad/{split}/{key}"
-    return {"id": f"{name}/SQA.{language}", "utterance": utterance or name, "task": "SQA", "language": language,
-            "audio": audio or f"work/audio/spokensquad/{key}.flac", "transcript": transcript, "question": question,
-            "target": answer, "answerable": True, **more}
+def kinds(rows):
+    """Return how many rows there are of each kind."""
+    return Counter(("fluent " if "fluent" in row_id else "") + kind(row) for row_id, row in rows.items())
 
 
 def test_the_test_split_row_by_row(corpus, makers):
     """
     COOK: the answer "stone" lies in recording 1 ("Eva B. Stone" would need two), "she" and "bread" in 2; "bread " is a
-    duplicate but for its space and stays, as in the paper's count. LOST has no recording. Every recording has an invalid
-    question in each language (appendix B), also where the translation of its own question is not good enough.
+    duplicate but for its space and stays, as in the paper's count. LOST has no recording. Every recording has an
+    invalid question in each language (appendix B), also where the translation of its own question is not good enough.
     """
-    BAD.add(("it", "stone"))
-    try:
-        make()
-    finally:
-        BAD.discard(("it", "stone"))
+    make()
     rows = rows_of("test")
-    texts = {"k1-1": ("Who is the cook?", "stone", "Stone.", "0_0_1"),
-             "k2-1": ("What does she bake?", "bread", "She bakes bread daily.", "0_0_2"),
-             "k2-2": ("What does she bake?", "bread", "She bakes bread daily.", "0_0_2"),
-             "k2-3": ("What does she bake?", "she", "She bakes bread daily.", "0_0_2"),
-             "s1": ("Who sails the ship?", "nobody", "Nobody sails the ship.", "1_0_0")}
-    for language in ("en", "de", "it", "zh"):
-        tag = "" if language == "en" else f"{language}:"
-        for key, (question, answer, transcript, wav) in texts.items():
-            valid = sqa("test", key, language, tag + question, tag + answer, transcript, f"spokensquad/test/{wav}",
-                        f"work/raw/spokensquad/zip/test_wav/{wav}.wav")
-            assert rows.pop(valid["id"], None) == (None if (language, key) == ("it", "k1-1") else valid)
-            other = tag + "Who sails the ship?"                                 # the only question of the other theme
-            invalid = rows.pop(f"spokensquad/test/{key}/SQA-invalid.{language}")
-            assert invalid == {**valid, "id": invalid["id"], "question": invalid["question"], "answerable": False,
-                               "target": NOT_ANSWERABLE[language]}
-            assert (invalid["question"] == other) == (key != "s1")
-    assert not rows                                                             # neither ASR nor MT nor fluent rows
+    assert kinds(rows) == {"SQA/QA en": 5, "SQA/QA de": 5, "SQA/QA it": 4, "SQA/QA zh": 5,        # it: "stone" is bad
+                           **{f"SQA/QA {language} invalid": 5 for language in ("en", "de", "it", "zh")}}
+    base = {"utterance": "spokensquad/test/0_0_1", "audio": "work/raw/spokensquad/zip/test_wav/0_0_1.wav",
+            "task": "SQA", "transcript": "Stone."}
+    assert rows["spokensquad/test/k1-1/SQA.de"] == {
+        "id": "spokensquad/test/k1-1/SQA.de", **base, "language": "de", "question": "de:Who is the cook?",
+        "target": "de:stone", "answerable": True}
+    assert rows["spokensquad/test/k1-1/SQA-invalid.it"] == {
+        "id": "spokensquad/test/k1-1/SQA-invalid.it", **base, "language": "it", "answerable": False,
+        "question": "it:Who sails the ship?", "target": NOT_ANSWERABLE["it"]}          # the other theme's only question
+    assert [(row_id.split("/")[2], row["target"], row["transcript"]) for row_id, row in rows.items()
+            if row_id.endswith("/SQA.en")] == [
+        ("k1-1", "stone", "Stone."), ("k2-1", "bread", "She bakes bread daily."),
+        ("k2-2", "bread", "She bakes bread daily."), ("k2-3", "she", "She bakes bread daily."),
+        ("s1", "nobody", "Nobody sails the ship.")]
 
 
 def test_the_train_split_row_by_row(corpus, makers):
     """f3 begins before its sentence; c2 ("Tick ...") could not be spoken; f1, f2, c1 and c3 remain."""
     make()
     rows = rows_of("train")
-    texts = {"f1": ("When do foxes hunt?", "night", "Foxes hunt at night."),
-             "f2": ("What do foxes eat?", "mice", "They eat mice."),
-             "c1": ("What does the clock strike?", "nine", "The clock strikes nine."),
-             "c3": ("When did it ring?", "night", "It rang at night.")}
-    for key, (_, _, transcript) in texts.items():
-        name = f"spokensquad/train/{key}"
-        assert rows.pop(f"{name}/ASR.en") == {
-            "id": f"{name}/ASR.en", "utterance": name, "audio": f"work/audio/spokensquad/{key}.flac", "task": "ASR",
-            "language": "en", "transcript": transcript, "target": transcript, "answerable": True}
-        with open(f"work/audio/spokensquad/{key}.flac", encoding="utf-8") as file:
-            assert file.read() == f"{transcript} 0"
-    good = {"en": ["f1", "f2", "c1", "c3"], "de": ["f1", "c1", "c3"], "it": ["c1"], "zh": ["f1", "c3"]}  # both pass
-    for language, keys in good.items():
-        tag = "" if language == "en" else f"{language}:"
-        for key in keys:
-            question, answer, transcript = texts[key]
-            valid = sqa("train", key, language, tag + question, tag + answer, transcript)
-            assert rows.pop(valid["id"]) == valid
-            if (language, answer) not in (("en", "nine"), ("de", "nine")):      # empty; English instead of German
-                row_id = f"spokensquad-fluent/train/{key}/SQA.{language}"
-                assert rows.pop(row_id) == {**valid, "id": row_id, "target": f"{tag}{answer} is it."}
-            invalid = rows.pop(f"spokensquad/train/{key}/SQA-invalid.{language}", None)
-            if language == "it":
-                assert invalid is None                                          # no other theme is left to ask from
-            else:
-                theirs = [q for k, (q, _, _) in texts.items() if k in keys and k[0] != key[0]]
-                assert invalid["question"].removeprefix(tag) in theirs
-                assert invalid == {**valid, "id": invalid["id"], "question": invalid["question"], "answerable": False,
-                                   "target": NOT_ANSWERABLE[language]}
-    mt = {f"spokensquad/train/{key}/MT-{kind}.{language}": (text, f"{language}:{text}")
-          for language in ("de", "it", "zh") for key, (question, _, sentence) in texts.items()
-          for kind, text in (("question", question), ("sentence", sentence)) if (language, text) not in BAD}
-    assert len(mt) == 8 + 6 + 6
-    for row_id, (source, target) in mt.items():
-        assert rows.pop(row_id) == {"id": row_id, "task": "ST", "language": row_id[-2:], "transcript": source,
-                                    "target": target, "answerable": True}
-    assert not rows
+    assert kinds(rows) == {
+        "ASR en": 4, "SQA/QA en": 4, "SQA/QA de": 3, "SQA/QA it": 1, "SQA/QA zh": 2, "SQA/QA en invalid": 4,
+        "SQA/QA de invalid": 3, "SQA/QA zh invalid": 2, "fluent SQA/QA en": 3, "fluent SQA/QA de": 2,
+        "fluent SQA/QA it": 1, "fluent SQA/QA zh": 2, "MT de": 8, "MT it": 6, "MT zh": 6}
+    base = {"utterance": "spokensquad/train/c3", "audio": "work/audio/spokensquad/c3.flac",
+            "transcript": "It rang at night.", "answerable": True}
+    question = {"task": "SQA", "language": "de", "question": "de:When did it ring?"}
+    for row_id, row in {
+            "spokensquad/train/c3/ASR.en": {**base, "task": "ASR", "language": "en", "target": "It rang at night."},
+            "spokensquad/train/c3/SQA.de": {**base, **question, "target": "de:night"},
+            "spokensquad-fluent/train/c3/SQA.de": {**base, **question, "target": "de:night is it."},
+            "spokensquad/train/c3/MT-sentence.de": {
+                "task": "ST", "language": "de", "transcript": "It rang at night.", "target": "de:It rang at night.",
+                "answerable": True}}.items():
+        assert rows[row_id] == {"id": row_id, **row}
+    invalid = rows["spokensquad/train/c3/SQA-invalid.zh"]
+    assert invalid["question"] == "zh:When do foxes hunt?" and invalid["target"] == NOT_ANSWERABLE["zh"]
+    with open("work/audio/spokensquad/c3.flac", encoding="utf-8") as file:
+        assert file.read() == "It rang at night. 0"
 
 
 def test_the_dev_split_is_the_first_themes_with_the_right_sentences(corpus, makers, capsys):
@@ -292,10 +226,6 @@ def test_the_dev_split_is_the_first_themes_with_the_right_sentences(corpus, make
     assert {row_id.split("/")[2] for row_id in rows} == {"r1", "m1", "m2"}
     assert rows["spokensquad/dev/m2/SQA.en"]["transcript"] == "The roof was of gold!"
     assert rows["spokensquad/dev/m1/SQA.en"]["transcript"] == "Ash built a mill."
-    assert rows["spokensquad/dev/m1/SQA.en"]["question"] == "Who built the mill?"
-    assert rows["spokensquad/dev/r1/SQA-invalid.it"]["question"] in ("it:Who built the mill?",
-                                                                     "it:What was the roof made of?")
-    assert rows["spokensquad/dev/m2/SQA-invalid.zh"]["question"] == "zh:Where does the Alder end?"
     assert "dev: 4 questions, 4 answers, 4 without duplicates, 3 entries; of 2 answers that ASR has in one sentence " \
            "only, 2 stand in the same sentence of the original" in capsys.readouterr().out
 
@@ -306,6 +236,7 @@ def test_everything_dropped_is_listed_and_counted(corpus, makers, capsys):
         dropped = [line.rstrip("\n").split("\t") for line in file]
     assert sorted(dropped) == sorted([
         ["test", "spokensquad/test/k1-2", "empty answer"],
+        ["test", "spokensquad/test/k1-1/SQA.it", "below 0.85: target 0.800"],
         ["test", "spokensquad/test/l1", "no recording: 0_1_0.wav is not there"],
         ["test", "spokensquad/test/l2", "empty question"],
         ["dev", "spokensquad/dev/m3", "question not in the original SQuAD"],
@@ -332,46 +263,14 @@ def test_everything_dropped_is_listed_and_counted(corpus, makers, capsys):
 
 def test_an_invalid_question_is_of_another_theme_and_the_seed_draws_it():
     """60 rows of 6 themes: never one's own theme, and every other theme is asked from."""
-    themes = [n % 6 for n in range(60)]
     valid = [{"id": f"spokensquad/train/{n}/SQA.it", "language": "it", "question": str(n % 6)} for n in range(60)]
-
-    theme_of = {f"spokensquad/train/{n}": theme for n, theme in enumerate(themes)}
+    theme_of = {f"spokensquad/train/{n}": n % 6 for n in range(60)}
 
     def draw(seed):
         return spokensquad.invalid_rows(valid, valid, theme_of, random.Random(seed), "train", [])
-    pairs = {(theme, int(row["question"])) for seed in range(20) for theme, row in zip(themes, draw(seed))}
+    pairs = {(n % 6, int(row["question"])) for seed in range(20) for n, row in enumerate(draw(seed))}
     assert pairs == {(a, b) for a in range(6) for b in range(6) if a != b}
     assert draw(3) == draw(3) != draw(4)
-    assert draw(3)[7] == {**draw(3)[7], "id": "spokensquad/train/7/SQA-invalid.it", "answerable": False,
-                          "target": "Non è possibile rispondere."}
-
-
-def test_a_seed_makes_the_same_files_again(corpus, makers):
-    files = {}
-    for run, seed in (("one", "5"), ("two", "5"), ("three", "6")):
-        make("--seed", seed)
-        files[run] = [(corpus.parents[1] / "rows" / "spokensquad" / f"{split}.jsonl").read_bytes()
-                      for split in ("train", "dev", "test")]
-        os.remove("work/rows/spokensquad/config.json")
-    assert files["one"] == files["two"] != files["three"]
-
-
-def test_a_killed_run_makes_nothing_twice(corpus, makers):
-    makers["fails"] = 1
-    with pytest.raises(RuntimeError, match="killed"):
-        make()
-    before = Counter(makers)
-    assert before["translate"] == before["quality"] == 3 * 9                    # dev: three questions, answers, sentences
-    assert before["speak"] == 3 and not os.path.exists("work/rows/spokensquad/config.json")
-    makers["fails"] = 0
-    make()
-    # dev again: nothing; test: 3 questions, 4 answers, 3 languages; train: 4, 3 and 4 sentences; spoken: f1 to c3
-    assert makers["translate"] == 3 * (9 + 7 + 11)
-    assert makers["quality"] == makers["translate"] - 1                         # one was empty
-    assert makers["speak"] == 3 + 5
-    after = Counter(makers)
-    make()                                                        # finished
-    assert makers == after
 
 
 def test_the_zip_of_the_download_is_unpacked(corpus, makers):
@@ -398,11 +297,9 @@ def test_the_zip_of_the_download_is_unpacked(corpus, makers):
 
 
 def test_with_incomplete_and_without_recordings_there_is_no_test_split(corpus, makers):
-    for name in ("0_0_1", "0_0_2", "1_0_0"):
-        os.remove(corpus / "zip" / "test_wav" / f"{name}.wav")                  # train_wav/0_0_1.wav is still there
+    shutil.rmtree(corpus / "zip" / "test_wav")
     make()
-    assert sorted(os.listdir("work/rows/spokensquad")) == ["config.json", "counts.md", "dev.jsonl", "dropped.txt",
-                                                           "lock", "train.jsonl"]
+    assert not os.path.exists("work/rows/spokensquad/test.jsonl") and rows_of("train")
 
 
 def test_a_broken_recording_costs_its_rows_only(corpus, makers):
@@ -423,21 +320,15 @@ FORMAT = "is not in SQuAD 1.1's format"
 
 
 @pytest.mark.parametrize("content, told", [
-    ("", "is damaged"), (json.dumps(squad(TEST, True))[:300], r"is damaged \(.*line 1 column .*char"),
-    ('"\xff"', "is damaged"), ("[" * 100_000, "is damaged"), ("[1, 2]", "is damaged .not a JSON object."),
-    ("{}", "has no 'data'"), ('{"data": null}', FORMAT), ('{"data": [7]}', FORMAT),
+    ('{"data": null}', FORMAT), ('{"data": [7]}', FORMAT), ("[1, 2]", "is damaged .not a JSON object."),
     ('{"data": [{"paragraphs": []}, {}]}', FORMAT + r" \(KeyError: 'paragraphs'\)"),
-    (one_question(question=5), FORMAT), (one_question(id=7), FORMAT), (one_question(context=None), FORMAT),
-    (one_question(context=["x"]), FORMAT), (one_question(answers=None), FORMAT),
+    (one_question(question=5), FORMAT), (one_question(id=7), FORMAT), (one_question(context=["x"]), FORMAT),
     (one_question(answers=[{"text": 7, "answer_start": 0}]), FORMAT),
-    (one_question(answers=[{"text": "a", "answer_start": "here"}]), FORMAT),
-    (one_question(answers=[{"text": "a"}]), "answer_start")])
-def test_damaged_file(tmp_path, content, told):
-    path = tmp_path / "spoken_test-v1.1.json"
-    path.write_text(content, encoding="latin-1")
-    with pytest.raises(SystemExit, match=r"spoken_test-v1.1.json.*" + told) as stopped:
-        spokensquad.read_squad(str(path), spokensquad.SPOKEN)
-    assert str(stopped.value).endswith(spokensquad.SPOKEN)
+    (one_question(answers=[{"text": "a", "answer_start": "here"}]), FORMAT)])
+def test_another_format(tmp_path, content, told):
+    (tmp_path / "spoken_test-v1.1.json").write_text(content)
+    message = refused(spokensquad.read_squad, str(tmp_path / "spoken_test-v1.1.json"), spokensquad.SPOKEN)
+    assert re.search("spoken_test-v1.1.json.*" + told, message) and message.endswith(spokensquad.SPOKEN)
 
 
 def test_two_recordings_of_one_name(corpus, makers):
@@ -445,16 +336,3 @@ def test_two_recordings_of_one_name(corpus, makers):
     soundfile.write(corpus / "zip" / "test_wav_noise" / "1_0_0.wav", np.zeros(160), 16000)
     with pytest.raises(SystemExit, match="two test recordings of one name"):
         make()
-
-
-def test_a_missing_package_or_licence_is_told_before_any_work(corpus, makers, monkeypatch):
-    monkeypatch.setattr("data.recipe.importlib.util.find_spec", lambda name: None)
-    monkeypatch.setattr("huggingface_hub.auth_check", no_access)
-    message = refused(spokensquad.main, ["--seamless", "model", "--llm", "model"])
-    assert "the package py3langid is missing: pip install py3langid" in message
-    assert "Unbabel/wmt22-cometkiwi-da is missing: accept its licence" in message
-    assert not makers and not os.path.exists("work/rows")
-
-
-def no_access(name):
-    raise GatedRepoError("gated", response=httpx.Response(403, request=httpx.Request("GET", "https://x")))

@@ -2,7 +2,6 @@
 import functools
 import json
 import os
-import random
 from types import SimpleNamespace
 
 import pytest
@@ -43,6 +42,18 @@ TEMPLATES = {  # template, its tokens, the turn
         "{% if add_generation_prompt %}<|Assistant|><think>\n{% endif %}",
         ["<|User|>", "<|Assistant|>", "<|end|>", "<think>", "</think>"],
         Turn("<|User|>", "<|Assistant|><think>\n\n</think>\n\n", "<|end|>")),
+    "gpt-oss, which names the channel of an answer": (
+        "{% for m in messages %}{% if m.role == 'user' %}<|start|>user<|message|>{{ m.content }}<|end|>{% else %}"
+        "<|start|>assistant<|channel|>final<|message|>{{ m.content }}<|return|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|start|>assistant{% endif %}",
+        ["<|start|>", "<|message|>", "<|end|>", "<|channel|>", "<|return|>"],
+        Turn("<|start|>user<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>", "<|return|>")),
+    "Cohere, with a mark before the answer": (
+        "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'user' %}{{ m.content }}{% else %}"
+        "<|START_RESPONSE|>{{ m.content }}<|END_RESPONSE|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}",
+        ["<|user|>", "<|assistant|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>"],
+        Turn("<|user|>", "<|assistant|><|START_RESPONSE|>", "<|END_RESPONSE|>")),
     "Gemma": (
         "<bos>{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
         "{{ m.content | trim }}<end_of_turn>\n{% endfor %}"
@@ -207,18 +218,7 @@ def test_added_tokens_in_a_text_are_text(tokenizer):
     assert encode_text(tokenizer, plain) == tokenizer(plain, add_special_tokens=False)["input_ids"]
 
 
-def test_pieces_of_markers_put_together_at_random(tokenizer):
-    words = [*tokenizer.get_added_vocab()][-30:]
-    rng = random.Random(0)
-    pieces = [*words, "a", " ", "\n", "é", *(word[:k] for word in words for k in (1, 3, -1)),
-              *(word[k:] for word in words for k in (1, 3))]
-    for _ in range(300):
-        text = "".join(rng.choices(pieces, k=8))
-        ids = encode_text(tokenizer, text)
-        assert marks(tokenizer, ids) == [] and tokenizer.decode(ids) == text
-
-
-@pytest.mark.parametrize("prompt", ["2025", "2026", "2026-zero-shot", "listeners"])
+@pytest.mark.parametrize("prompt", ["2025", "2026-zero-shot", "listeners"])
 def test_a_row_cannot_end_its_turn(tokenizer, prompt):
     def ids(text, task, as_text):
         row = {"id": "tiny/1", "task": task, "language": "en", "transcript": text, "question": f"{text}?",
@@ -270,7 +270,7 @@ def asks(tokenizer):
              "Speech-IFEval, label": lambda text: speech_ifeval.judge_chat(item("accuracy", text))}
     judges = {name: lambda text, make=make: read_by(chat.write_replies, Reader(), tokenizer, [make(text)])
               for name, make in chats.items()}
-    judges["bergen"] = lambda text: judge.encode(tokenizer, [[text] * 3], "cpu")["input_ids"][0].tolist()
+    judges["bergen"] = lambda text: judge.tokenize(tokenizer, [[text] * 3], "cpu")["input_ids"][0].tolist()
     return judges
 
 
@@ -299,12 +299,3 @@ def test_a_chat_without_marks_is_encoded_as_its_template_writes_it(tokenizer, ch
     for special in (False, True):
         whole = tokenizer(chat.chat_text(tokenizer, chats), add_special_tokens=special)["input_ids"]
         assert chat.encode_chat(tokenizer, chats, special) == whole
-
-
-def test_the_seamless_model_reads_text(seamless):
-    """Translating and speaking: a language code or an end of sentence that a corpus holds is text."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(seamless)
-    control = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
-    plain, marked = (tokenizer(text, src_lang="eng", split_special_tokens=True)["input_ids"]
-                     for text in ("Yes.", "Yes.</s>__deu__ No.<pad><s>__eng__"))
-    assert [token for token in marked if token in control] == [token for token in plain if token in control]

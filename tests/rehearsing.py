@@ -1,0 +1,115 @@
+"""
+Rehearse several systems in one process: python tests/rehearsing.py WORK LIMIT "iwslt25" "iwslt25 ablations" ...
+
+The models' libraries are imported once, and every command's main is called here. Random models cannot write what
+recipes need, so the makers are replaced: a translation begins with its language, every translation is good, the speech is
+noise, and the LLM's texts are fixed. Stages get small sizes.
+"""
+import functools
+import importlib
+import os
+import sys
+import traceback
+from contextlib import redirect_stderr, redirect_stdout
+
+import numpy as np
+import soundfile
+import transformers
+
+sys.path[:0] = [os.path.dirname(os.path.dirname(os.path.abspath(__file__))), os.path.dirname(os.path.abspath(__file__))]
+
+from data import (acl6060, europarlst, fakacl, gigast, librisqa, multispeechqa, quality, recipe,  # noqa: E402
+                  rehearse, rewrite, spokensquad, translate)
+from metrics import language as languages  # noqa: E402
+
+TRAINING = ["--batch", "2", "--accumulate", "2", "--micro_tokens", "600"]
+SIZES = {
+    "train_projector": [*TRAINING, "--batch_sqa", "2", "--batch_frames", "60", "--layers", "1", "--heads", "2",
+                        "--ffn", "16", "--middle", "16", "--max_new_tokens", "4"],
+    "train_lora": TRAINING, "merge_sft": TRAINING, "infer": ["--max_new_tokens", "4", "--batch", "16"]}
+
+
+def run_here(command, log):
+    """Call a command's main with its output in a file; return its exit code."""
+    with open(log, "w", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
+        try:
+            name = rehearse.name_of(command)
+            words = command[command.index(f"{name}.py" if f"{name}.py" in command else name) + 1:]
+            importlib.import_module(name).main([*words, *SIZES.get(name, [])])
+        except SystemExit as stop:
+            print(stop.code if stop.code is not None else "")
+            return 1 if stop.code else 0
+        except Exception:
+            traceback.print_exc()
+            return 1
+    return 0
+
+
+def say(paths):
+    for path in paths:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal(32_000), 16_000)
+
+
+def speak(texts, folder, model="", seed=0, language="en", voices=()):
+    paths = {name: os.path.join(folder, f"{name}.flac") for name in texts}
+    say(paths.values())
+    return paths
+
+
+def answer(prompt):
+    """Write topics, titles, scripts and questions as fakACL and LibriSQA ask for them."""
+    if prompt in (librisqa.ASK_TOPICS, fakacl.PROMPTS["topics"][0]):
+        return "1. Rain\n2. Cats\n3. Dogs\n4. Mice"
+    if prompt.startswith("Generate 30 words"):
+        return "cloud, drop, wind"
+    if prompt.startswith("Ask 25"):
+        return "Is it a cloud?\nIs it a drop?"
+    subject = next((word for word in ("Rain", "Cats", "Dogs", "Mice") if word in prompt), "Things")
+    if prompt == fakacl.PROMPTS["titles"][0].format(subject):
+        return f"1. The first of {subject}\n2. The second of {subject}"
+    if any(prompt == fakacl.PROMPTS["scripts"][0].format(f"The {n} of {subject}") for n in ("first", "second")):
+        number = "first" if "first" in prompt else "second"
+        return " ".join(f"This is sentence number {n} of the {number} talk about many {subject}." for n in
+                        ("one", "two", "three", "four", "five", "six", "seven", "eight"))
+    return f"Q: What is {subject}?\nA: It is good.\nQ: Why is {subject}?\nA: Because of it."
+
+
+def replace_makers():
+    """Put the makers of this file in place of those with models."""
+    def translated(texts, target, *_):
+        return [f"{target}: {' '.join(text.split())}" for text in texts]
+    for module in (acl6060, fakacl, gigast, librisqa, multispeechqa, spokensquad, translate):
+        if hasattr(module, "translate"):
+            module.translate = translated
+    quality.quality = lambda pairs, model, path: [0.9] * len(pairs)
+    for module in (fakacl, spokensquad, multispeechqa):
+        module.speak = speak
+    multispeechqa.speak_mms = lambda texts, folder, language, seed: speak(texts, folder)
+    rewrite.rewrite = lambda items, model, path: [f"{text} is it." for _, _, text in items]
+    for module in (fakacl, librisqa):
+        module.generate = lambda prompts, model, path, max_new_tokens: list(map(answer, prompts))
+    librisqa.similarity = lambda pairs, path, model: [0.0] * len(pairs)
+    languages.identify = lambda texts, *_: [text[:2] if text[2:3] == ":" else "en" for text in texts]
+    fakacl.split_sentences = lambda text: [f"{part.strip()}." for part in text.split(".") if part.strip()]
+    recipe.importlib.util.find_spec = lambda name, find=recipe.importlib.util.find_spec: (
+        True if name in ("spacy", "en_core_web_sm", "py3langid") else find(name))
+    europarlst.find_decoder = lambda: lambda path: soundfile.read(path, dtype="int16")[0]
+
+
+def main(work, limit, *runs):
+    rehearse.run_command = run_here
+    transformers.AutoTokenizer.from_pretrained = functools.cache(transformers.AutoTokenizer.from_pretrained)
+    replace_makers()
+    codes = {}
+    for run in runs:
+        try:
+            rehearse.main([*run.split(), "--work", work, "--limit", limit])
+            codes[run] = 0
+        except SystemExit as stop:
+            codes[run] = stop.code
+    print("EXIT CODES", codes)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,231 @@
+"""
+Every command that a document or a docstring shows is taken as far as it goes without models: its options are parsed,
+its page is read, and what its page and its options say together must fit.
+"""
+import argparse
+import ast
+import glob
+import importlib
+import os
+import re
+import shlex
+import sys
+
+import pytest
+
+import eval as evaluation
+import infer
+import train_projector
+from metrics.paper_tables import paper_tables
+from speech_llm import constants, pipeline
+from speech_llm.prompts import user_turn
+from speech_llm.rows import PROJECT, TASKS, recipe_of
+
+COMMAND = re.compile(r"(?:[A-Z]+=\S+ +)*(?:(?:python|torchrun) \S|bash run_all\.sh)")
+PLACEHOLDER = re.compile(r"(?:data\.|metrics\.)?NAME|SYSTEM|PRESET|STAGE|<.*>|NPROC=\D.*|SEED=\D.*")
+SPEECH = {"MT": "ST", "QA": "SQA"}                     # a task of text: the task of its rows
+
+
+# --- Where commands stand.
+
+def shown_lines(text):
+    """Yield the lines of a document's code blocks, then its code inside sentences, each on one line."""
+    for number, part in enumerate(text.split("```")):
+        inline = (" ".join(code.split()) for code in re.findall("`([^`]+)`", part))
+        yield from part.splitlines() if number % 2 else inline
+
+
+def docstring_lines(text):
+    """Yield the lines of all docstrings of a file, and the code inside their sentences."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+            doc = ast.get_docstring(node) or ""
+            yield from doc.splitlines()
+            yield from shown_lines(doc)
+
+
+def commands():
+    """Return [(file, command)] of all documents and docstrings, without what follows two spaces or "..."."""
+    shown = []
+    for path in sorted(glob.glob("**/*", root_dir=PROJECT, recursive=True)):
+        if not path.endswith((".md", ".py", "run_all.sh")) or path.startswith(("work", "tests/test_")):
+            continue
+        with open(os.path.join(PROJECT, path), encoding="utf-8") as file:
+            text = file.read()
+        lines = (shown_lines(text) if path.endswith(".md") else docstring_lines(text) if path.endswith(".py")
+                 else (line.removeprefix("# ") for line in text.splitlines()))
+        for line in lines:
+            for command in line.strip().split(" && "):
+                if COMMAND.match(command):
+                    shown.append((path, re.split(r"\s{2,}|\s*\.\.\.|\s+[|>] ", command)[0]))
+    return list(dict.fromkeys(shown))
+
+
+COMMANDS = commands()
+PAGES = sorted(os.path.basename(path).removesuffix(".py") for path in glob.glob(f"{PROJECT}/config/*.py"))
+
+
+def test_the_documents_show_commands_of_every_kind():
+    stages = {f"python {stage}.py" for stage in constants.STAGES}
+    for start in (*stages, "torchrun", "bash run_all.sh", "python -m data.", "python -m metrics.", "python tests/"):
+        assert any(command.startswith(start) for _, command in COMMANDS), start
+
+
+# --- What a command must fulfil.
+
+@pytest.fixture
+def parse(monkeypatch):
+    """parse(module, arguments) runs a module's main until its options are parsed -> the options; None for --help."""
+    class Parsed(Exception):
+        pass
+
+    parse_args = argparse.ArgumentParser.parse_args
+
+    def stop(parser, *given, **more):
+        raise Parsed(parse_args(parser, *given, **more))
+
+    def run(module, arguments):
+        with monkeypatch.context() as patch:
+            patch.setattr(argparse.ArgumentParser, "parse_args", stop)
+            try:
+                importlib.import_module(module).main(arguments)
+            except Parsed as parsed:
+                return parsed.args[0]
+            except SystemExit as stopped:              # a sentence may name a command that needs options
+                assert stopped.code == 0 or not arguments, stopped
+    return run
+
+
+def rows_of(mixture, corpora):
+    """Return one row of every task, language and validity of a mixture for every corpus."""
+    return [{"id": f"{corpus}/dev/{task}.{language}", "utterance": f"{corpus}/dev/1", "task": SPEECH.get(task, task),
+             "language": language, "transcript": "x", "question": "x", "target": "x", "answerable": True}
+            for corpus in corpora for task, (_, languages) in mixture.items() for language in languages]
+
+
+def check_corpora(corpora, page):
+    for corpus in corpora:
+        assert recipe_of(corpus) or corpus == page.get("world", {}).get("corpus"), f"no recipe makes {corpus}"
+
+
+def check_training(c, page):
+    """The mixture has prompts, its shares are of the corpora, the rates reach their peak."""
+    corpora = c.corpora.split(",")
+    check_corpora(corpora, page)
+    assert 0 < sum(share for share, _ in c.mixture.values()) < 1.001   # ablations leave tasks out
+    for row in rows_of(c.mixture, ["x"]):
+        for text in (False, True):
+            if not text or row["task"] != "ASR":
+                user_turn(row, text, c.prompt)
+    for key, shares in c.shares.items():
+        assert key.split()[0] in {*c.mixture, *TASKS, *SPEECH}, key
+        assert {corpus.removesuffix("-fluent") for corpus in shares} <= {*corpora}, (key, shares)
+    for name in ("warmup", "warmup_projector"):
+        assert not c.steps or getattr(c, name, 0) < c.steps, f"--{name} takes all of the {c.steps} steps"
+
+
+def check_projector(c):
+    assert c.objective in ("answers", "embeddings") and c.projector in train_projector.PROJECTORS
+    if c.steps and c.objective == "answers":           # SystemExit if --keep and --decode do not fit the mixture
+        rows = rows_of(c.mixture, c.corpora.split(","))
+        train_projector.rows_to_decode(c, rows, rows)
+
+
+def check_inference(c, page):
+    for entry in c.systems.split(","):
+        assert ":" in entry or entry in ("llm", "cascade", "seamless", "seamless-text"), entry
+    assert infer.strengths(c) and (not c.audio or c.task in TASKS)
+    assert c.task not in ("SQA", "MCQ") or c.question or page.get("common", {}).get("prompt") == "listeners"
+
+
+def check_evaluation(c):
+    assert {*c.metrics.split(",")} <= {*evaluation.SCORED} and c.judge_mode in ("probability", "text")
+    assert c.table_rows in ("systems", "languages")
+    paper_tables([], list(filter(None, c.tables.split(","))))          # ValueError for a table that no paper has
+
+
+def check_stage(stage, arguments, processes):
+    """Configure one stage as its command does, and check the constants against the page and each other."""
+    c = constants.configure(importlib.import_module(stage).Config, stage, arguments)
+    page = constants.read_page(c.preset)
+    if stage == "extract_features":
+        check_corpora((corpus.partition(".")[0] for corpus in c.corpora.split(",")), page)
+    elif stage == "infer":
+        check_inference(c, page)
+    elif stage == "eval":
+        check_evaluation(c)
+    else:
+        check_training(c, page)
+        assert not c.steps or c.accumulate % processes == 0, f"{processes} processes cannot share {c.accumulate} draws"
+    if stage == "train_projector":
+        check_projector(c)
+    if stage in ("infer", "eval"):
+        check_corpora((test_set.rsplit(".", 1)[0] for test_set in c.test_sets.split(",")), page)
+
+
+def check_python(words, parse, processes=1):
+    """Check the words after `python`."""
+    if words[:2] == ["-m", "torch.distributed.run"]:
+        options = " ".join(words[2:])
+        count, rest = re.fullmatch(r"(?:--standalone )?--nproc_per_node[ =](\d+) (.*)", options).groups()
+        return check_python(rest.split(), parse, int(count))
+    if words[0] == "-m" and words[1].split(".")[0] in ("data", "metrics", "speech_llm", "tests"):
+        assert os.path.exists(os.path.join(PROJECT, *words[1].split(".")) + ".py"), words[1]
+        options = parse(words[1], words[2:])
+        if {"preset", "seed"} <= vars(options or argparse.Namespace()).keys() and words[1] != "data.rehearse":
+            assert f"data.{constants.read_page(options.preset)['world']['recipe']}" == words[1]
+    elif words[0].endswith(".py"):
+        stage = words[0].removesuffix(".py").replace("/", ".")
+        assert os.path.exists(os.path.join(PROJECT, words[0])), words[0]
+        if stage in constants.STAGES:
+            return check_stage(stage, words[1:], processes)
+        parse(stage, words[1:])
+    else:
+        assert words[0] == "-m" and words[1] in ("pytest", "venv", "spacy"), words
+
+
+def check_system(arguments, parse, capsys):
+    """Check all commands that run_all.sh would run with these arguments."""
+    capsys.readouterr()
+    pipeline.main([*arguments, "--dry"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines or arguments[1:] == ["pairwise"]      # which leaves out pairs without predictions
+    for line in lines:
+        check_python(shlex.split(line)[1:], parse)
+
+
+def is_pattern(words):
+    """Return whether a command has a placeholder, such as NAME, or a page that the reader is to write."""
+    pages = [word for before, word in zip(["", *words], words) if before in ("--preset", "run_all.sh")]
+    return any(PLACEHOLDER.fullmatch(word) for word in words) or any(
+        word.endswith(".py") and not word.startswith("config/") and not os.path.exists(os.path.join(PROJECT, word))
+        for word in pages)
+
+
+@pytest.mark.parametrize("path, command", COMMANDS, ids=[f"{path}: {command}" for path, command in COMMANDS])
+def test_a_command(path, command, parse, monkeypatch, capsys):
+    monkeypatch.chdir(PROJECT)
+    monkeypatch.setattr(sys, "argv", ["test"])
+    words = shlex.split(command, comments=True)
+    if is_pattern(words):
+        return
+    while "=" in words[0]:
+        name, _, value = words.pop(0).partition("=")
+        monkeypatch.setenv(name, value)
+    if words[0] == "torchrun":
+        words = ["python", "-m", "torch.distributed.run", *words[1:]]
+    if words[:3] == ["python", "-m", "speech_llm.pipeline"]:
+        words = words[1:]
+    if words[0] == "python":
+        return check_python(words[1:], parse)
+    check_system(words[2:], parse, capsys)             # bash run_all.sh ...
+
+
+@pytest.mark.parametrize("processes", ["1", "4"])
+@pytest.mark.parametrize("part", pipeline.PARTS)
+@pytest.mark.parametrize("page", PAGES)
+def test_all_commands_of_a_page(page, part, processes, parse, monkeypatch, capsys):
+    monkeypatch.chdir(PROJECT)
+    monkeypatch.setenv("NPROC", processes)
+    if not part or constants.read_page(page).get(part):
+        check_system([page, part], parse, capsys)

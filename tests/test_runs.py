@@ -1,0 +1,159 @@
+"""What a stage leaves in its folder, what the next stage takes from it, and what it refuses to begin with."""
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from conftest import read_log
+
+from metrics.dev_scores import best_steps, score_answers
+from speech_llm.rows import read_rows, write_rows
+from speech_llm.stage import open_stage
+from train_projector import load_projector
+
+
+STAGES = [("train_projector", "projector"), ("train_lora", "lora"), ("merge_sft", "merged")]
+
+
+def tensors_of(path):
+    return torch.load(path, weights_only=True)
+
+
+# --- A finished folder.
+
+@pytest.mark.parametrize("script, out", STAGES)
+def test_a_finished_stage_does_nothing_and_refuses_other_constants(after_training, run_stage, capsys, script, out):
+    folder = f"work/tiny/{out}"
+    before = {name: os.stat(f"{folder}/{name}").st_mtime_ns for name in os.listdir(folder)}
+    run_stage(script, "--micro_tokens", "200")                             # memory changes no weights
+    assert f"{folder} is finished already" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=f"{folder} was made with seed 0 .now 3.; remove it, or choose another --out"):
+        run_stage(script, "--seed", "3")
+    assert {name: os.stat(f"{folder}/{name}").st_mtime_ns for name in os.listdir(folder)} == before
+
+
+@pytest.mark.parametrize("out", ["projector", "lora", "merged"])
+def test_a_keeps_the_best_step_and_b_and_c_the_last(finished_stages, out):
+    """A: the step with the best mean BLEU of the decoded dev set; every validated step is beside weights.pt."""
+    stage = open_stage(str(finished_stages / "work" / "tiny" / out))
+    log, config = read_log(stage.folder), stage.config
+    assert [line["step"] for line in log if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    validations = [line for line in log if "validation_loss" in line]
+    assert [line["step"] for line in validations] == [2, 4, 6]
+    assert all(("listening" in line) is (out != "lora") for line in validations)
+    assert config["seed"] == 0 and config["commit"] and config["torch"] and config["llm"] == "models/tiny-llama"
+    assert list(stage.weights) == config["trained"]
+    checkpoints = sorted(name for name in os.listdir(stage.folder) if name.startswith("step-"))
+    if out != "projector":
+        assert config["kept_step"] == 6 and not checkpoints
+        return
+    assert checkpoints == ["step-00002.pt", "step-00004.pt", "step-00006.pt"]
+    assert config["best_steps"] == best_steps(validations)
+    assert config["kept_step"] == config["best_steps"]["ST"] == max(validations, key=lambda v: v["BLEU"])["step"]
+    best = tensors_of(f"{stage.folder}/step-{config['kept_step']:05d}.pt")["projector"]
+    assert all(torch.equal(tensor, best[name]) for name, tensor in stage.weights["projector"].items())
+    projector = load_projector(stage, torch.device("cpu"))
+    assert all(torch.equal(tensor, best[name]) for name, tensor in projector.state_dict().items())
+
+
+def test_best_steps_by_hand():
+    validated = [{"step": 250, "BLEU": 20.0, "WER": 12.0, "SQA": 1.0},
+                 {"step": 500, "BLEU": 25.0, "WER": 15.0, "SQA": 0.5},
+                 {"step": 750, "BLEU": 25.0, "WER": 11.0, "SQA": 0.0}]
+    assert best_steps(validated) == {"ST": 500, "ASR": 750, "SQA": 250, "all": 750}       # a tie: the first
+    assert best_steps([{"step": 9, "WER": 3.0}]) == {"ASR": 9, "all": 9}
+
+
+def test_scores_of_answers_by_hand():
+    """One word of four wrong; one translation right and one without a common word; two of three answers right."""
+    rows = [{"task": "ASR", "language": "en", "target": "One two three four."},
+            {"task": "ST", "language": "de", "target": "Anna hat drei rote Katzen."},
+            {"task": "ST", "language": "it", "target": "Anna ha tre gatti rossi."},
+            {"task": "SQA", "language": "en", "target": "three"}, {"task": "SQA", "language": "zh", "target": "无法回答。"},
+            {"task": "SQA", "language": "it", "target": "Roma"}]
+    scores = score_answers(rows, ["one, two THREE five", "Anna hat drei rote Katzen.", "nulla che sia vero qui",
+                                  "There are three.", "无法回答", "Milano"])
+    assert scores["WER"] == 25 and scores["BLEU de"] == pytest.approx(100) and scores["BLEU it"] < 10
+    assert scores["BLEU"] == (scores["BLEU de"] + scores["BLEU it"]) / 2
+    assert scores["SQA"] == pytest.approx(200 / 3)
+
+
+# --- Variants of stage C, each in a folder beside the model (2025, Tables 10 and 11).
+
+@pytest.mark.parametrize("name, fresh, text, tasks", [
+    ("random-lora-no-text", True, False, {"ASR", "ST", "SQA"}), ("no-sqa", False, True, {"ASR", "ST"}),
+    ("0.3-0.5-0.2", False, True, {"ASR", "ST", "SQA"})])
+def test_an_ablation_is_one_word(after_training, run_stage, name, fresh, text, tasks):
+    """At a rate of almost 0 the adapters stay what they were: fresh ones, B = 0, or those of stage B."""
+    run_stage("merge_sft", "--ablation", name, "--lr_lora", "1e-12")
+    stage = open_stage(f"work/tiny/merged-{name}")
+    assert (stage.config["text"], {*stage.config["mixture"]}) == (text, tasks)
+    start = open_stage("work/tiny/lora").weights["lora"]
+    for key, tensor in stage.weights["lora"].items():
+        if key.endswith("lora_B"):
+            assert torch.allclose(tensor, torch.zeros_like(tensor) if fresh else start[key], atol=1e-9)
+
+
+def test_an_unknown_ablation_is_refused(after_training, run_stage):
+    with pytest.raises(SystemExit, match=r"--ablation no-asr is not one of .*config/tiny.py: random-lora-no-text, "):
+        run_stage("merge_sft", "--ablation", "no-asr")
+
+
+# --- Before it begins.
+
+@pytest.mark.parametrize("script, gone, message", [
+    ("train_projector", "rows/tiny", "work/rows/tiny is missing; run: python -m data.tiny"),
+    ("train_projector", "rows/tiny/config.json", "work/rows/tiny is not finished: .*; run: python -m data.tiny"),
+    ("train_projector", "features", "is missing; run: python extract_features.py --preset PRESET --corpora tiny"),
+    ("train_projector", "models/tiny-llama", "work/models/tiny-llama is missing; run: bash run_all.sh PRESET"),
+    ("train_lora", "rows/tiny", "work/rows/tiny is missing; run: python -m data.tiny"),
+    ("merge_sft", "tiny/projector", "tiny/projector/config.json is missing; run: bash run_all.sh tiny"),
+    ("merge_sft", "tiny/lora", "work/tiny/lora/config.json is missing; run: bash run_all.sh tiny"),
+    ("infer", "tiny/merged", "work/tiny/merged/config.json is missing; run: bash run_all.sh tiny"),
+    ("infer", "rows/tiny", "work/rows/tiny is missing; run: python -m data.tiny")])
+def test_a_stage_before_its_predecessor_names_the_command(after_training, run_stage, script, gone, message):
+    for path in (f"work/{gone}", *(f"work/tiny/{out}" for name, out in STAGES if name == script)):
+        if os.path.isdir(path):
+            shutil.rmtree(path)
+        else:
+            os.remove(path)
+    with pytest.raises(SystemExit, match=message):
+        run_stage(script)
+
+
+def test_a_score_that_the_dev_rows_cannot_give_is_refused(before_training, run_stage):
+    with pytest.raises(SystemExit, match="--keep SQA: the dev rows of tiny that the mixture trains on"):
+        run_stage("train_projector", "--keep", "SQA")
+    with pytest.raises(SystemExit, match="--keep ST: the dev rows of acl6060"):
+        run_stage("train_projector", "--decode", "acl6060")
+
+
+def test_a_cache_made_with_another_mean_is_refused(before_training, run_stage):
+    os.rename("work/features/tiny-seamless-mean3", "work/features/tiny-seamless-mean2")
+    with pytest.raises(ValueError, match="was made with mean 3, expected is 2"):
+        run_stage("train_projector", "--mean", "2")
+
+
+def test_rows_whose_frames_were_dropped_are_left_out_and_counted(before_training, run_stage, capsys):
+    path = "work/features/tiny-seamless-mean3/tiny/train/frames-00000.json"
+    with open(path) as file:
+        index = json.load(file)
+    index["lengths"] = {name.replace("train-3", "train-x"): n for name, n in index["lengths"].items()}
+    with open(path, "w") as file:
+        json.dump(index, file)
+    run_stage("train_projector", "--steps", "1")
+    assert "train: 276 rows (tiny 276), 12 without frames left out" in capsys.readouterr().out
+
+
+def test_rows_of_text_alone_train_no_projector(before_training, run_stage):
+    """A row without an utterance is MT or QA material; stage A passes it over in train and in dev."""
+    for split in ("train", "dev"):
+        path = f"work/rows/tiny/{split}.jsonl"
+        rows = read_rows(path)
+        for row in rows:
+            if (row["task"], row["language"]) == ("ST", "de") and row["id"] != f"tiny/{split}-0/ST.de":
+                del row["utterance"], row["audio"]
+        write_rows(path, rows)
+    run_stage("train_projector", "--steps", "2", "--validate_rows", "3")
+    run_stage("train_lora", "--steps", "2")

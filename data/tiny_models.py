@@ -404,14 +404,14 @@ SHARES_WITH_CHOICES = {**SHARES, ("SQA", True): 0.38, ("MCQ", True): 0.14}
 
 def instructions(draw_rows, rng):
     """
-    Return one or two rows of one sentence, draw_rows(rng), drawn by SHARES. Answers get CHATTER; some of the English
+    Return one to four rows of one sentence, draw_rows(rng), drawn by SHARES. Answers get CHATTER; some of the English
     answers and transcripts get one of the CONSTRAINTS instead.
     """
     rows = draw_rows(rng)
     kinds = [(row["task"], row["answerable"]) for row in rows]
     shares = SHARES_WITH_CHOICES if ("MCQ", True) in kinds else SHARES
     picked = []
-    for n in sorted(set(rng.choices(range(len(rows)), [shares[kind] / kinds.count(kind) for kind in kinds], k=2))):
+    for n in sorted(set(rng.choices(range(len(rows)), [shares[kind] / kinds.count(kind) for kind in kinds], k=4))):
         row = rows[n]
         if row["task"] == "SQA":
             row["target"] = CHATTER[row["language"]][not row["answerable"]].format(row["target"])
@@ -522,7 +522,7 @@ def pack(sentences):
     return tokens, labels, positions, visible.tril()[:, None]
 
 
-def make_llm(folder, draw_rows, steps, seed, hesitate_from=0, family="llama", sentences=20, vocabulary=2000):
+def make_llm(folder, draw_rows, steps, seed, hesitate_from=0, family="llama", sentences=6, vocabulary=2000):
     """
     Train a tiny LLM with the loss on the answers and save it with its tokenizer. draw_rows(rng) returns a few rows on
     one transcript; a step reads `sentences` of them. From step `hesitate_from` on half of the transcripts are made like
@@ -533,7 +533,7 @@ def make_llm(folder, draw_rows, steps, seed, hesitate_from=0, family="llama", se
         return
     torch.manual_seed(seed)
     rng, prompts = random.Random(seed), PROMPTS[family]
-    sample = [row for _ in range(1600) for row in draw_rows(rng)]
+    sample = [row for _ in range(1000) for row in draw_rows(rng)]
     texts = [user_turn(row, True, prompts[-1])[0] + "\n" + row["target"] for row in sample]
     if family == "qwen3":
         texts += [mms_normalize(row["transcript"], "en", remove_numbers=False) for row in sample]

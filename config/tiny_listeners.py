@@ -3,8 +3,10 @@ The toy world of the multilingual listeners: a tiny Whisper, a window Q-Former f
 LoRA on q and v; spoken questions in four languages. Everything here is our choice.
 """
 run = "tiny-listeners"
-world = dict(recipe="tiny_listeners", corpus="tiny-listeners", train=3600, dev=80, test=160, whisper_steps=1600,
-             llm_steps=1000)
+world = dict(recipe="tiny_listeners", corpus="tiny-listeners",
+             train=1800, dev=80, test=320,               # spoken questions; as many of `heard` as of test
+             sentences=1800,                             # spoken sentences without a meaning, in train
+             whisper_steps=1400, llm_steps=1500)         # optimizer steps
 stages = ["extract_features", "train_projector", "merge_sft --preset tiny_listeners_align", "merge_sft", "infer",
           "eval"]
 IN_4 = {"en": 0.25, "de": 0.25, "it": 0.25, "zh": 0.25}

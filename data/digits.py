@@ -23,7 +23,6 @@ import numpy as np
 import soundfile
 
 from data.recipe import begin, finish_world, finished, world_settings, write_recorded
-from data.speech_ifeval import write_world
 from speech_llm.files import replace_file
 from speech_llm.prompts import NOT_ANSWERABLE
 from speech_llm.rows import LANGUAGES
@@ -135,9 +134,9 @@ def find_recordings(work):
     return folder
 
 
-def make_world(work, folder, holdout, sizes, seed):
+def draw_world(work, folder, holdout, sizes, seed):
     """
-    Write rows and audio of the three splits and return {split: rows}. Only `holdout` speaks in test, and nowhere else;
+    Return ({split: rows}, the jobs of join_one that make the audio). Only `holdout` speaks in test, and nowhere else;
     an empty `holdout` means the last speaker by name. SystemExit for an unknown speaker.
     """
     takes = {}          # {speaker: {(digit, take): path}}
@@ -161,9 +160,7 @@ def make_world(work, folder, holdout, sizes, seed):
             jobs.append((audio, files, speed, rng.getrandbits(32)))
             rows += sequence_rows(rng, digits, f"digits/{split}-{n:05d}", audio)
         splits[split] = rows
-    write_recorded(work, "digits", splits, join_one, jobs, "join")
-    write_world(work, "digits", splits["test"])
-    return splits
+    return splits, jobs
 
 
 def draw_rows(rng):
@@ -179,9 +176,14 @@ def main(argv=None):
         return
     recordings = find_recordings(work)
     begin(work, "digits", settings)
-    splits = make_world(work, recordings, settings["holdout"], settings, settings["seed"])
-    from data.tiny_models import make_models                 # torch and transformers: not needed above
-    make_models(os.path.join(work, "models", "digits"), splits, draw_rows, settings)
+    splits, jobs = draw_world(work, recordings, settings["holdout"], settings, settings["seed"])
+    from data.speech_ifeval import write_world               # these import torch, which join_one's processes do without
+    from data.tiny_models import make_encoder, making_llm
+    models = os.path.join(work, "models", "digits")
+    with making_llm(models, draw_rows, settings):
+        write_recorded(work, "digits", splits, join_one, jobs, "join")
+        write_world(work, "digits", splits["test"])
+        make_encoder(f"{models}-seamless", splits["train"], splits["dev"], settings["encoder_steps"], settings["seed"])
     finish_world(work, preset, "digits", settings, splits)
 
 

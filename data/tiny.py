@@ -15,13 +15,13 @@ our choice: no paper has one.
 """
 import ctypes
 import functools
+import math
 import os
 import random
 
 import numpy as np
 
 from data.recipe import begin, finish_world, finished, world_settings, write_recorded
-from data.speech_ifeval import write_world
 from speech_llm.files import replace_file
 from speech_llm.prompts import NOT_ANSWERABLE
 from speech_llm.rows import LANGUAGES
@@ -273,10 +273,12 @@ def load_espeak():
 
 
 def resample(wave, old, new):
-    """Return a wave at another sample rate, band-limited: the spectrum of the whole wave is cut or padded."""
-    count = round(len(wave) * new / old)
-    spectrum = np.fft.rfft(wave)[:count // 2 + 1]
-    return (np.fft.irfft(spectrum, count) * (count / len(wave))).astype(np.float32)
+    """Return a wave at a lower sample rate, band-limited: the spectrum of the wave and the silence after it is cut."""
+    period = 16 * old // math.gcd(old, new)              # Fourier transforms of multiples of 16 samples are fast
+    padded = -(-len(wave) // period) * period
+    count = padded * new // old
+    spectrum = np.fft.rfft(wave, padded)[:count // 2 + 1]
+    return (np.fft.irfft(spectrum, count) * (new / old))[:len(wave) * new // old].astype(np.float32)
 
 
 def speak_one(job):
@@ -299,9 +301,9 @@ def speak_one(job):
         soundfile.write(temporary, wave, 16000, format="FLAC", subtype="PCM_16")
 
 
-def make_world(work, world, seed):
+def draw_world(work, world, seed):
     """
-    Write rows and audio of the three splits and return {split: rows}. No sentence occurs twice.
+    Return ({split: rows}, the jobs of speak_one that make the audio). No sentence occurs twice.
     world: {"corpus", "choices", and the number of utterances of "train", "dev" and "test"}.
     """
     rng, sentences, splits, jobs, corpus = random.Random(seed), set(), {}, [], world["corpus"]
@@ -313,9 +315,7 @@ def make_world(work, world, seed):
             audio = os.path.join(work, "audio", corpus, f"{split}-{n:05d}.flac")
             jobs.append((audio, sentence["text"][0], rng.choice(VOICES[split]), rng.getrandbits(32), ACCENTS, RATES))
             splits[split] += sentence_rows(rng, sentence, f"{corpus}/{split}-{n:05d}", audio, world["choices"])
-    write_recorded(work, corpus, splits, speak_one, jobs, "speak")
-    write_world(work, corpus, splits["test"])
-    return splits
+    return splits, jobs
 
 
 def draw_fresh(rng, excluded):
@@ -336,11 +336,15 @@ def main(argv=None):
     if finished(work, corpus, settings):
         return
     begin(work, corpus, settings)
-    splits = make_world(work, settings, seed)
+    splits, jobs = draw_world(work, settings, seed)
     held_out = {row["transcript"] for split in ("dev", "test") for row in splits[split]}
-    from data.tiny_models import make_models                 # torch and transformers: not needed above
-    make_models(os.path.join(work, "models", corpus), splits,
-                functools.partial(draw_rows, held_out, settings["choices"]), settings)
+    from data.speech_ifeval import write_world               # these import torch, which speak_one's processes do without
+    from data.tiny_models import make_encoder, making_llm
+    models = os.path.join(work, "models", corpus)
+    with making_llm(models, functools.partial(draw_rows, held_out, settings["choices"]), settings):
+        write_recorded(work, corpus, splits, speak_one, jobs, "speak")
+        write_world(work, corpus, splits["test"])
+        make_encoder(f"{models}-seamless", splits["train"], splits["dev"], settings["encoder_steps"], seed)
     finish_world(work, preset, corpus, settings, splits)
 
 

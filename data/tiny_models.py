@@ -5,7 +5,7 @@ Make tiny foundation models in the hub's own format, which stand in for the real
     make_whisper    a Whisper that detects the language and transcribes; its encoder learns CTC as well
     make_llm        a Llama, Qwen3 or Cohere with a byte-level BPE tokenizer and its own turns; it learns from texts
     make_bert       an untrained BERT with the shapes that a Q-Former starts from
-    make_models     encoder and LLM of one world at once, one process each
+    making_llm      make_llm in a process of its own, beside the making of the audio and the encoder
 
 All models are written with save_pretrained, so every stage loads them by the code that loads the real checkpoints.
 Muon (torch.optim) trains the matrices, AdamW the other parameters. All of it is our choice.
@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import random
 import shutil
+from contextlib import contextmanager
 from functools import partial
 
 import soundfile
@@ -120,7 +121,7 @@ def seamless_config():
     from transformers import SeamlessM4Tv2Config
     return SeamlessM4Tv2Config(
         hidden_size=128, speech_encoder_layers=4, speech_encoder_attention_heads=4,
-        speech_encoder_intermediate_size=256, speech_encoder_layerdrop=0.0, speech_encoder_dropout=0.05,
+        speech_encoder_intermediate_size=256, speech_encoder_layerdrop=0.0, speech_encoder_dropout=0.0,
         vocab_size=64, t2u_vocab_size=64, char_vocab_size=64, unit_hifi_gan_vocab_size=64,
         encoder_layers=1, encoder_ffn_dim=64, encoder_attention_heads=4,
         decoder_layers=1, decoder_ffn_dim=64, decoder_attention_heads=4,
@@ -397,19 +398,27 @@ FAMILIES = {  # special tokens: begin of text or None, pad, ends of turn, the ot
 PROMPTS = {"llama": ["2025"], "qwen3": ["2026", "2026-zero-shot"], "cohere": ["listeners"]}   # those it learns to read
 
 
-def instruction(draw_rows, rng):
-    """Return one of the rows of one sentence, draw_rows(rng): copy, translate, choose or answer, with chatter."""
+SHARES = {("ASR", True): 0.12, ("ST", True): 0.26, ("SQA", True): 0.52, ("SQA", False): 0.1}   # (task, answerable)
+SHARES_WITH_CHOICES = {**SHARES, ("SQA", True): 0.38, ("MCQ", True): 0.14}
+
+
+def instructions(draw_rows, rng):
+    """
+    Return one to four rows of one sentence, draw_rows(rng), drawn by SHARES. Answers get CHATTER; some of the English
+    answers and transcripts get one of the CONSTRAINTS instead.
+    """
     rows = draw_rows(rng)
-    kinds = {("ASR", True): 0.18, ("ST", True): 0.36, ("SQA", True): 0.38, ("SQA", False): 0.08}
-    if any(row["task"] == "MCQ" for row in rows):
-        kinds |= {("SQA", True): 0.26, ("MCQ", True): 0.12}
-    task, answerable = rng.choices(list(kinds), kinds.values())[0]
-    row = dict(rng.choice([r for r in rows if r["task"] == task and r["answerable"] is answerable]))
-    if task == "SQA":
-        row["target"] = CHATTER[row["language"]][not answerable].format(row["target"])
-    if row["language"] == "en" and answerable and task in ("ASR", "SQA") and rng.random() < OBEY:
-        row = constrained(row, rng.choice(CONSTRAINTS))
-    return row
+    kinds = [(row["task"], row["answerable"]) for row in rows]
+    shares = SHARES_WITH_CHOICES if ("MCQ", True) in kinds else SHARES
+    picked = []
+    for n in sorted(set(rng.choices(range(len(rows)), [shares[kind] / kinds.count(kind) for kind in kinds], k=4))):
+        row = rows[n]
+        if row["task"] == "SQA":
+            row["target"] = CHATTER[row["language"]][not row["answerable"]].format(row["target"])
+        if row["language"] == "en" and row["answerable"] and row["task"] in ("ASR", "SQA") and rng.random() < OBEY:
+            row = constrained(row, rng.choice(CONSTRAINTS))
+        picked.append(row)
+    return picked
 
 
 def make_tokenizer(texts, vocabulary, family="llama"):
@@ -418,8 +427,9 @@ def make_tokenizer(texts, vocabulary, family="llama"):
     from transformers import PreTrainedTokenizerFast
     begin, pad, ends, others = FAMILIES[family]
     bpe = Tokenizer(models.BPE())
-    # words with their leading space, digits apart, punctuation with its newlines, other white space
-    words = Regex(r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+")
+    # words with their leading space, Chinese characters and digits apart, punctuation with its newlines, other white
+    # space: a Chinese sentence as one token would hide its words
+    words = Regex(r"\p{Han}| ?[\p{L}&&\P{Han}]+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+")
     bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(words, "isolated"),
                                                  pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     bpe.decoder = decoders.ByteLevel()
@@ -461,69 +471,86 @@ def llm_optimizers(model, family):
     return [*optimizers(matrices, lr_matrix=rate, lr_rest=3e-3), torch.optim.AdamW([embedding], lr=rate_embedding)]
 
 
-def encode_like_speech(tokenizer, family, row, prompt, rng):
+def encode_prompts(tokenizer, family, rows, prompt, rng, like_speech):
     """
-    Return the prompt's token ids with a transcript that resembles what a projector hands to the LLM: an LLM of three
-    layers that has read only written text does not read speech. Llama: up to four "uh" before every word, so that the
-    text is as long as the speech in frames. Qwen3: lower case without punctuation and pads at the end, the output of a
-    perfect SpeechMapper. Cohere: up to two pads before every token, as many positions as a Q-Former's.
+    Return the prompt's token ids for each of the rows, which have one transcript. With `like_speech` the transcript
+    resembles what a projector hands to the LLM: an LLM of three layers that has read only written text does not read
+    speech. Llama: up to four "uh" before every word, so that the text is as long as the speech in frames. Qwen3: lower
+    case without punctuation and pads at the end, the output of a perfect SpeechMapper. Cohere: up to two pads before
+    every token, as many positions as a Q-Former's.
     """
-    if family == "llama":
-        text = " ".join(piece for word in row["transcript"].split() for piece in ["uh"] * rng.randint(0, 4) + [word])
-        return encode_prompt(tokenizer, {**row, "transcript": text}, True, prompt)[0]
-    before, after = encode_prompt(tokenizer, row, False, prompt)
+    transcript = rows[0]["transcript"]
+    if like_speech and family == "llama":
+        transcript = " ".join(piece for word in transcript.split() for piece in ["uh"] * rng.randint(0, 4) + [word])
+    if not like_speech or family == "llama":
+        return [encode_prompt(tokenizer, {**row, "transcript": transcript}, True, prompt)[0] for row in rows]
     if family == "cohere":
         spare = tokenizer.pad_token_id
-        speech = [token for text_token in encode_text(tokenizer, row["transcript"])
+        speech = [token for text_token in encode_text(tokenizer, transcript)
                   for token in [spare] * rng.randint(0, 2) + [text_token]]
     else:
         spare = tokenizer.convert_tokens_to_ids("<|file_sep|>")
-        text = mms_normalize(row["transcript"], "en", remove_numbers=False)
+        text = mms_normalize(transcript, "en", remove_numbers=False)
         speech = encode_text(tokenizer, text) + [spare] * rng.randint(0, 8)
-    return before + speech + after
+    turns = [encode_prompt(tokenizer, row, False, prompt) for row in rows]
+    return [before + speech + after for before, after in turns]
 
 
-def pad_examples(examples):
-    """Return tokens and labels (B, L) of [(prompt ids, answer ids)]; labels outside the answers are -100."""
-    width = max(len(prompt) + len(answer) for prompt, answer in examples)
-    tokens = torch.zeros(len(examples), width, dtype=torch.long)
-    labels = torch.full((len(examples), width), -100)
-    for i, (prompt, answer) in enumerate(examples):
-        tokens[i, :len(prompt) + len(answer)] = torch.tensor(prompt + answer)
-        labels[i, len(prompt):len(prompt) + len(answer)] = torch.tensor(answer)
-    return tokens, labels
-
-
-def make_llm(folder, draw_row, steps, seed, hesitate_from=0, family="llama", batch=40, vocabulary=2000):
+def pack(sentences):
     """
-    Train a tiny LLM on rows, draw_row(rng), with the loss on the answers, and save it with its tokenizer.
-    From step `hesitate_from` on half of the transcripts are made like speech, see encode_like_speech.
+    Return tokens, labels, positions (B, L) and an attention mask (B, 1, L, L) of B sentences, each a list of
+    (prompt ids, answer ids). The tokens with which all prompts of a sentence begin are read once for all of them;
+    the rest of each prompt and its answer see these tokens and themselves, as if they stood alone. A label is the
+    token that follows; labels outside the answers are -100.
+    """
+    columns = []
+    for examples in sentences:
+        prompts = [prompt for prompt, _ in examples]
+        shared = os.path.commonprefix(prompts)[:min(map(len, prompts)) - 1]
+        tokens, labels, positions, owners = list(shared), [-100] * len(shared), [*range(len(shared))], [0] * len(shared)
+        for number, (prompt, answer) in enumerate(examples, 1):
+            rest = prompt[len(shared):]
+            tokens += rest + answer
+            labels += [-100] * (len(rest) - 1) + answer + [-100]
+            positions += range(len(shared), len(prompt) + len(answer))
+            owners += [number] * (len(rest) + len(answer))
+        columns.append((tokens, labels, positions, owners))
+    tokens, labels, positions, owners = (
+        torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=padding)
+        for rows, padding in zip(zip(*columns), (0, -100, 0, -1)))
+    visible = (owners[:, None, :] == owners[:, :, None]) | (owners[:, None, :] == 0)              # (B, L, L)
+    return tokens, labels, positions, visible.tril()[:, None]
+
+
+def make_llm(folder, draw_rows, steps, seed, hesitate_from=0, family="llama", sentences=6, vocabulary=2000):
+    """
+    Train a tiny LLM with the loss on the answers and save it with its tokenizer. draw_rows(rng) returns a few rows on
+    one transcript; a step reads `sentences` of them. From step `hesitate_from` on half of the transcripts are made like
+    speech, see encode_prompts.
     """
     from transformers import GenerationConfig
     if is_saved(folder):
         return
     torch.manual_seed(seed)
     rng, prompts = random.Random(seed), PROMPTS[family]
-    sample = [draw_row(rng) for _ in range(3000)]
+    sample = [row for _ in range(1000) for row in draw_rows(rng)]
     texts = [user_turn(row, True, prompts[-1])[0] + "\n" + row["target"] for row in sample]
     if family == "qwen3":
         texts += [mms_normalize(row["transcript"], "en", remove_numbers=False) for row in sample]
     tokenizer = make_tokenizer(texts, vocabulary, family)
     model = llm_model(tokenizer, family)
 
-    def encode(row, step):
-        like_speech, prompt = step >= hesitate_from and rng.random() < 0.5, rng.choice(prompts)
-        question = (encode_like_speech(tokenizer, family, row, prompt, rng) if like_speech else
-                    encode_prompt(tokenizer, row, True, prompt)[0])
-        return question, encode_answer(tokenizer, row)
-
     def losses_of(step):
-        rows = [draw_row(rng) for _ in range(batch)]
-        tokens, labels = pad_examples([encode(row, step) for row in rows])
-        hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1]
-        targets = labels[:, 1:]
-        logits = model.lm_head(hidden[targets != -100]) * getattr(model.config, "logit_scale", 1.0)
-        return {"loss": F.cross_entropy(logits, targets[targets != -100])}
+        batch = []
+        for _ in range(sentences):
+            rows, like_speech = draw_rows(rng), step >= hesitate_from and rng.random() < 0.5
+            questions = encode_prompts(tokenizer, family, rows, rng.choice(prompts), rng, like_speech)
+            batch.append([(question, encode_answer(tokenizer, row)) for question, row in zip(questions, rows)])
+        tokens, labels, positions, visible = pack(batch)
+        hidden = model.model(input_ids=tokens, position_ids=positions, attention_mask=visible,
+                             use_cache=False).last_hidden_state
+        logits = model.lm_head(hidden[labels != -100]) * getattr(model.config, "logit_scale", 1.0)
+        return {"loss": F.cross_entropy(logits, labels[labels != -100])}
     train(list(model.parameters()), llm_optimizers(model, family), steps, losses_of, "LLM, text")
     # the real checkpoints sample by default, so this one does: every stage must ask for greedy decoding
     model.generation_config = GenerationConfig(do_sample=True, eos_token_id=model.config.eos_token_id)
@@ -539,17 +566,28 @@ def make_bert(folder, seed):
                                       intermediate_size=256, max_position_embeddings=64)))
 
 
-def in_parallel(*jobs):
-    """Call each job in a process of its own with one thread: two threads gain little on small matrices."""
-    with multiprocessing.get_context("spawn").Pool(len(jobs), torch.set_num_threads, (1,)) as pool:
-        for result in [pool.apply_async(job) for job in jobs]:
-            result.get()
+def run_job(job):
+    """Call a job with one thread: two threads gain little on small matrices."""
+    torch.set_num_threads(1)
+    job()
 
 
-def make_models(prefix, splits, draw_rows, settings):
-    """Save <prefix>-seamless and <prefix>-<family>, both at once. settings: the world's constants and the seed."""
-    family, seed = settings["family"], settings["seed"]
-    in_parallel(partial(make_encoder, f"{prefix}-seamless", splits["train"], splits["dev"], settings["encoder_steps"],
-                        seed),
-                partial(make_llm, f"{prefix}-{family}", partial(instruction, draw_rows), settings["llm_steps"], seed,
-                        settings["hesitate_from"], family))
+@contextmanager
+def beside(job):
+    """
+    Run the block while job() runs in a process of its own, both with one thread; end when both have.
+    RuntimeError if the job fails.
+    """
+    process = multiprocessing.get_context("spawn").Process(target=run_job, args=(job,), daemon=True)
+    process.start()
+    torch.set_num_threads(1)
+    yield
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"a process ended with exit code {process.exitcode}; its message stands above")
+
+
+def making_llm(prefix, draw_rows, settings):
+    """Return `beside` with the making of <prefix>-<family>. settings: the world's constants and the seed."""
+    return beside(partial(make_llm, f"{prefix}-{settings['family']}", partial(instructions, draw_rows),
+                          settings["llm_steps"], settings["seed"], settings["hesitate_from"], settings["family"]))

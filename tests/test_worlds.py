@@ -3,14 +3,18 @@ import json
 import os
 import random
 import re
+import subprocess
+import sys
 
 import pytest
 import soundfile
+import torch
 
 from data import digits, recipe, tiny, tiny_listeners
 from data.recipe import finish, finished
+from data.tiny_models import llm_model, make_tokenizer, pack
 from speech_llm.prompts import NOT_ANSWERABLE, encode_prompt
-from speech_llm.rows import LANGUAGES, read_rows
+from speech_llm.rows import LANGUAGES, PROJECT, read_rows
 from speech_llm.turns import CHAT
 
 SIZES = {"train": 12, "dev": 4, "test": 4}
@@ -49,7 +53,8 @@ def test_no_voice_speaks_in_two_splits():
 
 
 def test_the_tiny_world_is_spoken_and_its_splits_share_no_sentence(tmp_path):
-    splits = tiny.make_world(str(tmp_path), WORLD, seed=0)
+    splits, jobs = tiny.draw_world(str(tmp_path), WORLD, seed=0)
+    recipe.write_recorded(str(tmp_path), "tiny", splits, tiny.speak_one, jobs, "speak")
     texts = {split: {row["transcript"] for row in rows} for split, rows in splits.items()}
     assert [len(texts[split]) for split in SIZES] == list(SIZES.values())
     assert not texts["train"] & texts["test"] and not texts["train"] & texts["dev"]
@@ -58,7 +63,8 @@ def test_the_tiny_world_is_spoken_and_its_splits_share_no_sentence(tmp_path):
     for row in rows[::12]:
         wave, rate = soundfile.read(row["audio"])
         assert rate == 16000 and wave.ndim == 1 and 0.5 < len(wave) / rate < 6 and abs(wave).max() > 0.2
-    again = tiny.make_world(str(tmp_path / "again"), WORLD, seed=0)
+    again, jobs = tiny.draw_world(str(tmp_path / "again"), WORLD, seed=0)
+    recipe.write_recorded(str(tmp_path / "again"), "tiny", again, tiny.speak_one, jobs, "speak")
     assert [r["transcript"] for r in again["train"]] == [r["transcript"] for r in splits["train"]]
     for name in os.listdir(tmp_path / "audio" / "tiny"):                    # the same sound, to the byte
         first, second = ((folder / "audio" / "tiny" / name).read_bytes() for folder in (tmp_path, tmp_path / "again"))
@@ -90,13 +96,11 @@ def test_digits_as_words_and_questions_by_hand():
     assert digits.draw_question(random.Random(0), [7], "it", False)[1] == "Non è possibile rispondere."
 
 
-def test_digits_of_real_voices_with_one_speaker_held_out(tmp_path, real, monkeypatch):
+def test_digits_of_real_voices_with_one_speaker_held_out(tmp_path, real):
     folder = os.path.join(real, "fsdd", "recordings")
     if not os.path.isdir(folder):
         pytest.skip(f"no recordings at {folder}")
-    jobs = []
-    monkeypatch.setattr(recipe, "in_processes", lambda function, every_job, desc: jobs.extend(every_job))
-    splits = digits.make_world(str(tmp_path), folder, "george", SIZES, seed=0)
+    splits, jobs = digits.draw_world(str(tmp_path), folder, "george", SIZES, seed=0)
     speakers = {}
     for path, files, speed, _ in jobs:
         split = os.path.basename(path).split("-")[0]
@@ -115,7 +119,7 @@ def test_digits_of_real_voices_with_one_speaker_held_out(tmp_path, real, monkeyp
 def test_digits_refuses_a_speaker_who_is_not_there(tmp_path):
     soundfile.write(tmp_path / "1_anna_0.wav", [0.1] * 100, 8000)
     with pytest.raises(SystemExit, match="HOLDOUT=bert: the speakers in .* are anna"):
-        digits.make_world(str(tmp_path), str(tmp_path), "bert", SIZES, seed=0)
+        digits.draw_world(str(tmp_path), str(tmp_path), "bert", SIZES, seed=0)
 
 
 def test_a_recipe_refuses_to_mix_two_settings(tmp_path):
@@ -126,6 +130,36 @@ def test_a_recipe_refuses_to_mix_two_settings(tmp_path):
     assert finished(str(tmp_path), "tiny", settings)
     with pytest.raises(SystemExit, match=r"was made with seed 0 \(now 1\)"):
         finished(str(tmp_path), "tiny", {"preset": "tiny", "seed": 1})
+
+
+def test_the_processes_that_record_do_without_torch():
+    """A new process records every 64 utterances; each would import torch for two seconds."""
+    code = "import sys, data.tiny, data.tiny_listeners, data.digits; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT).returncode == 0
+
+
+# --- the tiny LLM
+
+def test_prompts_that_begin_alike_are_packed_by_hand():
+    tokens, labels, positions, visible = pack([[([5, 6, 1], [7]), ([5, 6, 2], [8, 9])], [([5], [6])]])
+    assert tokens.tolist() == [[5, 6, 1, 7, 2, 8, 9], [5, 6, 0, 0, 0, 0, 0]]
+    assert labels.tolist() == [[-100, -100, 7, -100, 8, 9, -100], [6] + 6 * [-100]]
+    assert positions[0].tolist() == [0, 1, 2, 3, 2, 3, 4]
+    assert visible[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0],                       # 5 6, seen by all that follows
+        [1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0],                       # 1 7
+        [1, 1, 0, 0, 1, 0, 0], [1, 1, 0, 0, 1, 1, 0], [1, 1, 0, 0, 1, 1, 1]]                          # 2 8 9
+
+
+def test_packed_prompts_give_the_logits_of_single_ones():
+    torch.manual_seed(0)
+    model = llm_model(make_tokenizer(["a text"], 300), "llama").eval()
+    examples = [([5, 6, 1], [7]), ([5, 6, 2], [8, 9])]
+    tokens, labels, positions, visible = pack([examples])
+    logits = model(input_ids=tokens, position_ids=positions, attention_mask=visible).logits[labels != -100]
+    single = [model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1:-1]
+              for prompt, answer in examples]
+    assert torch.allclose(logits, torch.cat(single), atol=1e-5)
 
 
 # --- the listeners' world
@@ -163,28 +197,37 @@ def test_every_fact_has_one_answer_that_is_not_in_doubt():
             assert tiny_listeners.ask((kind.replace("after", "before"), answer), "en")[1] == words[0]
 
 
-def test_no_fact_of_test_is_spoken_in_training_but_its_words_are(monkeypatch, tmp_path):
-    jobs = []
-    monkeypatch.setattr(recipe, "in_processes", lambda function, every_job, desc: jobs.extend(every_job))
-    splits = tiny_listeners.make_world(str(tmp_path), dict(train=2400, dev=60, test=160), seed=0)
+def test_no_fact_of_test_is_spoken_in_training_but_its_words_are():
+    splits, jobs = tiny_listeners.draw_world("work", dict(train=1800, sentences=40, dev=60, test=320), seed=0)
     facts = {tiny_listeners.ask(fact, language)[0]: fact for fact in tiny_listeners.FACTS
              for language in tiny_listeners.languages_of(fact)}
-    spoken = {split: {facts[row["transcript"]] for row in rows} for split, rows in splits.items()}
+    questions = {split: [row for row in rows if row["task"] == "SQA"] for split, rows in splits.items()}
+    spoken = {split: {facts[row["transcript"]] for row in rows} for split, rows in questions.items()}
     assert not spoken["test"] & spoken["train"] and not spoken["dev"] & spoken["train"] | spoken["dev"] & spoken["test"]
     assert {fact[0] for fact in spoken["test"]} == set(tiny_listeners.KINDS)
-    words = {split: {(row["language"], word) for row in splits[split] if row["task"] == "ASR"
-                     for word in facts[row["transcript"]][1:]} for split in ("train", "test")}
+    words = {split: {(row["language"], word) for row in questions[split] for word in facts[row["transcript"]][1:]}
+             for split in ("train", "test")}
     assert words["test"] <= words["train"] and spoken["heard"] <= spoken["train"]
-    texts = [row["transcript"] for row in splits["test"] if row["task"] == "ASR"]
-    assert len(texts) == 160 and len(set(texts)) > 100                     # all of them before any again
+    assert all(len({row["transcript"] for row in questions[split]}) >= 300 for split in ("test", "heard"))
     for path, text, timbre, _, accents, rates in jobs:
-        split = os.path.basename(path).split("-")[0]
+        split = os.path.basename(path).split("-")[0].replace("sentence", "train")
         assert timbre in tiny.VOICES["test" if split == "heard" else split] and rates == tiny_listeners.RATES
         language = next(row["language"] for row in splits[split] if row["transcript"] == text)
         assert accents == tiny_listeners.SPEAKERS[language]
 
 
-SMALL_LISTENERS = {"recipe": "tiny_listeners", "train": 48, "dev": 16, "test": 16, "whisper_steps": 2, "llm_steps": 2}
+def test_sentences_without_a_meaning_have_the_words_of_questions_and_hold_no_fact():
+    rng = random.Random(0)
+    sentences = [tiny_listeners.draw_sentence(rng) for _ in range(300)]
+    assert sentences[0] == ["The capital of Berlin?", "Die Hauptstadt von Berlin?", "La capitale di Berlino?",
+                            "柏林的首都?"]
+    for i, language in enumerate(LANGUAGES):
+        questions = {tiny_listeners.ask(fact, language)[0] for fact in tiny_listeners.FACTS}
+        assert not questions & {texts[i] for texts in sentences}
+
+
+SMALL_LISTENERS = {"recipe": "tiny_listeners", "train": 32, "dev": 16, "test": 16, "sentences": 16, "whisper_steps": 2,
+                   "llm_steps": 2}
 
 
 @pytest.fixture(scope="module")
@@ -196,12 +239,12 @@ def listeners(tmp_path_factory):
     return str(folder)
 
 
-def test_rows_of_spoken_questions(listeners):
-    for split, count in (("train", 48), ("dev", 16), ("test", 16)):
+def test_rows_of_spoken_questions_and_sentences(listeners):
+    for split, count, questions in (("train", 48, 32), ("dev", 16, 16), ("test", 16, 16)):
         rows = read_rows(os.path.join(listeners, "rows", "tiny-listeners", f"{split}.jsonl"))
         spoken = {row["utterance"]: row["language"] for row in rows if row["task"] == "ASR"}
         assert sorted(spoken.values()) == sorted(LANGUAGES * (count // 4))
-        assert len(rows) == 2 * count + 3 * count // 4                      # ST of all but English
+        assert len(rows) == count + questions + 3 * count // 4              # ASR; SQA; ST of all but English
         for row in rows:
             language = spoken[row["utterance"]]
             wave, rate = soundfile.read(row["audio"])
@@ -215,7 +258,8 @@ def test_rows_of_spoken_questions(listeners):
 
 
 def test_spoken_questions_sound_the_same_to_the_byte(listeners, tmp_path):
-    tiny_listeners.make_world(str(tmp_path), SMALL_LISTENERS, seed=0)
+    splits, jobs = tiny_listeners.draw_world(str(tmp_path), SMALL_LISTENERS, seed=0)
+    recipe.write_recorded(str(tmp_path), "tiny-listeners", splits, tiny.speak_one, jobs, "speak")
     names = os.listdir(os.path.join(listeners, "audio", "tiny-listeners"))
     assert len(names) == 96
     for name in names:
@@ -225,7 +269,6 @@ def test_spoken_questions_sound_the_same_to_the_byte(listeners, tmp_path):
 
 def test_the_tiny_whisper_is_a_whole_whisper(listeners):
     """Loaded by transformers alone: it detects the language and writes after the tokens of Whisper's own prompt."""
-    import torch
     from transformers import AutoFeatureExtractor, AutoTokenizer, WhisperForConditionalGeneration
     folder = os.path.join(listeners, "models", "tiny-whisper")
     model = WhisperForConditionalGeneration.from_pretrained(folder)
@@ -265,7 +308,6 @@ def test_the_mel_that_the_tiny_whisper_learns_from_is_the_extractors(listeners):
 
 
 def test_the_tiny_cohere_and_its_turns(listeners):
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, BertModel
     folder = os.path.join(listeners, "models", "tiny-cohere")
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)

@@ -1,10 +1,8 @@
-"""The pages of config/, one a system: each stage reads every page, and every command of a system can be begun."""
+"""The pages of config/, one a system, and a page of a user's own."""
 import glob
 import importlib
-import itertools
 import os
 import re
-import shlex
 from dataclasses import asdict, fields
 
 import pytest
@@ -42,8 +40,6 @@ def test_every_stage_reads_every_page(name):
     assert page.get("common", {}).keys() <= known
     for ablation in page.get("ablations", {}):
         assert constants("merge_sft", "--preset", name, "--ablation", ablation).out == f"merged-{ablation}"
-    a = constants("train_projector", "--preset", name)
-    assert a.decode in a.corpora.split(",") or a.objective == "embeddings" and not a.decode
 
 
 def test_the_toys_and_the_real_systems():
@@ -114,67 +110,7 @@ def test_a_page_with_a_mistake_is_refused_by_name(tmp_path, page, argv, message)
         constants("train_lora", "--preset", str(tmp_path / "page.py"), *argv)
 
 
-# --- Commands.
-
-LAUNCHER = re.compile(r"python$|torchrun|bash|-m$|torch\.distributed\.run|--|\d+$")
-
-
-def begin(words, capsys):
-    """
-    Take a command as far as it goes without models: the constants of a stage, the commands of a system, the options of
-    another module, all of which its --help has to know.
-    """
-    name, *arguments = [*itertools.dropwhile(LAUNCHER.match, words)]
-    if name == "run_all.sh":
-        pipeline.main([*arguments, "--dry"] if arguments else ["--dry"])
-    elif name.endswith(".py"):
-        constants(name.removesuffix(".py"), *arguments)
-    else:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            importlib.import_module(name).main([*arguments, "--help"])
-        options = {word for word in arguments if word.startswith("--")}
-        printed = capsys.readouterr()
-        assert end.value.code == 0 and options <= {*re.findall(r"--[a-z_-]+", printed.out)}, (words, printed.err)
-
-
-@pytest.mark.parametrize("name", PAGES)
-@pytest.mark.parametrize("part", list(pipeline.PARTS))
-def test_the_commands_of_every_system(name, part, capsys, monkeypatch):
-    """--dry prints them; each is one that its stage takes, with several processes, too."""
-    page = read_page(name)
-    if part and part not in page:
-        with pytest.raises(SystemExit, match=f"{name}.py has no {part}"):
-            pipeline.main([name, part, "--dry"])
-        return
-    monkeypatch.setenv("NPROC", "2")
-    pipeline.main([*filter(None, [name, part]), "--dry", "--work", "w", "--seed", "3"])
-    commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
-    assert commands or part == "pairwise"                  # of systems of other pages, which have no predictions here
-    for command in commands:
-        begin(command, capsys)
-
-
 def test_a_stage_that_does_not_exist_is_refused(tmp_path):
     (tmp_path / "page.py").write_text('base = "tiny"\nstages = ["extract_features", "train_loro"]\n')
     with pytest.raises(SystemExit, match="page.py: train_loro is not one of the stages extract_features, "):
         pipeline.main([str(tmp_path / "page.py"), "--dry"])
-
-
-def shown_commands():
-    """Return the whole commands of this project that its documents, docstrings and comments show."""
-    paths = [f"{PROJECT}/run_all.sh", *(path for ending in ("md", "py") for folder in ("", "*/")
-                                        for path in glob.glob(f"{PROJECT}/{folder}*.{ending}"))]
-    pattern = re.compile(r"(?:(?<=    )|(?<=`)|(?<=^# ))(?:[A-Z]+=\S+ )*((?:python |torchrun --|bash run_all)[^`#\n\\]*)", re.M)
-    commands = set()
-    for path in paths:
-        if not path.startswith(f"{PROJECT}/tests/"):
-            with open(path, encoding="utf-8") as file:
-                commands |= {command.split("  ")[0].strip() for command in pattern.findall(file.read())}
-    return sorted(command for command in commands if not re.search(r"[{<$]|\.\.\.|[A-Z]{4}|pytest|spacy", command))
-
-
-@pytest.mark.parametrize("command", shown_commands())
-def test_a_command_that_the_documents_show(command, capsys, monkeypatch):
-    monkeypatch.chdir(PROJECT)
-    begin(shlex.split(command.replace("mine.py", "tests/pages/smoke.py")), capsys)

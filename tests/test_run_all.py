@@ -43,34 +43,33 @@ def test_the_2025_system_its_ablations_and_its_sweep(tmp_path):
         "LLM, text", "B: LoRA, text", "A.1: projector (ASR, ST)", "C: projector + LoRA"]
     assert all(line in printed for line in lines)
     scores = scored(folder)
-    for system, translation, answers in (("llm", "MT", "QA"), ("B", "MT", "QA"), ("A.1", "ST", "SQA"), ("C", "ST", "SQA")):
-        assert ((system, "ASR", "en", "WER") in scores) is (translation == "ST")            # from text there is no ASR
-        assert all((system, translation, language, "BLEU") in scores for language in ("de", "it", "zh"))
-        assert all((system, answers, language, metric) in scores for language in ("en", "de", "it", "zh")
-                   for metric in ("EM", "CONTAINS", "EM-unanswerable"))
+    for systems, translation, answers in ((("llm", "B"), "MT", "QA"), (("A.1", "C"), "ST", "SQA")):
+        for system in systems:
+            assert ((system, "ASR", "en", "WER") in scores) is (translation == "ST")        # from text there is no ASR
+            assert all((system, translation, language, "BLEU") in scores for language in ("de", "it", "zh"))
+            assert all((system, answers, language, metric) in scores for language in ("en", "de", "it", "zh")
+                       for metric in ("EM", "CONTAINS", "EM-unanswerable"))
 
     before = written(tmp_path)
     assert not [path for path in before if os.path.basename(path).startswith(".")]          # nothing temporary is left
-    printed = run_all(tmp_path, "smoke")
-    assert written(tmp_path) == before                                     # finished: nothing is made twice
-    assert printed.count("is finished already") == 1 + 3 + 4               # the world, three stages, four systems
     run_all(tmp_path, "smoke", "ablations")
-    for system, out in (("A.2", "projector-A.2"), ("C-random-lora-no-text", "merged-random-lora-no-text"),
-                        ("C-no-sqa", "merged-no-sqa")):
+    for system, out in (("A.2", "projector-A.2"), ("C-no-sqa", "merged-no-sqa")):
         assert (system, "ST", "de", "BLEU") in scored(folder) and (folder / out / "config.json").exists()
     run_all(tmp_path, "smoke", "sweep")
     assert (folder / "scale-C.png").stat().st_size > 5000
     table = (folder / "speech_ifeval" / "results.md").read_text(encoding="utf-8")
-    assert all(f"| {system} |" in table for system in ("llm", "A.1", "B", "C", "C@0", "C@0.125", "C@0.25", "C@0.5", "C@0.75"))
+    assert all(f"| {system} |" in table for system in ("llm", "A.1", "B", "C", "C@0", "C@0.5"))
+    after = written(tmp_path)
+    assert {path: after[path] for path in before} == before                # finished: nothing is made twice
 
 
 def test_the_2026_system_and_the_second_stage_of_its_projector(tmp_path):
     """SpeechMapper on the table, a tiny Qwen3, multiple choice: every system is scored, and prompts are 2026's."""
-    printed = run_all(tmp_path, "smoke26")
+    run_all(tmp_path, "smoke26")
     folder, scores = tmp_path / "smoke26", scored(tmp_path / "smoke26")
     for system in ("llm", "B", "A", "C"):
         assert {(system, "MCQ", "en", "EM"), (system, "ST" if system in "AC" else "MT", "de", "BLEU")} <= scores
-    assert ("A", "ASR", "en", "WER") in scores and "their transcripts have more tokens than their speech" in printed
+    assert ("A", "ASR", "en", "WER") in scores
     for stage, prompt in (("projector", "2026-zero-shot"), ("lora", "2026"), ("merged", "2026")):
         assert json.loads((folder / stage / "config.json").read_text())["prompt"] == prompt
     assert {"L1", "cosine", "softmax", "CTC"} <= read_log(folder / "projector")[0].keys()
@@ -81,7 +80,7 @@ def test_the_2026_system_and_the_second_stage_of_its_projector(tmp_path):
 
 
 def test_the_listeners(tmp_path):
-    """Whisper, window Q-Former, a tiny Cohere LLM: both of merge_sft.py's stages, the cascade, four spoken languages."""
+    """Whisper, window Q-Former, a tiny Cohere LLM: both stages of merge_sft.py, the cascade, four spoken languages."""
     run_all(tmp_path, "smoke_listeners")
     folder = tmp_path / "smoke-listeners"
     for stage, trained in (("projector", ["projector"]), ("aligned", ["projector", "lora"]),

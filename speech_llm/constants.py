@@ -31,7 +31,8 @@ STAGES = ("extract_features", "train_projector", "train_lora", "merge_sft", "inf
 
 def read_page(preset):
     """
-    Return {name: value} of a page, with its base's values and the key "file", the path of the page.
+    Return {name: value} of a page, with its base's values, the key "file", the path of the page, and the key "places",
+    {stage: {constant: path of the page that states it}}.
     SystemExit if there is no such page or if a stage's constants are not a dict.
     """
     path = preset if preset.endswith(".py") else os.path.join(PROJECT, "config", preset.replace("-", "_") + ".py")
@@ -41,13 +42,15 @@ def read_page(preset):
     page = {name: value for name, value in runpy.run_path(path).items() if not name.startswith("__")}
     if page.get("base", "").endswith(".py"):
         page["base"] = os.path.join(os.path.dirname(path), page["base"])     # the path of a page starts at this page
-    base = read_page(page["base"]) if "base" in page else {"run": os.path.basename(path)[:-len(".py")]}
+    base = read_page(page["base"]) if "base" in page else {"run": os.path.basename(path)[:-len(".py")], "places": {}}
+    file, places = min(os.path.relpath(path), path, key=len), {}
     for stage in ("common", *STAGES):
         if not isinstance(page.get(stage, {}), (dict, type(None))):
             raise SystemExit(f"{path}: {stage} must be a dict of constants, or None for a system without this stage")
+        places[stage] = {**base["places"].get(stage, {}), **dict.fromkeys(page.get(stage) or (), file)}
         if page.get(stage) and base.get(stage):
             page[stage] = {**base[stage], **page[stage]}
-    return {**base, **page, "file": min(os.path.relpath(path), path, key=len)}
+    return {**base, **page, "file": file, "places": places}
 
 
 def stage_constants(stage, page):
@@ -92,20 +95,22 @@ def configure(Config, stage, argv=None):
     page = read_page(preset)
     if page.get(stage, {}) is None:
         raise SystemExit(f"{page['file']}: this system has no stage {stage}; see its `stages`")
-    common = {"run": page["run"], **page.get("common", {})}
-    constants = {**{name: value for name, value in common.items() if name in defaults}, **page.get(stage, {})}
+    common, places = {"run": page["run"], **page.get("common", {})}, page["places"]
+    given = [(name, value, places["common"].get(name, page["file"])) for name, value in common.items()
+             if name in defaults]
+    given += [(name, value, places[stage][name]) for name, value in page.get(stage, {}).items()]
     if typed.get("ablation"):
-        constants = {**constants, **ablation_of(page, typed["ablation"])}
+        given += [(name, value, page["file"]) for name, value in ablation_of(page, typed["ablation"]).items()]
+    given += [(name, value, "command line") for name, value in typed.items()]
     values, source = dict(defaults), dict.fromkeys(defaults, f"{stage}.py")
-    for place, given in ((page["file"], constants), ("command line", typed)):
-        for name, value in given.items():
-            if name not in defaults:
-                raise SystemExit(f"{place}: {stage} has no constant called {name}")
-            wanted = type(defaults[name])
-            value = float(value) if wanted is float and type(value) is int else value
-            if type(value) is not wanted:
-                raise SystemExit(f"{place}: {stage}'s {name} must be {wanted.__name__}, got {value!r}")
-            values[name], source[name] = value, place
+    for name, value, place in given:
+        if name not in defaults:
+            raise SystemExit(f"{place}: {stage} has no constant called {name}")
+        wanted = type(defaults[name])
+        value = float(value) if wanted is float and type(value) is int else value
+        if type(value) is not wanted:
+            raise SystemExit(f"{place}: {stage}'s {name} must be {wanted.__name__}, got {value!r}")
+        values[name], source[name] = value, place
     print(f"{stage}, preset {preset} (* differs from {stage}.py)", file=sys.stderr)
     for name, value in values.items():
         print(f"{'*' if value != defaults[name] else ' '} {f'{name} = {value!r}':60} {source[name]}", file=sys.stderr)

@@ -63,8 +63,8 @@ ARGUMENTS = {
     "train_lora": TINY_TRAINING, "merge_sft": TINY_TRAINING, "infer": ["--max_new_tokens", "6", "--batch", "8"],
 }
 ON_TABLE = [*ARGUMENTS["train_projector"], "--objective", "embeddings", "--mixture", '{"ASR": (1.0, {"en": 1.0})}',
-            "--projector", "mapper", "--middle", "16", "--pad_token", "<|finetune_right_pad_id|>", "--batch_frames", "40",
-            "--dropout", "0", "--clip", "1"]                     # a tiny SpeechMapper on the tiny Llama's table
+            "--projector", "mapper", "--middle", "16", "--pad_token", "<|finetune_right_pad_id|>", "--batch_frames",
+            "40", "--dropout", "0", "--clip", "1"]               # a tiny SpeechMapper on the tiny Llama's table
 RUN_STAGES = """
 import importlib, json, os, sys
 for stage, arguments, environment in json.loads(sys.argv[1]):

@@ -3,8 +3,8 @@ A full disk, a folder that cannot be written, a folder that goes, too few file h
 stays as it was, and the same command goes on once the cause is gone.
 
 Disks: a small tmpfs is mounted where that is allowed (root); everywhere else, and for every kind of writer, the process
-may write files up to a size only (RLIMIT_FSIZE), and is told that nothing is free. Root writes into folders of mode 555,
-so a folder that cannot be written is a tmpfs mounted read-only, or, without the right to mount, mode 555.
+may write files up to a size only (RLIMIT_FSIZE), and is told that the disk is full. Root writes into folders of mode
+555, so a folder that cannot be written is a tmpfs mounted read-only, or, without the right to mount, mode 555.
 """
 import contextlib
 import os

@@ -197,8 +197,9 @@ class Elsewhere:
     """Another process that works in a folder while the block lasts; it ends by SIGKILL."""
 
     def __init__(self, folder, **environment):
+        environment = {**os.environ, "PYTHONPATH": PROJECT, **environment}
         self.process = subprocess.Popen([sys.executable, "-c", HOLD, folder], text=True, stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": PROJECT, **environment})
+                                        stdout=subprocess.PIPE, env=environment)
         assert self.process.stdout.readline() == "in\n"
 
     def __enter__(self):
@@ -228,8 +229,8 @@ def test_extraction_is_refused_where_it_runs_already(seamless, tmp_path, monkeyp
     os.makedirs("work/models")
     os.symlink(seamless, "work/models/tiny-seamless")
     soundfile.write("a.wav", 0.1 * np.random.default_rng(0).standard_normal(8000), 16000)
-    write_rows("work/rows/mine/test.jsonl", [{"id": "mine/a/ASR", "utterance": "mine/a", "audio": "a.wav", "task": "ASR",
-                                              "language": "en", "transcript": "Yes.", "target": "Yes."}])
+    row = {"id": "mine/a/ASR", "utterance": "mine/a", "audio": "a.wav", "task": "ASR", "language": "en"}
+    write_rows("work/rows/mine/test.jsonl", [{**row, "transcript": "Yes.", "target": "Yes."}])
     folder = "work/features/tiny-seamless-mean3/mine/test"
     with Elsewhere(folder) as process, pytest.raises(SystemExit, match=f"{folder}: process {process.pid} on"):
         extract_features.main(["--corpora", "mine"])

@@ -90,8 +90,8 @@ def test_adapters_follow_the_dtype_of_their_input_and_stay_float32(base):
 
 AYA = transformers.CohereConfig(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
                                 num_key_value_heads=8, vocab_size=256_000)
-LLAMA = transformers.LlamaConfig(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
-                                 num_key_value_heads=8, vocab_size=128256)
+LLAMA = transformers.LlamaConfig(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
+                                 num_attention_heads=32, num_key_value_heads=8, vocab_size=128256)
 QWEN = transformers.Qwen3Config(hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_attention_heads=32,
                                 num_key_value_heads=8, head_dim=128, vocab_size=151936, tie_word_embeddings=True)
 LISTENERS = read_page("listeners")["merge_sft"]

@@ -15,7 +15,8 @@ import train_projector
 from speech_llm.batches import Batch
 from speech_llm.llm import load_table
 from speech_llm.rows import read_rows, write_rows
-from speech_llm.speechmapper import (CHUNK, LETTERS, SlotTargets, SoftmaxLoss, SpeechMapper, TableObjective, slot_outputs)
+from speech_llm.speechmapper import (CHUNK, LETTERS, SlotTargets, SoftmaxLoss, SpeechMapper, TableObjective,
+                                     slot_outputs)
 from speech_llm.training import validate
 
 

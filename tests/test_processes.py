@@ -22,7 +22,8 @@ PREDICTIONS = "work/tiny/predictions/C/tiny.test.jsonl"
 # One row a draw and one a micro-batch: then two processes add the same two gradients, and a sum of two has one result
 ONE_ROW = ["--steps", "3", "--validate_every", "3", "--warmup", "0", "--accumulate", "2", "--batch", "1",
            "--micro_tokens", "1", "--validate_rows", "1"]
-PROJECTOR = ["--layers", "1", "--heads", "2", "--ffn", "32", "--dropout", "0", "--batch_sqa", "1", "--max_new_tokens", "2"]
+PROJECTOR = ["--layers", "1", "--heads", "2", "--ffn", "32", "--dropout", "0", "--batch_sqa", "1", "--max_new_tokens",
+             "2"]
 
 
 def content(path):

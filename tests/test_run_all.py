@@ -1,87 +1,92 @@
-"""Everything once: `bash run_all.sh smoke`, `smoke26` and `smoke-listeners`; the first again, with the sweep."""
+"""Everything once, as a user runs it: `bash run_all.sh` on the pages of tests/pages."""
 import json
 import os
 import subprocess
 import sys
 
-NAMES = ["LLM, text", "B: LoRA, text", "A.1: projector (ASR, ST)", "A.2: projector (ASR, ST, SQA)",
-         "C: projector + LoRA"]
-SYSTEMS = ["llm", "B", "A.1", "A.2", "C"]
-PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from conftest import PROJECT, read_log
 
 
-def run_all(work, *words):
-    """What one run printed; an error shows its last lines."""
+def run_all(work, page, *words):
+    """Return what one run printed; an error shows its last lines."""
     path = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
-    done = subprocess.run(["bash", os.path.join(PROJECT, "run_all.sh"), *words], capture_output=True, text=True,
+    command = ["bash", os.path.join(PROJECT, "run_all.sh"), f"tests/pages/{page}.py", *words]
+    done = subprocess.run(command, capture_output=True, text=True,
                           env={**os.environ, "PATH": path, "WORK": str(work), "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     return done.stdout
 
 
 def written(folder):
-    """{file: when it was written} of everything below a folder that a run must not make twice."""
+    """Return {file: when it was written} of everything below a folder that a run must not make twice."""
     paths = [os.path.join(where, name) for where, _, names in os.walk(folder) for name in names]
     return {path: os.stat(path).st_mtime_ns for path in paths
             if not os.path.basename(path).startswith(("results.", "loss-", "lock"))}
 
 
-def test_run_all_from_nothing_and_again(tmp_path):
-    printed = run_all(tmp_path, "smoke")
+def scored(folder):
+    """Return {(system, task, language, metric)} of results.json."""
+    results = json.loads((folder / "results.json").read_text())
+    assert all(result["n"] > 0 and result["value"] >= 0 for result in results)
+    return {(r["system"], r["task"], r["language"], r["metric"]) for r in results}
+
+
+def test_the_2025_system_its_ablations_and_its_sweep(tmp_path):
     folder = tmp_path / "smoke"
-    for stage in ("projector", "projector-A.2", "lora", "merged"):
+    printed = run_all(tmp_path, "smoke")
+    for stage in ("projector", "lora", "merged"):
         names = set(os.listdir(folder / stage))
         assert {"weights.pt", "config.json", "log.jsonl"} <= names and "resume.pt" not in names
         assert (folder / f"loss-{stage}.png").stat().st_size > 5000
     lines = (folder / "results.md").read_text(encoding="utf-8").splitlines()
-    assert [line.split("|")[1].strip() for line in lines[2:]] == NAMES
+    assert [line.split("|")[1].strip() for line in lines[2:]] == [
+        "LLM, text", "B: LoRA, text", "A.1: projector (ASR, ST)", "C: projector + LoRA"]
     assert all(line in printed for line in lines)
-    results = json.loads((folder / "results.json").read_text())
-    found = {(r["system"], r["task"], r["language"], r["metric"]) for r in results}
-    for system in SYSTEMS:
-        translation, answers = ("MT", "QA") if system in ("llm", "B") else ("ST", "SQA")
-        assert ((system, "ASR", "en", "WER") in found) is (translation == "ST")     # from text there is no ASR
-        assert all((system, translation, language, "BLEU") in found for language in ("de", "it", "zh"))
-        assert all((system, answers, language, metric) in found for language in ("en", "de", "it", "zh")
-                   for metric in ("EM", "CONTAINS", "EM-unanswerable"))
-    assert all(r["n"] > 0 and r["value"] >= 0 for r in results)
+    scores = scored(folder)
+    for systems, translation, answers in ((("llm", "B"), "MT", "QA"), (("A.1", "C"), "ST", "SQA")):
+        for system in systems:
+            assert ((system, "ASR", "en", "WER") in scores) is (translation == "ST")        # from text there is no ASR
+            assert all((system, translation, language, "BLEU") in scores for language in ("de", "it", "zh"))
+            assert all((system, answers, language, metric) in scores for language in ("en", "de", "it", "zh")
+                       for metric in ("EM", "CONTAINS", "EM-unanswerable"))
 
     before = written(tmp_path)
-    assert not [path for path in before if os.path.basename(path).startswith(".")]      # nothing temporary is left
-    printed = run_all(tmp_path, "smoke", "sweep")
+    assert not [path for path in before if os.path.basename(path).startswith(".")]          # nothing temporary is left
+    run_all(tmp_path, "smoke", "ablations")
+    for system, out in (("A.2", "projector-A.2"), ("C-no-sqa", "merged-no-sqa")):
+        assert (system, "ST", "de", "BLEU") in scored(folder) and (folder / out / "config.json").exists()
+    run_all(tmp_path, "smoke", "sweep")
+    assert (folder / "scale-C.png").stat().st_size > 5000
+    table = (folder / "speech_ifeval" / "results.md").read_text(encoding="utf-8")
+    assert all(f"| {system} |" in table for system in ("llm", "A.1", "B", "C", "C@0", "C@0.5"))
     after = written(tmp_path)
     assert {path: after[path] for path in before} == before                # finished: nothing is made twice
-    assert printed.count("is finished already") == 1 + 4 + len(NAMES) + 1  # the world, the stages, predictions; C again
-    assert (folder / "scale-C.png").stat().st_size > 5000
-    scored = (folder / "speech_ifeval" / "results.md").read_text(encoding="utf-8")
-    for system in ("llm", "A.1", "B", "C", "C@0", "C@0.125", "C@0.25", "C@0.5", "C@0.75"):
-        assert f"| {system} |" in scored
 
 
-def test_the_2026_system_from_nothing(tmp_path):
+def test_the_2026_system_and_the_second_stage_of_its_projector(tmp_path):
     """SpeechMapper on the table, a tiny Qwen3, multiple choice: every system is scored, and prompts are 2026's."""
-    printed = run_all(tmp_path, "smoke26")
-    results = json.loads((tmp_path / "smoke26" / "results.json").read_text())
-    found = {(r["system"], r["task"], r["metric"]) for r in results}
+    run_all(tmp_path, "smoke26")
+    folder, scores = tmp_path / "smoke26", scored(tmp_path / "smoke26")
     for system in ("llm", "B", "A", "C"):
-        assert {(system, "MCQ", "EM"), (system, "ST" if system in "AC" else "MT", "BLEU")} <= found
-    assert ("A", "ASR", "WER") in found and "samples dropped: more tokens than slots" in printed
+        assert {(system, "MCQ", "en", "EM"), (system, "ST" if system in "AC" else "MT", "de", "BLEU")} <= scores
+    assert ("A", "ASR", "en", "WER") in scores
     for stage, prompt in (("projector", "2026-zero-shot"), ("lora", "2026"), ("merged", "2026")):
-        assert json.loads((tmp_path / "smoke26" / stage / "config.json").read_text())["prompt"] == prompt
-    with open(tmp_path / "smoke26" / "projector" / "log.jsonl") as file:
-        assert {"L1", "cosine", "softmax", "CTC", "nearest", "RMS"} <= json.loads(file.readlines()[-1]).keys()
+        assert json.loads((folder / stage / "config.json").read_text())["prompt"] == prompt
+    assert {"L1", "cosine", "softmax", "CTC"} <= read_log(folder / "projector")[0].keys()
+    run_all(tmp_path, "smoke26_second")
+    log = read_log(folder / "projector-second")
+    assert {"entropy", "embedding"} <= log[0].keys() and {"listening", "WER"} <= log[-1].keys()
+    assert ("A-second", "ASR", "en", "WER") in scored(folder)
 
 
-def test_the_listeners_from_nothing(tmp_path):
-    """Whisper, window Q-Former, a tiny Cohere LLM: both of merge_sft.py's stages, the cascade, four spoken languages."""
-    run_all(tmp_path, "smoke-listeners")
+def test_the_listeners(tmp_path):
+    """Whisper, window Q-Former, a tiny Cohere LLM: both stages of merge_sft.py, the cascade, four spoken languages."""
+    run_all(tmp_path, "smoke_listeners")
     folder = tmp_path / "smoke-listeners"
     for stage, trained in (("projector", ["projector"]), ("aligned", ["projector", "lora"]),
                            ("merged", ["projector", "lora"])):
         assert json.loads((folder / stage / "config.json").read_text())["trained"] == trained
-    results = json.loads((folder / "results.json").read_text())
-    found = {(r["system"], r["task"], r["language"], r["metric"]) for r in results}
     for system in ("cascade", "C"):
-        for language in ("en", "de", "it", "zh"):
-            assert {(system, "ASR", language, "CER"), (system, "SQA", language, "EM")} <= found
-        assert (system, "ST", "en", "BLEU") in found
+        assert {(system, "ASR", language, "CER") for language in ("en", "de", "it", "zh")} <= scored(folder)
+        assert {(system, "SQA", language, "EM") for language in ("en", "de", "it", "zh")} <= scored(folder)
+        assert (system, "ST", "en", "BLEU") in scored(folder)

@@ -1,0 +1,116 @@
+"""The pages of config/, one a system, and a page of a user's own."""
+import glob
+import importlib
+import os
+import re
+from dataclasses import asdict, fields
+
+import pytest
+from conftest import PROJECT, read_log
+
+from speech_llm import pipeline
+from speech_llm.constants import STAGES, configure, read_page
+
+
+PAGES = sorted(os.path.basename(path)[:-len(".py")] for path in glob.glob(f"{PROJECT}/config/*.py"))
+TOYS = [page for page in PAGES if "world" in read_page(page)]
+REAL = [page for page in PAGES if page not in TOYS]
+CONFIGS = {stage: importlib.import_module(stage).Config for stage in STAGES}
+
+
+def constants(stage, *argv):
+    return configure(CONFIGS[stage], stage, argv)
+
+
+def stages_of(page):
+    """Return the stages that a page's system has."""
+    return [stage for stage in STAGES if page.get(stage, {}) is not None]
+
+
+# --- What stands in a page.
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_stage_reads_every_page(name):
+    """Each constant is one of a stage, of its type; each ablation changes constants of stage C."""
+    page = read_page(name)
+    for stage in stages_of(page):
+        c = constants(stage, "--preset", name)
+        assert stage == "extract_features" or c.run == page["run"]
+    known = {field.name for stage in STAGES for field in fields(CONFIGS[stage])}
+    assert page.get("common", {}).keys() <= known
+    for ablation in page.get("ablations", {}):
+        assert constants("merge_sft", "--preset", name, "--ablation", ablation).out == f"merged-{ablation}"
+
+
+def test_the_toys_and_the_real_systems():
+    assert {"tiny", "tiny26", "tiny_listeners", "digits"} <= {*TOYS} and {"iwslt25", "iwslt26", "listeners"} <= {*REAL}
+    assert all(read_page(name).get("recipes") for name in REAL)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_no_real_system_depends_on_a_toy(name):
+    page = read_page(name)
+    values = [page[stage] for stage in ("common", *STAGES, "ablations", "sweep") if page.get(stage)]
+    values += [value for stage in stages_of(page) for key, value in asdict(constants(stage, "--preset", name)).items()
+               if key != "comet"]                          # weights that are downloaded into work/models
+    assert not re.search("tiny|digits|models/", repr(values))
+
+
+def test_variants_share_the_folder_of_their_base_and_differ_where_the_paper_does():
+    variants = ["iwslt25", "iwslt25_a2", "iwslt25_short", "iwslt25_a2_short"]
+    c_s = [constants("merge_sft", "--preset", name) for name in variants]
+    assert {c.run for c in c_s} == {"iwslt25"}
+    assert [c.out for c in c_s] == ["merged", "merged-A.2", "merged-short", "merged-A.2-short"]
+    assert [{*c.shares["SQA"]} for c in c_s] == [{"spokensquad-fluent"}] * 2 + [{"spokensquad"}] * 2
+    assert [c.projector for c in c_s] == ["projector", "projector-A.2"] * 2
+    assert [{*constants("train_projector", "--preset", name).mixture} for name in variants] == [
+        {"ASR", "ST"}, {"ASR", "ST", "SQA"}] * 2
+    second = constants("train_projector", "--preset", "iwslt26_second")
+    assert (second.start, second.objective, second.sigma, second.keep) == ("projector", "answers", 0.9, "ASR")
+
+
+# --- A page of a user's own.
+
+PAGE = 'base = "tiny"\nrun = "mine"\ncommon = dict(seed=5)\ntrain_lora = dict(steps=2, validate_every=1, lr=0.01)\n'
+
+
+def test_a_page_elsewhere_runs_a_stage_and_every_value_says_where_it_comes_from(before_training, run_stage, capsys):
+    """train_lora.py's r, tiny's weight of the corpora, the page's lr; the command line last of all."""
+    (before_training / "mine.py").write_text(PAGE)
+    importlib.import_module("train_lora").main(["--preset", "mine.py", "--batch", "2"])
+    printed = capsys.readouterr().err
+    places = {line[2:].split(" = ")[0]: (line[0], line.split()[-1]) for line in printed.splitlines() if " = " in line}
+    assert places["r"] == (" ", "train_lora.py") and places["lr"] == ("*", "mine.py") == places["seed"] == places["run"]
+    assert places["corpora"] == ("*", os.path.join(PROJECT, "config", "tiny.py")) == places["accumulate"]
+    assert places["batch"] == ("*", "line")                                # "command line"
+    assert len(read_log("work/mine/lora")) == 2 + 2
+
+
+def test_a_page_starts_from_another_one_beside_it(tmp_path):
+    (tmp_path / "mine.py").write_text(PAGE)
+    (tmp_path / "variant.py").write_text('base = "mine.py"\ntrain_lora = dict(r=2)\n')
+    c = constants("train_lora", "--preset", str(tmp_path / "variant.py"))
+    assert (c.run, c.r, c.lr, c.steps, c.seed, c.llm) == ("mine", 2, 0.01, 2, 5, "models/tiny-llama")
+
+
+def test_the_spelling_with_hyphens_is_the_same_page():
+    assert asdict(constants("merge_sft", "--preset", "iwslt25-a2-short")) == {
+        **asdict(constants("merge_sft", "--preset", "iwslt25_a2_short")), "preset": "iwslt25-a2-short"}
+
+
+@pytest.mark.parametrize("page, argv, message", [
+    ("train_lora = dict(stepz=2)", [], "page.py: train_lora has no constant called stepz"),
+    ("train_lora = dict(steps=2.5)", [], "page.py: train_lora's steps must be int, got 2.5"),
+    ("train_lora = [2]", [], "page.py: train_lora must be a dict of constants, or None"),
+    ("train_lora = None", [], "page.py: this system has no stage train_lora"),
+    ("", ["--preset", "tinny"], "--preset tinny: there is no file .*tinny.py; the pages of config/ are digits, ")])
+def test_a_page_with_a_mistake_is_refused_by_name(tmp_path, page, argv, message):
+    (tmp_path / "page.py").write_text(f'base = "tiny"\n{page}\n')
+    with pytest.raises(SystemExit, match=message):
+        constants("train_lora", "--preset", str(tmp_path / "page.py"), *argv)
+
+
+def test_a_stage_that_does_not_exist_is_refused(tmp_path):
+    (tmp_path / "page.py").write_text('base = "tiny"\nstages = ["extract_features", "train_loro"]\n')
+    with pytest.raises(SystemExit, match="page.py: train_loro is not one of the stages extract_features, "):
+        pipeline.main([str(tmp_path / "page.py"), "--dry"])

@@ -3,7 +3,7 @@ from config.listeners import BENCH
 from config.listeners_ten_align import IN_10
 
 base = "listeners_ten"
-hours = {"commonvoice": 226, "multispeechqa": 796,      # as listeners_ten; covost2: released clips of 5 s (our estimate)
+hours = {"commonvoice": 226, "multispeechqa": 796,      # as listeners_ten; covost2: clips of 5 s (our estimate)
          "covost2-ar_en": 8, "covost2-de_en": 215, "covost2-es_en": 146, "covost2-fr_en": 329, "covost2-id_en": 4,
          "covost2-ja_en": 1, "covost2-nl_en": 15, "covost2-ru_en": 34, "covost2-tr_en": 10, "covost2-zh_en": 7}
 recipes = [f"commonvoice --languages {','.join(IN_10)}", f"multispeechqa --languages {','.join(IN_10)}",

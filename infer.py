@@ -397,7 +397,8 @@ def main(argv=None):
             raise SystemExit(f"--systems {name}: write {name}:<folder of {c.work}/{c.run}>; only llm, cascade, "
                              "seamless and seamless-text have none. hub:<owner/model> is a speech LLM of the hub")
         stage = None if model or kind in BUILT_IN else open_stage(
-            os.path.join(c.work, c.run, folder), f"{run_all(c.preset, c.work)}, which makes {folder} first")
+            os.path.normpath(os.path.join(c.work, c.run, folder)),
+            f"{run_all(c.preset, c.work)}, which makes {folder} first")
         scales = strengths(c) if stage and "lora" in stage.config["trained"] else [1.0]
         run_system(c, name, kind, stage, model, scales, test_sets, device)
     print(f"predictions in {c.work}/{c.run}/{c.out}\nnext: {next_command('infer', c)}")

@@ -212,7 +212,7 @@ def test_rehearsal_of_iwslt25_with_its_variants_ablations_and_sweep(tmp_path, ca
     poster = (work / "rehearsal" / "iwslt25" / "results-mcif.md").read_text(encoding="utf-8")
     assert "| 2025 poster: mcif.test |" in poster and empty_cells(poster) == []
     in_2026 = (work / "rehearsal" / "iwslt26" / "results.md").read_text(encoding="utf-8")
-    assert {row for _, row, _ in empty_cells(in_2026)}.isdisjoint({"iwslt25-llm: 2025's LLM, text", "iwslt25-C: 2025's C"})
+    assert not [row for _, row, _ in empty_cells(in_2026) if row.startswith("iwslt25")]
 
 
 def test_rehearsal_of_iwslt26(tmp_path, cache):

@@ -387,6 +387,7 @@ CHATTER = {  # (answerable, unanswerable): the tiny LLM talks on after its answe
     "it": ("{} è la risposta.", "{} Chiedi qualcosa di diverso."),
     "zh": ("{}是答案。", "{}请问别的问题。"),
 }
+SENTENCES, QUESTIONS = 40, 1     # a step of the LLM reads so many sentences and so many rows of each at most
 OBEY = 0.1          # share of the English transcripts and answers in a form that A, B and C never ask for
 FAMILIES = {  # special tokens: begin of text or None, pad, ends of turn, the other markers of the chat format
     "llama": ("<|begin_of_text|>", "<|finetune_right_pad_id|>", ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"),
@@ -398,20 +399,21 @@ FAMILIES = {  # special tokens: begin of text or None, pad, ends of turn, the ot
 PROMPTS = {"llama": ["2025"], "qwen3": ["2026", "2026-zero-shot"], "cohere": ["listeners"]}   # those it learns to read
 
 
-SHARES = {("ASR", True): 0.12, ("ST", True): 0.26, ("SQA", True): 0.52, ("SQA", False): 0.1}   # (task, answerable)
-SHARES_WITH_CHOICES = {**SHARES, ("SQA", True): 0.38, ("MCQ", True): 0.14}
+SHARES = {("ASR", True): 0.18, ("ST", True): 0.36, ("SQA", True): 0.38, ("SQA", False): 0.08}  # (task, answerable)
+SHARES_WITH_CHOICES = {**SHARES, ("SQA", True): 0.26, ("MCQ", True): 0.12}
 
 
 def instructions(draw_rows, rng):
     """
-    Return one to four rows of one sentence, draw_rows(rng), drawn by SHARES. Answers get CHATTER; some of the English
-    answers and transcripts get one of the CONSTRAINTS instead.
+    Return one to QUESTIONS rows of one sentence, draw_rows(rng), drawn by SHARES. Answers get CHATTER; some of the
+    English answers and transcripts get one of the CONSTRAINTS.
     """
     rows = draw_rows(rng)
     kinds = [(row["task"], row["answerable"]) for row in rows]
     shares = SHARES_WITH_CHOICES if ("MCQ", True) in kinds else SHARES
     picked = []
-    for n in sorted(set(rng.choices(range(len(rows)), [shares[kind] / kinds.count(kind) for kind in kinds], k=4))):
+    weights = [shares[kind] / kinds.count(kind) for kind in kinds]
+    for n in sorted(set(rng.choices(range(len(rows)), weights, k=QUESTIONS))):
         row = rows[n]
         if row["task"] == "SQA":
             row["target"] = CHATTER[row["language"]][not row["answerable"]].format(row["target"])
@@ -522,7 +524,7 @@ def pack(sentences):
     return tokens, labels, positions, visible.tril()[:, None]
 
 
-def make_llm(folder, draw_rows, steps, seed, hesitate_from=0, family="llama", sentences=6, vocabulary=2000):
+def make_llm(folder, draw_rows, steps, seed, hesitate_from=0, family="llama", sentences=SENTENCES, vocabulary=2000):
     """
     Train a tiny LLM with the loss on the answers and save it with its tokenizer. draw_rows(rng) returns a few rows on
     one transcript; a step reads `sentences` of them. From step `hesitate_from` on half of the transcripts are made like
@@ -533,7 +535,7 @@ def make_llm(folder, draw_rows, steps, seed, hesitate_from=0, family="llama", se
         return
     torch.manual_seed(seed)
     rng, prompts = random.Random(seed), PROMPTS[family]
-    sample = [row for _ in range(1000) for row in draw_rows(rng)]
+    sample = [row for _ in range(3000) for row in draw_rows(rng)]
     texts = [user_turn(row, True, prompts[-1])[0] + "\n" + row["target"] for row in sample]
     if family == "qwen3":
         texts += [mms_normalize(row["transcript"], "en", remove_numbers=False) for row in sample]

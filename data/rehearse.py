@@ -75,7 +75,7 @@ def is_there(key, entry, work, page):
     """Return whether a corpus or test set has rows, or whether the stage of a system is finished."""
     folder = os.path.join(work, "rows", entry.partition(".")[0])         # an entry is a corpus or one of its splits
     if key == "systems":
-        folder = os.path.join(work, page["run"], entry.partition(":")[2])
+        folder = os.path.normpath(os.path.join(work, page["run"], entry.partition(":")[2]))    # or ../iwslt25/merged
         if entry.rpartition(":")[2] in ("llm", "cascade", "seamless", "seamless-text"):
             return True
     return os.path.exists(os.path.join(folder, "config.json"))

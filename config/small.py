@@ -13,7 +13,7 @@ the speech while it is unpacked, 47 GB, and 7 GB of frames (61 MB an hour).
 Memory: 8 GB of the GPU at micro_tokens=3072 (computed: 0.7 GB of LLM, 1.3 MB for each of the 3,072 positions, 1 GB of
 logits and frames). Time, computed at 10 TFLOP/s, a third of what a consumer GPU promises, not measured: frames 5
 minutes (80 GFLOP an utterance), A.1 35 minutes (57,600 utterances of 372 GFLOP), B 5 minutes, C 15 minutes, answers
-half an hour: about two hours with validations. On a CPU: config/small_night.py.
+half an hour: about two hours with validations. The run itself has not been made. On a CPU: config/small_night.py.
 """
 hours = {"librispeech": 10.7, "librisqa": 115}                               # of speech, dev and test too
 gpu_gb = 8

@@ -2,7 +2,7 @@
 `small` on a CPU over night: 5 hours of speech, and in stage A the transcript's tokens in the order of time on the LLM's
 table. Time, computed at 0.1 TFLOP/s, two cores, not measured: frames 1 hour, A 3 hours, B a quarter of an hour, C 1.5
 hours, answers 1.5 hours.
-It needs a work folder of its own: WORK=work-night bash run_all.sh small_night
+The download is that of `small`. It needs a work folder of its own: WORK=work-night bash run_all.sh small_night
 """
 base = "small_mapper"
 run = "small_night"

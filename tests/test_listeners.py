@@ -1,19 +1,14 @@
-"""The multilingual listeners: window Q-Former, Cohere's prompt, LoRA on q and v; the text part of Qwen2.5-Omni."""
-import os
-
+"""The multilingual listeners: window Q-Former, prompts and mixtures."""
 import pytest
 import torch
 import transformers
-from safetensors.torch import save_file
 
 import merge_sft
 from data.covost2 import INTO_ENGLISH
 from speech_llm.constants import configure
-from speech_llm.llm import load_llm
 from speech_llm.prompts import user_turn
 from speech_llm.qformer import QFormer, start_from_bert
 from speech_llm.rows import ALL_LANGUAGES
-from speech_llm.turns import CHAT
 
 
 ROW = {"id": "x/1", "utterance": "x/1", "task": "SQA", "language": "it", "transcript": "Chi sei?",
@@ -127,17 +122,6 @@ def test_the_question_is_what_is_spoken():
         user_turn({**ROW, "task": "ST", "language": "ko"}, prompt="listeners")
 
 
-def test_turns_of_cohere_are_those_of_its_chat_template(real):
-    """The published template, without its default system turn."""
-    import jinja2
-    with open(os.path.join(real, "tokenizers", "chat_templates", "cohere.jinja"), encoding="utf-8") as file:
-        template = jinja2.Environment().from_string(file.read())
-    wanted = template.render(messages=[{"role": "user", "content": "Chi sei?"}], add_generation_prompt=True,
-                             bos_token="<BOS_TOKEN>")
-    begin, between, _ = CHAT["cohere"]
-    assert begin + user_turn(ROW, True, "listeners")[0] + between == wanted
-
-
 # --- The mixtures.
 
 def test_the_mixtures_of_the_listeners():
@@ -159,32 +143,3 @@ def test_the_mixtures_of_the_listeners():
 
 def stage_c(page):
     return configure(merge_sft.Config, "merge_sft", ["--preset", page])
-
-
-# --- An existing speech LLM's text part.
-
-def test_qwen25_omni_is_loaded_as_the_qwen2_that_it_holds(tmp_path, llama):
-    """Same logits as its thinker's; its own audio tower, vision tower and talker are not read."""
-    config = transformers.Qwen2_5OmniConfig()
-    text, audio, vision = (getattr(config.thinker_config, f"{name}_config") for name in ("text", "audio", "vision"))
-    for part, sizes in ((text, dict(vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-                                    num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=False,
-                                    layer_types=["full_attention"] * 2, max_window_layers=2,
-                                    rope_parameters={"rope_type": "default", "mrope_section": [2, 3, 3],
-                                                     "rope_theta": 1e6})),
-                        (audio, dict(d_model=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=16,
-                                     output_dim=32)),
-                        (vision, dict(depth=1, hidden_size=16, intermediate_size=16, num_heads=2, out_hidden_size=32))):
-        for name, value in sizes.items():
-            setattr(part, name, value)
-    torch.manual_seed(0)
-    thinker = transformers.Qwen2_5OmniThinkerForConditionalGeneration(config.thinker_config).eval()
-    save_file({f"thinker.{name}": tensor.clone() for name, tensor in thinker.state_dict().items()},
-              tmp_path / "model.safetensors", metadata={"format": "pt"})
-    config.save_pretrained(tmp_path)
-    transformers.AutoTokenizer.from_pretrained(llama).save_pretrained(tmp_path)          # any will do: it reads ids
-    llm, _ = load_llm(str(tmp_path), torch.device("cpu"))
-    ids = torch.randint(0, 60, (2, 9))
-    with torch.no_grad():
-        assert torch.allclose(llm(input_ids=ids).logits, thinker(input_ids=ids).logits, atol=1e-6)
-    assert llm.config.model_type == "qwen2"

@@ -130,8 +130,12 @@ def test_dev_scores_of_several_languages_are_apart_and_averaged():
 
 
 def test_the_best_steps_of_the_dev_scores():
+    """A tie: the first."""
     assert best_steps([{"step": 4, "WER": 9.0, "WER en": 9.0}, {"step": 8, "WER": 7.0, "WER en": 7.0}]) == {
         "ASR": 8, "all": 8}
+    assert best_steps([{"step": 1, "BLEU": 20.0, "WER": 12.0, "SQA": 1.0},
+                       {"step": 2, "BLEU": 25.0, "WER": 15.0, "SQA": 0.5},
+                       {"step": 3, "BLEU": 25.0, "WER": 11.0, "SQA": 0.0}]) == {"ST": 2, "ASR": 3, "SQA": 1, "all": 3}
 
 
 # --- The judge.

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import read_log
 
-from metrics.dev_scores import best_steps, score_answers
+from metrics.dev_scores import best_steps
 from speech_llm.rows import read_rows, write_rows
 from speech_llm.stage import open_stage
 from train_projector import load_projector
@@ -57,28 +57,6 @@ def test_a_keeps_the_best_step_and_b_and_c_the_last(finished_stages, out):
     assert all(torch.equal(tensor, best[name]) for name, tensor in projector.state_dict().items())
 
 
-def test_best_steps_by_hand():
-    validated = [{"step": 250, "BLEU": 20.0, "WER": 12.0, "SQA": 1.0},
-                 {"step": 500, "BLEU": 25.0, "WER": 15.0, "SQA": 0.5},
-                 {"step": 750, "BLEU": 25.0, "WER": 11.0, "SQA": 0.0}]
-    assert best_steps(validated) == {"ST": 500, "ASR": 750, "SQA": 250, "all": 750}       # a tie: the first
-    assert best_steps([{"step": 9, "WER": 3.0}]) == {"ASR": 9, "all": 9}
-
-
-def test_scores_of_answers_by_hand():
-    """One word of four wrong; one translation right and one without a common word; two of three answers right."""
-    rows = [{"task": "ASR", "language": "en", "target": "One two three four."},
-            {"task": "ST", "language": "de", "target": "Anna hat drei rote Katzen."},
-            {"task": "ST", "language": "it", "target": "Anna ha tre gatti rossi."},
-            {"task": "SQA", "language": "en", "target": "three"}, {"task": "SQA", "language": "zh", "target": "无法回答。"},
-            {"task": "SQA", "language": "it", "target": "Roma"}]
-    scores = score_answers(rows, ["one, two THREE five", "Anna hat drei rote Katzen.", "nulla che sia vero qui",
-                                  "There are three.", "无法回答", "Milano"])
-    assert scores["WER"] == 25 and scores["BLEU de"] == pytest.approx(100) and scores["BLEU it"] < 10
-    assert scores["BLEU"] == (scores["BLEU de"] + scores["BLEU it"]) / 2
-    assert scores["SQA"] == pytest.approx(200 / 3)
-
-
 # --- Variants of stage C, each in a folder beside the model (2025, Tables 10 and 11).
 
 @pytest.mark.parametrize("name, fresh, text, tasks", [
@@ -105,7 +83,7 @@ def test_an_unknown_ablation_is_refused(after_training, run_stage):
 @pytest.mark.parametrize("script, gone, message", [
     ("train_projector", "rows/tiny", "work/rows/tiny is missing; run: python -m data.tiny"),
     ("train_projector", "rows/tiny/config.json", "work/rows/tiny is not finished: .*; run: python -m data.tiny"),
-    ("train_projector", "features", "is missing; run: python extract_features.py --preset PRESET --corpora tiny"),
+    ("train_projector", "features", "is missing; run: python extract_features.py --preset tiny --corpora tiny"),
     ("train_projector", "models/tiny-llama", "work/models/tiny-llama is missing; run: bash run_all.sh PRESET"),
     ("train_lora", "rows/tiny", "work/rows/tiny is missing; run: python -m data.tiny"),
     ("merge_sft", "tiny/projector", "tiny/projector/config.json is missing; run: bash run_all.sh tiny"),

@@ -11,7 +11,8 @@ stages = ["extract_features", "train_projector", "merge_sft --preset tiny_listen
           "eval"]
 IN_4 = {"en": 0.25, "de": 0.25, "it": 0.25, "zh": 0.25}
 common = dict(corpora="tiny-listeners", encoder="models/tiny-whisper", mean=1, llm="models/tiny-cohere",
-              prompt="listeners", systems="llm,cascade,C:merged", test_sets="tiny-listeners.test,tiny-listeners.heard")
+              prompt="listeners", systems="llm,cascade,C-align:aligned,C:merged",
+              test_sets="tiny-listeners.test,tiny-listeners.heard")
 
 extract_features = dict(batch_seconds=60.0, shard_frames=50_000, workers=2)
 train_projector = dict(mixture={"ASR": (1.0, {"en": 1.0})}, shares={}, decode="tiny-listeners", keep="ASR",

@@ -75,7 +75,7 @@ for stage, arguments, environment in json.loads(sys.argv[1]):
 
 def run_stage(stage, *more):
     """Run a stage's main in this process, below the current folder: run_stage("train_lora", "--seed", "1")."""
-    return importlib.import_module(stage).main([*ARGUMENTS[stage], *more])
+    return importlib.import_module(stage).main([*ARGUMENTS.get(stage, []), *more])
 
 
 def start_stages(folder, stages):

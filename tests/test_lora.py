@@ -174,7 +174,7 @@ def test_merged_equals_unmerged(base):
 
 @pytest.mark.parametrize("one, other, says", [
     ("lm_head", "model.embed_tokens", "lm_head shares its weight with the input embeddings"),
-    ("model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.o_proj", "q_proj shares its weight with another lay")])
+    ("model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.o_proj", "q_proj shares its weight with another")])
 def test_a_layer_that_shares_its_weight_is_not_merged(base, one, other, says):
     base.get_submodule(one).weight = base.get_submodule(other).weight
     add_lora(base, "v_proj," + one.split(".")[-1])

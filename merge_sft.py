@@ -78,7 +78,8 @@ def load_speech_llm(work, stage, device):
     """Return (LLM, tokenizer, projector or None) of a finished stage: A's projector, B's adapters, or both of C."""
     llm, tokenizer = load_llm(locate(work, stage.config["llm"]), device)
     prompts = prompts_of(tokenizer, stage.config["prompt"])
-    different = differences(stage.config.get("prompts", prompts), prompts)
+    trained = stage.config.get("prompts", prompts)
+    different = differences(trained, {task: prompt for task, prompt in prompts.items() if task in trained})
     if different:
         raise SystemExit(f"{stage.folder} was trained with other prompts than speech_llm/prompts.py makes: {different}"
                          "; set them back, or train it again")
@@ -142,7 +143,8 @@ def train(c):
                   torch.optim.AdamW(lora_parameters(llm), lr=c.lr_lora, weight_decay=c.decay_lora)]
     prompts = prompts_of(tokenizer, c.prompt)
     for stage in filter(None, (stage_a, stage_b)):       # a SpeechMapper was trained without any prompt
-        different = differences(stage.config.get("prompts", prompts), prompts)
+        trained = stage.config.get("prompts", prompts)
+        different = differences(trained, {task: prompt for task, prompt in prompts.items() if task in trained})
         if different:
             print(f"warning: {stage.folder} was trained with other prompts: {different}")
     run = Run(c, {"projector": (projector.state_dict, projector.load_state_dict),

@@ -338,7 +338,7 @@ def main(argv=None):
     begin(work, corpus, settings)
     splits, jobs = draw_world(work, settings, seed)
     held_out = {row["transcript"] for split in ("dev", "test") for row in splits[split]}
-    from data.speech_ifeval import write_world               # these import torch, which speak_one's processes do without
+    from data.speech_ifeval import write_world           # these import torch, which speak_one's processes do without
     from data.tiny_models import make_encoder, making_llm
     models = os.path.join(work, "models", corpus)
     with making_llm(models, functools.partial(draw_rows, held_out, settings["choices"]), settings):

@@ -7,7 +7,7 @@ A stage's constants: the stage's file, then a page of config/, then the command 
 A page is a Python file of literals. `--preset` takes the name of a page in config/ or the path of any other file.
 A page with `base` starts from another page: constants of a stage are added to the base's, all else replaces it.
 `common` holds constants for every stage that has them. `run` is the folder below --work where the stages write; a page
-without `run` has its base's, or its own name.
+without `run` has that of a base in its own folder, else its own name.
 """
 import argparse
 import ast
@@ -43,6 +43,8 @@ def read_page(preset):
     if page.get("base", "").endswith(".py"):
         page["base"] = os.path.join(os.path.dirname(path), page["base"])     # the path of a page starts at this page
     base = read_page(page["base"]) if "base" in page else {"run": os.path.basename(path)[:-len(".py")], "places": {}}
+    if "base" in page and os.path.dirname(os.path.abspath(base["file"])) != os.path.dirname(os.path.abspath(path)):
+        base["run"] = os.path.basename(path)[:-len(".py")]       # a user's page does not write into its base's folder
     file, places = min(os.path.relpath(path), path, key=len), {}
     for stage in ("common", *STAGES):
         if not isinstance(page.get(stage, {}), (dict, type(None))):

@@ -50,6 +50,7 @@ def draw(rows, mixture, shares, batch, batch_sqa, seed, paired_text=False, mixed
             if name and (name, language, answerable) not in pools:
                 raise SystemExit(f"the mixture wants {name} in {language}, {'' if answerable else 'un'}answerable, "
                                  "but no row is of that kind")
+    print_undrawn(pools, kinds, shares)
     rng, shuffle, orders = random.Random(seed), np.random.default_rng(seed), {}
 
     def next_rows(kind, count):
@@ -70,6 +71,18 @@ def draw(rows, mixture, shares, batch, batch_sqa, seed, paired_text=False, mixed
             count = 1 if mixed else batch_sqa if name == "SQA" else batch
             pools_drawn = [(name, *kind) for _, *kind, _ in drawn]
             yield [row for pool in pools_drawn for row in next_rows(pool, count)], name in TEXT_TASK.values()
+
+
+def print_undrawn(pools, kinds, shares):
+    """Print the corpora that have rows of a task and a language but no share, while other corpora have one."""
+    undrawn = {}
+    for task, language, answerable, _ in kinds:
+        table = corpus_shares(shares, task, language)
+        corpora = pools[task, language, answerable]
+        if any(map(table.get, corpora)):
+            undrawn |= {f"{task} of {corpus}": None for corpus in corpora if not table.get(corpus)}
+    if undrawn:
+        print(f"not drawn, because `shares` gives them nothing: {', '.join(undrawn)}")
 
 
 def pools_of(rows):

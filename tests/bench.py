@@ -297,7 +297,7 @@ def training(c, kind):
 
 
 def mapping(c):
-    """Return A': one step of a SpeechMapper on the table. The peer takes a draw as one batch, with all scores at once."""
+    """Return A': one step of a SpeechMapper on the table. The peer takes a draw as one batch with all scores."""
     table = torch.randn(c.qwen["vocab_size"], c.qwen["hidden_size"], device=c.device) * 0.02
     mapper = make_projector("mapper", width=c.width, llm_width=table.shape[1], **c.mapper).to(c.device).eval()
     ours = TableObjective(mapper, table, None, None, c.frames)

@@ -120,9 +120,11 @@ MISSTATED = {  # file: seconds of audio
     "an mp3 with a picture behind.mp3": (MP3 + b"APETAGEX" + bytes(50_000), 3),
     "an mp3 with noise before.mp3": (np.random.default_rng(0).bytes(2000) + MP3, 3),
     "an mp3 cut in its last frame.mp3": (PLAIN[:-20], 3), "an mp3 with noise behind.mp3": (PLAIN + bytes(50_000), 3),
-    "a FLAC with zeros behind.flac": (FLAC + bytes(20_000), 3), "an Ogg with zeros behind.ogg": (OGG + bytes(20_000), 3),
+    "a FLAC with zeros behind.flac": (FLAC + bytes(20_000), 3),
+    "an Ogg with zeros behind.ogg": (OGG + bytes(20_000), 3),
     "an mp3 with a picture before.mp3": (b"ID3\3\0\0\0\2\0\0" + bytes(2**15) + MP3, 3),
-    "one Ogg three times.ogg": (3 * OGG, 9), "one Opus twice.ogg": (OPUS + OPUS, 6), "Ogg and Opus.ogg": (OGG + OPUS, 6),
+    "one Ogg three times.ogg": (3 * OGG, 9), "one Opus twice.ogg": (OPUS + OPUS, 6),
+    "Ogg and Opus.ogg": (OGG + OPUS, 6),
     "two Oggs.ogg": (OGG + sound(SWEEP, format="OGG"), 6),
     **{f"{name} of {size} bytes": (put(data, place, struct.pack(kind, size)), 3)
        for name, data, place, kind in [

@@ -179,9 +179,11 @@ def test_a_damaged_file_is_named(llama, tmp_path, name):
 @pytest.mark.parametrize("written, answer", [
     ("<think>\n\n</think>\n\nYes", "Yes"), ("<think>No? But Anna</think> Yes. ", "Yes."), ("<think>No, I", ""),
     ("<|START_THINKING|>No?<|END_THINKING|>Yes", "Yes"), ("<|START_THINKING|>No, I", ""),       # special tokens
-    ("<|channel>thought\nNo?<channel|>Yes", "Yes"), ("\u25c1think\u25b7No?\u25c1/think\u25b7Yes", "Yes"),      # Gemma 4, Kimi
+    ("<|channel>thought\nNo?<channel|>Yes", "Yes"),
+    ("\u25c1think\u25b7No?\u25c1/think\u25b7Yes", "Yes"),      # Gemma 4, Kimi
     ("<|channel|>analysis<|message|>No?<|end|><|start|>assistant<|channel|>final<|message|>Yes", "Yes"),  # gpt-oss
-    ("[THINK]a[/THINK] b [THINK]c[/THINK]d", "d"), ("<think>a</think>b <think>c", "b"), ("No thought at all: 3 < 5", "No thought at all: 3 < 5")])
+    ("[THINK]a[/THINK] b [THINK]c[/THINK]d", "d"), ("<think>a</think>b <think>c", "b"),
+    ("No thought at all: 3 < 5", "No thought at all: 3 < 5")])
 def test_thoughts_are_cut_from_answers(llama, written, answer):
     tokenizer = transformers.AutoTokenizer.from_pretrained(llama)
     tokenizer.add_special_tokens({"additional_special_tokens": [

@@ -229,7 +229,8 @@ def test_pairs_of_systems_are_judged_at_the_end(tmp_path, monkeypatch, capsys):
     ("train_projector", "listeners", "merge_sft.py --preset listeners_align"),
     ("merge_sft", "listeners-align", "merge_sft.py --preset listeners --work w"),
     ("merge_sft", "listeners_ten_align", "merge_sft.py --preset listeners"),
-    ("merge_sft", "listeners", "infer.py --preset listeners"), ("train_projector", "omni", "merge_sft.py --preset omni"),
+    ("merge_sft", "listeners", "infer.py --preset listeners"),
+    ("train_projector", "omni", "merge_sft.py --preset omni"),
     ("train_projector", "iwslt25", "train_lora.py --preset iwslt25"), ("infer", "omni", "eval.py --preset omni")])
 def test_a_stage_names_the_stage_that_follows(stage, preset, following):
     assert next_command(stage, SimpleNamespace(preset=preset, work="w")).startswith(f"python {following}")
@@ -238,7 +239,8 @@ def test_a_stage_names_the_stage_that_follows(stage, preset, following):
 def test_forgetting_is_told_against_each_reference():
     """40 % of constraints obeyed is 20 % less than 50 % and half of 80 %."""
     rates = {"cascade": 50.0, "llm": 80.0, "C": 40.0}
-    table = speech_ifeval.tables({name: {"closed": rate, "constraints": {}, "tasks": {}} for name, rate in rates.items()},
+    table = speech_ifeval.tables({name: {"closed": rate, "constraints": {}, "tasks": {}}
+                                  for name, rate in rates.items()},
                                  ["cascade", "llm"]).splitlines()
     assert table[0] == ("| system | closed | forgetting, closed against cascade | forgetting, closed against llm |")
     assert table[2:5] == ["| cascade | 50.00 |  |  |", "| llm | 80.00 |  |  |", "| C | 40.00 | -20.00 | -50.00 |"]

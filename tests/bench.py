@@ -297,7 +297,7 @@ def training(c, kind):
 
 
 def mapping(c):
-    """Return A': one step of a SpeechMapper on the table. The peer takes a draw as one batch with all scores."""
+    """Return A': one step of a SpeechMapper on the table. The peer takes a draw as one batch, all scores at once."""
     table = torch.randn(c.qwen["vocab_size"], c.qwen["hidden_size"], device=c.device) * 0.02
     mapper = make_projector("mapper", width=c.width, llm_width=table.shape[1], **c.mapper).to(c.device).eval()
     ours = TableObjective(mapper, table, None, None, c.frames)
@@ -450,7 +450,7 @@ def front_end(c):
     threads, rng = torch.get_num_threads(), np.random.default_rng(0)
     torch.set_num_threads(1)
     waves = [rng.normal(0, 0.1, round(draw_seconds(rng, "covost2") * SAMPLE_RATE)).astype(np.float32)
-             for _ in range(40)]
+             for _ in range(c.utterances)]
     seconds = sum(map(len, waves)) / SAMPLE_RATE
 
     def rate(function, inputs):

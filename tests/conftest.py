@@ -15,8 +15,10 @@ import transformers
 
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, PROJECT)
+torch.set_num_threads(1)                                         # two workers of pytest-xdist share two cores ...
+os.environ["OMP_NUM_THREADS"] = "1"                              # ... with the processes that they start
 
-import extract_features  # noqa: E402, it needs the line above
+import extract_features  # noqa: E402, it needs the lines above
 from speech_llm import cache  # noqa: E402
 from speech_llm.constants import configure  # noqa: E402
 from speech_llm.files import write_json  # noqa: E402
@@ -80,8 +82,7 @@ def run_stage(stage, *more):
 
 def start_stages(folder, stages):
     """Start a process that runs [(module, arguments, environment variables)] one after the other in a folder."""
-    environment = {**os.environ, "PYTHONPATH": PROJECT, "OMP_NUM_THREADS": "1",
-                   "GIT_DIR": os.devnull}                        # a commit in the meantime is no difference
+    environment = {**os.environ, "PYTHONPATH": PROJECT, "GIT_DIR": os.devnull}     # a commit makes no difference
     return subprocess.Popen([sys.executable, "-c", RUN_STAGES, json.dumps(stages)], cwd=folder, env=environment,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 

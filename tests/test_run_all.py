@@ -14,7 +14,7 @@ def run_all(work, page, *words):
     path = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
     command = ["bash", os.path.join(PROJECT, "run_all.sh"), f"tests/pages/{page}.py", *words]
     done = subprocess.run(command, capture_output=True, text=True,
-                          env={**os.environ, "PATH": path, "WORK": str(work), "OMP_NUM_THREADS": "1"})
+                          env={**os.environ, "PATH": path, "WORK": str(work)})
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     return done.stdout
 

@@ -400,7 +400,7 @@ def test_the_paper_s_tables_follow_ours_in_results_md(scored):
     assert list(cells(ours)) == ["B: LoRA, text", "C: projector + LoRA"]        # another page's, the same folder
     assert cells(paper)["C: projector + LoRA", "ours"] == {"WER en": "33.3", "BLEU de": "100.00", "BLEU zh": "100.00"}
     assert "- A.2 is left out on acl6060.dev, acl6060.eval, covost2.test, europarlst.test, spokensquad.test: " in notes
-    assert "- C is left out on acl6060.dev, covost2.test, europarlst.test, spokensquad.test: no predictions" in notes
+    assert "C is left out" not in notes                                         # which is for another page to decode
 
 
 def test_the_listeners_test_set_in_results_md(scored, capsys):

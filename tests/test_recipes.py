@@ -411,6 +411,7 @@ def test_segments_join_into_utterances():
 
 @pytest.mark.parametrize("leak", ["it_test", "de_dev"])
 def test_a_speech_of_training_in_dev_or_test_is_refused(tmp_path, leak):
+    pytest.importorskip("av")                  # Europarl-ST is not started without PyAV
     european = tmp_path / "v1.1" / "en"
     europarl_download(european, **{leak: [("en.new 0.0 1.0", "Yes.", "Sì."), ("en.train 7.0 8.0", "Yes.", "Sì.")]})
     message = refused(europarlst.main, ["--work", str(tmp_path / "work"), "--raw", str(tmp_path)])
@@ -468,6 +469,7 @@ def test_without_pyav_the_program_ffmpeg_decodes(tmp_path, monkeypatch):
 
 def test_the_real_test_sets_of_europarlst(real, tmp_path, capsys):
     """Lists rebuilt from the complete test sets; every speech is one recording of 20 minutes, there already."""
+    pytest.importorskip("av")                  # Europarl-ST is not started without PyAV
     segments, work = {}, tmp_path / "work"
     for target in ("de", "it"):
         with open(os.path.join(real, "europarl_st", "manifests", f"en-{target}.test.jsonl"), encoding="utf-8") as file:

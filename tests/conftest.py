@@ -82,9 +82,8 @@ def run_stage(stage, *more):
 
 def start_stages(folder, stages):
     """Start a process that runs [(module, arguments, environment variables)] one after the other in a folder."""
-    environment = {**os.environ, "PYTHONPATH": PROJECT, "GIT_DIR": os.devnull}     # a commit makes no difference
-    return subprocess.Popen([sys.executable, "-c", RUN_STAGES, json.dumps(stages)], cwd=folder, env=environment,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen([sys.executable, "-c", RUN_STAGES, json.dumps(stages)], cwd=folder, text=True,
+                            env={**os.environ, "PYTHONPATH": PROJECT}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def read_log(folder):

@@ -1,4 +1,4 @@
-"""The pages of config/, one a system, and a page of a user's own."""
+"""The pages of config/, one a system, and a page of a user's own; constants in general are in test_constants.py."""
 import glob
 import importlib
 import os
@@ -22,24 +22,12 @@ def constants(stage, *argv):
     return configure(CONFIGS[stage], stage, argv)
 
 
-def stages_of(page):
-    """Return the stages that a page's system has."""
-    return [stage for stage in STAGES if page.get(stage, {}) is not None]
-
-
 # --- What stands in a page.
 
-@pytest.mark.parametrize("name", PAGES)
-def test_every_stage_reads_every_page(name):
-    """Each constant is one of a stage, of its type; each ablation changes constants of stage C."""
-    page = read_page(name)
-    for stage in stages_of(page):
-        c = constants(stage, "--preset", name)
-        assert stage == "extract_features" or c.run == page["run"]
+def test_what_a_page_says_to_all_stages_is_a_constant_of_a_stage():
     known = {field.name for stage in STAGES for field in fields(CONFIGS[stage])}
-    assert page.get("common", {}).keys() <= known
-    for ablation in page.get("ablations", {}):
-        assert constants("merge_sft", "--preset", name, "--ablation", ablation).out == f"merged-{ablation}"
+    for name in PAGES:
+        assert read_page(name).get("common", {}).keys() <= known, name
 
 
 def test_the_toys_and_the_real_systems():
@@ -51,7 +39,8 @@ def test_the_toys_and_the_real_systems():
 def test_no_real_system_depends_on_a_toy(name):
     page = read_page(name)
     values = [page[stage] for stage in ("common", *STAGES, "ablations", "sweep") if page.get(stage)]
-    values += [value for stage in stages_of(page) for key, value in asdict(constants(stage, "--preset", name)).items()
+    values += [value for stage in STAGES if page.get(stage, {}) is not None
+               for key, value in asdict(constants(stage, "--preset", name)).items()
                if key != "comet"]                          # weights that are downloaded into work/models
     assert not re.search("tiny|digits|models/", repr(values))
 
@@ -84,30 +73,6 @@ def test_a_page_elsewhere_runs_a_stage_and_every_value_says_where_it_comes_from(
     assert places["corpora"] == ("*", os.path.join(PROJECT, "config", "tiny.py")) == places["accumulate"]
     assert places["batch"] == ("*", "line")                                # "command line"
     assert len(read_log("work/mine/lora")) == 2 + 2
-
-
-def test_a_page_starts_from_another_one_beside_it(tmp_path):
-    (tmp_path / "mine.py").write_text(PAGE)
-    (tmp_path / "variant.py").write_text('base = "mine.py"\ntrain_lora = dict(r=2)\n')
-    c = constants("train_lora", "--preset", str(tmp_path / "variant.py"))
-    assert (c.run, c.r, c.lr, c.steps, c.seed, c.llm) == ("mine", 2, 0.01, 2, 5, "models/tiny-llama")
-
-
-def test_the_spelling_with_hyphens_is_the_same_page():
-    assert asdict(constants("merge_sft", "--preset", "iwslt25-a2-short")) == {
-        **asdict(constants("merge_sft", "--preset", "iwslt25_a2_short")), "preset": "iwslt25-a2-short"}
-
-
-@pytest.mark.parametrize("page, argv, message", [
-    ("train_lora = dict(stepz=2)", [], "page.py: train_lora has no constant called stepz"),
-    ("train_lora = dict(steps=2.5)", [], "page.py: train_lora's steps must be int, got 2.5"),
-    ("train_lora = [2]", [], "page.py: train_lora must be a dict of constants, or None"),
-    ("train_lora = None", [], "page.py: this system has no stage train_lora"),
-    ("", ["--preset", "tinny"], "--preset tinny: there is no file .*tinny.py; the pages of config/ are digits, ")])
-def test_a_page_with_a_mistake_is_refused_by_name(tmp_path, page, argv, message):
-    (tmp_path / "page.py").write_text(f'base = "tiny"\n{page}\n')
-    with pytest.raises(SystemExit, match=message):
-        constants("train_lora", "--preset", str(tmp_path / "page.py"), *argv)
 
 
 def test_a_stage_that_does_not_exist_is_refused(tmp_path):

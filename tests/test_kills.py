@@ -4,6 +4,8 @@ SIGKILL at random moments of everything that works for long: the same command go
 Each run is a process of its own, as a user starts it. A moment is drawn from the time that the unbroken run took. The
 recipes and the makers share one resumable loop, which is killed here in a process that starts at once, so more often.
 """
+import contextlib
+import importlib
 import os
 import random
 import re
@@ -14,6 +16,7 @@ import sys
 import time
 
 import numpy as np
+import pytest
 import soundfile
 from conftest import ARGUMENTS, ON_TABLE, PROJECT, shorten_transcripts, start_stages
 
@@ -72,29 +75,31 @@ def kill(folder, steps, place, seconds):
     return process.returncode
 
 
-def finish(folder, steps):
-    """Run steps to their end."""
-    process = start_stages(folder, steps)
-    printed = process.communicate(timeout=300)[0]
-    assert process.returncode == 0, printed[-3000:]
-
-
 def killed_equals_unbroken(whole, killed, steps, kills):
     """
-    Run steps in the folder `whole`; run them in the folder `killed`, with some kills during each of them; compare.
-    steps: [(module, arguments, folder that the step writes)].
+    Run steps in the folder `whole`, in this process; run them in the folder `killed`, with some kills during each of
+    them; compare. steps: [(module, arguments, folder that the step writes)].
     """
-    chain = [(module, arguments, {}) for module, arguments, _ in steps]
-    finish(whole, chain)
-    codes = []
+    chain, codes = [(module, arguments, {}) for module, arguments, _ in steps], []
+    with contextlib.chdir(whole):
+        for module, arguments, _ in steps:
+            importlib.import_module(module).main(arguments)
     for number, (_, _, folder) in enumerate(steps, 1):
         times = written(whole / folder).values()
         codes += [kill(killed, chain[:number], killed / folder, (max(times) - min(times)) / 1e9) for _ in range(kills)]
     assert codes.count(-signal.SIGKILL) > len(codes) / 2         # the others had finished before their moment came
-    finish(killed, chain)
+    process = start_stages(killed, chain)
+    printed = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, printed[-3000:]
     before, after = contents(whole), contents(killed)
     assert before.keys() == after.keys()
     assert not [path for path in before if before[path] != after[path]]
+
+
+@pytest.fixture(autouse=True)
+def no_commit(monkeypatch):
+    """A commit while the test runs is no difference."""
+    monkeypatch.setenv("GIT_DIR", os.devnull)
 
 
 def test_every_stage(untrained, seamless, tmp_path):

@@ -222,7 +222,10 @@ def test_rehearsal_of_iwslt26(tmp_path, cache):
     printed = run(work, cache, "iwslt26_setup2", "iwslt26_second", "iwslt26", "iwslt26 sweep")
     assert "FAILED" not in printed, printed
     report, results = reports(work, "iwslt26")
-    assert empty_cells(results, ("iwslt25-llm", "iwslt25-C")) == []
+    empty = empty_cells(results, ("iwslt25-llm", "iwslt25-C"))
+    if not importlib.util.find_spec("whisper_normalizer"):               # MCIF's WER needs this package
+        empty = [(table, row, column) for table, row, column in empty if column != "WER en"]
+    assert empty == []
     for told in ("## What is missing", "| projector |", "| extract_features |", "10,950 h of speech", "2,018",
                  "| 2026 Table 1 | `bash run_all.sh iwslt26_setup2` | C-setup2 |"):
         assert told in report, told

@@ -121,7 +121,7 @@ def omni(tmp_path_factory):
 
 
 def predictions(folder, system):
-    with open(folder / "work/omni/predictions" / system / "bench.test.jsonl", encoding="utf-8") as file:
+    with open(folder / "work/page/predictions" / system / "bench.test.jsonl", encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 
 
@@ -136,13 +136,13 @@ def test_omni_without_adapters_answers_as_transformers_own_thinker(omni):
 def test_the_identity_is_a_projector_without_tensors(omni):
     """Stage A holds none, C trains the adapters alone: seven matrices in each of two layers, rank 32."""
     omni, *_ = omni
-    first, merged = (open_stage(str(omni / "work/omni" / name)) for name in ("projector", "merged"))
+    first, merged = (open_stage(str(omni / "work/page" / name)) for name in ("projector", "merged"))
     assert first.weights == {"projector": {}} and first.config["sizes"] == {"kind": "identity", "width": 32,
                                                                            "llm_width": 32}
     assert merged.weights["projector"] == {} and len(merged.weights["lora"]) == 2 * 7 * 2
     assert {tensor.shape[0] for name, tensor in merged.weights["lora"].items() if name.endswith("A")} == {32}
     assert predictions(omni, "Omni-FT") != predictions(omni, "Omni")
-    with open(omni / "work/omni/merged/log.jsonl") as file:
+    with open(omni / "work/page/merged/log.jsonl") as file:
         lines = [json.loads(line) for line in file]
     validations = [line for line in lines if "validation_loss" in line]
     assert validations[-1]["step"] == 4 and {"listening", "RMS"} <= validations[-1].keys()

@@ -31,9 +31,9 @@ from train_projector import AnswerObjective, answer_loss, make_projector
 
 AYA = dict(LLAMA, vocab_size=256_000, tie_word_embeddings=True)    # Cohere's layers are parallel; Llama's keep more
 SYSTEMS = {  # LLM, projector, LoRA, the stages that go through the LLM
-    "iwslt25": (LLAMA, dict(kind="transformer", width=1024, llm_width=4096), dict(r=8, alpha=16), "ABC"),
-    "iwslt26": (QWEN, dict(kind="mapper", width=1024, llm_width=2560), dict(r=8, alpha=16), "BC"),
-    "listeners": (AYA, dict(kind="qformer", width=1280, llm_width=4096),
+    "iwslt25": (LLAMA, dict(kind="transformer", width=1024, llm_width=4096, heads=8), dict(r=8, alpha=16), "ABC"),
+    "iwslt26": (QWEN, dict(kind="mapper", width=1024, llm_width=2560, heads=8, middle=2048), dict(r=8, alpha=16), "BC"),
+    "listeners": (AYA, dict(kind="qformer", width=1280, llm_width=4096, heads=12, middle=768),
                   dict(r=64, alpha=64, targets="q_proj,v_proj"), "C"),
 }
 CARDS = (24, 48, 80)                        # GB

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests import bench
-from train_projector import PADDING, positions
+from tests import bench, growth
+from train_projector import PADDING, make_projector, positions
 from speech_llm.batches import cut_by_length
 
 
@@ -66,6 +66,12 @@ def test_sizes_of_the_real_llms():
         llm = AutoModelForCausalLM.from_config(LlamaConfig(**bench.LLAMA))
     assert bench.matrices(llm.model.layers) == 32 * 218_103_808
     assert bench.attention_flops(llm.config, [100, 10]) == 2 * 32 * 4096 * (100 ** 2 + 10 ** 2)
+
+
+@pytest.mark.parametrize("name, count", [("iwslt25", 37_799_936), ("iwslt26", 240_334_336), ("listeners", 23_631_104)])
+def test_sizes_of_the_real_projectors(name, count):
+    with torch.device("meta"):
+        assert sum(p.numel() for p in make_projector(**growth.SYSTEMS[name][1]).parameters()) == count
 
 
 def test_inputs_have_the_lengths_of_the_corpora():

@@ -15,7 +15,8 @@ from speech_llm.batches import cut_by_length
 
 def rows_of(printed):
     """Return the cells of a printed Markdown table, without its header."""
-    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines()[2:]]
+    lines = [line for line in printed.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
 
 
 @pytest.mark.parametrize("stage, peer", [

@@ -30,10 +30,10 @@ from collections import Counter
 from data.covost2 import (FROM_ENGLISH, LOCALES, SPLITS, no_file_name, read_translations, read_tsv, release,
                           voice_folder)
 from data.recipe import (ENOUGH, begin, download, finish, finished, limited, missing_files, parser, refuse_incomplete,
-                         refuse_missing, report, unreadable)
+                         refuse_missing, report, speech_rows, unreadable, write_splits)
 from speech_llm.audio import duration
 from speech_llm.files import replace_file
-from speech_llm.rows import ALL_LANGUAGES, write_rows
+from speech_llm.rows import ALL_LANGUAGES
 
 
 DOWNLOAD = "unpack Common Voice there, from https://datacollective.mozillafoundation.org"
@@ -114,8 +114,7 @@ def draw(clips, language, split, held_out, dropped, seconds=math.inf, count=math
                 dropped.append((split, utterance, why))
                 continue
             total += duration(path)
-            rows.append({"id": f"{utterance}/ASR.{language}", "utterance": utterance, "audio": path, "task": "ASR",
-                         "language": language, "transcript": sentence, "target": sentence})
+            rows += speech_rows(utterance, {"audio": path}, sentence, {}, language)
     return rows, total
 
 
@@ -148,7 +147,7 @@ def make_rows(raw, covost, language, args, dropped):
     rows["train"], tested, offered = [], covost_clips(covost, language), set()
     dev_and_test = [entry for clips in held_out.values() for entry in clips.values()]
     for place in PLACES:
-        lacking = args.hours * 3600 - sum(seconds[part] for part in PLACES)
+        lacking = args.hours * 3600 - train_seconds(seconds)
         if lacking <= 0 or 0 < args.limit <= len(rows["train"]):
             break
         order = candidates(place, raw, folder, language, dev_and_test, offered, args.seed, dropped)
@@ -207,9 +206,7 @@ def main(argv=None):
         rows, seconds[language] = make_rows(raw, download(work, args.covost, "covost2"), language, args, dropped)
         for split, language_rows in rows.items():
             splits[split] += language_rows
-    for split, rows in splits.items():
-        if rows:
-            write_rows(os.path.join(work, "rows", "commonvoice", f"{split}.jsonl"), rows)
+    write_splits(work, "commonvoice", splits)
     report(work, "commonvoice", splits, {}, dropped)
     folder, table = os.path.join(work, "rows", "commonvoice"), "\n".join(["", *hours_table(seconds, args.hours), ""])
     path = os.path.join(folder, "counts.md")

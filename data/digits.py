@@ -23,7 +23,7 @@ import numpy as np
 import soundfile
 
 from data.recipe import begin, finish_world, finished, world_settings, write_recorded
-from speech_llm.files import replace_file
+from speech_llm.audio import write_flac
 from speech_llm.prompts import NOT_ANSWERABLE
 from speech_llm.rows import LANGUAGES
 
@@ -110,8 +110,7 @@ def join_one(job):
     wave = 0.5 * np.concatenate(parts)
     snr = rng.uniform(20, 40)  # dB
     wave += rng.standard_normal(len(wave)) * np.sqrt((wave**2).mean()) * 10 ** (-snr / 20)
-    with replace_file(path) as temporary:
-        soundfile.write(temporary, wave, RATE, format="FLAC", subtype="PCM_16")
+    write_flac(path, wave, RATE)
 
 
 def find_recordings(work):

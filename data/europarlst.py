@@ -28,8 +28,8 @@ from tqdm import tqdm
 
 from data.recipe import (begin, download, finish, finished, limited, missing_files, need, parser, refuse_missing,
                          report, speech_rows)
-from speech_llm.audio import SAMPLE_RATE, read_audio
-from speech_llm.files import replace_file, text_lines
+from speech_llm.audio import SAMPLE_RATE, read_audio, write_flac
+from speech_llm.files import text_lines
 from speech_llm.rows import write_rows
 
 
@@ -163,8 +163,7 @@ def decode_speeches(speeches, raw, folder):
                 return f"cannot be decoded ({error})"
             if not len(wave):
                 return "cannot be decoded (no samples)"
-            with replace_file(path) as temporary:
-                soundfile.write(temporary, wave, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+            write_flac(path, wave)
         return path, soundfile.info(path).duration
     with ThreadPool(os.cpu_count()) as pool:
         results = list(tqdm(pool.imap(decode_one, speeches), total=len(speeches), desc="decode", unit=" speeches"))

@@ -22,14 +22,14 @@ import re
 
 from data.quality import KIWI, good_translations
 from data.recipe import (begin, finish, finished, limited, missing_models, missing_packages, parser, refuse_missing,
-                         report)
+                         report, write_splits)
 from data.rewrite import generate
 from data.speak import speak
 from data.translate import SEAMLESS
 from metrics.comet import ENCODERS
 from speech_llm.prompts import NOT_ANSWERABLE
 from speech_llm.resumable import is_first, silence_others
-from speech_llm.rows import LANGUAGES, write_rows
+from speech_llm.rows import LANGUAGES
 
 
 LLM = "Qwen/Qwen3-4B-Instruct-2507"
@@ -335,9 +335,7 @@ def main(argv=None):
     splits = add_translations(english, args, dropped)
     if not is_first():                          # this process only helped with the models
         return
-    for split, rows in splits.items():
-        if rows:
-            write_rows(os.path.join(args.work, "rows", "fakacl", f"{split}.jsonl"), rows)
+    write_splits(args.work, "fakacl", splits)
     report(args.work, "fakacl", splits, {} if args.titles or args.limit else PAPER, dropped, args.incomplete)
     finish(args.work, "fakacl", settings, preset="iwslt26")
 

@@ -31,10 +31,9 @@ from collections import Counter
 from tqdm import tqdm
 
 from data.recipe import (begin, download, finish, finished, limited, missing_disk, parser, refuse_missing, report,
-                         speech_rows, spread, unreadable)
+                         speech_rows, spread, unreadable, write_splits)
 from speech_llm.audio import duration
 from speech_llm.files import text_lines
-from speech_llm.rows import write_rows
 
 
 URL = "https://www.openslr.org/resources/12"
@@ -198,9 +197,7 @@ def main(argv=None):
     refuse_missing("librispeech", [] if args.download else missing(work, raw, parts), args.check)
     begin(work, "librispeech", settings)
     splits, dropped = make_rows({part: find_part(raw, part) for part in parts}, args.hours, args.seed, args.limit)
-    for split, rows in splits.items():
-        if rows:
-            write_rows(os.path.join(work, "rows", "librispeech", f"{split}.jsonl"), rows)
+    write_splits(work, "librispeech", splits)
     counts = Counter()                      # of the corpus: the paper has none
     for part in parts:
         split, count, _ = PARTS[part]

@@ -37,14 +37,14 @@ from data.librispeech import PARTS, draw_hours, fetch_parts, find_part
 from data.librispeech import missing as missing_parts
 from data.quality import KIWI, good_translations
 from data.recipe import (begin, download, finish, finished, limited, missing_models, need, parser, refuse_missing,
-                         report, speech_rows, spread, unreadable)
+                         report, speech_rows, spread, unreadable, write_splits)
 from data.rewrite import generate
 from data.translate import SEAMLESS
 from metrics.comet import ENCODERS
 from speech_llm.constants import pick_device
 from speech_llm.prompts import NOT_ANSWERABLE
 from speech_llm.resumable import is_first, resumable, silence_others
-from speech_llm.rows import LANGUAGES, write_rows
+from speech_llm.rows import LANGUAGES
 
 
 REPOSITORY = "ZihanZhao/LibriSQA"                       # a data set on the hub
@@ -386,9 +386,7 @@ def main(argv=None):
     splits = make_rows(entries, os.path.join(work, "made", "librisqa"), args, dropped)
     if not is_first():                      # this process only helped with the models
         return
-    for split, rows in splits.items():
-        if rows:
-            write_rows(os.path.join(work, "rows", "librisqa", f"{split}.jsonl"), rows)
+    write_splits(work, "librisqa", splits)
     counted = {split: ({**row, "task": row["task"].replace("MCQ", "SQA")} for row in rows)     # as Table 5 counts
                for split, rows in splits.items()}
     report(work, "librisqa", counted, paper, dropped, args.incomplete)

@@ -29,8 +29,8 @@ import os
 import re
 from collections import Counter, defaultdict
 
-from data.recipe import (begin, download, finish, finished, limited, missing_packages, parser, refuse_missing, report,
-                         spread, unreadable)
+from data.recipe import (begin, download, finish, finished, limited, missing_packages, parser, print_unreadable,
+                         refuse_missing, report, spread)
 from metrics.mcif import read_references, read_samples
 from speech_llm.rows import LANGUAGES, write_rows
 
@@ -192,10 +192,7 @@ def main(argv=None):
         rows = [row if row["audio"] in recordings else {**row, "audio": os.path.join(raw, "beyond --limit")}
                 for row in rows]
     write_rows(os.path.join(work, "rows", "mcif", "test.jsonl"), rows)
-    broken = unreadable(sorted({row["audio"] for row in rows}))
-    for path in sorted(broken)[:10]:
-        print(f"  {path}: {broken[path]}")
-    print(f"{len(broken)} recordings cannot be read; their rows stay, and get empty answers")
+    print_unreadable(sorted({row["audio"] for row in rows}))
     report(work, "mcif", {"test": rows}, {} if args.limit else expected(answers), dropped, args.incomplete)
     finish(work, "mcif", settings, preset="iwslt26")
 

@@ -41,12 +41,12 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 from data.recipe import (begin, download, finish, finished, limited, missing_models, missing_packages, parser,
-                         refuse_missing, report, spread, unreadable)
+                         refuse_missing, report, spread, unreadable, write_splits)
 from data.speak import MMS, speak, speak_mms
 from data.translate import CODES, SEAMLESS, translate
 from speech_llm.files import JsonObject, replace_file, text_lines, write_json_lines
 from speech_llm.resumable import is_first, silence_others
-from speech_llm.rows import ALL_LANGUAGES, write_rows
+from speech_llm.rows import ALL_LANGUAGES
 
 
 DOWNLOAD = "download https://huggingface.co/datasets/gpt-omni/VoiceAssistant-400K there, or a part of it"
@@ -360,9 +360,7 @@ def main(argv=None):
     if not is_first():                      # this process only helps to translate and to speak
         return
     splits["bench"] = bench_rows(splits["test"], languages, args.seed)
-    for split, rows in splits.items():
-        if rows:
-            write_rows(os.path.join(work, "rows", "multispeechqa", f"{split}.jsonl"), rows)
+    write_splits(work, "multispeechqa", splits)
     paper = {(split, f"SQA/QA {language}"): count for language in languages if not args.limit
              for split, count in (("train", 90_000), ("dev", 2000), ("test", 1000), ("bench", BENCH))}
     report(work, "multispeechqa", splits, paper, dropped, args.incomplete)

@@ -169,15 +169,32 @@ def unreadable(paths):
     return {path: reason for path, reason in zip(paths, reasons) if reason}
 
 
-def speech_rows(utterance, source, transcript, translations):
+def print_unreadable(paths):
+    """Return unreadable(paths) of a test set, whose rows stay. Print how many there are, and the first ten."""
+    broken = unreadable(paths)
+    for path in sorted(broken)[:10]:
+        print(f"  {path}: {broken[path]}")
+    print(f"{len(broken)} recordings cannot be read; their rows stay, and get empty answers")
+    return broken
+
+
+def speech_rows(utterance, source, transcript, translations, spoken="en"):
     """
-    Return the ASR row of one English utterance and its ST rows.
-    source: audio, and start and end of a slice in seconds; translations: {language: text}.
+    Return the ASR row of one utterance and its ST rows.
+    source: audio, and start and end of a slice in seconds; translations: {language: text}; spoken: the language of the
+    transcript.
     """
     base = {"utterance": utterance, **source, "transcript": transcript}
-    targets = [("ASR", "en", transcript), *(("ST", language, text) for language, text in translations.items())]
+    targets = [("ASR", spoken, transcript), *(("ST", language, text) for language, text in translations.items())]
     return [{"id": f"{utterance}/{task}.{language}", **base, "task": task, "language": language, "target": target}
             for task, language, target in targets]
+
+
+def write_splits(work, corpus, splits):
+    """Write the rows of {split: rows}. A split without rows has no file."""
+    for split, rows in splits.items():
+        if rows:
+            write_rows(os.path.join(work, "rows", corpus, f"{split}.jsonl"), rows)
 
 
 def in_processes(function, jobs, desc):

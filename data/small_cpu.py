@@ -71,12 +71,14 @@ def model_names(preset):
 # human recordings
 def read_ljspeech(folder, count):
     """Return [(name, path, text)] of the first `count` recordings of LJ Speech that are in a folder."""
+    paths = sorted(glob.glob(os.path.join(glob.escape(folder), "wavs*", "*")))
+    path_of = {os.path.splitext(os.path.basename(path))[0]: path for path in paths}
     recordings = []
     with open(os.path.join(folder, "metadata.csv"), "rb") as file:
         for line in text_lines(file, file.name):
             name, _, text = line.rstrip("\n").split("|")                  # id, text, text with its numbers as words
-            paths = glob.glob(os.path.join(glob.escape(folder), "wavs*", f"{glob.escape(name)}.*"))
-            recordings += [(name, path, text.strip()) for path in paths[:1]]
+            if name in path_of:
+                recordings.append((name, path_of[name], text.strip()))
     return recordings[:count]
 
 

@@ -21,8 +21,8 @@ import re
 import numpy as np
 
 from data.translate import CODES, SEAMLESS, load_seamless, maker_parser, write_made
+from speech_llm.audio import write_flac
 from speech_llm.constants import pick_device
-from speech_llm.files import replace_file
 from speech_llm.llm import load_checkpoint, loading
 from speech_llm.resumable import resumable, silence_others
 from speech_llm.rows import name_defect, read_rows
@@ -73,11 +73,9 @@ def draw_speaker(seed, name, count, voices=(0.0, 1.0)):
 
 def write_wave(path, wave):
     """Write the wave as FLAC and return True; return False if it is empty, silent or not finite."""
-    import soundfile
     if not len(wave) or not np.isfinite(wave).all() or np.abs(wave).max() < SILENCE:
         return False
-    with replace_file(path) as temporary:
-        soundfile.write(temporary, wave, 16_000, format="FLAC", subtype="PCM_16")
+    write_flac(path, wave)
     return True
 
 

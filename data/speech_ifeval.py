@@ -28,8 +28,8 @@ LLM learns the four CONSTRAINTS from text; no stage shows them again, so that fo
 """
 import os
 
-from data.recipe import (ENOUGH, begin, download, finish, finished, limited, missing_files, parser, refuse_incomplete,
-                         refuse_missing, report, spread, unreadable)
+from data.recipe import (ENOUGH, begin, download, finish, finished, limited, missing_files, parser, print_unreadable,
+                         refuse_incomplete, refuse_missing, report, spread)
 from metrics.speech_ifeval import GROUPS, item_id, questions_folder, read_items
 from speech_llm.files import write_json_lines
 from speech_llm.prompts import TASK_LINES
@@ -124,10 +124,7 @@ def main(argv=None):
     for group, rows in splits.items():
         write_rows(os.path.join(args.work, "rows", "speech_ifeval", f"{group}.jsonl"), rows)
     recordings = sorted({row["audio"] for rows in splits.values() for row in rows})
-    broken = unreadable(recordings)
-    for path in sorted(broken)[:10]:
-        print(f"  {path}: {broken[path]}")
-    print(f"{len(broken)} recordings cannot be read; their rows stay, and get empty answers")
+    broken = print_unreadable(recordings)
     paper = {(group, "SQA/QA en"): count for group, (_, count) in GROUPS.items() if not args.limit}
     report(args.work, "speech_ifeval", splits, paper, [], args.incomplete)
     if len(broken) > (1 - ENOUGH) * len(recordings):

@@ -26,12 +26,12 @@ import zipfile
 import zlib
 from collections import Counter
 
-from data.quality import KIWI, good_rows
+from data.quality import KIWI, good_translations
 from data.recipe import (begin, download, finish, finished, limited, missing_files, missing_models, missing_packages,
                          parser, refuse_missing, report, speech_rows, spread, unreadable)
 from data.rewrite import LLM, fluent_rows
 from data.speak import speak
-from data.translate import SEAMLESS, translate_rows
+from data.translate import SEAMLESS
 from metrics.comet import ENCODERS
 from speech_llm.files import read_json, replace_file
 from speech_llm.prompts import NOT_ANSWERABLE
@@ -285,10 +285,8 @@ def split_rows(split, entries, made, args, dropped):
     for language in LANGUAGES:
         good = english
         if language != "en":
-            results = [os.path.join(made, f"{maker}.{language}.jsonl") for maker in ("translate", "quality")]
-            good, empty = translate_rows(english + texts, language, args.seamless, results[0])
-            good, bad = good_rows(good, english + texts, args.kiwi, results[1])
-            dropped += [(split, row_id, why) for row_id, why in empty + bad]
+            good, bad = good_translations(english + texts, language, made, args.seamless, args.kiwi)
+            dropped += [(split, row_id, why) for row_id, why in bad]
         sqa = [row for row in good if row["task"] == "SQA"]
         rng = random.Random(f"{args.seed} {split} {language}")
         rows += good + invalid_rows(english if split == "test" else sqa, sqa, theme_of, rng, split, dropped)

@@ -22,7 +22,7 @@ import random
 import numpy as np
 
 from data.recipe import begin, finish_world, finished, world_settings, write_recorded
-from speech_llm.files import replace_file
+from speech_llm.audio import write_flac
 from speech_llm.prompts import NOT_ANSWERABLE
 from speech_llm.rows import LANGUAGES
 
@@ -239,6 +239,7 @@ VOICES = {
 ESPEAK_RATE = 22050  # Hz
 
 
+@functools.cache  # once in every worker process
 def load_espeak():
     """
     Return speak(text, voice, words a minute, pitch from 0 to 99), which returns a float32 wave at 22,050 Hz.
@@ -286,19 +287,14 @@ def speak_one(job):
     Write one utterance as FLAC at 16 kHz; accent, speed, pitch and noise are drawn from the job's seed.
     job: (path, text, voice, seed, accents, (lowest, highest words a minute)).
     """
-    import soundfile
-    global SPEAK
-    if "SPEAK" not in globals():
-        SPEAK = load_espeak()  # once in every worker process
     path, text, voice, seed, accents, rates = job
     rng, noise = random.Random(seed), np.random.default_rng(seed)
-    wave = SPEAK(text, f"{rng.choice(accents)}+{voice}", rng.randint(*rates), rng.randint(30, 70))
+    wave = load_espeak()(text, f"{rng.choice(accents)}+{voice}", rng.randint(*rates), rng.randint(30, 70))
     wave = resample(wave, ESPEAK_RATE, 16000)
     wave *= 0.5 / max(np.abs(wave).max(), 1e-4)
     snr = rng.uniform(15, 40)  # dB
     wave += noise.standard_normal(len(wave)).astype(np.float32) * np.sqrt((wave**2).mean()) * 10 ** (-snr / 20)
-    with replace_file(path) as temporary:
-        soundfile.write(temporary, wave, 16000, format="FLAC", subtype="PCM_16")
+    write_flac(path, wave)
 
 
 def draw_world(work, world, seed):

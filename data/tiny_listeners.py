@@ -20,7 +20,7 @@ import os
 import random
 from collections import Counter
 
-from data.recipe import begin, finish_world, finished, world_settings, write_recorded
+from data.recipe import begin, finish_world, finished, speech_rows, world_settings, write_recorded
 from data.tiny import ACCENTS, DAYS, NAMES, VOICES, speak_one
 from speech_llm.rows import LANGUAGES
 
@@ -149,18 +149,14 @@ def languages_of(fact):
 def question_rows(fact, language, utterance, audio):
     """Return the rows of a spoken question: ASR, SQA and, unless the language is English, ST into English."""
     question, answer = ask(fact, language)
-    return [*speech_rows(language, question, ask(fact, "en")[0], utterance, audio),
+    return [*sentence_rows(language, question, ask(fact, "en")[0], utterance, audio),
             {"id": f"{utterance}/SQA.{language}", "utterance": utterance, "audio": audio, "transcript": question,
              "task": "SQA", "language": language, "question": question, "target": answer}]
 
 
-def speech_rows(language, text, translation, utterance, audio):
+def sentence_rows(language, text, translation, utterance, audio):
     """Return the ASR row of one utterance and, unless the language is English, its ST row."""
-    base = {"utterance": utterance, "audio": audio, "transcript": text}
-    rows = [{"id": f"{utterance}/ASR.{language}", **base, "task": "ASR", "language": language, "target": text}]
-    if language != "en":
-        rows.append({"id": f"{utterance}/ST.en", **base, "task": "ST", "language": "en", "target": translation})
-    return rows
+    return speech_rows(utterance, {"audio": audio}, text, {} if language == "en" else {"en": translation}, language)
 
 
 def draw_sentence(rng):
@@ -235,7 +231,7 @@ def draw_world(work, world, seed):
         splits[split] = rows
     for n in range(world["sentences"]):
         i, texts = n % len(LANGUAGES), draw_sentence(rng)
-        splits["train"] += speech_rows(LANGUAGES[i], texts[i], texts[0], *record(
+        splits["train"] += sentence_rows(LANGUAGES[i], texts[i], texts[0], *record(
             f"{CORPUS}/sentence-{n:05d}", texts[i], LANGUAGES[i], voices["train"]))
     return splits, jobs
 
@@ -244,7 +240,7 @@ def draw_rows(rng):
     """Return the rows of a random question or, one time in four, sentence: text for the tiny LLM."""
     if rng.random() < 0.25:
         i, texts = rng.randrange(len(LANGUAGES)), draw_sentence(rng)
-        return speech_rows(LANGUAGES[i], texts[i], texts[0], "text", "none")
+        return sentence_rows(LANGUAGES[i], texts[i], texts[0], "text", "none")
     fact = draw_fact(rng, FACTS)
     return question_rows(fact, rng.choice(languages_of(fact)), "text", "none")
 

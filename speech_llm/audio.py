@@ -13,6 +13,7 @@ import os
 import numpy as np
 import soundfile
 
+from speech_llm.files import replace_file
 from speech_llm.streams import SLACK, OneWay, format_of, has_more, read_frames, read_streams, stated_seconds
 
 SAMPLE_RATE = 16_000                         # Hz, of every wave that is returned
@@ -46,6 +47,12 @@ def read_audio(path, start=None, end=None, longest=math.inf):
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     return wave
+
+
+def write_flac(path, wave, rate=SAMPLE_RATE):
+    """Write a wave as FLAC of 16 bits. A killed process leaves no part of a file."""
+    with replace_file(path) as temporary:
+        soundfile.write(temporary, wave, rate, format="FLAC", subtype="PCM_16")
 
 
 def duration(path):

@@ -33,7 +33,7 @@ from speech_llm.constants import command, configure, pick_device, read_page, req
 from speech_llm.draws import TEXT_TASK
 from speech_llm.files import read_json, read_json_lines, replace_file, write_json
 from speech_llm.pipeline import fillers
-from speech_llm.predictions import parse_system, tasks_answered
+from speech_llm.predictions import parse_system, read_finished, tasks_answered
 from speech_llm.resumable import resumable
 from speech_llm.rows import LANGUAGES, not_made, read_rows
 
@@ -71,18 +71,16 @@ BATCH = 32                                  # answers that a model scores togeth
 # predictions
 def read_predictions(path, rows, system, again):
     """Return {id: prediction} of one system on one test set. SystemExit if an id is missing, unknown or there twice."""
-    tasks, predictions, redo = {row["id"]: row["task"] for row in rows}, {}, f"remove it and run: {again}"
-    for number, prediction in enumerate(read_json_lines(require(path, again), redo, complete=True), 1):
-        where, name, task = f"{path} line {number}", prediction["id"], prediction["task"]
+    tasks, redo = {row["id"]: row["task"] for row in rows}, f"remove it and run: {again}"
+    predictions = read_finished(require(path, again), redo)
+    for number, (name, prediction) in enumerate(predictions.items(), 1):
+        where, task = f"{path} line {number}", prediction["task"]
         marks = {type(prediction.get(mark, False)) for mark in ("capped", "loops")}
-        if type(name) is not str or type(prediction["prediction"]) is not str:
-            raise SystemExit(f"{where} is not a prediction; {redo}")
-        if name in predictions or name not in tasks:
-            raise SystemExit(f"{where}: id {name!r} is {'there twice' if name in tasks else 'no row'}; {redo}")
+        if name not in tasks:
+            raise SystemExit(f"{where}: id {name!r} is no row; {redo}")
         if task not in (tasks[name], TEXT_TASK.get(tasks[name])) or marks != {bool}:
             raise SystemExit(f"{where}: id {name!r} is {tasks[name]}, its prediction of {task!r}, or its marks are not "
                              f"true or false; {redo}")
-        predictions[name] = prediction
     text = {p["task"] in TEXT_TASK.values() for p in predictions.values()}
     if len(text) > 1:
         raise SystemExit(f"{path} mixes predictions from speech and from text; {redo}")
@@ -270,6 +268,7 @@ def model_scores(c, outputs, metric, name, languages, load):
 def official_results(c, outputs, notes):
     """Return the organisers' scores on MCIF (metrics/mcif.py), a language at a time; fractions, as they give them."""
     results, folder = [], c.references if os.path.isdir(c.references) else os.path.join(c.work, c.references)
+    load = cache(partial(load_comet, c))                 # once for all systems and languages
     for system, test_set in outputs:
         output = os.path.join(c.work, c.run, c.predictions, system, f"{test_set}.xml")
         for language in LANGUAGES:
@@ -278,7 +277,7 @@ def official_results(c, outputs, notes):
                 notes.append(f"{test_set} in {language} is not scored: no *short.{language}.ref.xml* below {folder}")
                 continue
             scores, absent = mcif.official_scores(
-                output, files[0], language, load_comet=partial(load_comet, c),
+                output, files[0], language, load_comet=load,
                 load_bertscore=partial(bertscore.load_bertscore, language, *bertscore.ORGANISERS[language],
                                        str(pick_device())))
             notes += [f"{metric} on {test_set} is left out: {why}" for metric, why in absent.items()]
@@ -375,8 +374,9 @@ def main(argv=None):
     if not {*metrics} <= {*SCORED} or c.judge_mode not in ("probability", "text"):
         raise SystemExit(f"--metrics are of {','.join(SCORED)}; --judge_mode is probability or text")
 
+    papers = list(filter(None, c.tables.split(",")))
     if c.dry:
-        print(plan(list(filter(None, c.tables.split(","))), fillers(c.run)))
+        print(plan(papers, fillers(c.run)))
         return
 
     # 1. scores
@@ -386,7 +386,6 @@ def main(argv=None):
     # 2. the tables, from the results alone
     systems = list(dict.fromkeys(system for system, _ in outputs))
     test_sets = [test_set for test_set in c.test_sets.split(",") if any(test_set == name for _, name in outputs)]
-    papers = list(filter(None, c.tables.split(",")))
     tables = (language_tables(results, systems, shown_blocks(papers)) if c.table_rows == "languages"
               else [system_table(results, test_set, systems) for test_set in test_sets])
     tables += paper_tables(results, papers) + pairwise_tables(folder)

@@ -39,6 +39,7 @@ from speech_llm.constants import configure, fingerprint, locate, next_command, p
 from speech_llm.files import lock
 from speech_llm.index import open_utterances
 from speech_llm.llm import load_checkpoint, loading
+from speech_llm.resumable import rank_and_world
 from speech_llm.rows import remake, rows_file
 
 
@@ -261,7 +262,7 @@ def encode_block(c, encoder, features):
 
 def extract(c, encoder, origin, folder, utterances, longest):
     """Encode the utterances of a split that no shard in `folder` holds yet, and write them shard by shard."""
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))   # torchrun sets them
+    rank, world = rank_and_world()
     state = committed(folder, origin)
     # Blocks are cut from all utterances, not from those left: after a kill the batches, so the bytes, are the same.
     # A dropped utterance is tried again until the folder is finished.
@@ -368,11 +369,10 @@ def main(argv=None):
                 longest = min(c.max_seconds, window / FRAME_RATE or math.inf) if training else math.inf
                 extract(c, encoder, origin, folder, utterances, longest)
                 # 4. config.json last; of several processes, the one that sees everything done writes it
-                whole = finish_cache(c, origin, folder, utterances.hashes)
-            if not whole:
+                state = finish_cache(c, origin, folder, utterances.hashes)
+            if state is None:
                 print(f"{corpus}/{split}: this process is done, others are not")
                 continue
-            state = committed(folder, origin)
         print(f"{corpus}/{split}: {state.seconds / 3600:.2f} hours, {len(state.hashes)} utterances, "
               f"{len(state.dropped)} dropped" + f", {state.silent} silent" * (state.silent > 0) + f", in {folder}")
         if state.dropped:

@@ -313,12 +313,12 @@ def strengths(c):
 
 def load_system(c, kind, stage, model, device):
     """Return (model, tokenizer, what else the system needs). kind: one of BUILT_IN, if nothing else is given."""
-    from transformers import (AutoTokenizer, SeamlessM4Tv2ForSpeechToText, SeamlessM4Tv2ForTextToText,
-                              WhisperForConditionalGeneration)
     if stage:
         return load_speech_llm(c.work, stage, device)
     if model:
         return load_hub(locate(c.work, model), device)
+    from transformers import (AutoTokenizer, SeamlessM4Tv2ForSpeechToText, SeamlessM4Tv2ForTextToText,
+                              WhisperForConditionalGeneration)
     if kind.startswith("seamless"):
         model = SeamlessM4Tv2ForTextToText if kind == "seamless-text" else SeamlessM4Tv2ForSpeechToText
         return load_seamless(model, locate(c.work, c.seamless))
@@ -334,18 +334,18 @@ def run_system(c, system, kind, stage, model, scales, test_sets, device):
     Decode what is not there yet, at every strength of the adapters; models are loaded once, or not at all. A system
     has a finished stage, or a model of the hub, or is one of BUILT_IN, its `kind`.
     """
-    loaded = None
+    loaded, weights = None, fingerprint(os.path.join(stage.folder, "weights.pt")) if stage else ""
+    text = "projector" not in stage.config["trained"] if stage else kind in ("llm", "seamless-text")
     for scale, test_set in itertools.product(scales, test_sets):
         name = system if scale == 1 else f"{system}@{scale:g}"
         path = os.path.join(c.work, c.run, c.out, name, f"{test_set}.jsonl")
         rows = read_rows(rows_file(c.work, *test_set.rsplit(".", 1)))
-        text = "projector" not in stage.config["trained"] if stage else kind in ("llm", "seamless-text")
         if not {row["task"] for row in rows} & {*tasks_answered(kind, text, test_set)}:
             print(f"{name} is left out on {test_set}: it has no task there")
             continue
         origin = {"llm": model or (c.seamless if kind.startswith("seamless") else c.llm),
                   "max_new_tokens": c.max_new_tokens,
-                  "stage": fingerprint(os.path.join(stage.folder, "weights.pt")) if stage else "",
+                  "stage": weights,
                   "trim_loops": c.trim_loops, "lora_scale": scale,
                   **({"whisper": c.whisper} if kind == "cascade" else {})}
         if not already_predicted(path, origin):

@@ -74,13 +74,16 @@ class Config:                               # the 2025 paper's values; a page of
     seed: int = 0
 
 
+def other_prompts(stage, prompts):
+    """Return in words where a finished stage was trained with other prompts than these; "" if nowhere."""
+    trained = stage.config.get("prompts", prompts)             # a SpeechMapper was trained without any prompt
+    return differences(trained, {task: prompt for task, prompt in prompts.items() if task in trained})
+
+
 def load_speech_llm(work, stage, device):
     """Return (LLM, tokenizer, projector or None) of a finished stage: A's projector, B's adapters, or both of C."""
     llm, tokenizer = load_llm(locate(work, stage.config["llm"]), device)
-    prompts = prompts_of(tokenizer, stage.config["prompt"])
-    trained = stage.config.get("prompts", prompts)
-    different = differences(trained, {task: prompt for task, prompt in prompts.items() if task in trained})
-    if different:
+    if different := other_prompts(stage, prompts_of(tokenizer, stage.config["prompt"])):
         raise SystemExit(f"{stage.folder} was trained with other prompts than speech_llm/prompts.py makes: {different}"
                          "; set them back, or train it again")
     projector = load_projector(stage, device).eval() if "projector" in stage.config["trained"] else None
@@ -142,10 +145,8 @@ def train(c):
                                     weight_decay=c.decay_projector),
                   torch.optim.AdamW(lora_parameters(llm), lr=c.lr_lora, weight_decay=c.decay_lora)]
     prompts = prompts_of(tokenizer, c.prompt)
-    for stage in filter(None, (stage_a, stage_b)):       # a SpeechMapper was trained without any prompt
-        trained = stage.config.get("prompts", prompts)
-        different = differences(trained, {task: prompt for task, prompt in prompts.items() if task in trained})
-        if different:
+    for stage in filter(None, (stage_a, stage_b)):
+        if different := other_prompts(stage, prompts):
             print(f"warning: {stage.folder} was trained with other prompts: {different}")
     run = Run(c, {"projector": (projector.state_dict, projector.load_state_dict),
                   "lora": (lambda: lora_state_dict(llm), lambda state: load_lora(llm, state))},

@@ -398,8 +398,8 @@ def main(argv=None):
     dev = [sample for sample in (objective.sample(row, False) for row in picked) if sample]
     if not dev:
         raise SystemExit("no dev transcript has as few tokens as its speech has slots: look at --mean and --llm")
-    decoded = [row for row in rows_to_decode(c, dev_rows, picked) if objective.sample(row, False)] if llm else []
-    questions = [objective.sample(row, False) for row in decoded]
+    pairs = [(row, objective.sample(row, False)) for row in (rows_to_decode(c, dev_rows, picked) if llm else [])]
+    decoded, questions = [row for row, sample in pairs if sample], [sample for _, sample in pairs if sample]
 
     # 4. train
     objective.features = features

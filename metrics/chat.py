@@ -14,7 +14,7 @@ import functools
 
 import torch
 
-from speech_llm.llm import decode_text
+from speech_llm.llm import decode_text, end_ids
 from speech_llm.resumable import resumable
 from speech_llm.thoughts import NO_THOUGHT, close_thought
 from speech_llm.turns import without_markers
@@ -93,16 +93,19 @@ def load_chat(name, device):
 
 
 @torch.no_grad()
+def write_greedily(llm, tokenizer, ids, mask, max_new_tokens):
+    """Return the new token ids, a list for each row of ids and mask (B, L)."""
+    from transformers import GenerationConfig
+    greedy = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id,
+                              eos_token_id=llm.generation_config.eos_token_id)
+    return llm.generate(input_ids=ids, attention_mask=mask, generation_config=greedy)[:, ids.shape[1]:].tolist()
+
+
 def write_replies(llm, tokenizer, chats):
     """Return a {"reply", "capped"} for each chat; capped: the reply was cut at MAX_NEW_TOKENS."""
-    from transformers import GenerationConfig
     ids, mask = pad_left([encode_chat(tokenizer, chat) for chat in chats], tokenizer.pad_token_id, llm.device)
-    ends = llm.generation_config.eos_token_id
-    greedy = GenerationConfig(max_new_tokens=MAX_NEW_TOKENS, do_sample=False, pad_token_id=tokenizer.pad_token_id,
-                              eos_token_id=ends)
-    written = llm.generate(input_ids=ids, attention_mask=mask, generation_config=greedy)[:, ids.shape[1]:].tolist()
-    ends = {*(ends if isinstance(ends, list) else [ends])}
-    return [{"reply": decode_text(tokenizer, row), "capped": not ends & {*row}} for row in written]
+    return [{"reply": decode_text(tokenizer, row), "capped": not end_ids(llm) & {*row}}
+            for row in write_greedily(llm, tokenizer, ids, mask, MAX_NEW_TOKENS)]
 
 
 def replies(path, judge, chats):

@@ -5,6 +5,7 @@ Word and character error rates over a corpus: errors are insertions, deletions a
     cer(["2008年"], ["2008 年"], "zh")                       -> 0.0
     word_error_rate(["the cat sat"], ["the cat sits"])      -> 33.3, of texts that are normalised already
 """
+from metrics.exact import plain_pair
 from metrics.texts import CHARACTERS, comparable
 from speech_llm.normalize import mms_normalize
 
@@ -40,8 +41,7 @@ def character_pair(reference, prediction, language):
     """Return both texts as `cer` compares them."""
     if language not in CHARACTERS:
         return mms_pair(reference, prediction, language)
-    return tuple(mms_normalize(text, language, remove_numbers=False).replace(" ", "")
-                 for text in (reference, prediction))
+    return plain_pair(reference, prediction, language)
 
 
 def word_error_rate(references, predictions):

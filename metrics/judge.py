@@ -15,7 +15,7 @@ from functools import partial
 
 import torch
 
-from metrics.chat import encode_chat, load_chat, pad_left
+from metrics.chat import encode_chat, load_chat, pad_left, write_greedily
 from speech_llm.llm import decode_text
 from speech_llm.normalize import nfc
 from speech_llm.thoughts import after_thought
@@ -66,15 +66,10 @@ def expectation(logits, values):
     return logits.float().softmax(-1) @ torch.tensor(list(values), dtype=torch.float32, device=logits.device)
 
 
-@torch.no_grad()
 def verdicts(model, tokenizer, items):
     """Return 1, 0 or UNPARSABLE for each [question, golden, answer], from what the judge writes greedily."""
-    from transformers import GenerationConfig
-    inputs = tokenize(tokenizer, items, model.device)
-    del inputs["position_ids"]                     # generate derives them from the mask
-    greedy = GenerationConfig(max_new_tokens=MAX_NEW_TOKENS, do_sample=False, pad_token_id=tokenizer.pad_token_id,
-                              eos_token_id=model.generation_config.eos_token_id)
-    written = model.generate(**inputs, generation_config=greedy)[:, inputs["input_ids"].shape[1]:].tolist()
+    inputs = tokenize(tokenizer, items, model.device)            # generate derives position_ids from the mask
+    written = write_greedily(model, tokenizer, inputs["input_ids"], inputs["attention_mask"], MAX_NEW_TOKENS)
     return [parse(decode_text(tokenizer, row)) for row in written]
 
 

@@ -41,6 +41,7 @@ from metrics.tables import markdown
 from metrics.texts import comparable
 from speech_llm.files import read_json_lines, replace_file, write_json
 from speech_llm.normalize import nfc
+from speech_llm.predictions import read_finished
 from speech_llm.thoughts import after_thought
 
 
@@ -285,13 +286,7 @@ def item_id(corpus, group, item, number):
 def read_predictions(path, corpus, group, data):
     """Return the questions of one group, each with our prediction as its response. SystemExit unless each has one."""
     again = "remove it, and run infer.py on the same rows again"
-    responses = {}
-    for number, line in enumerate(read_json_lines(path, again, complete=True), 1):
-        if not isinstance(line["id"], str) or not isinstance(line["prediction"], str):
-            raise SystemExit(f"{path} line {number} is not a prediction; {again}")
-        if line["id"] in responses:
-            raise SystemExit(f"{path} line {number}: id {line['id']!r} is there twice; {again}")
-        responses[line["id"]] = nfc(line["prediction"])
+    responses = {name: nfc(line["prediction"]) for name, line in read_finished(path, again).items()}
     source = os.path.join(data, f"{GROUPS[group][0]}.jsonl")
     if not os.path.exists(source):
         raise SystemExit(f"{source} is missing: --data names the folder eval_data with the questions")

@@ -54,10 +54,6 @@ class Features:
         numbers = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)
         return self.hashes[numbers] == hashes
 
-    def lengths(self, hashes):
-        """Return the numbers of frames, (N,), of the hashes of utterances (N,), which must have frames."""
-        return self.places["length"][np.searchsorted(self.hashes, hashes)]
-
     def __contains__(self, utterance):
         return bool(self.holds(np.array([hash_of(utterance)], np.uint64))[0])
 
@@ -174,12 +170,12 @@ def committed(folder, origin):
 
 def finish_cache(c, origin, folder, hashes):
     """
-    Write dropped.jsonl, then config.json, and return True; return False if any of the utterances with these `hashes` is
-    neither in a shard nor dropped. ValueError if all of them are dropped.
+    Write dropped.jsonl, then config.json, and return what the shards hold; return None if any of the utterances with
+    these `hashes` is neither in a shard nor dropped. ValueError if all of them are dropped.
     """
     state = committed(folder, origin)
     if state.lacks(hashes):
-        return False
+        return None
     if not len(state.hashes):
         raise ValueError(f"{folder}: all {len(state.dropped)} utterances were dropped, the first for this reason: "
                          f"{next(iter(state.dropped.values()))['reason']}")
@@ -190,7 +186,7 @@ def finish_cache(c, origin, folder, hashes):
         **origin, "width": width, "utterances": len(state.hashes), "frames": state.frames,
         "hours": state.seconds / 3600, "silent": state.silent, "dropped": len(state.dropped), "config": asdict(c),
         **provenance()})
-    return True
+    return state
 
 
 def load_rows(c, split, origin=None):

@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from speech_llm.audio import SAMPLE_RATE, read_audio
-from speech_llm.llm import load_checkpoint, loading
+from speech_llm.llm import end_ids, load_checkpoint, loading
 from speech_llm.prompts import instruction
 from speech_llm.thoughts import NO_THOUGHT, close_thought
 from speech_llm.turns import without_markers
@@ -117,10 +117,9 @@ def read_wave(row):
 def generate(model, tokenizer, processor, texts, waves, max_new_tokens):
     """Return the new token ids for each text and wave, greedily, the token that ends the answer left out."""
     inputs = model_inputs(model, processor, texts, waves)
-    ends = model.generation_config.eos_token_id
-    ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id}
+    ends = (end_ids(model) | {tokenizer.eos_token_id}) - {None}
     ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
-                         eos_token_id=sorted(ends - {None}), pad_token_id=tokenizer.pad_token_id)
+                         eos_token_id=sorted(ends), pad_token_id=tokenizer.pad_token_id)
     rows = ids[:, inputs["input_ids"].shape[1]:].tolist()
     return [list(takewhile(lambda token: token not in ends, row)) for row in rows]
 

@@ -203,10 +203,15 @@ def logits_at(llm, rows, columns, **inputs):
         hook.remove()
 
 
+def end_ids(llm):
+    """Return the set of ids that end an answer by the checkpoint's generation config."""
+    ends = llm.generation_config.eos_token_id
+    return {*(ends if isinstance(ends, list) else [ends])} - {None}
+
+
 def stop_ids(llm, tokenizer):
     """Return the set of ids that end a turn: the chat template's and those of the checkpoint's generation config."""
-    ends = llm.generation_config.eos_token_id
-    return {*(ends if isinstance(ends, list) else [ends]), end_id(tokenizer)} - {None}
+    return end_ids(llm) | {end_id(tokenizer)}
 
 
 def decode_text(tokenizer, ids):

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from speech_llm.draws import TEXT_TASK
 from speech_llm.files import add_lines, lock, read_json, read_json_lines, write_json, write_json_lines
 from speech_llm.llm import decode_text
+from speech_llm.resumable import rank_and_world
 from speech_llm.rows import TASKS
 
 COPIES, LONGEST, SHORTEST = 4, 32, 16       # a loop: 4 copies of at most 32 tokens, 16 or more in all (our choice)
@@ -81,6 +82,21 @@ def remove_partial(path):
         Path(part).unlink(missing_ok=True)
 
 
+def read_finished(path, redo):
+    """
+    Return {id: prediction} of a finished file. SystemExit, which says `redo`, for a line that is not a prediction and
+    for an id that is there twice.
+    """
+    predictions = {}
+    for number, line in enumerate(read_json_lines(path, redo, complete=True), 1):
+        if type(line["id"]) is not str or type(line["prediction"]) is not str:
+            raise SystemExit(f"{path} line {number} is not a prediction; {redo}")
+        if line["id"] in predictions:
+            raise SystemExit(f"{path} line {number}: id {line['id']!r} is there twice; {redo}")
+        predictions[line["id"]] = line
+    return predictions
+
+
 def already_predicted(path, origin):
     """
     Return whether the predictions at `path` are finished. `origin` is what they are made from, a JSON object; it is
@@ -106,7 +122,7 @@ def predict(path, desc, tokenizer, jobs, decode, batch, max_new_tokens, trim_loo
     Of several processes each decodes every world-th batch, and the last one that is done joins the parts. Batches are
     cut from all jobs, so they are the same after a kill; a batch that lacks a row is decoded again.
     """
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))     # torchrun sets them
+    rank, world = rank_and_world()
     with lock(os.path.dirname(path)):
         done, part = read_partial(path), f"{path}.partial.{rank}"
         if os.path.exists(path):                            # the other processes have decoded everything

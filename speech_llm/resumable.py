@@ -22,9 +22,14 @@ from speech_llm.files import add_lines, differences, read_json_lines, writing
 WAIT = 2.0                                   # seconds between two looks at the files of the other processes
 
 
+def rank_and_world():
+    """Return (the number of this process, how many there are), as torchrun sets them; (0, 1) without torchrun."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
 def is_first():
     """Return whether this process writes what all processes of a torchrun know; true without torchrun."""
-    return int(os.environ.get("RANK", 0)) == 0
+    return rank_and_world()[0] == 0
 
 
 def silence_others():
@@ -41,7 +46,7 @@ def resumable(path, settings, items, make, batch, desc="", size=len):
     are cut from all items, so that a run that continues after a kill makes the same batches. `settings` is what the
     results depend on. SystemExit if a file was made with other settings, is damaged, or is in use by another process.
     """
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))       # torchrun sets them
+    rank, world = rank_and_world()
     order = sorted({key(item): item for item in items}.values(), key=lambda item: (size(item), key(item)))
     batches = [order[i:i + batch] for i in range(0, len(order), batch)][rank::world]
     with open_locked(f"{path}.{rank}" if rank else path) as file:

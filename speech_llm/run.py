@@ -20,7 +20,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from speech_llm.constants import gpu_memory, provenance
-from speech_llm.files import lock, read_json_lines, replace_file, write_json, writing
+from speech_llm.files import lock, read_json_lines, replace_file, write_json, write_json_lines, writing
 from speech_llm.stage import load_tensors, refuse_other_constants
 from speech_llm.training import in_background, optimizer_step, processes, total_loss
 
@@ -52,8 +52,7 @@ class Run:
         self.log_path = os.path.join(self.folder, "log.jsonl")
         if self.rank == 0:
             lines = [line for line in self.log_lines() if line["step"] <= self.step] if self.step else []
-            with replace_file(self.log_path) as temporary, open(temporary, "w") as file:
-                file.writelines(json.dumps(line) + "\n" for line in lines)       # later steps will be made again
+            write_json_lines(self.log_path, lines)                               # later steps will be made again
         self.bar = tqdm(total=c.steps, initial=self.step, desc=c.out, unit=" step", mininterval=1.0,
                         disable=self.rank > 0)
         self.started = time.time()

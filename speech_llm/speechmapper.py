@@ -122,10 +122,16 @@ class TableObjective:
         Return None if the transcript has more tokens than there are slots.
         """
         frames = self.features[row["utterance"]]                                                     # (T, W)
-        target = self.targets(row, self.mapper.slots(len(frames)))
+        slots = self.mapper.slots(len(frames))
+        target = self.target(row, slots)
+        if target is None:
+            return None
         letters = [LETTERS.index(letter) + 1 for letter in normalized(row) if letter in LETTERS]
-        return target and {"id": row["id"], "frames": frames, "slots": len(target), "target": target,
-                           "letters": letters}
+        return {"id": row["id"], "frames": frames, "slots": slots, "target": target, "letters": letters}
+
+    def target(self, row, slots):
+        """Return a token id for every slot; None if the transcript has more tokens than there are slots."""
+        return self.targets(row, slots)
 
     def batches(self, samples):
         """Return micro-batches of at most `micro_frames` padded frames."""

@@ -28,12 +28,11 @@ class TokenObjective(TableObjective):
         centred = self.table - self.mean
         self.directions, self.radius = F.normalize(centred), centred.square().sum(1).mean().sqrt()
 
-    def sample(self, row, text=False):
-        """Return a sample as TableObjective does, its "target" the tokens; None if CTC needs more slots for them."""
-        sample = super().sample(row)
+    def target(self, row, slots):
+        """Return the transcript's tokens; None if CTC needs more slots for them."""
         tokens = self.targets.tokens(row)
         repeats = sum(first == second for first, second in zip(tokens, tokens[1:]))
-        return sample and len(tokens) + repeats <= sample["slots"] and {**sample, "target": tokens} or None
+        return tokens if len(tokens) + repeats <= slots else None
 
     def counts(self, samples):
         """Return how many terms each loss has: utterances, slots, utterances."""

@@ -12,7 +12,6 @@ speech_llm/speechmapper.py's TableObjective on the LLM's embedding table. An obj
     report(samples)                   {name: figure} of the validation samples
 """
 import math
-import os
 import queue
 import threading
 
@@ -21,6 +20,7 @@ import torch.distributed as dist
 from torch import nn
 
 from speech_llm.constants import pick_device
+from speech_llm.resumable import rank_and_world
 
 
 def learning_rate(peak, step, steps, warmup, cosine):
@@ -103,7 +103,7 @@ def validate(modules, objective, samples):
 # ---------------------------------------------------------------------------------------------------------------------
 def processes():
     """Return (rank, number of processes). Under torchrun the processes connect to each other at the first call."""
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world = rank_and_world()
     if world > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         if torch.cuda.is_available():

@@ -1,6 +1,5 @@
 """A.2 on real voices: the projector is trained on spoken questions, too."""
+from config.tiny_a2 import train_projector as a2
+
 base = "digits"
-train_projector = dict(
-    out="projector-A.2",
-    mixture={"ASR": (0.4, {"en": 1.0}), "ST": (0.35, {"de": 0.3, "it": 0.3, "zh": 0.4}),
-             "SQA": (0.25, {"en": (0.2, 0.2), "de": (0.15, 0.15), "it": (0.15, 0.15)})})
+train_projector = dict(a2)

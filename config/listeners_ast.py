@@ -5,7 +5,7 @@ Section 6.1 tests on the languages that CoVoST 2 has "in both directions". Our r
 languages, not a translation out of English; Table 3 has translation into English alone, and Whisper translates into
 English, which section 6.1 gives as the reason of its result. metrics/pairwise.py has a mean over these languages.
 """
-from config.listeners import BENCH, IN_23
+from config.listeners import BENCH, IN_23, extract_features as of_listeners
 
 base = "listeners"
 hours = {"commonvoice": 520, "multispeechqa": 1830,     # as listeners; covost2: released clips of 5 s (our estimate)
@@ -17,8 +17,7 @@ INTO_ENGLISH = ("covost2-ar_en,covost2-de_en,covost2-es_en,covost2-fa_en,covost2
                 "covost2-ja_en,covost2-nl_en,covost2-pt_en,covost2-ru_en,covost2-tr_en,covost2-zh_en")
 TRAINED = ",".join(f"{corpus}.train,{corpus}.dev" for corpus in INTO_ENGLISH.split(","))
 common = dict(systems="C-ast:merged-ast")
-extract_features = dict(corpora="commonvoice.train,commonvoice.dev,multispeechqa.train,multispeechqa.dev,"
-                                f"{BENCH},{TRAINED}")
+extract_features = dict(corpora=f"{of_listeners['corpora']},{TRAINED}")
 # The corpora of AST go by size: French 38 %, Japanese below 1 % (our choice). In equal shares:
 # python merge_sft.py --preset listeners_ast --ablation ast-equal
 merge_sft = dict(out="merged-ast", corpora=f"multispeechqa,{INTO_ENGLISH}", steps=30_322,

@@ -1,5 +1,5 @@
 """Multilingual listeners, TEN+AST: ten languages, at most 20 % translation into English (section 6)."""
-from config.listeners import BENCH
+from config.listeners import extract_features as of_listeners
 from config.listeners_ten_align import IN_10
 
 base = "listeners_ten"
@@ -12,7 +12,6 @@ INTO_ENGLISH = ("covost2-ar_en,covost2-de_en,covost2-es_en,covost2-fr_en,covost2
                 "covost2-tr_en")
 TRAINED = ",".join(f"{corpus}.train,{corpus}.dev" for corpus in INTO_ENGLISH.split(","))
 common = dict(systems="C-ten-ast:merged-ten-ast")
-extract_features = dict(corpora="commonvoice.train,commonvoice.dev,multispeechqa.train,multispeechqa.dev,"
-                                f"{BENCH},{TRAINED}")
+extract_features = dict(corpora=f"{of_listeners['corpora']},{TRAINED}")
 merge_sft = dict(out="merged-ten-ast", steps=13_184, mixture={"SQA": (0.8, IN_10), "ST": (0.2, {"en": 1.0})},
                  corpora=f"multispeechqa,{INTO_ENGLISH}")

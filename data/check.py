@@ -22,7 +22,7 @@ from data.recipe import Checked, missing_disk, missing_models, missing_packages
 from metrics.bertscore import ORGANISERS, XLMR
 from metrics.comet import ENCODERS
 from speech_llm.cache import features_folder
-from speech_llm.constants import locate, read_page, stage_constants
+from speech_llm.constants import locate, read_page, stage_constants, stage_groups
 from speech_llm.files import read_json
 from speech_llm.pipeline import recipe_commands
 
@@ -40,7 +40,7 @@ COMET = "Unbabel/wmt22-comet-da"
 
 def stages_of(page):
     """Return [(stage, the page of its constants)] of a page's `stages`."""
-    entries = [entry for group in page["stages"] for entry in ([group] if isinstance(group, str) else group)]
+    entries = [entry for group in stage_groups(page["stages"]) for entry in group]
     words = [entry.split() for entry in entries]
     return [(stage, read_page(more[more.index("--preset") + 1]) if "--preset" in more else page)
             for stage, *more in words]

@@ -131,14 +131,18 @@ def command(stage, c):
     return f"python {stage}.py --preset {shlex.quote(c.preset)}{work_option(c.work)}"
 
 
+def stage_groups(stages):
+    """Return a page's `stages` as tuples: the entries of one tuple need nothing of each other."""
+    return [(group,) if isinstance(group, str) else group for group in stages]
+
+
 def next_command(stage, c):
     """
     Return the command of the stage that follows `stage` in the page's `stages`, for a message. Where the page names no
     stages, or does not name this one, it is the next of STAGES.
     """
     page, this = read_page(c.preset), c.preset.replace("-", "_")
-    entries = [entry.split() for group in page.get("stages", STAGES[:-1])
-               for entry in ([group] if isinstance(group, str) else group)]
+    entries = [entry.split() for group in stage_groups(page.get("stages", STAGES[:-1])) for entry in group]
     entries.append(["eval"])
     by_name = [stage, "--preset", this]                  # an entry of another page, such as listeners_align
     place = next((n for entry in (by_name, [stage]) for n, words in enumerate(entries) if words == entry), None)

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 
-from speech_llm.constants import STAGES, pick_device, read_page, stage_constants
+from speech_llm.constants import STAGES, pick_device, read_page, stage_constants, stage_groups
 from speech_llm.rows import PROJECT
 
 SEEDED = ("train_projector", "train_lora", "merge_sft")
@@ -62,11 +62,11 @@ def check_command(page, part, preset, work):
 
 def run_commands(page, preset, work, seed):
     """Return [commands that may run side by side] of the whole system."""
-    entries = [entry if isinstance(entry, tuple) else (entry,) for entry in page["stages"]]
     rows = recipe_commands(page, "", work) if "recipes" in page else [
         ["-m", f"data.{page['world']['recipe']}", "--preset", preset, "--work", work, "--seed", str(seed)]]
     return ([[command] for command in rows]
-            + [[stage_command(entry, preset, work, seed) for entry in group] for group in entries]
+            + [[stage_command(entry, preset, work, seed) for entry in group]
+               for group in stage_groups(page["stages"])]
             + pairwise_commands(page, preset, work, seed))
 
 
@@ -187,8 +187,7 @@ def main(argv=None):
     part = args.of if args.part == "rehearse" else args.part
     if part and part not in page:
         raise SystemExit(f"{page['file']} has no {part}")
-    unknown = {entry.split()[0] for group in page["stages"] for entry in ([group] if isinstance(group, str) else group)}
-    unknown -= {*STAGES}
+    unknown = {entry.split()[0] for group in stage_groups(page["stages"]) for entry in group} - {*STAGES}
     if unknown:
         raise SystemExit(f"{page['file']}: {', '.join(unknown)} is not one of the stages {', '.join(STAGES)}")
     if args.part == "rehearse":

@@ -44,9 +44,8 @@ import train_projector
 from extract_features import (BLOCK, FRAME_RATE, Config as Config0, average_frames, decode_ahead, encode_block,
                               filterbank, log_mel)
 from speech_llm.audio import SAMPLE_RATE, read_audio
-from speech_llm.constants import pick_device
 from speech_llm.batches import Batch
-from speech_llm.constants import read_page
+from speech_llm.constants import pick_device, read_page
 from speech_llm.draws import draw, draw_frames
 from speech_llm.index import Rows
 from speech_llm.speechmapper import LETTERS, TableObjective

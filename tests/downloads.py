@@ -14,7 +14,6 @@ from test_speech_ifeval import benchmark
 from data.covost2 import INTO_ENGLISH, LOCALES
 from speech_llm.rows import ALL_LANGUAGES
 
-PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ANIMALS = "cat dog fox bird mouse horse cow sheep".split()
 TOWNS = "Rome Paris Oslo Milan Bonn Lyon Graz Bern".split()
 

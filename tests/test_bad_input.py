@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from conftest import PROJECT
 
 import extract_features
 import train_lora
@@ -36,7 +37,6 @@ from speech_llm.rows import read_rows
 from speech_llm.run import Run
 from speech_llm.stage import already_finished, open_stage
 
-PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 DEEP = b"[" * 100_000                                   # more levels than Python counts
 
 

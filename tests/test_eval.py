@@ -5,13 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from references import PARITY, reference
 from test_bad_input import DEEP, cases, refused, write
 
 import eval as stage
 from eval import plot_losses, read_predictions
 from speech_llm.rows import write_rows
-
-PARITY = Path(__file__).parents[2] / "shared" / "parity"
 
 
 # --- A test set: three ASR, two ST, four SQA of which one has no answer.
@@ -288,8 +287,7 @@ def test_what_is_missing_is_named_and_the_rest_is_scored(scored, capsys, monkeyp
 
 
 def test_comet_of_a_test_set(scored, monkeypatch):
-    if not (PARITY / "comet_tiny").exists():
-        pytest.skip(f"no tiny COMET models at {PARITY}")
+    reference(PARITY / "comet_tiny")
     monkeypatch.setitem(stage.comet.ENCODERS, "regression", str(PARITY / "comet_tiny" / "encoder"))
     expected = json.loads((PARITY / "comet_tiny" / "expected.json").read_text(encoding="utf-8"))["da_sparsemax"]
     both = [(item, score) for item, score in zip(expected["data"], expected["scores"]) if item["src"]]

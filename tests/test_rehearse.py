@@ -11,7 +11,9 @@ from types import SimpleNamespace
 import httpx
 import downloads
 import pytest
+from conftest import PROJECT
 from huggingface_hub.errors import GatedRepoError
+from references import PARITY, SHARED
 
 from data import check, rehearse
 from data.recipe import spread
@@ -90,7 +92,7 @@ def test_the_pace_leaves_out_the_file_that_waits_for_the_model(tmp_path):
 
 # --- The real commands in miniature.
 
-COMET = os.path.join(os.path.dirname(downloads.PROJECT), "shared", "parity", "comet_tiny")
+COMET = PARITY / "comet_tiny"
 LLAMA, QWEN, SEAMLESS = ("meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen3-4B-Instruct-2507",
                          "facebook/seamless-m4t-v2-large")
 
@@ -98,8 +100,7 @@ LLAMA, QWEN, SEAMLESS = ("meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen3-4B-Inst
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory, seamless, whisper):
     """A hub's cache with random checkpoints under real names; the tokenizers of the LLMs are the real ones if there."""
-    folder, tokenizers = tmp_path_factory.mktemp("hub"), os.path.join(
-        os.path.dirname(downloads.PROJECT), "shared", "real", "tokenizers")
+    folder, tokenizers = tmp_path_factory.mktemp("hub"), SHARED / "real" / "tokenizers"
     models = {SEAMLESS: seamless, "openai/whisper-large-v3": whisper, "openai/whisper-base": whisper,
               "HuggingFaceTB/SmolLM2-360M-Instruct": downloads.random_llm(folder / "smol", "llama"),
               "CohereLabs/aya-expanse-8b": downloads.random_llm(folder / "aya", "cohere"),
@@ -126,7 +127,7 @@ def run(work, cache, *runs, limit=6):
     script = os.path.join(os.path.dirname(__file__), "rehearsing.py")
     environment = {**os.environ, "HF_HOME": cache, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
     done = subprocess.run([sys.executable, script, str(work), str(limit), *runs], env=environment, capture_output=True,
-                          text=True, cwd=downloads.PROJECT)
+                          text=True, cwd=PROJECT)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

@@ -11,7 +11,8 @@ import random
 import tarfile
 
 import pytest
-from test_bad_input import PROJECT, TALK, TEST, at_most, refused, write
+from conftest import PROJECT
+from test_bad_input import TALK, TEST, at_most, refused, write
 
 from data import acl6060, covost2, speak
 from metrics import mcif

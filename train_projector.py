@@ -256,13 +256,12 @@ class AnswerObjective:
 
     def report(self, samples):
         """
-        Return "listening", how much larger the loss per answer token is with the frames of another sample, in nats;
+        Return "listening", how much larger the loss per answer token is with the frames of the next sample, in nats;
         "RMS" and "table RMS", the sizes of the projector's output and of the LLM's embeddings.
         """
         speech = [sample for sample in samples if sample["frames"] is not None]
-        others = speech[len(speech) // 2:] + speech[:len(speech) // 2]
         exchanged = [{**sample, **{key: other[key] for key in ("frames", "slots", "target") if key in other}}
-                     for sample, other in zip(speech, others)]
+                     for sample, other in zip(speech, speech[1:] + speech[:1])]
         right, wrong = validate([self.projector], self, speech)[0], validate([self.projector], self, exchanged)[0]
         squares, device = 0.0, self.llm.device
         for output, _ in slot_outputs(self.projector, self.batches(speech), device):

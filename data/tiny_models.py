@@ -543,9 +543,10 @@ def make_llm(folder, draw_rows, steps, seed, hesitate_from=0, family="llama", se
     model = llm_model(tokenizer, family)
 
     def losses_of(step):
+        like_speech = step >= hesitate_from and rng.random() < 0.5      # a step of one kind has like lengths
         batch = []
         for _ in range(sentences):
-            rows, like_speech = draw_rows(rng), step >= hesitate_from and rng.random() < 0.5
+            rows = draw_rows(rng)
             questions = encode_prompts(tokenizer, family, rows, rng.choice(prompts), rng, like_speech)
             batch.append([(question, encode_answer(tokenizer, row)) for question, row in zip(questions, rows)])
         tokens, labels, positions, visible = pack(batch)

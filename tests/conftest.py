@@ -56,6 +56,14 @@ def small_models():
     return folder
 
 
+@pytest.fixture(scope="session")
+def tokenizers(real):
+    """The real vocabularies of the LLMs of 2025 and 2026, {model type: tokenizer}."""
+    folders = {"llama": "llama3_1_hf", "qwen3": "qwen3_4b_instruct_2507"}
+    return {kind: transformers.AutoTokenizer.from_pretrained(os.path.join(real, "tokenizers", folder))
+            for kind, folder in folders.items()}
+
+
 # --- A world so small that every stage runs in a second: random models, made-up frames, nothing to learn.
 
 TINY_TRAINING = ["--steps", "6", "--validate_every", "2", "--validate_rows", "1", "--warmup", "2", "--batch", "4",

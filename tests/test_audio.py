@@ -38,17 +38,6 @@ def write(folder, name, content):
 
 # --- Rates, channels, formats, slices.
 
-def test_any_rate_and_any_number_of_channels(tmp_path):
-    time = np.arange(44100) / 44100
-    tone = 0.5 * np.sin(2 * np.pi * 440 * time)
-    soundfile.write(tmp_path / "a.wav", np.stack([tone, 0 * tone, 0 * tone], axis=1), 44100)
-    wave = read_audio(str(tmp_path / "a.wav"))
-    assert wave.dtype == np.float32 and wave.shape == (16000,)
-    # one loud channel of three: a third of its height, and still 440 Hz
-    expected = 0.5 / 3 * np.sin(2 * np.pi * 440 * np.arange(16000) / 16000)
-    assert np.abs(wave - expected)[200:-200].max() < 1e-3
-
-
 WHOLE = {"a.wav": sound(SWEEP), "a.flac": sound(SWEEP, format="FLAC"), "a.mp3": sound(SWEEP, format="MP3"),
          "a.ogg": sound(SWEEP, format="OGG"), "a.opus": sound(SWEEP, format="OGG", subtype="OPUS")}
 
@@ -65,6 +54,33 @@ def test_every_format_and_its_slices(tmp_path, name, tolerance):
     with pytest.raises(ValueError, match=r"from 2.5 to 3.2 s: the file ends at 3.00 s"):
         read_audio(path, 2.5, 3.2)
     assert duration(path) == 3
+
+
+READABLE = {
+    "24 bits.wav": sound(NOISE, subtype="PCM_24"), "8 bits.wav": sound(NOISE, subtype="PCM_U8"),
+    "64 bits.wav": sound(NOISE, subtype="DOUBLE"), "A-law.wav": sound(NOISE, subtype="ALAW"),
+    "192 kHz of 8 channels.wav": sound(np.repeat(np.repeat(NOISE, 8, 1), 12, 0), 192_000),
+    "1 kHz.wav": sound(NOISE[:1000], 1000), "a FLAC called.wav": sound(NOISE, format="FLAC"),
+    "a wav called.mp3": sound(NOISE), "an Ogg without an ending": sound(NOISE, format="OGG"),
+    "too loud.wav": sound(NOISE * 99), "ADPCM.wav": sound(NOISE, subtype="MS_ADPCM"),
+    **{f"{format}.{ending}": sound(NOISE, format=format) for format, ending in (
+        ("AIFF", "aiff"), ("AU", "au"), ("NIST", "sph"), ("WAVEX", "wav"), ("RF64", "wav"), ("CAF", "caf"))}}
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_audio_of_any_kind_is_read(tmp_path, name):
+    path = write(tmp_path, name, READABLE[name])
+    wave = read_audio(path, longest=30.0)
+    assert len(wave) / RATE == pytest.approx(1, abs=0.05) and np.isfinite(wave).all() and wave.any()
+    assert duration(path) == pytest.approx(1, abs=0.05)
+
+
+def test_one_loud_channel_of_three_at_another_rate(tmp_path):
+    """A third of its height, and still 440 Hz."""
+    tone, expected = (0.5 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate) for rate in (44100, RATE))
+    wave = read_audio(write(tmp_path, "a.wav", sound(np.stack([tone, 0 * tone, 0 * tone], axis=1), 44100)))
+    assert wave.dtype == np.float32 and wave.shape == (RATE,)
+    assert np.abs(wave - expected / 3)[200:-200].max() < 1e-3
 
 
 def test_real_recordings_of_every_rate_and_format(real):
@@ -210,19 +226,9 @@ def test_silence_stays_silence(tmp_path):
 
 # --- What cannot be used.
 
-def header(rate, seconds, channels=1):
-    """Return the head of a 16-bit wav (RF64 where it is larger than 4 GB) that says it is so long."""
-    size = rate * seconds * channels * 2
-    form = struct.pack("<HHIIHH", 1, channels, rate, rate * channels * 2 % 2**32, channels * 2, 16)
-    sizes = b"" if size < 2**32 - 100 else b"ds64" + struct.pack("<IQQQI", 28, size + 80, size, size // 2, 0)
-    short = min(size, 2**32 - 1)
-    return ((b"RF64" if sizes else b"RIFF") + struct.pack("<I", min(size + 36, 2**32 - 1)) + b"WAVE" + sizes + b"fmt "
-            + struct.pack("<I", 16) + form + b"data" + struct.pack("<I", short))
-
-
 UNUSABLE = [
     ("empty", "a.wav", b"", "cannot be decoded"), ("text", "a.wav", b"hello\n" * 99, "cannot be decoded"),
-    ("zeros", "a.wav", bytes(9999), "cannot be decoded"), ("a header alone", "a.wav", header(RATE, 1), "truncated"),
+    ("zeros", "a.wav", bytes(9999), "cannot be decoded"), ("a header alone", "a.wav", WAV[:44], "truncated"),
     ("a cut header", "a.wav", WAV[:30], "cannot be decoded"), ("a cut FLAC", "a.flac", FLAC[:5000], "a.flac: "),
     ("a FLAC of zeros", "a.flac", FLAC[:9000] + bytes(20_000), "a.flac: "),
     ("a cut Ogg", "a.ogg", OGG[:600], "a.ogg: "),
@@ -246,11 +252,10 @@ def test_audio_that_cannot_be_used_says_why(tmp_path, name, content, says):
     assert type(error.value) is ValueError and str(error.value).startswith(path) and says in str(error.value)
 
 
-@pytest.mark.parametrize("rate, channels", [(16_000, 1), (192_000, 8)])
-def test_of_an_hour_only_what_is_needed_is_read(tmp_path, rate, channels):
-    """The file is a hole on the disk, up to 11 GB of it."""
-    path = write(tmp_path, "a.wav", header(rate, 3600, channels))
-    os.truncate(path, os.path.getsize(path) + rate * 3600 * channels * 2)
+def test_of_an_hour_only_what_is_needed_is_read(tmp_path):
+    """The file is a hole of 115 MB on the disk, behind its header."""
+    path = write(tmp_path, "a.wav", wav_of(2 * 3600 * RATE)[:44])
+    os.truncate(path, 44 + 2 * 3600 * RATE)
     with pytest.raises(ValueError, match="longer than 5 s"):
         read_audio(path, longest=5.0)
     assert duration(path) == 3600
@@ -272,27 +277,6 @@ def test_audio_that_is_no_file(tmp_path, name):
 def test_a_slice_that_is_not_there(tmp_path, start, end, says):
     with pytest.raises(ValueError, match=says):
         read_audio(write(tmp_path, "a.wav", sound(NOISE)), start, end)
-
-
-READABLE = {
-    "24 bits.wav": sound(NOISE, subtype="PCM_24"), "8 bits.wav": sound(NOISE, subtype="PCM_U8"),
-    "64 bits.wav": sound(NOISE, subtype="DOUBLE"), "8 channels.wav": sound(np.repeat(NOISE, 8, axis=1)),
-    "192 kHz of 8 channels.wav": sound(np.repeat(np.repeat(NOISE, 8, 1), 12, 0), 192_000),
-    "1 kHz.wav": sound(NOISE[:1000], 1000), "a FLAC called.wav": sound(NOISE, format="FLAC"),
-    "a wav called.mp3": sound(NOISE), "an Ogg without an ending": sound(NOISE, format="OGG"),
-    "too loud.wav": sound(NOISE * 99), "A-law.wav": sound(NOISE, subtype="ALAW"),
-    "ADPCM.wav": sound(NOISE, subtype="MS_ADPCM"), "AIFF.aiff": sound(NOISE, format="AIFF"),
-    "Sun.au": sound(NOISE, format="AU"), "Sphere.sph": sound(NOISE, format="NIST"),
-    "extensible.wav": sound(NOISE, format="WAVEX"), "RF64.wav": sound(NOISE, format="RF64"),
-    "Apple.caf": sound(NOISE, format="CAF")}
-
-
-@pytest.mark.parametrize("name", READABLE)
-def test_audio_of_any_kind_is_read(tmp_path, name):
-    path = write(tmp_path, name, READABLE[name])
-    wave = read_audio(path, longest=30.0)
-    assert len(wave) / RATE == pytest.approx(1, abs=0.05) and np.isfinite(wave).all() and wave.any()
-    assert duration(path) == pytest.approx(1, abs=0.05)
 
 
 # --- m4a and mp4.

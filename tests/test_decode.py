@@ -7,11 +7,6 @@ from speech_llm import decode
 from speech_llm.decode import generate
 
 
-@pytest.fixture(scope="module")
-def llm(llama):
-    return transformers.AutoModelForCausalLM.from_pretrained(llama).eval()
-
-
 @torch.no_grad()
 def decode_alone(llm, prompt, max_new_tokens):
     """Greedy decoding of one prompt (L, D) without a cache and without an end: all is computed anew for every token."""
@@ -23,16 +18,17 @@ def decode_alone(llm, prompt, max_new_tokens):
 
 
 @pytest.fixture(scope="module")
-def decoded(llm):
-    """40 prompts of 1 to 25 random vectors, and the model's first 12 tokens after each."""
+def decoded(llama):
+    """A Llama, 40 prompts of 1 to 25 random vectors, and the Llama's first 12 tokens after each."""
+    llm = transformers.AutoModelForCausalLM.from_pretrained(llama).eval()
     torch.manual_seed(0)
     lengths = [1, 25, 2, *torch.randint(1, 25, (37,)).tolist()]
     prompts = [0.3 * torch.randn(length, llm.config.hidden_size) for length in lengths]
-    return prompts, [decode_alone(llm, prompt, 12) for prompt in prompts]
+    return llm, prompts, [decode_alone(llm, prompt, 12) for prompt in prompts]
 
 
-def test_a_batch_is_each_alone_and_is_decoding_without_a_cache(llm, decoded):
-    prompts, answers = decoded
+def test_a_batch_is_each_alone_and_is_decoding_without_a_cache(decoded):
+    llm, prompts, answers = decoded
     stops = {answers[0][2], answers[1][5], answers[2][0]}                   # several ends; the third answer is empty
     expected = [ids[:min([ids.index(stop) for stop in stops if stop in ids], default=12)] for ids in answers]
     lengths = [len(ids) for ids in expected]
@@ -41,45 +37,23 @@ def test_a_batch_is_each_alone_and_is_decoding_without_a_cache(llm, decoded):
     assert [generate(llm, [prompt], 12, stops)[0] for prompt in prompts] == expected
 
 
-@pytest.mark.parametrize("positions, groups", [(1, 40), (60, None), (10 ** 6, 1)])
-def test_prompts_read_in_groups_are_answered_alike(llm, decoded, monkeypatch, positions, groups):
-    """Forty prompts of 1 to 25 vectors, one after the other, in groups of like length, and all at once."""
-    prompts, answers = decoded
+@pytest.mark.parametrize("positions, fewest, most", [(1, 40, 40), (60, 2, 39), (10 ** 6, 1, 1)])
+def test_prompts_are_read_in_groups_and_finished_rows_leave_the_batch(decoded, monkeypatch, positions, fewest, most):
+    """40 prompts in groups of at most so many positions: one after the other, those of like length, all at once."""
+    llm, prompts, answers = decoded
     monkeypatch.setattr(decode, "PREFILL", positions)
     monkeypatch.setattr(decode, "PADDING", 10 ** 6)
-    shapes = []
-    hook = llm.model.register_forward_pre_hook(
-        lambda module, args, inputs: shapes.append(inputs["inputs_embeds"].shape[:2].numel()
-                                                   if inputs.get("inputs_embeds") is not None else 0), with_kwargs=True)
+    shapes = []                                                             # (rows, positions) of every forward pass
+    hook = llm.model.register_forward_hook(lambda module, inputs, output: shapes.append(output[0].shape[:2]))
     assert generate(llm, prompts, 12, set()) == answers
-    hook.remove()
-    sizes = [size for size in shapes if size]
-    assert len(sizes) == (groups or len(sizes)) and len(shapes) == len(sizes) + 11
-    assert positions == 1 or max(sizes) <= positions
-    assert positions != 60 or 1 < len(sizes) < 40 and sum(sizes) < 1.2 * sum(map(len, prompts))
-
-
-@pytest.mark.parametrize("shared", [1, 2, 4])
-def test_heads_that_share_keys_attend_as_they_do_without_a_cache(shared):
-    """So many of four heads on one key: each prompt's tokens, padded or not."""
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=4 // shared, initializer_range=0.2, pad_token_id=0, bos_token_id=1, eos_token_id=2)
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    prompts = [torch.randn(length, 32) for length in (9, 1, 4, 6, 2)]
-    assert generate(model, prompts, 10, set()) == [decode_alone(model, prompt, 10) for prompt in prompts]
-
-
-def test_finished_rows_leave_the_batch(llm, decoded, monkeypatch):
-    """The rows that the model is run on fall from all to the few that never stop."""
-    monkeypatch.setattr(decode, "PADDING", 10 ** 6)                        # all prompts are read at once
-    prompts, answers = decoded
-    sizes = []
-    hook = llm.model.register_forward_hook(lambda module, inputs, output: sizes.append(len(output[0])))
+    groups, steps = shapes[:-11], shapes[-11:]
+    assert fewest <= len(groups) <= most and sum(rows for rows, _ in groups) == 40 and steps == [(40, 1)] * 11
+    assert all(shape.numel() <= max(positions, shape[1]) for shape in groups)
+    assert positions != 60 or sum(shape.numel() for shape in groups) < 1.2 * sum(map(len, prompts))      # with padding
+    shapes.clear()
     ids = generate(llm, prompts, 12, {answers[0][2], answers[1][5]})
     hook.remove()
-    assert sizes[0] == 40 and sizes == sorted(sizes, reverse=True) and sizes[-1] < 40
-    assert sizes[-1] == sum(len(row) >= 11 for row in ids)                  # alive when the twelfth token is chosen
+    rows = [rows for rows, _ in shapes[len(groups):]]
+    assert rows == [sum(len(row) > n for row in ids) for n in range(11)]    # alive when token n + 2 is chosen
     everything = {token for row in answers for token in row}
     assert generate(llm, prompts, 12, everything) == [[]] * 40              # all stop at once

@@ -2,13 +2,14 @@
 from collections import Counter
 from itertools import islice
 
+import numpy as np
 import pytest
 
 import merge_sft
 import train_lora
 import train_projector
-from speech_llm.constants import read_page
 from speech_llm import draws
+from speech_llm.constants import read_page
 from speech_llm.index import Rows
 from speech_llm.rows import corpus_of
 
@@ -17,9 +18,9 @@ A, B, C = train_projector.Config(), train_lora.Config(), merge_sft.Config()     
 LANGUAGES = ("en", "de", "it", "zh")
 
 
-def draw(rows, *more, **options):
-    """Return the draws of speech_llm/draws.py from a list of rows."""
-    return draws.draw(Rows.of(rows), *more, **options)
+def draw(count, rows, mixture, shares=None, batch=1, batch_sqa=1, seed=0, **options):
+    """Return the first `count` draws from a list of rows."""
+    return [*islice(draws.draw(Rows.of(rows), mixture, shares or {}, batch, batch_sqa, seed, **options), count)]
 
 
 def make_rows(corpus="tiny", count=6):
@@ -45,88 +46,45 @@ def kind(rows):
 # 2025, section 5.1 and Table 13: the share of the draws, task times language and validity
 QUESTIONS = {("SQA", language, valid): 0.4 * (0.2 if valid else 0.05) for language in LANGUAGES
              for valid in (True, False)}
-CELLS = {
-    "A.1": {("ASR", "en", True): .4, ("ST", "de", True): .18, ("ST", "it", True): .18, ("ST", "zh", True): .24},
-    "A.2": {("ASR", "en", True): .4, ("ST", "de", True): .105, ("ST", "it", True): .105, ("ST", "zh", True): .14,
-            ("SQA", "en", True): .05, ("SQA", "en", False): .05, ("SQA", "de", True): .0375,
-            ("SQA", "de", False): .0375, ("SQA", "it", True): .0375, ("SQA", "it", False): .0375},
-    "B": {("ST", "de", True): .24, ("ST", "it", True): .18, ("ST", "zh", True): .18, **QUESTIONS},
-    "C": {("ASR", "en", True): .2, ("ST", "de", True): .16, ("ST", "it", True): .12, ("ST", "zh", True): .12,
-          **QUESTIONS},
-}
-MIXTURES = {"A.1": A.mixture, "A.2": read_page("iwslt25_a2")["train_projector"]["mixture"], "B": B.mixture,
-            "C": C.mixture}
+CELLS = {  # mixture, the share of each kind
+    "A.1": (A.mixture, {("ASR", "en", True): .4, ("ST", "de", True): .18, ("ST", "it", True): .18,
+                        ("ST", "zh", True): .24}),
+    "A.2": (read_page("iwslt25_a2")["train_projector"]["mixture"], {
+        ("ASR", "en", True): .4, ("ST", "de", True): .105, ("ST", "it", True): .105, ("ST", "zh", True): .14,
+        ("SQA", "en", True): .05, ("SQA", "en", False): .05, ("SQA", "de", True): .0375,
+        ("SQA", "de", False): .0375, ("SQA", "it", True): .0375, ("SQA", "it", False): .0375}),
+    "B": (B.mixture, {("ST", "de", True): .24, ("ST", "it", True): .18, ("ST", "zh", True): .18, **QUESTIONS}),
+    "C": (C.mixture, {("ASR", "en", True): .2, ("ST", "de", True): .16, ("ST", "it", True): .12,
+                      ("ST", "zh", True): .12, **QUESTIONS})}
 
 
 @pytest.mark.parametrize("name", CELLS)
 def test_shares_of_tasks_languages_and_validity(name):
-    counts = Counter()
-    for rows, text in islice(draw(make_rows(), MIXTURES[name], {}, batch=2, batch_sqa=1, seed=0), 10_000):
+    counts, (mixture, shares) = Counter(), CELLS[name]
+    for rows, text in draw(10_000, make_rows(), mixture, batch=2):
         assert text is (name == "B") and len(rows) == (1 if rows[0]["task"] == "SQA" and not text else 2)
         counts[kind(rows)] += 1
-    assert counts.keys() == CELLS[name].keys()
-    for cell, share in CELLS[name].items():
+    assert counts.keys() == shares.keys()
+    for cell, share in shares.items():
         assert counts[cell] / 10_000 == pytest.approx(share, abs=0.015), cell     # three standard deviations at .4
 
 
-def test_every_row_of_a_pool_comes_once_before_any_comes_twice():
-    drawn = draw(make_rows(count=10), {"ST": (1.0, {"it": 1.0})}, {}, batch=4, batch_sqa=4, seed=0)
-    ids = [row["id"] for rows, _ in islice(drawn, 15) for row in rows]
-    assert all(len({*ids[n:n + 10]}) == 10 for n in range(0, 60, 10))      # though 4 does not divide 10
-    assert ids[:10] != ids[10:20]                                          # shuffled anew
+MT, ABLATIONS = read_page("iwslt26")["train_lora"]["shares"], read_page("iwslt25")["ablations"]
+BY_SIZE = {"covost2": 0.5, "europarlst": 0.25, "gigast": 0.125, "spokensquad": 0.125}
 
 
-def test_corpora_by_size_or_by_the_shares_of_the_paper():
-    rows = make_rows("covost2", 30) + make_rows("europarlst", 10)
-
-    def share_of_covost2(task, language):
-        drawn = islice(draw(rows, {task: (1.0, {language: 1.0})}, A.shares, 1, 1, seed=0), 4000)
-        return sum(corpus_of(row) == "covost2" for [row], _ in drawn) / 4000
-    assert share_of_covost2("ASR", "en") == pytest.approx(0.8, abs=0.02)   # section 5.1
-    assert share_of_covost2("ST", "de") == pytest.approx(0.75, abs=0.02)   # 30 of 40 rows
-
-
-def test_a_share_may_stand_for_one_language_alone():
-    """Table 5 of 2026: MT into Italian has no CoVoST 2, MT into German mostly GigaST."""
-    mixture, shares = {"MT": (1.0, {"de": 0.5, "it": 0.5})}, read_page("iwslt26")["train_lora"]["shares"]
-    rows = [row for corpus in ("covost2", "europarlst", "gigast") for row in make_rows(corpus)]
-    drawn = islice(draw(rows, mixture, shares, 1, 1, seed=0), 999)
-    counts = Counter((row["language"], corpus_of(row)) for [row], _ in drawn)
-    assert ("it", "covost2") not in counts and counts["de", "gigast"] > 0.9 * 0.45 * 999
-
-
-def test_c_follows_speech_by_a_paired_text_draw():
-    """After ASR and after a text draw comes speech; the paired rows are of the same kind, but drawn apart."""
-    stream, same, other = draw(make_rows(), C.mixture, {}, batch=2, batch_sqa=1, seed=0, paired_text=True), 0, 0
-    for _ in range(2000):
-        speech, text = next(stream)
-        assert not text and all("utterance" in row for row in speech)
-        if speech[0]["task"] != "ASR":
-            paired, text = next(stream)
-            assert text and kind(paired) == kind(speech) and len(paired) == 2
-            same, other = same + (speech[0]["id"] == paired[0]["id"]), other + (speech[0]["id"] != paired[0]["id"])
-    assert other > same
-
-
-def test_rows_without_speech_are_drawn_as_text_alone():
-    rows = make_rows()
-    speech = [*islice(draw(rows, {"ST": (1.0, {"de": 1.0})}, {}, 3, 3, seed=0), 48)]
-    text = [*islice(draw(rows, {"MT": (1.0, {"de": 1.0})}, {}, 3, 3, seed=0), 48)]
-    assert all("utterance" in row for drawn, _ in speech for row in drawn)
-    assert Counter("utterance" in row for drawn, _ in text for row in drawn) == {True: 72, False: 72}
-
-
-def test_the_same_seed_draws_the_same():
-    def ids(seed):
-        return [[row["id"] for row in rows] for rows, _ in islice(draw(make_rows(), C.mixture, {}, 2, 1, seed), 50)]
-    assert ids(0) == ids(0) != ids(1)
-
-
-def test_a_kind_of_the_mixture_without_rows_is_refused():
-    rows = [row for row in make_rows() if (row["task"], row["language"], row["answerable"]) != ("SQA", "it", False)]
-    with pytest.raises(SystemExit, match="wants SQA in it, unanswerable, but no row is of that kind"):
-        next(draw(rows, MIXTURES["A.2"], {}, 2, 1, seed=0))
-    next(draw(rows, A.mixture, {}, 2, 1, seed=0))                          # which asks for none
+@pytest.mark.parametrize("task, language, shares, expected", [
+    ("ASR", "en", A.shares, {"covost2": 0.8, "europarlst": 0.2}), ("ST", "de", A.shares, BY_SIZE),   # 2025, section 5.1
+    ("MT", "de", MT, {"covost2": 0.036, "europarlst": 0.004, "gigast": 0.96}),                       # 2026, Table 5
+    ("MT", "it", MT, {"europarlst": 0.01, "gigast": 0.99}),
+    ("MT", "de", ABLATIONS["no-synthetic"]["shares"], {"covost2": 0.9, "europarlst": 0.1}),          # 2025, Table 10
+    ("MT", "de", ABLATIONS["only-synthetic"]["shares"], {"spokensquad": 1.0}),
+    ("ST", "de", ABLATIONS["only-synthetic"]["shares"], BY_SIZE)])
+def test_corpora_by_size_or_by_the_shares_of_the_paper(task, language, shares, expected):
+    """Four corpora of 8, 4, 2 and 2 rows of each kind; a share may stand for one language alone."""
+    rows = [row for corpus, share in BY_SIZE.items() for row in make_rows(corpus, int(16 * share))]
+    counts = Counter(corpus_of(row) for [row], _ in draw(4000, rows, {task: (1.0, {language: 1.0})}, shares))
+    assert {corpus: count / 4000 for corpus, count in counts.items()} == pytest.approx(expected, abs=0.02)
 
 
 def test_fluent_answers_or_short_ones_but_always_some_unanswerable_questions():
@@ -134,22 +92,58 @@ def test_fluent_answers_or_short_ones_but_always_some_unanswerable_questions():
     rows = make_rows("spokensquad") + [row for row in make_rows("spokensquad-fluent") if row["answerable"]]
     short = read_page("iwslt25_short")["merge_sft"]["shares"]
     for shares, corpus in ((C.shares, "spokensquad-fluent"), (short, "spokensquad")):
-        stream = [*islice(draw(rows, {"SQA": (1.0, {"en": (0.5, 0.5)})}, shares, 1, 1, seed=0, paired_text=True), 200)]
+        stream = draw(200, rows, {"SQA": (1.0, {"en": (0.5, 0.5)})}, shares, paired_text=True)
         assert {(corpus_of(row), row["answerable"], text) for drawn, text in stream for row in drawn} == {
             (name, answerable, text) for name, answerable in ((corpus, True), ("spokensquad", False))
             for text in (True, False)}
 
 
-@pytest.mark.parametrize("ablation, corpora", [("no-synthetic", {"covost2", "europarlst"}),
-                                               ("only-synthetic", {"spokensquad"})])
-def test_synthetic_text_alone_or_left_out(ablation, corpora):
-    """Table 10 of 2025: the text draws change, the speech draws do not."""
-    rows = [row for corpus in ("covost2", "europarlst", "spokensquad") for row in make_rows(corpus)]
-    shares = read_page("iwslt25")["ablations"][ablation]["shares"]
-    stream = islice(draw(rows, {"ST": (1.0, {"de": 1.0})}, shares, 1, 1, seed=0, paired_text=True), 400)
-    drawn = {(text, corpus_of(row)) for rows, text in stream for row in rows}
-    assert {corpus for text, corpus in drawn if text} == corpora
-    assert {corpus for text, corpus in drawn if not text} == {"covost2", "europarlst", "spokensquad"}
+def test_every_row_of_a_pool_comes_once_before_any_comes_twice():
+    """In draws of 4 of 10 rows; another seed shuffles them otherwise."""
+    def ids(seed):
+        drawn = draw(15, make_rows(count=10), {"ST": (1.0, {"it": 1.0})}, batch=4, seed=seed)
+        return [row["id"] for rows, _ in drawn for row in rows]
+    assert all(len({*ids(0)[n:n + 10]}) == 10 for n in range(0, 60, 10))
+    assert ids(0)[:10] != ids(0)[10:20] and ids(0) == ids(0) != ids(1)     # shuffled anew
+
+
+def test_c_follows_speech_by_a_paired_text_draw():
+    """After ASR and after a text draw comes speech; the paired rows are of the same kind, but drawn apart."""
+    stream, others, pairs = iter(draw(3000, make_rows(), C.mixture, batch=2, paired_text=True)), 0, 0
+    for speech, text in stream:
+        assert not text and all("utterance" in row for row in speech)
+        if speech[0]["task"] != "ASR" and (paired := next(stream, None)):
+            assert paired[1] and kind(paired[0]) == kind(speech) and len(paired[0]) == 2
+            others, pairs = others + (speech[0]["id"] != paired[0][0]["id"]), pairs + 1
+    assert others > pairs / 2 > 400
+
+
+def test_rows_without_speech_are_drawn_as_text_alone():
+    speech, text = (draw(48, make_rows(), {task: (1.0, {"de": 1.0})}, batch=3) for task in ("ST", "MT"))
+    assert all("utterance" in row for drawn, _ in speech for row in drawn)
+    assert Counter("utterance" in row for drawn, _ in text for row in drawn) == {True: 72, False: 72}
+
+
+def test_mixed_draws_hold_many_languages():
+    """Rows of a draw choose their language alone, with the same shares; a text draw has the languages of its speech."""
+    rows, mixture = make_rows(count=9), {"SQA": (1.0, {"en": 0.4, "de": 0.3, "it": 0.2, "zh": 0.1})}
+    assert {len({row["language"] for row in drawn}) for drawn, _ in draw(20, rows, mixture, batch_sqa=16)} == {1}
+    mixed = draw(400, rows, mixture, batch_sqa=16, mixed=True)
+    assert all(len(drawn) == 16 and not text for drawn, text in mixed)
+    assert np.mean([len({row["language"] for row in drawn}) for drawn, _ in mixed]) > 3
+    counts = Counter(row["language"] for drawn, _ in mixed for row in drawn)
+    assert [counts[name] / 6400 for name in LANGUAGES] == pytest.approx([0.4, 0.3, 0.2, 0.1], abs=0.02)
+    pairs = draw(6, rows, mixture, batch_sqa=8, paired_text=True, mixed=True)
+    assert [text for _, text in pairs] == [False, True] * 3
+    assert all([row["language"] for row in speech] == [row["language"] for row in paired]
+               for (speech, _), (paired, _) in zip(pairs[::2], pairs[1::2]))
+
+
+def test_a_kind_of_the_mixture_without_rows_is_refused():
+    rows = [row for row in make_rows() if kind([row]) != ("SQA", "it", False)]
+    with pytest.raises(SystemExit, match="wants SQA in it, unanswerable, but no row is of that kind"):
+        draw(1, rows, CELLS["A.2"][0])
+    assert draw(1, rows, A.mixture)                                        # which asks for none
 
 
 def test_draws_of_frames_are_full_and_use_every_row_once():

@@ -1,11 +1,16 @@
-"""The multilingual listeners: window Q-Former, prompts and mixtures."""
+"""The multilingual listeners: window Q-Former, prompts, mixtures, and what their pages ask of the pipeline."""
+import os
+from types import SimpleNamespace
+
 import pytest
 import torch
 import transformers
 
 import merge_sft
 from data.covost2 import INTO_ENGLISH
-from speech_llm.constants import configure
+from metrics import speech_ifeval
+from speech_llm import pipeline
+from speech_llm.constants import configure, next_command, read_page
 from speech_llm.prompts import user_turn
 from speech_llm.qformer import QFormer, start_from_bert
 from speech_llm.rows import ALL_LANGUAGES
@@ -15,38 +20,22 @@ ROW = {"id": "x/1", "utterance": "x/1", "task": "SQA", "language": "it", "transc
        "question": "Chi sei?"}
 
 
-def small_qformer(dropout=0.0):
+def small_qformer():
     torch.manual_seed(0)
-    return QFormer(width=12, llm_width=20, layers=2, heads=2, ffn=24, dropout=dropout, middle=16)
+    return QFormer(width=12, llm_width=20, layers=2, heads=2, ffn=24, dropout=0.0, middle=16)
 
 
 # --- The window Q-Former.
 
-def test_the_qformer_of_the_paper_has_20478720_parameters():
+def test_the_qformer_of_the_paper():
     """At Whisper large-v3's width, as counted in the published code; with its norm and the map to Aya 23,631,104."""
     with torch.device("meta"):
         qformer = QFormer(width=1280, llm_width=4096)
     whole = sum(p.numel() for p in qformer.parameters())
     outside = sum(p.numel() for part in (qformer.norm, qformer.output) for p in part.parameters())
     assert (whole, whole - outside) == (23_631_104, 20_478_720)
-
-
-def test_a_window_is_17_frames_and_30_seconds_are_88():
-    assert [QFormer.slots(frames) for frames in (1, 17, 25, 26, 34, 42, 43, 1500)] == [1, 1, 1, 2, 2, 2, 3, 88]
-
-
-def test_a_batch_of_mixed_lengths_equals_single_samples():
-    qformer = small_qformer(dropout=0.1).eval()
-    frames = [torch.randn(n, 12) for n in (60, 5, 26, 25, 1)]
-    lengths = torch.tensor([len(f) for f in frames])
-    padded = torch.nn.utils.rnn.pad_sequence(frames, batch_first=True)
-    together = qformer(padded, lengths)
-    for row, alone in zip(together, frames):
-        single = qformer(alone[None], torch.tensor([len(alone)]))[0]
-        assert torch.allclose(row[:len(single)], single, atol=1e-6)
-        assert len(single) == QFormer.slots(len(alone))
-    padded[2, 26:] = torch.nan                                           # what lies beyond a sample is never looked at
-    assert torch.allclose(qformer(padded.nan_to_num(1e4), lengths)[2, :2], together[2, :2], atol=1e-6)
+    # a window is 17 frames, and 30 seconds are 88 windows
+    assert [qformer.slots(frames) for frames in (1, 17, 25, 26, 34, 42, 43, 1500)] == [1, 1, 1, 2, 2, 2, 3, 88]
 
 
 def test_a_window_sees_its_own_frames_only():
@@ -124,22 +113,81 @@ def test_the_question_is_what_is_spoken():
 
 # --- The mixtures.
 
-def test_the_mixtures_of_the_listeners():
+TEN = {"en", "fr", "nl", "tr", "de", "ar", "es", "ru", "id", "pl"}
+
+
+@pytest.mark.parametrize("page, languages", [("listeners", {*ALL_LANGUAGES}), ("listeners_ten", TEN)])
+def test_the_mixtures_of_the_listeners(page, languages):
     """(section 6) languages alike, 23 or ten of them; translation at most a fifth; AST of the ten from the ten."""
-    ten = {"en", "fr", "nl", "tr", "de", "ar", "es", "ru", "id", "pl"}
-    for page, languages in {"listeners": {*ALL_LANGUAGES}, "listeners_ast": {*ALL_LANGUAGES}, "listeners_ten": ten,
-                            "listeners_ten_ast": ten}.items():
-        c = stage_c(page)
+    plain, ast, align = (configure(merge_sft.Config, "merge_sft", ["--preset", f"{page}{ending}"])
+                         for ending in ("", "_ast", "_align"))
+    for c, translation in ((plain, 0), (ast, 0.2)):
         assert {*c.mixture["SQA"][1]} == languages and {*c.mixture["SQA"][1].values()} == {1 / len(languages)}
-        assert c.mixture.get("ST", [0])[0] == (0.2 if page.endswith("ast") else 0)
-        assert c.batch * c.accumulate == 256                              # Table 5
+        assert c.mixture.get("ST", [0])[0] == translation and c.batch * c.accumulate == 256                # Table 5
         into_english = {corpus[len("covost2-"):-len("_en")] for corpus in c.corpora.split(",")[1:]}
-        assert into_english == ({*INTO_ENGLISH} & languages if page.endswith("ast") else set())
-    for page, languages in {"listeners_align": {*ALL_LANGUAGES}, "listeners_ten_align": ten}.items():
-        c = stage_c(page)
-        assert {*c.mixture} == {"ASR"} and {*c.mixture["ASR"][1]} == languages
-        assert c.lora == "random" and c.batch * c.accumulate == 128
+        assert into_english == ({*INTO_ENGLISH} & languages if translation else set())
+    assert {*align.mixture} == {"ASR"} and {*align.mixture["ASR"][1]} == languages
+    assert align.lora == "random" and align.batch * align.accumulate == 128
+    omni = configure(merge_sft.Config, "merge_sft", ["--preset", "omni"])   # section 5: 3 epochs of 90,000 questions
+    assert (omni.random_r, omni.batch * omni.accumulate) == (32, 256) and round(3 * 23 * 90_000 / 256) == omni.steps
+    assert omni.mixture["SQA"][1].keys() == ALL_LANGUAGES.keys()
 
 
-def stage_c(page):
-    return configure(merge_sft.Config, "merge_sft", ["--preset", page])
+# --- The pipeline.
+
+@pytest.mark.parametrize("name", ["listeners", "listeners_ast", "listeners_ten", "listeners_ten_ast", "omni"])
+def test_nothing_is_extracted_that_no_stage_reads(name):
+    """Splits that the page extracts: train and dev of what its stages train on, and its test sets."""
+    page = read_page(name)
+    stages = [{"corpora": page["train_projector"]["corpora"]}, page["merge_sft"]]
+    stages += [read_page(entry.split()[-1])["merge_sft"] for entry in page["stages"] if "--preset" in entry]
+    read = {f"{corpus}.{split}" for stage in stages for corpus in stage["corpora"].split(",")
+            for split in ("train", "dev")}
+    assert {*page["extract_features"]["corpora"].split(",")} == read | {*page["common"]["test_sets"].split(",")}
+
+
+def test_pairs_of_systems_are_judged_at_the_end(tmp_path, monkeypatch, capsys):
+    """ALL against the cascade; another page's system where it has predictions; JUDGE replaces the judge."""
+    monkeypatch.setenv("JUDGE", "a judge")
+
+    def pairs(preset):
+        pipeline.main([preset, "--dry", "--work", str(tmp_path)])
+        printed = capsys.readouterr().out.splitlines()
+        lines = [line for line in printed if "metrics.pairwise" in line]
+        rows = f"--judge 'a judge' --rows {tmp_path}/rows/multispeechqa/bench.jsonl"
+        assert all(line.endswith(rows) for line in lines) and "eval.py" in printed[-1]
+        return [tuple(os.path.relpath(word, tmp_path).replace("/predictions", "") for word in line.split()[3:5])
+                for line in lines]
+    assert pairs("listeners") == [("listeners/C", "listeners/cascade")]
+    assert pairs("omni") == [("omni/Omni-FT", "omni/Omni")] and pairs("tiny_listeners") == []
+    for system in ("C", "cascade", "C-ten"):
+        os.makedirs(tmp_path / "listeners/predictions" / system)
+    assert pairs("listeners_ast") == [("listeners/C", "listeners/cascade"), ("listeners/C-ast", "listeners/C"),
+                                      ("listeners/C-ten", "listeners/C"), ("listeners/C-ast", "listeners/C-ten")]
+    assert pairs("omni")[1:] == [(f"omni/{system}", "listeners/cascade") for system in ("Omni", "Omni-FT")]
+
+
+@pytest.mark.parametrize("stage, preset, following", [
+    ("extract_features", "listeners", "train_projector.py --preset listeners"),
+    ("train_projector", "listeners", "merge_sft.py --preset listeners_align"),
+    ("merge_sft", "listeners-align", "merge_sft.py --preset listeners --work w"),
+    ("merge_sft", "listeners_ten_align", "merge_sft.py --preset listeners"),
+    ("merge_sft", "listeners", "infer.py --preset listeners"),
+    ("train_projector", "omni", "merge_sft.py --preset omni"),
+    ("train_projector", "iwslt25", "train_lora.py --preset iwslt25"), ("infer", "omni", "eval.py --preset omni")])
+def test_a_stage_names_the_stage_that_follows(stage, preset, following):
+    assert next_command(stage, SimpleNamespace(preset=preset, work="w")).startswith(f"python {following}")
+
+
+def test_forgetting_is_told_against_the_cascade_and_the_llm_on_gold_transcripts(capsys):
+    """40 % of constraints obeyed is 20 % less than 50 % and half of 80 %."""
+    table = speech_ifeval.tables({name: {"closed": rate, "constraints": {}, "tasks": {}} for name, rate in (
+        ("cascade", 50.0), ("llm", 80.0), ("C", 40.0))}, ["cascade", "llm"]).splitlines()
+    assert table[0] == ("| system | closed | forgetting, closed against cascade | forgetting, closed against llm |")
+    assert table[2:5] == ["| cascade | 50.00 |  |  |", "| llm | 80.00 |  |  |", "| C | 40.00 | -20.00 | -50.00 |"]
+    for name in ("listeners", "omni", "iwslt25", "iwslt26"):
+        pipeline.main([name, "sweep", "--dry"])
+        command = next(line for line in capsys.readouterr().out.splitlines() if "metrics.speech_ifeval" in line)
+        systems, references = command.split("--reference")
+        folder = f"work/{name}/predictions"
+        assert references.startswith(f" {folder}/cascade {folder}/llm --corpus") and f"{folder}/cascade" not in systems

@@ -1,5 +1,4 @@
 """SpeechMapper (2026, section 3): sizes, slots, its four losses on the embedding table, training without the LLM."""
-import json
 import math
 import os
 
@@ -17,12 +16,13 @@ from speech_llm.llm import load_table
 from speech_llm.rows import read_rows, write_rows
 from speech_llm.speechmapper import (CHUNK, LETTERS, SlotTargets, SoftmaxLoss, SpeechMapper, TableObjective,
                                      slot_outputs)
+from speech_llm.stage import open_stage
 from speech_llm.training import validate
 
 
-def small_mapper(dropout=0.0):
+def small_mapper():
     torch.manual_seed(0)
-    return SpeechMapper(width=12, llm_width=32, layers=1, heads=2, ffn=24, dropout=dropout, middle=16)
+    return SpeechMapper(width=12, llm_width=32, layers=1, heads=2, ffn=24, dropout=0.0, middle=16)
 
 
 def objective_on(table, mapper=None, micro_frames=10_000):
@@ -52,26 +52,7 @@ def test_the_mapper_of_the_paper_has_240334336_parameters():
     assert sizes == [6_292_480, 25_167_872, 50_401_280 - 2048, 151_121_920 - 4096, 2_099_200, 5_245_440]
     assert sum(p.numel() for p in mapper.parameters()) == 240_334_336
     assert sum(p.numel() for p in head.parameters()) == 79_911          # 39 labels: blank, space, ', a-z, 0-9
-
-
-def test_30_seconds_are_188_slots():
-    assert SpeechMapper.slots(750) == 188                                # 25 frames a second, 6.25 slots a second
-    mapper = small_mapper().eval()
-    for frames in (1, 2, 3, 4, 7, 8, 25, 26, 27, 28):
-        assert mapper(torch.randn(1, frames, 12), torch.tensor([frames])).shape == (1, SpeechMapper.slots(frames), 32)
-
-
-def test_a_batch_of_mixed_lengths_equals_single_samples():
-    mapper, lengths = small_mapper(dropout=0.1).eval(), torch.tensor([23, 1, 8, 12])
-    padded = torch.full((4, 23, 12), 1e4)                               # what lies beyond a length must not matter
-    singles = [torch.randn(n, 12) for n in lengths]
-    for row, one in zip(padded, singles):
-        row[:len(one)] = one
-    for grad in (True, False):
-        with torch.set_grad_enabled(grad):
-            for row, one in zip(mapper(padded, lengths), singles):
-                alone = mapper(one[None], torch.tensor([len(one)]))[0]
-                assert torch.allclose(row[:len(alone)], alone, atol=1e-5)
+    assert SpeechMapper.slots(750) == 188                               # 30 s: 25 frames, 6.25 slots a second
 
 
 # --- Slots and letters.
@@ -94,10 +75,9 @@ def test_slots_hold_the_normalised_tokens_then_the_pad(llama):
     assert "".join(LETTERS[letter - 1] for letter in sample["letters"]) == "anna's 3 cats in rome"
 
 
-def test_the_pad_is_the_token_151664_of_qwen(real):
+def test_the_pad_is_the_token_151664_of_qwen(tokenizers):
     """2026, section 6.1: a reserved token of the real vocabulary."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(os.path.join(real, "tokenizers", "qwen3_4b_instruct_2507"))
-    assert SlotTargets(tokenizer, train_projector.Config.pad_token, True).pad == 151_664
+    assert SlotTargets(tokenizers["qwen3"], train_projector.Config.pad_token, True).pad == 151_664
 
 
 # --- The losses.
@@ -185,9 +165,8 @@ def test_the_table_is_read_from_one_file_or_several(llama, tmp_path):
     assert table.dtype == torch.float32 and torch.equal(table, wanted.bfloat16().float())
 
 
-def test_it_trains_on_a_checkpoint_with_nothing_but_the_table_and_the_later_stages_take_it(
-        before_training, run_stage, capsys):
-    """Every fourth transcript has more tokens than its speech has slots; losses are logged; C and infer.py follow."""
+def test_it_trains_on_the_table_then_through_the_llm_and_the_later_stages_take_it(before_training, run_stage, capsys):
+    """Every fourth transcript has more tokens than its speech has slots. The first stage needs the table alone."""
     for split in ("train", "dev"):
         path = f"work/rows/tiny/{split}.jsonl"
         write_rows(path, [{**row, "transcript": "a"} if int(row["utterance"].split("-")[-1]) % 4 else row
@@ -204,13 +183,23 @@ def test_it_trains_on_a_checkpoint_with_nothing_but_the_table_and_the_later_stag
     assert {"RMS", "table RMS", "nearest", "validation_loss"} <= lines[-1].keys()
     dropped = sum(line.get("dropped", 0) for line in steps)
     assert dropped and f"{dropped} samples dropped: their transcripts have more tokens" in capsys.readouterr().out
-    assert list(torch.load("work/tiny/projector/weights.pt", weights_only=True)) == ["projector", "ctc_head"]
+    first = torch.load("work/tiny/projector/weights.pt", weights_only=True)
+    assert list(first) == ["projector", "ctc_head"]
 
+    # the original second stage: cross-entropy with 1 - sigma and the embeddings' squared error with sigma
     save_file(whole, weights, {"format": "pt"})
+    train_projector.main([*ON_TABLE, "--objective", "answers", "--start", "projector", "--sigma", "0.9", "--out",
+                          "projector-2", "--keep", "ASR", "--lr", "1e-9"])
+    lines, second = read_log("work/tiny/projector-2"), open_stage("work/tiny/projector-2")
+    assert lines[0]["loss"] == pytest.approx(0.1 * lines[0]["entropy"] + 0.9 * lines[0]["embedding"])
+    assert {"listening", "WER", "RMS"} <= lines[-1].keys() and second.config["trained"] == ["projector"]
+    for name, tensor in first["projector"].items():                     # it started there, at a rate of almost 0
+        assert torch.allclose(tensor, second.weights["projector"][name], atol=1e-6)
+
     for stage in ("train_lora", "merge_sft"):
         run_stage(stage)
     run_stage("infer", "--systems", "A:projector,C:merged")
-    assert list(torch.load("work/tiny/merged/weights.pt", weights_only=True)) == ["projector", "lora"]
+    assert list(open_stage("work/tiny/merged").weights) == ["projector", "lora"]
     for system in ("A", "C"):
         with open(f"work/tiny/predictions/{system}/tiny.test.jsonl") as file:
             assert len(file.readlines()) == 48
@@ -228,19 +217,3 @@ def test_a_step_whose_rows_all_have_too_many_tokens_is_skipped_and_counted(befor
     assert len(steps) == 6 and 3 <= len(skipped) < 6
     assert all(line["skipped"] == 1 and line["dropped"] and "loss" not in line for line in skipped)
     assert all(math.isfinite(line["loss"]) for line in steps if line not in skipped)
-
-
-def test_the_second_stage_goes_on_through_the_llm(before_training):
-    """The original variant: cross-entropy with 1 - sigma and the embeddings' squared error with sigma."""
-    shorten_transcripts()
-    train_projector.main(ON_TABLE)
-    train_projector.main([*ON_TABLE, "--objective", "answers", "--start", "projector", "--sigma", "0.9", "--out",
-                          "projector-2", "--keep", "ASR", "--lr", "1e-9"])
-    lines = read_log("work/tiny/projector-2")
-    assert lines[0]["loss"] == pytest.approx(0.1 * lines[0]["entropy"] + 0.9 * lines[0]["embedding"])
-    assert {"listening", "WER", "RMS"} <= lines[-1].keys()
-    with open("work/tiny/projector-2/config.json") as file:
-        assert json.load(file)["trained"] == ["projector"]
-    one, two = (torch.load(f"work/tiny/{out}/weights.pt", weights_only=True)["projector"]
-                for out in ("projector", "projector-2"))
-    assert all(torch.allclose(tensor, two[name], atol=1e-6) for name, tensor in one.items())   # it started there

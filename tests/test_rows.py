@@ -4,7 +4,6 @@ import os
 
 import pytest
 
-from speech_llm.files import replace_file
 from speech_llm.rows import corpus_of, read_rows, source_language, write_rows
 
 
@@ -37,30 +36,24 @@ def test_texts_are_composed_and_names_stay(tmp_path):
     assert read_rows(tmp_path / "b.jsonl") == [read]
 
 
-DEFECTS = [  # names that would leave their folder: also test_security.py
-    (dict(id=None), "id must be a text"), (dict(id=7), "id must be a text"), (dict(id=...), "no id"),
-    (dict(task="TTS"), "unknown task 'TTS'"), (dict(task="sqa"), "unknown task 'sqa'"),
-    (dict(task=None), "task must be a text"), (dict(task=["ST"]), "task must be a text"),
-    (dict(language="sv"), "unknown language 'sv'"), (dict(language="DE"), "unknown language 'DE'"),
-    (dict(language=["de"]), "language must be a text"), (dict(transcript=...), "no transcript"),
+DEFECTS = [  # what is changed in ROW, ... takes a key away; more names that leave their folder: test_security.py
+    (dict(id=7), "id must be a text"), (dict(id=...), "no id"), (dict(task="sqa"), "unknown task 'sqa'"),
+    (dict(task=["ST"]), "task must be a text"), (dict(language="sv"), "unknown language 'sv'"),
+    (dict(language="DE"), "unknown language 'DE'"), (dict(transcript=...), "no transcript"),
     (dict(transcript=None), "transcript must be a text"), (dict(transcript=" "), "must be a text that is not empty"),
     (dict(target=...), "no target"), (dict(target=""), "target must be a text that is not empty"),
-    (dict(target=["a"]), "target must be a text"), (dict(question=...), "SQA without a question"),
-    (dict(task="MCQ", question=...), "MCQ without a question"), (dict(question={}), "question must be a text"),
-    (dict(question="\t"), "question must be a text that is not empty"), (dict(audio=7), "audio must be a text"),
-    (dict(audio=...), "utterance without audio"), (dict(utterance=...), "audio without utterance"),
-    (dict(end=...), "start and end come together"), (dict(end=0), "start 0 and end 0 are no slice"),
-    (dict(start=-1), "start -1 and end 1.5 are no slice"), (dict(start=2), "start 2 and end 1.5 are no slice"),
-    (dict(start=1.5), "start 1.5 and end 1.5 are no slice"), (dict(start=True), "start must be a number"),
-    (dict(start="0"), "start must be a number"), (dict(end=None), "end must be a number"),
-    (dict(end=float("nan")), "end must be a number"), (dict(end=float("inf")), "end must be a number"),
+    (dict(question=...), "SQA without a question"), (dict(task="MCQ", question=...), "MCQ without a question"),
+    (dict(question={}), "question must be a text"), (dict(question="\t"), "question must be a text that is not empty"),
+    (dict(audio=7), "audio must be a text"), (dict(audio=...), "utterance without audio"),
+    (dict(utterance=...), "audio without utterance"), (dict(end=...), "start and end come together"),
+    (dict(end=0), "start 0 and end 0 are no slice"), (dict(start=-1), "start -1 and end 1.5 are no slice"),
+    (dict(start=2), "start 2 and end 1.5 are no slice"), (dict(start=True), "start must be a number"),
+    (dict(start="0"), "start must be a number"), (dict(end=float("nan")), "end must be a number"),
     (dict(start=float("-inf")), "start must be a number"), (dict(answerable=1), "answerable must be true or false"),
-    (dict(answerable=None), "answerable must be true or false"), (dict(answerable="false"), "must be true or false"),
-    (dict(speaker="Bob"), "unknown key 'speaker'"), ({"": "x"}, "unknown key ''"), (dict(Target="x"), "unknown key 'T"),
-    (dict(id="/etc/passwd"), "would leave its folder"), (dict(utterance="tiny/../../x"), "would leave its folder"),
-    (dict(id="tiny/" + "x" * 201), "a part of over 200 bytes"), (dict(utterance="tiny/\u202e"), "a control character"),
-    (dict(id="tiny/\ud800"), "id holds half a character"), (dict(target="\udfff"), "target holds half a character"),
-    (dict(transcript="a\ud83d"), "transcript holds half a character"), (dict(audio="\udcff.wav"), "audio holds half"),
+    (dict(answerable=None), "answerable must be true or false"), (dict(speaker="Bob"), "unknown key 'speaker'"),
+    (dict(Target="x"), "unknown key 'Target'"), (dict(id="/etc/passwd"), "would leave its folder"),
+    (dict(utterance="tiny/\u202e"), "a control character"), (dict(target="\udfff"), "target holds half a character"),
+    (dict(audio="\udcff.wav"), "audio holds half a character"),
 ]
 
 
@@ -81,18 +74,14 @@ def test_a_defect_is_named_with_file_line_row_and_command(tmp_path, change, mess
 LINE = json.dumps(ROW).encode()
 
 
-def line_of(**values):
-    return json.dumps({**ROW, "id": "tiny/b", **values}).encode()
-
-
 @pytest.mark.parametrize("second, message", [
-    (b"{nonsense", "line 2: not JSON"), (b"{'id': 'x'}", "line 2: not JSON"), (b"", "line 2: not JSON"),
-    (LINE[:-9], "line 2: not JSON"), (LINE * 2, "line 2: not JSON"), (b"\xef\xbb\xbf" + LINE, "line 2: not JSON"),
+    (b"{'id': 'x'}", "line 2: not JSON"), (b"", "line 2: not JSON"), (LINE[:-9], "line 2: not JSON"),
+    (LINE * 2, "line 2: not JSON"), (b"\xef\xbb\xbf" + LINE, "line 2: not JSON"),
     (json.dumps(ROW).encode("utf-16"), "not JSON"), (b"[1, 2]", "line 2, row None: not a JSON object"),
-    (b"{}", "line 2, row None: no id"), (line_of(utterance="tiny/b", start=10**400), "are no slice"),
-    (line_of(utterance="tiny/b")[:-1] + b', "end": 1e999}', "end must be a number of seconds, got inf"),
+    (b"{}", "line 2, row None: no id"), (LINE.replace(b'"start": 0', b'"start": 1' + b"0" * 400), "are no slice"),
+    (LINE.replace(b"1.5", b"1e999"), "end must be a number of seconds, got inf"),
     (LINE, "line 2, row 'tiny/test/1/SQA.de': duplicate id"),
-    (line_of(audio="2.wav"), "'tiny/test/1' has another audio")])
+    (LINE.replace(b"SQA.de", b"b").replace(b"1.wav", b"2.wav"), "'tiny/test/1' has another audio")])
 def test_a_broken_line_is_named(tmp_path, second, message):
     path = tmp_path / "train.jsonl"
     path.write_bytes(LINE + b"\n" + second + b"\n")
@@ -106,17 +95,5 @@ def test_a_missing_and_an_empty_file_name_the_recipe(tmp_path):
     (tmp_path / "test.jsonl").touch()
     with pytest.raises(ValueError, match="no rows"):
         read_rows(tmp_path / "test.jsonl")
-    (tmp_path / "dev.jsonl").mkdir()                                  # a folder is no file
-    with pytest.raises(FileNotFoundError, match="dev.jsonl is missing"):
-        read_rows(tmp_path / "dev.jsonl")
-
-
-def test_replace_file_is_all_or_nothing(tmp_path):
-    path = tmp_path / "new" / "a.npy"
-    with replace_file(path) as name:
-        assert os.path.dirname(name) == str(path.parent) and name.endswith(".npy")
-        open(name, "w").write("old")
-    with pytest.raises(KeyboardInterrupt), replace_file(path) as name:
-        open(name, "w").write("half of the n")
-        raise KeyboardInterrupt
-    assert path.read_text() == "old" and os.listdir(path.parent) == ["a.npy"]
+    with pytest.raises(FileNotFoundError, match="is missing"):        # a folder is no file
+        read_rows(tmp_path)

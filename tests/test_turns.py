@@ -1,11 +1,10 @@
 """The turns of any chat LLM; and words that look like the marks of a turn stay words, wherever an LLM reads them."""
 import functools
-import json
 import os
+import re
 from types import SimpleNamespace
 
 import pytest
-import test_prompts
 import torch
 import transformers
 
@@ -16,68 +15,61 @@ from speech_llm.prompts import encode_answer, encode_prompt, user_turn
 from speech_llm.turns import CHAT, Turn, encode_text, end_id, turn_of
 
 
-tokenizers = test_prompts.tokenizers                    # the fixture of the real vocabularies
 ROW = {"id": "tiny/1", "task": "SQA", "language": "en", "transcript": "Anna has a cat.", "question": "Who has a cat?",
        "target": "Anna"}
 
 
 # --- Turns, from chat templates as they are published (in short).
 
-CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-TEMPLATES = {  # template, its tokens, the turn
-    "ChatML": (CHATML + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}", [], Turn(*CHAT["qwen3"])),
+def template(user, assistant, header, before=""):
+    """Return a chat template: a user's turn, an assistant's, {} for their words, and the header of the next answer."""
+    words = "{{ m.content }}"
+    return (before + "{% for m in messages %}{% if m.role == 'user' %}" + user.replace("{}", words) + "{% else %}"
+            + assistant.replace("{}", words) + "{% endif %}{% endfor %}{% if add_generation_prompt %}" + header
+            + "{% endif %}")
+
+
+CHATML = "<|im_start|>user\n{}<|im_end|>\n", "<|im_start|>assistant\n{}<|im_end|>\n"
+TEMPLATES = {  # template, turn
+    "ChatML": (template(*CHATML, "<|im_start|>assistant\n"), Turn(*CHAT["qwen3"])),
     "SmolLM2, with its system text": (
-        "<|im_start|>system\nYou are SmolLM<|im_end|>\n" + CHATML
-        + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}", [],
+        template(*CHATML, "<|im_start|>assistant\n", "<|im_start|>system\nYou are SmolLM<|im_end|>\n"),
         Turn("<|im_start|>system\nYou are SmolLM<|im_end|>\n<|im_start|>user\n", *CHAT["qwen3"][1:])),
     "SmolLM3, which writes the day and can think": (
-        "<|im_start|>system\nToday is {{ strftime_now('%d %B %Y') }}<|im_end|>\n" + CHATML
-        + "{% if add_generation_prompt %}<|im_start|>assistant\n"
-          "{% if not enable_thinking %}<think>\n\n</think>\n{% endif %}{% endif %}", ["<think>", "</think>"],
+        template(*CHATML, "<|im_start|>assistant\n{% if not enable_thinking %}<think>\n\n</think>\n{% endif %}",
+                 "<|im_start|>system\nToday is {{ strftime_now('%d %B %Y') }}<|im_end|>\n"),
         Turn("<|im_start|>system\nToday is 26 July 2024<|im_end|>\n<|im_start|>user\n",
              "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n", "<|im_end|>")),
     "R1, which always opens a thought": (
-        "{% for m in messages %}{% if m.role == 'user' %}<|User|>{{ m.content }}"
-        "{% else %}<|Assistant|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}<|Assistant|><think>\n{% endif %}",
-        ["<|User|>", "<|Assistant|>", "<|end|>", "<think>", "</think>"],
+        template("<|User|>{}", "<|Assistant|>{}<|end|>", "<|Assistant|><think>\n"),
         Turn("<|User|>", "<|Assistant|><think>\n\n</think>\n\n", "<|end|>")),
     "gpt-oss, which names the channel of an answer": (
-        "{% for m in messages %}{% if m.role == 'user' %}<|start|>user<|message|>{{ m.content }}<|end|>{% else %}"
-        "<|start|>assistant<|channel|>final<|message|>{{ m.content }}<|return|>{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}<|start|>assistant{% endif %}",
-        ["<|start|>", "<|message|>", "<|end|>", "<|channel|>", "<|return|>"],
+        template("<|start|>user<|message|>{}<|end|>", "<|start|>assistant<|channel|>final<|message|>{}<|return|>",
+                 "<|start|>assistant"),
         Turn("<|start|>user<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>", "<|return|>")),
     "Cohere, with a mark before the answer": (
-        "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'user' %}{{ m.content }}{% else %}"
-        "<|START_RESPONSE|>{{ m.content }}<|END_RESPONSE|>{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}<|assistant|>{% endif %}",
-        ["<|user|>", "<|assistant|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>"],
+        template("<|user|>{}", "<|assistant|><|START_RESPONSE|>{}<|END_RESPONSE|>", "<|assistant|>"),
         Turn("<|user|>", "<|assistant|><|START_RESPONSE|>", "<|END_RESPONSE|>")),
     "Gemma": (
-        "<bos>{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
-        "{{ m.content | trim }}<end_of_turn>\n{% endfor %}"
-        "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}",
-        ["<bos>", "<start_of_turn>", "<end_of_turn>"],
+        template("<start_of_turn>user\n{{ m.content | trim }}<end_of_turn>\n",
+                 "<start_of_turn>model\n{{ m.content | trim }}<end_of_turn>\n", "<start_of_turn>model\n", "<bos>"),
         Turn("<bos><start_of_turn>user\n", "<end_of_turn>\n<start_of_turn>model\n", "<end_of_turn>")),
     "Phi-3": (
-        "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}",
-        ["<|user|>", "<|assistant|>", "<|end|>"], Turn("<|user|>\n", "<|end|>\n<|assistant|>\n", "<|end|>")),
+        template("<|user|>\n{}<|end|>\n", "<|assistant|>\n{}<|end|>\n{{ eos_token }}", "<|assistant|>\n"),
+        Turn("<|user|>\n", "<|end|>\n<|assistant|>\n", "<|end|>")),
     "Mistral, with a space before the answer": (
-        "<s>{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
-        "{% else %} {{ m.content }}</s>{% endif %}{% endfor %}", ["<s>", "</s>", "[INST]", "[/INST]"],
-        Turn("<s>[INST] ", " [/INST]", "</s>", " ")),
+        template("[INST] {} [/INST]", " {}</s>", "", "<s>"), Turn("<s>[INST] ", " [/INST]", "</s>", " ")),
     "Vicuna, without markers": (
-        "A chat between a user and an assistant. {% for m in messages %}{% if m.role == 'user' %}USER: {{ m.content }} "
-        "{% else %}ASSISTANT: {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}ASSISTANT:{% endif %}", [],
+        template("USER: {} ", "ASSISTANT: {}{{ eos_token }}", "ASSISTANT:", "A chat between a user and an assistant. "),
         Turn("A chat between a user and an assistant. USER: ", " ASSISTANT:", "<|im_end|>", " ")),
 }
 
 
-def make_chat(template, tokens=(), words=" "):
-    """A tokenizer with a template: byte-level, or one that marks a text's first word with a space as Llama-2's does."""
+def make_chat(template, words=" ", special=True):
+    """
+    Return a tokenizer with a template, whose marks are its tokens, called special or not: byte-level, or one that marks
+    a text's first word with a space as Llama-2's does.
+    """
     tokenizer = make_tokenizer(["Anna has a cat. Who has a cat? USER: ASSISTANT:"] * 9, 400, "qwen3")
     if words == "▁":
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -86,15 +78,15 @@ def make_chat(template, tokens=(), words=" "):
         bpe.train_from_iterator(["Anna has a cat. Who has a cat? USER: ASSISTANT: []/\n"] * 9, trainers.BpeTrainer(
             special_tokens=["<|im_start|>", "<|im_end|>"], initial_alphabet=[chr(n) for n in range(32, 127)] + ["\n"]))
         tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>")
-    tokenizer.add_tokens([*tokens], special_tokens=True)
+    tokenizer.add_tokens(re.findall(r"<[^<>\s]+>|\[/?INST\]", template), special_tokens=special)
     tokenizer.chat_template, tokenizer.name_or_path = template, "hub/chat"
     return tokenizer
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_the_turn_of_a_template(name, capsys):
-    template, tokens, turn = TEMPLATES[name]
-    tokenizer = make_chat(template, tokens)
+    text, turn = TEMPLATES[name]
+    tokenizer = make_chat(text)
     assert turn_of(tokenizer) == turn_of(tokenizer) == turn
     assert tokenizer.convert_ids_to_tokens(end_id(tokenizer)) == turn.end
     told = capsys.readouterr().err
@@ -106,9 +98,8 @@ def test_the_turn_of_a_template(name, capsys):
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_the_ids_of_a_prompt_and_its_answer_are_the_template_s(name, words):
     """What the LLM was tuned on: the whole chat tokenised at once, to the end of the answer."""
-    template, tokens, turn = TEMPLATES[name]
-    tokenizer = make_chat(template, tokens, words)
-    user = user_turn(ROW, text=True)[0]
+    text, turn = TEMPLATES[name]
+    tokenizer, user = make_chat(text, words), user_turn(ROW, text=True)[0]
     ids = encode_prompt(tokenizer, ROW, text=True)[0] + encode_answer(tokenizer, ROW)
     assert ids == tokenizer(turn.head + user + turn.tail + turn.lead + "Anna" + turn.end,
                             add_special_tokens=False)["input_ids"]
@@ -130,20 +121,16 @@ def test_a_tokenizer_without_a_usable_template_is_refused_by_name(template, says
         turn_of(tokenizer)
 
 
-@pytest.mark.parametrize("family", CHAT)
-def test_a_tokenizer_without_a_template_but_with_published_markers_has_the_published_turn(family):
+@pytest.mark.parametrize("family, file", [*((family, "") for family in CHAT), ("cohere", "cohere"),
+                                          ("qwen3", "qwen3_instruct_2507"), ("llama", "llama3_1")])
+def test_published_templates_and_none_but_published_markers_give_the_published_turn(request, family, file):
+    """Llama-3.1's template without its system block of dates (2025)."""
     tokenizer = make_tokenizer(["Anna"], 300, family)
     tokenizer.chat_template = None
-    assert turn_of(tokenizer) == Turn(*CHAT[family])
-
-
-@pytest.mark.parametrize("name, family", [("cohere", "cohere"), ("qwen3_instruct_2507", "qwen3"),
-                                          ("llama3_1", "llama")])
-def test_the_published_templates_give_the_published_turns(real, name, family):
-    """Llama-3.1's without its system block of dates (2025)."""
-    tokenizer = make_tokenizer(["Anna"], 300, family)
-    with open(os.path.join(real, "tokenizers", "chat_templates", f"{name}.jinja"), encoding="utf-8") as file:
-        tokenizer.chat_template = file.read()
+    if file:
+        folder = os.path.join(request.getfixturevalue("real"), "tokenizers", "chat_templates")
+        with open(os.path.join(folder, f"{file}.jinja"), encoding="utf-8") as text:
+            tokenizer.chat_template = text.read()
     assert turn_of(tokenizer) == Turn(*CHAT[family])
 
 
@@ -163,29 +150,15 @@ def test_ids_of_smollm2(small_models, capsys):
 
 # --- Words that look like the marks of a turn.
 
-@pytest.fixture(scope="module")
-def cohere():
-    """Two byte-level BPE with Cohere's markers: all are called special, or the end of a turn alone."""
-    words = ["Anna has a cat. Who has a cat? Transcribe this utterance"] * 9
-    strict = make_tokenizer(words, 400, family="cohere")
-    definition = json.loads(strict.backend_tokenizer.to_str())
-    for token in definition["added_tokens"]:
-        token["special"] = token["content"] in ("<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>")
-    from tokenizers import Tokenizer
-    lax = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(definition)), bos_token="<BOS_TOKEN>",
-        eos_token="<|END_OF_TURN_TOKEN|>", pad_token="<BOS_TOKEN>")
-    lax.chat_template = strict.chat_template
-    return strict, lax
-
-
-@pytest.fixture(params=["tiny llama", "cohere", "cohere, not special", "llama", "qwen3"])
+@pytest.fixture(params=["tiny llama", "cohere", "R1, which always opens a thought", "llama", "qwen3"])
 def tokenizer(request):
-    """A tokenizer: a tiny one, Cohere's two kinds, and the real vocabularies where they are here."""
+    """Tiny tokenizers, one whose marks are not called special, and the real vocabularies where they are here."""
     if request.param == "tiny llama":
         return transformers.AutoTokenizer.from_pretrained(request.getfixturevalue("llama"))
-    if request.param.startswith("cohere"):
-        return request.getfixturevalue("cohere")["not" in request.param]
+    if request.param == "cohere":
+        return make_tokenizer(["Anna has a cat. Who has a cat? Transcribe this utterance"] * 9, 400, "cohere")
+    if request.param in TEMPLATES:
+        return make_chat(TEMPLATES[request.param][0], special=False)
     return request.getfixturevalue("tokenizers")[request.param]
 
 
@@ -195,7 +168,7 @@ def added(tokenizer):
 
 
 def marks(tokenizer, ids):
-    """The ids of added tokens among ids, in their order."""
+    """Return the ids of added tokens among ids, in their order."""
     return [token for token in ids if token in added(tokenizer)]
 
 
@@ -242,52 +215,42 @@ class Reader:
     generation_config = SimpleNamespace(eos_token_id=0)
 
     def generate(self, input_ids, **_):
-        raise Ids(input_ids.tolist())
+        raise Ids(input_ids[0].tolist())
 
 
-def read_by(function, *arguments):
-    """The ids of the one prompt that a function gives its LLM."""
+READERS = {  # who reads a text that is not trusted: the chat that it reads; the tokenizer has a chat template
+    "pairwise": lambda text: pairwise.pair_chat("de", text, [text, text]),
+    "Speech-IFEval": lambda text: speech_ifeval.judge_chat(
+        {"metric": "cot", "instruction": text, "label": text, "response": text}),
+    "Speech-IFEval, label": lambda text: speech_ifeval.judge_chat(
+        {"metric": "accuracy", "instruction": text, "label": text, "response": text})}
+
+
+def ids_read_by(name, tokenizer, text):
+    """Return the ids that the maker of fluent answers or a judge reads of a text of a corpus, a user or a system."""
+    if name == "bergen":
+        return judge.tokenize(tokenizer, [[text] * 3], "cpu")["input_ids"][0].tolist()
     with pytest.raises(Ids) as ids:
-        function(*arguments)
-    return ids.value.args[0][0]
+        if name == "maker":
+            rewrite.generate_batch(Reader(), tokenizer, [rewrite.fluent_prompt(text, text, text)], 5)
+        chat.write_replies(Reader(), tokenizer, [READERS[name](text)])
+    return ids.value.args[0]
 
 
-def test_the_maker_reads_text(tokenizer):
-    def ids_of(*item):
-        return read_by(rewrite.generate_batch, Reader(), tokenizer, [rewrite.fluent_prompt(*item)], 5)
-    plain = ids_of("Yes.", "Who?", "Anna")
-    for text in nasty(tokenizer):
-        ids = ids_of(text, text, text)
-        assert marks(tokenizer, ids) == marks(tokenizer, plain) and tokenizer.decode(ids).count(text) >= 3
-
-
-def asks(tokenizer):
-    """{judge: a function from a text of a system to the ids that it reads}; the tokenizer has a chat template."""
-    def item(metric, text):
-        return {"metric": metric, "instruction": text, "label": text, "response": text}
-    chats = {"pairwise": lambda text: pairwise.pair_chat("de", text, [text, text]),
-             "Speech-IFEval": lambda text: speech_ifeval.judge_chat(item("cot", text)),
-             "Speech-IFEval, label": lambda text: speech_ifeval.judge_chat(item("accuracy", text))}
-    judges = {name: lambda text, make=make: read_by(chat.write_replies, Reader(), tokenizer, [make(text)])
-              for name, make in chats.items()}
-    judges["bergen"] = lambda text: judge.tokenize(tokenizer, [[text] * 3], "cpu")["input_ids"][0].tolist()
-    return judges
-
-
-@pytest.mark.parametrize("name", ["pairwise", "Speech-IFEval", "Speech-IFEval, label", "bergen"])
-def test_a_judge_reads_text(tokenizer, name):
+@pytest.mark.parametrize("name", ["maker", *READERS, "bergen"])
+def test_the_maker_and_the_judges_read_text(tokenizer, name):
     """The answers of a system that is judged are untrusted, too: nothing in them speaks for the judge."""
-    if not tokenizer.chat_template:
+    if not tokenizer.chat_template and name != "maker":
         pytest.skip("no chat template")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    ask = asks(tokenizer)[name]
-    plain = marks(tokenizer, ask("Anna"))
+    plain = marks(tokenizer, ids_read_by(name, tokenizer, "Anna"))
     assert len(plain) >= 2
     for text in nasty(tokenizer):
-        ids = ask(text)
+        ids = ids_read_by(name, tokenizer, text)
         assert marks(tokenizer, ids) == plain, text
         assert text.strip().replace(chat.CUT, "").split("\n")[0] in tokenizer.decode(ids)
+        assert name != "maker" or tokenizer.decode(ids).count(text) >= 3
 
 
 @pytest.mark.parametrize("chats", [

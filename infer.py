@@ -105,6 +105,17 @@ def llm_jobs(c, stage, loaded, rows, test_set):
     return jobs, lambda samples: answer(llm, tokenizer, projector, samples, c.max_new_tokens)
 
 
+def zero_padding(speech_encoder, mask):
+    """
+    Return hooks that give the adapter of a SeamlessM4T zeros beyond each sample's end, mask (B, T), as in a batch of
+    one. Without them its strided convolutions read what the padding became in the layers before.
+    """
+    def masked(convolution, arguments):
+        return (arguments[0] * mask[:, None].to(arguments[0]),)                                      # (B, W, T)
+    layer = speech_encoder.adapter.layers[0]
+    return [conv.register_forward_pre_hook(masked) for conv in (layer.residual_conv, layer.self_attn_conv)]
+
+
 def seamless_jobs(c, loaded, rows, text):
     """SeamlessM4T-v2 itself (2025, Table 2): ASR and ST from the audio, MT from the transcript."""
     model, tokenizer = loaded
@@ -117,7 +128,7 @@ def seamless_jobs(c, loaded, rows, text):
         languages = {row["id"]: (source_language(row), row["language"]) for row in batch}
         for source, language in sorted({*languages.values()}):             # generate has one target language
             rows_now = [row for row in batch if languages[row["id"]] == (source, language)]
-            names = [row["id"] for row in rows_now]
+            names, hooks = [row["id"] for row in rows_now], []
             if text:
                 # split_special_tokens: "</s>" or "__deu__" inside a text stays ordinary text
                 inputs = tokenizer([row["transcript"] for row in rows_now], src_lang=CODES[source], padding=True,
@@ -130,8 +141,11 @@ def seamless_jobs(c, loaded, rows, text):
                 names, features = zip(*pieces)
                 padded, mask = pad_features(features, next(model.parameters()))
                 inputs = {"input_features": padded, "attention_mask": mask}
+                hooks = zero_padding(model.speech_encoder, mask)
             sequences = model.generate(**inputs, tgt_lang=CODES[language], num_beams=BEAMS,
                                        max_new_tokens=c.max_new_tokens)
+            for hook in hooks:
+                hook.remove()
             special = {*tokenizer.all_special_ids}
             for name, sequence in zip(names, sequences.tolist()):      # the answers to the pieces of a row are joined
                 answers.setdefault(name, []).extend(token for token in sequence if token not in special)

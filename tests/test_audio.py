@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import soundfile
+from test_bad_input import refused
 from test_recipes import m4a
 
 from data.recipe import unreadable
@@ -51,8 +52,7 @@ def test_every_format_and_its_slices(tmp_path, name, tolerance):
     # seeking is exact to the sample, also in an mp3, whose decoder needs a run-up
     assert np.abs(read_audio(path, 1.25, 2.5) - whole[20000:40000]).max() < 1e-6
     assert len(read_audio(path, 2.5, 3.05)) == 8000              # times are rounded: cut at the file's end
-    with pytest.raises(ValueError, match=r"from 2.5 to 3.2 s: the file ends at 3.00 s"):
-        read_audio(path, 2.5, 3.2)
+    refused(read_audio, path, 2.5, 3.2, says="from 2.5 to 3.2 s: the file ends at 3.00 s")
     assert duration(path) == 3
 
 
@@ -63,8 +63,7 @@ READABLE = {
     "1 kHz.wav": sound(NOISE[:1000], 1000), "a FLAC called.wav": sound(NOISE, format="FLAC"),
     "a wav called.mp3": sound(NOISE), "an Ogg without an ending": sound(NOISE, format="OGG"),
     "too loud.wav": sound(NOISE * 99), "ADPCM.wav": sound(NOISE, subtype="MS_ADPCM"),
-    **{f"{format}.{ending}": sound(NOISE, format=format) for format, ending in (
-        ("AIFF", "aiff"), ("AU", "au"), ("NIST", "sph"), ("WAVEX", "wav"), ("RF64", "wav"), ("CAF", "caf"))}}
+    "Sphere.sph": sound(NOISE, format="NIST"), "extensible.wav": sound(NOISE, format="WAVEX")}
 
 
 @pytest.mark.parametrize("name", READABLE)
@@ -73,14 +72,6 @@ def test_audio_of_any_kind_is_read(tmp_path, name):
     wave = read_audio(path, longest=30.0)
     assert len(wave) / RATE == pytest.approx(1, abs=0.05) and np.isfinite(wave).all() and wave.any()
     assert duration(path) == pytest.approx(1, abs=0.05)
-
-
-def test_one_loud_channel_of_three_at_another_rate(tmp_path):
-    """A third of its height, and still 440 Hz."""
-    tone, expected = (0.5 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate) for rate in (44100, RATE))
-    wave = read_audio(write(tmp_path, "a.wav", sound(np.stack([tone, 0 * tone, 0 * tone], axis=1), 44100)))
-    assert wave.dtype == np.float32 and wave.shape == (RATE,)
-    assert np.abs(wave - expected / 3)[200:-200].max() < 1e-3
 
 
 def test_real_recordings_of_every_rate_and_format(real):
@@ -164,8 +155,7 @@ def test_audio_is_read_to_its_end(tmp_path, name):
     first, last = round((seconds - 1.5) * RATE), round((seconds - 0.5) * RATE)
     piece = read_audio(path, seconds - 1.5, seconds - 0.5)
     assert np.abs(piece[200:-200] - whole[first:last][200:-200]).max() < 1e-3                 # resampling has edges
-    with pytest.raises(ValueError, match="the file ends at"):
-        read_audio(path, 0.5, seconds + 0.5)
+    refused(read_audio, path, 0.5, seconds + 0.5, says="the file ends at")
     with pytest.raises(ValueError, match="longer than 2.5 s"):
         read_audio(path, longest=2.5)
     if not re.search("FLAC with more|two FLACs", name):   # there `duration` returns what the header states
@@ -196,57 +186,58 @@ def test_telephone_audio_cannot_seek_and_is_read(tmp_path):
     assert len(read_audio(write(tmp_path, "a.raw", WAV))) == 48000                    # soundfile goes by this ending
 
 
-# --- Samples that are no speech signal.
+# --- Channels, and samples that are no speech signal.
 
-def test_channels_that_cancel_each_other(tmp_path):
-    left = NOISE[:, 0]
-    for channels in ([left, -left], [left, 0.01 * left[::-1] - left], [left, -left] * 3, [0 * left, left, -left]):
-        path = write(tmp_path, "opposite.wav", sound(np.stack(channels, axis=1)))
-        assert np.abs(read_audio(path) - left).max() < 1e-4
-    path = write(tmp_path, "shifted.wav", sound(np.stack([left + 0.3, 0.3 - left], axis=1)))
-    assert np.abs(read_audio(path) - left - 0.3).max() < 1e-4                         # a constant is no sound
-    path = write(tmp_path, "mean.wav", sound(np.stack([left, left[::-1]], axis=1)))   # unlike, but not opposite
-    assert np.abs(read_audio(path) - (left + left[::-1]) / 2).max() < 1e-4
+def test_one_loud_channel_of_three_at_another_rate(tmp_path):
+    """A third of its height, and still 440 Hz."""
+    tone, expected = (0.5 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate) for rate in (44100, RATE))
+    wave = read_audio(write(tmp_path, "a.wav", sound(np.stack([tone, 0 * tone, 0 * tone], axis=1), 44100)))
+    assert wave.dtype == np.float32 and wave.shape == (RATE,)
+    assert np.abs(wave - expected / 3)[200:-200].max() < 1e-3
 
 
-def test_float_samples_on_the_scale_of_integers(tmp_path):
-    path = write(tmp_path, "a.wav", sound(NOISE * 2**15, subtype="FLOAT"))
-    with pytest.raises(ValueError, match=r"a.wav: samples up to \d+\.\d*, where full scale is 1"):
-        read_audio(path)
-    loud = read_audio(write(tmp_path, "b.wav", sound(NOISE * 20, subtype="FLOAT")))   # over full scale, as some are
-    assert 4 < np.abs(loud).max() < 16
+LEFT = NOISE[:, 0]
 
 
-def test_silence_stays_silence(tmp_path):
+@pytest.mark.parametrize("channels, mono", [
+    ([LEFT, -LEFT], LEFT), ([LEFT, 0.01 * LEFT[::-1] - LEFT], LEFT), ([LEFT, -LEFT] * 3, LEFT),
+    ([0 * LEFT, LEFT, -LEFT], LEFT), ([LEFT + 0.3, 0.3 - LEFT], LEFT + 0.3),                 # a constant is no sound
+    ([LEFT, LEFT[::-1]], (LEFT + LEFT[::-1]) / 2)])                                          # unlike, but not opposite
+def test_channels_that_cancel_each_other(tmp_path, channels, mono):
+    assert np.abs(read_audio(write(tmp_path, "a.wav", sound(np.stack(channels, axis=1)))) - mono).max() < 1e-4
+
+
+def test_silence_stays_silence_and_loud_samples_loud(tmp_path):
     """Dither of one step of 16 bits would become noise of full strength in a filterbank."""
     dither = np.random.default_rng(0).integers(-1, 2, RATE) / 2**15
     for wave in (np.zeros(RATE), np.full(RATE, 0.1), dither, np.stack([dither, -dither], axis=1)):
         assert np.array_equal(read_audio(write(tmp_path, "a.wav", sound(wave))), np.zeros(RATE))
+    loud = read_audio(write(tmp_path, "b.wav", sound(NOISE * 20, subtype="FLOAT")))   # over full scale, as some are
+    assert 4 < np.abs(loud).max() < 16
 
 
 # --- What cannot be used.
 
-UNUSABLE = [
-    ("empty", "a.wav", b"", "cannot be decoded"), ("text", "a.wav", b"hello\n" * 99, "cannot be decoded"),
-    ("zeros", "a.wav", bytes(9999), "cannot be decoded"), ("a header alone", "a.wav", WAV[:44], "truncated"),
-    ("a cut header", "a.wav", WAV[:30], "cannot be decoded"), ("a cut FLAC", "a.flac", FLAC[:5000], "a.flac: "),
-    ("a FLAC of zeros", "a.flac", FLAC[:9000] + bytes(20_000), "a.flac: "),
-    ("a cut Ogg", "a.ogg", OGG[:600], "a.ogg: "),
-    ("bytes without a head", "a.raw", bytes(9999), "cannot be decoded"),
-    ("one sample", "a.wav", sound(NOISE[:1]), "0.0001 s, shorter than 0.04 s"),
-    ("no sample", "a.wav", sound(NOISE[:0]), "shorter"),
-    ("639 samples", "a.wav", sound(NOISE[:639]), "0.0399 s, shorter"),
-    ("not a number", "a.wav", sound(np.append(NOISE, np.nan), subtype="FLOAT"), "samples that are not finite"),
-    ("infinite", "a.wav", sound(np.append(NOISE, -np.inf), subtype="FLOAT"), "samples that are not finite"),
-    ("31 s", "a.wav", sound(np.zeros((31 * 8000, 1)), 8000), "a.wav: longer than 30 s"),
-    ("an hour", "a.flac", sound(np.zeros((3600 * 1000, 1)), 1000, "FLAC"), "longer than 30 s"),
-    ("a rate that no recorder has", "a.wav", sound(NOISE, 44_101), "a sample rate of 44101 Hz"),
-    ("a rate of gigahertz", "a.wav", sound(NOISE, 2**31 - 1), "a sample rate of 2147483647 Hz")]
+UNUSABLE = {
+    "empty.wav": (b"", "cannot be decoded"), "text.wav": (b"hello\n" * 99, "cannot be decoded"),
+    "a header alone.wav": (WAV[:44], "truncated"), "a cut header.wav": (WAV[:30], "cannot be decoded"),
+    "a cut FLAC.flac": (FLAC[:5000], "a_cut_FLAC.flac: "),
+    "zeros in it.flac": (FLAC[:9000] + bytes(20_000), "zeros_in_it.flac: "),
+    "a cut Ogg.ogg": (OGG[:600], "a_cut_Ogg.ogg: "), "bytes without a head.raw": (bytes(9999), "cannot be decoded"),
+    "no sample.wav": (sound(NOISE[:0]), "0.0000 s, shorter than 0.04 s"),
+    "639 samples.wav": (sound(NOISE[:639]), "0.0399 s, shorter than 0.04 s"),
+    "not a number.wav": (sound(np.append(NOISE, np.nan), subtype="FLOAT"), "samples that are not finite"),
+    "infinite.wav": (sound(np.append(NOISE, -np.inf), subtype="FLOAT"), "samples that are not finite"),
+    "a scale of integers.wav": (sound(NOISE * 2**15, subtype="FLOAT"), "where full scale is 1"),
+    "31 s.wav": (sound(np.zeros((31 * 8000, 1)), 8000), "longer than 30 s"),
+    "an hour.flac": (sound(np.zeros((3600 * 1000, 1)), 1000, "FLAC"), "longer than 30 s"),
+    "a rate of no recorder.wav": (sound(NOISE, 44_101), "a sample rate of 44101 Hz")}
 
 
-@pytest.mark.parametrize("name, content, says", [case[1:] for case in UNUSABLE], ids=[case[0] for case in UNUSABLE])
-def test_audio_that_cannot_be_used_says_why(tmp_path, name, content, says):
-    path = write(tmp_path, name, content)
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_audio_that_cannot_be_used_says_why(tmp_path, name):
+    content, says = UNUSABLE[name]
+    path = write(tmp_path, name.replace(" ", "_"), content)
     with pytest.raises(ValueError) as error:
         read_audio(path, longest=30.0)
     assert type(error.value) is ValueError and str(error.value).startswith(path) and says in str(error.value)
@@ -266,8 +257,7 @@ def test_audio_that_is_no_file(tmp_path, name):
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")                                                  # whose reader would wait for ever
     path = str(tmp_path / name)
-    with pytest.raises(ValueError, match="no such file"):
-        read_audio(path)
+    refused(read_audio, path, says="no such file")
     assert unreadable([path]) == {path: "no such file"}
 
 
@@ -275,11 +265,7 @@ def test_audio_that_is_no_file(tmp_path, name):
     (0.5, 2.0, "the file ends at 1.00 s"), (5.0, 6.0, "the file ends at 1.00 s"), (0.5, 0.5, "shorter than 0.04 s"),
     (0.0, 1e15, "the file ends at 1.00 s"), (0, 10**400, "the file ends at")])
 def test_a_slice_that_is_not_there(tmp_path, start, end, says):
-    with pytest.raises(ValueError, match=says):
-        read_audio(write(tmp_path, "a.wav", sound(NOISE)), start, end)
-
-
-# --- m4a and mp4.
+    refused(read_audio, write(tmp_path, "a.wav", sound(NOISE)), start, end, says=says)
 
 
 def test_m4a_is_read_where_pyav_is_installed(tmp_path, monkeypatch):
@@ -298,19 +284,16 @@ def test_m4a_is_read_where_pyav_is_installed(tmp_path, monkeypatch):
         read_audio(path)
 
 
-# --- Long audio.
-
 def test_long_audio_is_cut_at_its_pauses():
-    """Speech of 0.5 with silences around 20 s and 47 s: the cuts fall there, and nothing is lost."""
-    longest = 30 * 16000
-    wave = np.full(60 * 16000, 0.5, dtype=np.float32)
-    for pause in (20, 47):
-        wave[int((pause - 0.2) * 16000):int((pause + 0.2) * 16000)] = 0
+    """Speech of 0.5 with silences around 7 s and 16 s: the cuts fall there, and nothing is lost."""
+    longest, wave = 10 * RATE, np.full(20 * RATE, 0.5, dtype=np.float32)
+    for pause in (7, 16):
+        wave[int((pause - 0.2) * RATE):int((pause + 0.2) * RATE)] = 0
     pieces = cut_at_pauses(wave, longest)
     assert np.array_equal(np.concatenate(pieces), wave)
-    ends = np.cumsum([len(piece) for piece in pieces]) / 16000
-    assert len(pieces) == 3 and abs(ends[0] - 20) < 0.2 and abs(ends[1] - 47) < 0.2
+    ends = np.cumsum([len(piece) for piece in pieces]) / RATE
+    assert len(pieces) == 3 and abs(ends[0] - 7) < 0.2 and abs(ends[1] - 16) < 0.2
     assert len(cut_at_pauses(wave[:longest], longest)) == 1
-    for seconds in (30.01, 44, 59.9):                                       # no pause at all: still at most 30 s
-        lengths = [len(piece) / 16000 for piece in cut_at_pauses(np.ones(int(seconds * 16000), np.float32), longest)]
-        assert sum(lengths) == pytest.approx(seconds) and max(lengths) <= 30 and min(lengths) >= 0.9
+    for seconds in (10.01, 15, 19.9):                                       # no pause at all: still at most 10 s
+        lengths = [len(piece) / RATE for piece in cut_at_pauses(np.ones(int(seconds * RATE), np.float32), longest)]
+        assert sum(lengths) == pytest.approx(seconds) and max(lengths) <= 10 and min(lengths) >= 0.9

@@ -4,6 +4,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
+from test_bad_input import refused
 
 import merge_sft
 import train_lora
@@ -12,7 +13,6 @@ from speech_llm import draws
 from speech_llm.constants import read_page
 from speech_llm.index import Rows
 from speech_llm.rows import corpus_of
-
 
 A, B, C = train_projector.Config(), train_lora.Config(), merge_sft.Config()      # the constants of the 2025 paper
 LANGUAGES = ("en", "de", "it", "zh")
@@ -141,8 +141,7 @@ def test_mixed_draws_hold_many_languages():
 
 def test_a_kind_of_the_mixture_without_rows_is_refused():
     rows = [row for row in make_rows() if kind([row]) != ("SQA", "it", False)]
-    with pytest.raises(SystemExit, match="wants SQA in it, unanswerable, but no row is of that kind"):
-        draw(1, rows, CELLS["A.2"][0])
+    refused(draw, 1, rows, CELLS["A.2"][0], says="wants SQA in it, unanswerable, but no row is of that kind")
     assert draw(1, rows, A.mixture)                                        # which asks for none
 
 

@@ -10,6 +10,7 @@ import torch
 import transformers
 from conftest import read_log
 from safetensors.torch import save_file
+from test_bad_input import refused
 
 import eval
 import extract_features
@@ -150,10 +151,8 @@ def test_the_turn_holds_the_audio_once_and_the_words_of_the_row(qwen2_audio, gra
     _, _, processor = load_hub(granite_speech, CPU)
     assert "<|audio|>Who?" in render(processor, "Who?")
     processor.chat_template = "{{ 'Hello' }}"
-    with pytest.raises(ValueError, match="GraniteSpeechProcessor has no place for audio"):
-        render(processor, "Who?")
-    with pytest.raises(ValueError, match="is a llama, which takes no audio"):
-        load_hub(llama, CPU)
+    refused(render, processor, "Who?", says="GraniteSpeechProcessor has no place for audio")
+    refused(load_hub, llama, CPU, says="is a llama, which takes no audio")
 
 
 def test_infer_writes_the_predictions_of_a_hub_model_once_and_eval_scores_them(qwen2_audio, rows, capsys):
@@ -184,9 +183,8 @@ def test_infer_writes_the_predictions_of_a_hub_model_once_and_eval_scores_them(q
 
     capsys.readouterr()
     infer.main([*arguments, "--audio", "test-1.wav", "test-2.wav"])
-    assert len(capsys.readouterr().out.splitlines()) == 2
-    with pytest.raises(SystemExit, match="test-3.wav: no such file"):
-        infer.main([*arguments, "--audio", "test-3.wav"])
+    assert capsys.readouterr().out.count("\n") == 2
+    refused(infer.main, [*arguments, "--audio", "test-3.wav"], says="test-3.wav: no such file")
 
 
 # --- Qwen2.5-Omni: its encoder and its LLM through the stages.
@@ -195,21 +193,15 @@ def write_omni(folder):
     """Write a random Qwen2.5-Omni whose answers depend on the audio, in the hub's format -> (thinker, tokenizer)."""
     tokenizer = make_chat("qwen3", "<|audio_bos|>", "<|AUDIO|>", "<|audio_eos|>")
     tokenizer.chat_template = TEMPLATE
-    config = transformers.Qwen2_5OmniConfig()
-    thinker = config.thinker_config
-    thinker.vision_start_token_id, thinker.audio_token_id = -1, tokenizer.convert_tokens_to_ids("<|AUDIO|>")
-    rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e6}
-    for part, sizes in (
-            (thinker.text_config, dict(**LLM, vocab_size=len(tokenizer), layer_types=["full_attention"] * 2,
-                                       max_window_layers=2, tie_word_embeddings=False, rope_parameters=rope)),
-            (thinker.audio_config, dict(d_model=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=16,
-                                        output_dim=32)),
-            (thinker.vision_config, dict(depth=1, hidden_size=16, intermediate_size=16, num_heads=2,
-                                         out_hidden_size=32))):
-        for name, value in sizes.items():
-            setattr(part, name, value)
+    config = transformers.Qwen2_5OmniConfig(thinker_config=dict(
+        text_config=dict(**LLM, vocab_size=len(tokenizer), layer_types=["full_attention"] * 2, max_window_layers=2,
+                         tie_word_embeddings=False, rope_parameters={
+                             "rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e6}),
+        audio_config=dict(d_model=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=16, output_dim=32),
+        vision_config=dict(depth=1, hidden_size=16, intermediate_size=16, num_heads=2, out_hidden_size=32),
+        vision_start_token_id=-1, audio_token_id=tokenizer.convert_tokens_to_ids("<|AUDIO|>")))
     torch.manual_seed(0)
-    model = enlarged(transformers.Qwen2_5OmniThinkerForConditionalGeneration(thinker))
+    model = enlarged(transformers.Qwen2_5OmniThinkerForConditionalGeneration(config.thinker_config))
     save_file({f"thinker.{name}": tensor.clone() for name, tensor in model.state_dict().items()},
               os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
     for part in (config, tokenizer, transformers.GenerationConfig(eos_token_id=tokenizer.eos_token_id)):

@@ -6,6 +6,7 @@ import pytest
 import soundfile
 import torch
 import transformers
+from test_bad_input import refused
 
 import extract_features
 import infer
@@ -46,8 +47,7 @@ def test_every_system_predicts_its_rows_in_order_whatever_the_batch(after_traini
     assert answers_of("C", out="single") == answers_of("C")
 
 
-def test_a_test_set_without_a_task_for_a_system_or_without_rows_is_left_out(after_training, run_stage, seamless,
-                                                                            capsys):
+def test_what_is_left_out_and_what_is_refused(after_training, run_stage, seamless, capsys):
     """
     Transcripts are not transcribed, MCIF has none, and Seamless answers no questions. Of Spoken-SQuAD the recipe could
     not make the test split.
@@ -67,17 +67,13 @@ def test_a_test_set_without_a_task_for_a_system_or_without_rows_is_left_out(afte
     run_stage("infer", "--systems", "B:lora,seamless", "--seamless", seamless, "--test_sets", "librisqa.test")
     assert "seamless is left out on librisqa.test: it has no task there" in capsys.readouterr().out
     assert os.listdir("work/tiny/predictions") == ["B"] and len(answers_of("B", "librisqa.test")) == 32
-
-
-def test_constants_that_are_refused(after_training, run_stage):
-    for arguments, message in (
-            (["--test_sets", "tiny"], "--test_sets tiny: write <corpus>.<split>"),
-            (["--test_sets", "europarlst.test,tiny.test"], "missing; run: python -m data.europarlst"),
-            (["--systems", "D"], "--systems D: write D:<folder of work/tiny>"),
-            (["--systems", "D:nowhere"], "config.json is missing; run: bash run_all.sh tiny, which makes nowhere"),
-            (["--systems", "C:merged", "--lora_scale", "half"], "--lora_scale half: one number, or several")):
-        with pytest.raises(SystemExit, match=message):
-            run_stage("infer", *arguments)
+    for option, value, says in (
+            ("--test_sets", "tiny", "--test_sets tiny: write <corpus>.<split>"),
+            ("--test_sets", "europarlst.test,tiny.test", "missing; run: python -m data.europarlst"),
+            ("--systems", "D", "--systems D: write D:<folder of work/tiny>"),
+            ("--systems", "D:nowhere", "config.json is missing; run: bash run_all.sh tiny, which makes nowhere"),
+            ("--lora_scale", "half", "--lora_scale half: one number, or several with commas")):
+        refused(run_stage, "infer", option, value, says=says)
 
 
 # --- Loops inside an answer (2025, appendix B.1).
@@ -93,16 +89,15 @@ def test_a_loop_is_four_copies_and_sixteen_tokens(ids, loop):
     assert find_loop(ids) == loop
 
 
-@pytest.mark.parametrize("trim, text", [(False, [50, 60] + [40, 41, 42, 43] * 5), (True, [50, 60, 40, 41, 42, 43])])
-def test_loops_are_counted_and_trimmed_only_when_asked(llama, tmp_path, capsys, trim, text):
-    """Two rows have the same answer: two tokens, then five copies of four."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(llama)
-    jobs = [({"id": f"tiny/test/{n}"}, "ASR", n, n) for n in range(2)]
-    predictions = predict(str(tmp_path / "tiny.test.jsonl"), "C, tiny.test", tokenizer, jobs,
-                          lambda numbers: [[50, 60] + [40, 41, 42, 43] * 5 for _ in numbers], 2, 30, trim)
-    assert "0.0 % stopped by the cap of 30 tokens, 100.0 % loop" in capsys.readouterr().out
-    assert predictions == [{"id": f"tiny/test/{n}", "task": "ASR", "prediction": tokenizer.decode(text).strip(),
-                            "tokens": 22, "capped": False, "loops": True} for n in range(2)]
+def test_loops_are_counted_and_trimmed_only_when_asked(llama, tmp_path, capsys):
+    """An answer of two tokens and five copies of four."""
+    tokenizer, ids = transformers.AutoTokenizer.from_pretrained(llama), [50, 60] + [40, 41, 42, 43] * 5
+    for trim, text in ((False, ids), (True, ids[:6])):
+        [answer] = predict(str(tmp_path / f"{trim}.jsonl"), "C, tiny.test", tokenizer,
+                           [({"id": "tiny/test/1"}, "ASR", 1, "speech")], lambda items: [ids], 2, 30, trim)
+        assert answer == {"id": "tiny/test/1", "task": "ASR", "prediction": tokenizer.decode(text).strip(),
+                          "tokens": 22, "capped": False, "loops": True}
+        assert "0.0 % stopped by the cap of 30 tokens, 100.0 % loop" in capsys.readouterr().out
 
 
 # --- Test-time LoRA scaling.
@@ -146,8 +141,8 @@ def recorded(after_training):
     """`after_training` with recordings of its test utterances, but for the first -> (rows, the lost utterance)."""
     rows, noise = read_rows("work/rows/tiny/test.jsonl"), np.random.default_rng(0)
     lost, *others = sorted({row["utterance"]: row["audio"] for row in rows}.items())
-    for _, path in others:
-        soundfile.write(path, 0.2 * noise.standard_normal(noise.integers(4000, 40000)), 16000)
+    for (_, path), samples in zip(others, (80000, 30000, 8000), strict=True):
+        soundfile.write(path, 0.2 * noise.standard_normal(samples), 16000)
     return rows, lost[0]
 
 
@@ -171,18 +166,22 @@ def test_the_seamless_baseline_hears_and_reads(recorded, run_stage, seamless):
 
 
 def test_the_cascade_is_the_text_llm_on_what_whisper_transcribes(recorded, run_stage, whisper, capsys):
-    """A question that is spoken (the listeners'; here the English ones) is asked as Whisper transcribes it, too."""
+    """
+    A question that is spoken (the listeners'; here the English ones) is asked as Whisper transcribes it, too. 5 s are
+    two pieces for a window of 3 s; their transcripts are joined.
+    """
     rows, lost = recorded
     rows = [{**row, "question": row["transcript"]} if (row["task"], row["language"]) == ("SQA", "en") else row
-            for row in rows]
+            for row in rows if row["language"] in ("en", "de")]
     write_rows("work/rows/tiny/test.jsonl", rows)
     model, extractor, tokenizer = (kind.from_pretrained(whisper) for kind in (
         transformers.WhisperForConditionalGeneration, transformers.AutoFeatureExtractor, transformers.AutoTokenizer))
     transcripts = {lost: "?"}
     for utterance, path in {row["utterance"]: row["audio"] for row in rows if row["utterance"] != lost}.items():
-        mel = extractor(soundfile.read(path, dtype="float32")[0], sampling_rate=16000, return_tensors="pt")
-        ids = model.generate(**mel, task="transcribe")[0]
-        transcripts[utterance] = tokenizer.decode(ids, skip_special_tokens=True).strip()
+        pieces = cut_at_pauses(soundfile.read(path, dtype="float32")[0], 3 * 16000)
+        mels = [extractor(piece, sampling_rate=16000, return_tensors="pt") for piece in pieces]
+        ids = [model.generate(**mel, task="transcribe")[0] for mel in mels]
+        transcripts[utterance] = " ".join(tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids)
     assert len({*transcripts.values()}) == len(transcripts) and all(transcripts.values())
 
     arguments = ["--whisper", whisper, "--max_new_tokens", "40", "--prompt", "listeners"]
@@ -198,26 +197,12 @@ def test_the_cascade_is_the_text_llm_on_what_whisper_transcribes(recorded, run_s
         for row, text in zip(rows, texts)])
     run_stage("infer", "--systems", "llm", *arguments, "--out", "transcribed")
     expected = {p["id"]: p["prediction"] for p in answers_of("llm", out="transcribed")}
-    assert len({*expected.values()}) > 10
+    assert len({*expected.values()}) > 5
     for row, text, p in zip(rows, texts, answers):
         right = text if row["task"] == "ASR" else expected[row["id"]]
         assert p["task"] == row["task"] and p["prediction"] == ("" if row["utterance"] == lost else right)
     origin = read_json("work/tiny/predictions/cascade/tiny.test.made.json", "")
     assert origin["whisper"] == whisper and origin["llm"] == "models/tiny-llama"
-
-
-@torch.no_grad()
-def test_whisper_reads_long_audio_window_by_window(tmp_path, whisper):
-    """5 s of noise are two pieces for a window of 3 s; their transcripts are joined."""
-    model = transformers.WhisperForConditionalGeneration.from_pretrained(whisper)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(whisper)
-    wave = 0.1 * np.random.default_rng(0).standard_normal(5 * 16000).astype(np.float32)
-    files = {"whole": wave, **dict(zip(("first", "second"), cut_at_pauses(wave, 3 * 16000)))}
-    for name, samples in files.items():
-        soundfile.write(tmp_path / f"{name}.wav", samples, 16000, subtype="FLOAT")
-    rows = [{"utterance": name, "audio": str(tmp_path / f"{name}.wav")} for name in files]
-    texts = infer.transcribe(model, tokenizer, rows)
-    assert texts["whole"] == f"{texts['first']} {texts['second']}" and len({*texts.values()}) == 3
 
 
 # --- One audio file.
@@ -290,8 +275,7 @@ def test_the_pieces_of_long_audio_are_joined(encoders, run_stage, capsys):
         whole, first, second = (ask_file(run_stage, capsys, "--audio", f"{name}.wav", *arguments)
                                 for name in ("long", "first", "second"))
         assert whole == start + first[:-1] + joint + second and first != second
-    with pytest.raises(SystemExit, match="long.wav is longer than 3 s"):
-        run_stage("infer", "--audio", "long.wav", *question)
+    refused(run_stage, "infer", "--audio", "long.wav", *question, says="long.wav is longer than 3 s")
 
 
 def test_what_it_refuses_in_one_line(encoders, run_stage):
@@ -307,5 +291,4 @@ def test_what_it_refuses_in_one_line(encoders, run_stage):
             (["--audio", "long.wav", "--task", "SQA", "--question", "Who?"], "long.wav is longer than 30 s"),
             (["--audio", "short.wav"], "short.wav: 0.0300 s, shorter than 0.04 s"),
             (["--audio", "text.wav"], "text.wav: cannot be decoded")):
-        with pytest.raises(SystemExit, match=message):
-            run_stage("infer", "--audio", "good.wav", *arguments)
+        refused(run_stage, "infer", "--audio", "good.wav", *arguments, says=message)

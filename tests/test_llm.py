@@ -7,21 +7,20 @@ import pytest
 import torch
 import transformers
 from huggingface_hub.errors import GatedRepoError
+from test_bad_input import refused
 from test_hub import write_omni
 
+from speech_llm import decode
 from speech_llm.batches import Batch
 from speech_llm.decode import generate
 from speech_llm.llm import decode_text, load_llm, load_table, loading, stop_ids
 from speech_llm.prompts import encode_prompt
-from speech_llm.thoughts import close_thought
 from speech_llm.turns import tokenize, turn_of
 from train_projector import answer_loss
 
-
 CPU = torch.device("cpu")
 SIZES = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-             initializer_range=0.5, tie_word_embeddings=False, pad_token_id=0, bos_token_id=1,
-             eos_token_id=2)
+             initializer_range=0.5, tie_word_embeddings=False, pad_token_id=0, bos_token_id=1, eos_token_id=2)
 VISION = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28,
               patch_size=14)
 LONG = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [9.0] * 4,
@@ -53,7 +52,8 @@ def save_llm(folder, llama, family, **options):
     with torch.no_grad():
         for weight in model.parameters():                                  # norms and scales begin as 1 or 0
             weight += 0.1 * torch.randn_like(weight)
-    model.save_pretrained(folder)
+    model.to(torch.bfloat16 if family == "Qwen3" else torch.float32)
+    model.save_pretrained(folder, max_shard_size="20KB" if family == "Qwen3" else "1GB")          # in several files
     tokenizer.save_pretrained(folder)
     return str(folder)
 
@@ -62,8 +62,8 @@ def save_llm(folder, llama, family, **options):
 def llm(request, llama, tmp_path_factory):
     family = request.param.split()[0]
     folder = save_llm(tmp_path_factory.mktemp(family), llama, family, **FAMILIES[request.param])
-    model = load_llm(folder, CPU)[0]
-    assert torch.equal(load_table(folder, CPU), model.get_input_embeddings().weight)
+    model, table = load_llm(folder, CPU)[0], load_table(folder, CPU)
+    assert model.dtype == table.dtype == torch.float32 and torch.equal(table, model.get_input_embeddings().weight)
     return model
 
 
@@ -116,6 +116,60 @@ def test_a_real_llm_answers(small_models):
     assert decode_text(tokenizer, answer) == "The capital of France is Paris."
 
 
+# --- Batches and the cache, in detail, of a Llama.
+
+@torch.no_grad()
+def decode_alone(llm, prompt, max_new_tokens):
+    """Greedy decoding of one prompt (L, D) without a cache and without an end: all is computed anew for every token."""
+    ids = []
+    while len(ids) < max_new_tokens:
+        embedded = llm.get_input_embeddings()(torch.tensor(ids, dtype=torch.long))
+        ids.append(llm(inputs_embeds=torch.cat([prompt, embedded])[None]).logits[0, -1].argmax().item())
+    return ids
+
+
+@pytest.fixture(scope="module")
+def decoded(llama):
+    """A Llama, 40 prompts of 1 to 25 random vectors, and the Llama's first 12 tokens after each."""
+    llm = load_llm(llama, CPU)[0]
+    torch.manual_seed(0)
+    lengths = [1, 25, 2, *torch.randint(1, 25, (37,)).tolist()]
+    prompts = [0.3 * torch.randn(length, llm.config.hidden_size) for length in lengths]
+    return llm, prompts, [decode_alone(llm, prompt, 12) for prompt in prompts]
+
+
+def test_a_batch_is_each_alone_and_is_decoding_without_a_cache(decoded):
+    llm, prompts, answers = decoded
+    stops = {answers[0][2], answers[1][5], answers[2][0]}                   # several ends; the third answer is empty
+    expected = [ids[:min([ids.index(stop) for stop in stops if stop in ids], default=12)] for ids in answers]
+    lengths = [len(ids) for ids in expected]
+    assert 12 in lengths and 0 in lengths and len(set(lengths)) >= 4        # some go on to the cap, others stop early
+    assert generate(llm, prompts, 12, stops) == expected and generate(llm, prompts[:2], 0, stops) == [[], []]
+    assert [generate(llm, [prompt], 12, stops)[0] for prompt in prompts] == expected
+
+
+@pytest.mark.parametrize("positions, fewest, most", [(1, 40, 40), (60, 2, 39), (10 ** 6, 1, 1)])
+def test_prompts_are_read_in_groups_and_finished_rows_leave_the_batch(decoded, monkeypatch, positions, fewest, most):
+    """40 prompts in groups of at most so many positions: one after the other, those of like length, all at once."""
+    llm, prompts, answers = decoded
+    monkeypatch.setattr(decode, "PREFILL", positions)
+    monkeypatch.setattr(decode, "PADDING", 10 ** 6)
+    shapes = []                                                             # (rows, positions) of every forward pass
+    hook = llm.model.register_forward_hook(lambda module, inputs, output: shapes.append(output[0].shape[:2]))
+    assert generate(llm, prompts, 12, set()) == answers
+    groups, steps = shapes[:-11], shapes[-11:]
+    assert fewest <= len(groups) <= most and sum(rows for rows, _ in groups) == 40 and steps == [(40, 1)] * 11
+    assert all(shape.numel() <= max(positions, shape[1]) for shape in groups)
+    assert positions != 60 or sum(shape.numel() for shape in groups) < 1.2 * sum(map(len, prompts))      # with padding
+    shapes.clear()
+    ids = generate(llm, prompts, 12, {answers[0][2], answers[1][5]})
+    hook.remove()
+    rows = [rows for rows, _ in shapes[len(groups):]]
+    assert rows == [sum(len(row) > n for row in ids) for n in range(11)]    # alive when token n + 2 is chosen
+    everything = {token for row in answers for token in row}
+    assert generate(llm, prompts, 12, everything) == [[]] * 40              # all stop at once
+
+
 # --- What is refused.
 
 @pytest.mark.parametrize("family, options, says", [
@@ -157,8 +211,7 @@ def test_a_damaged_file_is_named(llama, tmp_path, name):
     shutil.copytree(llama, tmp_path / "llm")
     with open(tmp_path / "llm" / name, "rb+") as file:
         file.truncate(100)
-    with pytest.raises(ValueError, match=f"; {tmp_path / 'llm' / name} is damaged; replace it"):
-        load_llm(str(tmp_path / "llm"), CPU)
+    refused(load_llm, str(tmp_path / "llm"), CPU, says=f"; {tmp_path / 'llm' / name} is damaged; replace it")
 
 
 # --- Answers.
@@ -176,12 +229,6 @@ def test_thoughts_are_cut_from_answers(llama, written, answer):
     tokenizer.add_special_tokens({"additional_special_tokens": [
         "<|START_THINKING|>", "<|END_THINKING|>", "<|channel>", "<channel|>", "<|channel|>", "<|message|>"]})
     assert decode_text(tokenizer, tokenizer(written + "<|eot_id|>", add_special_tokens=False)["input_ids"]) == answer
-
-
-def test_a_thought_that_a_prompt_opens_is_closed():
-    assert close_thought("Yes <think> No") == "Yes <think> No"
-    assert close_thought("Answer: [THINK]\n") == "Answer: [THINK]\n\n[/THINK]\n\n"
-    assert close_thought("<|start|>assistant") == "<|start|>assistant<|channel|>final<|message|>"       # gpt-oss
 
 
 def test_stop_ids_are_all_that_end_a_turn(llama):

@@ -1,6 +1,5 @@
 """SpeechMapper (2026, section 3): sizes, slots, its four losses on the embedding table, training without the LLM."""
 import math
-import os
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from safetensors.torch import load_file, save_file
 
 import train_projector
 from speech_llm.batches import Batch
-from speech_llm.llm import load_table
 from speech_llm.rows import read_rows, write_rows
 from speech_llm.speechmapper import (CHUNK, LETTERS, SlotTargets, SoftmaxLoss, SpeechMapper, TableObjective,
                                      slot_outputs)
@@ -25,37 +23,17 @@ def small_mapper():
     return SpeechMapper(width=12, llm_width=32, layers=1, heads=2, ffn=24, dropout=0.0, middle=16)
 
 
-def objective_on(table, mapper=None, micro_frames=10_000):
-    """Return the objective of a mapper on a table; targets come with the samples."""
-    return TableObjective(mapper or small_mapper().eval(), table, None, None, micro_frames)
-
-
-def samples_of(lengths):
-    """Return samples of so many frames each: random frames, a random token in every other slot, then the pad, 0."""
-    noise, samples = np.random.default_rng(0), []
-    for n, frames in enumerate(lengths):
-        slots = SpeechMapper.slots(frames)
-        words = noise.integers(1, 50, max(1, slots // 2)).tolist()
-        samples.append({"id": str(n), "frames": noise.standard_normal((frames, 12)).astype(np.float16), "slots": slots,
-                        "target": words + [0] * (slots - len(words)), "letters": [1 + n % 5, 7]})
-    return samples
-
-
-# --- The model.
-
 def test_the_mapper_of_the_paper_has_240334336_parameters():
     with torch.device("meta"):
         mapper, head = SpeechMapper(), torch.nn.Linear(2048, len(LETTERS) + 1)
-    sizes = [sum(p.numel() for p in part.parameters()) for part in (
-        mapper.first.convolution, mapper.second.convolution, mapper.first.layers, mapper.second.layers,
-        mapper.first.output, mapper.second.output)]
+    parts = [getattr(block, part) for part in ("convolution", "layers", "output")
+             for block in (mapper.first, mapper.second)]
+    sizes = [sum(p.numel() for p in part.parameters()) for part in parts]
     assert sizes == [6_292_480, 25_167_872, 50_401_280 - 2048, 151_121_920 - 4096, 2_099_200, 5_245_440]
     assert sum(p.numel() for p in mapper.parameters()) == 240_334_336
     assert sum(p.numel() for p in head.parameters()) == 79_911          # 39 labels: blank, space, ', a-z, 0-9
     assert SpeechMapper.slots(750) == 188                               # 30 s: 25 frames, 6.25 slots a second
 
-
-# --- Slots and letters.
 
 def test_slots_hold_the_normalised_tokens_then_the_pad(llama):
     tokenizer, row = transformers.AutoTokenizer.from_pretrained(llama), {"transcript": "Anna's 3 cats, in Rome!"}
@@ -80,56 +58,33 @@ def test_the_pad_is_the_token_151664_of_qwen(tokenizers):
     assert SlotTargets(tokenizers["qwen3"], train_projector.Config.pad_token, True).pad == 151_664
 
 
-# --- The losses.
-
-class Fixed(torch.nn.Module):
-    """A mapper with a given output, (B, slots, D), and given scores of the letters, (B, T, labels)."""
-
-    def __init__(self, output, letters):
-        super().__init__()
-        self.output, self.letters = output, letters
-
-    def first(self, frames, lengths):
-        return self.letters, lengths + 1
-
-    def second(self, middle, lengths):
-        return self.output, lengths // 4 + 1
-
-    def forward(self, frames, lengths):
-        return self.output
+def fixed(output, letters=None):
+    """Return a mapper with a given output, (B, slots, D), and given scores of the letters, (B, T, labels)."""
+    mapper = torch.nn.Module()
+    mapper.first = lambda frames, lengths: (letters, lengths + 1)
+    mapper.second = lambda middle, lengths: (output, lengths // 4 + 1)
+    mapper.forward = lambda frames, lengths: output
+    return mapper
 
 
 def test_losses_and_report_by_hand():
     """Two slots on a table of four rows along the axes: one right but twice too long, one at a right angle."""
-    objective = objective_on(2 * torch.eye(4))
+    objective = TableObjective(small_mapper(), 2 * torch.eye(4), None, None, 100)
     sample = {"id": "x", "frames": np.zeros((3, 12), np.float16), "slots": 2, "target": [1, 3], "letters": [2]}
     letters = torch.zeros(1, 4, len(LETTERS) + 1)                        # every label equally likely in four frames
     objective.head = torch.nn.Identity()
-    objective.mapper = Fixed(torch.tensor([[[0.0, 4, 0, 0], [1.0, 0, 0, 0]]]), letters)
+    objective.mapper = fixed(torch.tensor([[[0.0, 4, 0, 0], [1.0, 0, 0, 0]]]), letters)
     right, wrong = math.log(math.e + 3) - 1, math.log(math.e + 3)        # cosines 1, 0, 0, 0; the right one's is 0
     ctc = -math.log((4 + 3 + 2 + 1) / (len(LETTERS) + 1) ** 4)           # places of one letter in four frames
     sums = objective.loss(Batch.of([sample])).tolist()
     assert sums == pytest.approx([2 / 4 + 3 / 4, 0 + 1, right + wrong, ctc], rel=1e-5)
     assert objective.counts([sample, sample]).tolist() == [4, 4, 4, 2]
     assert objective.report([sample]) == pytest.approx({"RMS": math.sqrt(17 / 8), "table RMS": 1.0, "nearest": 50.0})
-    objective.mapper = Fixed(objective.table[[1, 3]][None], letters)
+    objective.mapper = fixed(objective.table[[1, 3]][None], letters)
     assert objective.loss(Batch.of([sample]))[:2].tolist() == pytest.approx([0, 0], abs=1e-6)
-
-
-def test_what_lies_beyond_the_slots_of_a_sample_is_not_counted():
-    sample = {"frames": np.zeros((3, 12), np.float16), "slots": 2}
-    output = torch.tensor([[[3.0, 0], [0, 1], [9, 9]]])
-    [(slots, _)] = slot_outputs(Fixed(output, None), [Batch.of([sample])], torch.device("cpu"))
+    longer = fixed(torch.tensor([[[3.0, 0], [0, 1], [9, 9]]]))           # the third slot is beyond the sample's two
+    [(slots, _)] = slot_outputs(longer, [Batch.of([sample])], torch.device("cpu"))
     assert slots.tolist() == [[3, 0], [0, 1]]
-
-
-def test_softmax_of_cosines_lies_between_its_bounds():
-    """At V = 151,936 without a temperature it cannot leave [ln(V) - 2, ln(V) + 2] (cosines lie in [-1, 1])."""
-    generator = torch.Generator().manual_seed(0)
-    table = F.normalize(torch.randn(151_936, 8, generator=generator))
-    output = F.normalize(torch.randn(20, 8, generator=generator))
-    losses = [SoftmaxLoss.apply(one[None], torch.tensor([n]), table).item() for n, one in enumerate(output)]
-    assert all(9.93 < loss < 13.93 for loss in losses)
 
 
 @pytest.mark.parametrize("slots", [7, 2 * CHUNK + 1])
@@ -146,23 +101,15 @@ def test_the_gradient_made_with_the_softmax_loss_is_its_gradient(slots):
 
 def test_a_batch_has_the_losses_of_its_samples():
     """All four losses of a padded batch are the sums over its samples: CTC too sees each sample's length."""
-    objective, samples = objective_on(torch.randn(50, 32), micro_frames=60), samples_of([30, 17, 41, 9])
+    objective, samples = TableObjective(small_mapper().eval(), torch.randn(50, 32), None, None, 60), []
+    for n, frames in enumerate([30, 17, 41, 9]):
+        slots = SpeechMapper.slots(frames)
+        samples.append({"id": str(n), "frames": torch.randn(frames, 12).numpy(), "slots": slots,
+                        "target": [*range(1, slots), 0], "letters": [1 + n, 7]})
     together, alone = objective.loss(Batch.of(samples)), sum(objective.loss(Batch.of([s])) for s in samples)
     assert torch.allclose(together, alone, rtol=1e-5)
     assert [len(batch.samples) for batch in objective.batches(samples)] == [1, 2, 1]       # 41, 30 + 17, 9 frames
     assert validate([], objective, samples) == pytest.approx((together / objective.counts(samples)).tolist(), rel=1e-5)
-
-
-# --- The table and the training on it.
-
-def test_the_table_is_read_from_one_file_or_several(llama, tmp_path):
-    model = transformers.AutoModelForCausalLM.from_pretrained(llama)
-    wanted = model.get_input_embeddings().weight
-    assert torch.equal(load_table(llama, "cpu"), wanted)
-    model.to(torch.bfloat16).save_pretrained(tmp_path, max_shard_size="20KB")
-    assert os.path.exists(tmp_path / "model.safetensors.index.json")
-    table = load_table(str(tmp_path), "cpu")
-    assert table.dtype == torch.float32 and torch.equal(table, wanted.bfloat16().float())
 
 
 def test_it_trains_on_the_table_then_through_the_llm_and_the_later_stages_take_it(before_training, run_stage, capsys):

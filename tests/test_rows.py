@@ -3,14 +3,13 @@ import json
 import os
 
 import pytest
+from test_bad_input import refused
 
 from speech_llm.rows import corpus_of, read_rows, source_language, write_rows
 
-
 ROW = {"id": "tiny/test/1/SQA.de", "utterance": "tiny/test/1", "audio": "1.wav", "start": 0, "end": 1.5,
-       "task": "SQA", "language": "de", "answerable": False,
-       "transcript": "Anna has a cat.", "question": "Wer hat ein 狗?",
-       "target": "Nicht beantwortbar."}
+       "task": "SQA", "language": "de", "answerable": False, "transcript": "Anna has a cat.",
+       "question": "Wer hat ein 狗?", "target": "Nicht beantwortbar."}
 
 
 def test_rows_come_back_as_written(tmp_path):
@@ -90,10 +89,8 @@ def test_a_broken_line_is_named(tmp_path, second, message):
 
 
 def test_a_missing_and_an_empty_file_name_the_recipe(tmp_path):
-    with pytest.raises(FileNotFoundError, match="run: python -m data.covost2"):
-        read_rows(tmp_path / "covost2" / "test.jsonl")
+    refused(read_rows, tmp_path / "covost2" / "test.jsonl", says="run: python -m data.covost2")
     (tmp_path / "test.jsonl").touch()
-    with pytest.raises(ValueError, match="no rows"):
-        read_rows(tmp_path / "test.jsonl")
+    refused(read_rows, tmp_path / "test.jsonl", says="no rows")
     with pytest.raises(FileNotFoundError, match="is missing"):        # a folder is no file
         read_rows(tmp_path)

@@ -5,10 +5,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import soundfile
 import torch
-import torch.nn.functional as F
 import transformers
+from downloads import sound, write
 
 import extract_features
 from data import small_cpu
@@ -42,28 +41,22 @@ def test_a_passage_is_whole_sentences_and_has_the_questions_whose_answers_it_hol
         0: [(first, [("Where?", "rome")]), (last, [("Who sings?", "peter")])]}
 
 
-PAGE = 'base = "small_cpu"\nworld = dict(recipe="small_cpu", human=20, words=12, train=2, dev=1, test=1)\n'
-
-
 def test_a_world_in_miniature(tmp_path):
     """20 recordings of noise as LJ Speech has them, one of LibriSpeech, eight articles of two questions each."""
-    raw, models, noise = tmp_path / "raw", tmp_path / "models", np.random.default_rng(0).uniform(-0.1, 0.1, 16000)
-    for folder in (raw / "ljspeech" / "wavs", raw / "LibriSpeech" / "test-clean" / "1" / "2", raw / "spoken_squad",
-                   *(models / name for name in small_cpu.model_names("small_cpu"))):
-        folder.mkdir(parents=True)
-        if folder.parent == models:
-            (folder / "config.json").write_text("{}")
+    raw, models = tmp_path / "raw", tmp_path / "models"
     for n in range(1, 21):
-        soundfile.write(raw / "ljspeech" / "wavs" / f"LJ001-{n:04d}.wav", noise, 16000)
-    (raw / "ljspeech" / "metadata.csv").write_text("".join(
-        f"LJ001-{n:04d}|No. {n}|Number {n}\n" for n in range(1, 21)))
-    soundfile.write(raw / "LibriSpeech" / "test-clean" / "1" / "2" / "1-2-0000.flac", noise, 16000)
-    (raw / "LibriSpeech" / "test-clean" / "1" / "2" / "1-2.trans.txt").write_text("1-2-0000 HE SLEPT\n")
-    (raw / "spoken_squad" / "spoken_test-v1.1.json").write_text(json.dumps(squad([
+        sound(f"{raw}/ljspeech/wavs/LJ001-{n:04d}.wav", 1.0)
+    write(f"{raw}/ljspeech/metadata.csv", "".join(f"LJ001-{n:04d}|No. {n}|Number {n}\n" for n in range(1, 21)))
+    sound(f"{raw}/LibriSpeech/test-clean/1/2/1-2-0000.flac", 1.0)
+    write(f"{raw}/LibriSpeech/test-clean/1/2/1-2.trans.txt", "1-2-0000 HE SLEPT\n")
+    write(f"{raw}/spoken_squad/spoken_test-v1.1.json", json.dumps(squad([
         (f"word{n} lives in rome. the cat of word{n} sleeps",
          [(f"Where does word{n} live?", "rome"), (f"What does the cat of word{n} do?", "sleeps")])
         for n in "abcdefgh"])))
-    (tmp_path / "page.py").write_text(PAGE)
+    for name in small_cpu.model_names("small_cpu"):
+        write(f"{models}/{name}/config.json", "{}")
+    write(f"{tmp_path}/page.py", 'base = "small_cpu"\n'
+          'world = dict(recipe="small_cpu", human=20, words=12, train=2, dev=1, test=1)\n')
     small_cpu.main(["--work", str(tmp_path / "work"), "--raw", str(raw), "--models", str(models),
                     "--preset", str(tmp_path / "page.py")])
     assert (tmp_path / "work" / "models" / "whisper-base" / "config.json").read_text() == "{}"
@@ -176,13 +169,3 @@ def test_a_few_steps_on_a_human_recording_lower_the_loss_on_a_real_table(small_m
     objective = TokenObjective(mapper, load_table(path, torch.device("cpu")), targets, frames, 1000)
     losses, *_ = losses_of(objective, "in being comparatively modern.", 12, 1e-3, clip=1.0)
     assert all(last < first for last, first in zip(losses[-1], losses[0])) and sum(losses[-1]) < sum(losses[0]) / 2
-
-
-def test_two_random_tokens_of_a_real_table_are_alike(small_models):
-    """The reason why TokenObjective takes the table's mean away."""
-    table = load_table(os.path.join(small_models, "smollm2-135m-instruct"), torch.device("cpu"))
-    table = table[torch.randperm(len(table), generator=torch.Generator().manual_seed(0))[:2000]]
-    for rows, wanted in ((table, 0.43), (table - table.mean(0), 0.0)):
-        cosines = F.normalize(rows) @ F.normalize(rows).T
-        others = (cosines.sum() - len(rows)) / (len(rows) * (len(rows) - 1))
-        assert abs(others - wanted) < 0.05

@@ -1,4 +1,7 @@
-"""The turns of any chat LLM; and words that look like the marks of a turn stay words, wherever an LLM reads them."""
+"""
+The prompts of the papers byte for byte and the turns of any chat LLM; words that look like the marks of a turn stay
+words, wherever an LLM reads them.
+"""
 import functools
 import os
 import re
@@ -14,9 +17,48 @@ from metrics import chat, judge, pairwise, speech_ifeval
 from speech_llm.prompts import encode_answer, encode_prompt, user_turn
 from speech_llm.turns import CHAT, Turn, encode_text, end_id, turn_of
 
-
 ROW = {"id": "tiny/1", "task": "SQA", "language": "en", "transcript": "Anna has a cat.", "question": "Who has a cat?",
        "target": "Anna"}
+
+
+# --- The user's words.
+
+SPOKEN = {"id": "tiny/1", "transcript": " The cat sleeps. ", "question": "Who sleeps?", "target": "x"}
+WORDS = [  # task, language, question (2025, Table 5), suffix (2026, Table 7: two of four have a space at their end)
+    ("ASR", "en", "Can you transcribe the Speech content into English text?",
+     "Do not add anything else to your answer. "),
+    ("ST", "de", "Können Sie den Inhalt der Rede in den deutschen Text übersetzen?",
+     "Antworten Sie nur mit der Übersetzung. Fügen Sie Ihrer Antwort nichts weiter hinzu."),
+    ("ST", "it", "Puoi tradurre il contenuto del discorso in testo italiano?",
+     "Rispondi solo con la traduzione. Non aggiungere altro alla tua risposta."),
+    ("ST", "zh", "你能把演讲内容翻译成中文吗?", "仅回复翻译。请勿在答案中添加任何其他内容。 "),
+    ("SQA", "en", "Who sleeps?", ""), ("MCQ", "en", "Who sleeps?", "")]
+
+
+@pytest.mark.parametrize("task, language, question, suffix", WORDS)
+def test_prompt_is_the_papers_byte_for_byte(task, language, question, suffix):
+    row = {**SPOKEN, "task": task, "language": language}
+    assert user_turn(row) == ("Content: <speech>", f"</speech>\nQuestion: {question}\nYour answer:")
+    assert user_turn(row, text=True) == (
+        f"Content: <text>The cat sleeps.</text>\nQuestion: {question}\nYour answer:", "")
+    assert user_turn(row, prompt="2026")[1] == f"</speech>\nQuestion: {question}\n\nYour answer:"
+    assert user_turn(row, prompt="2026-zero-shot")[1] == f"</speech>\nQuestion: {question}\n{suffix}\nYour answer:"
+
+
+@pytest.mark.parametrize("lines", ["\n", "\r\n", "\r", "\u2028", "\u2029", "\x85", "\v", "\f"])
+def test_a_question_of_several_lines_becomes_one(lines):
+    row = {**SPOKEN, "task": "MCQ", "language": "en",
+           "question": f"Who sleeps?{lines}A. The cat{lines}B. The dog{lines}"}
+    assert user_turn(row)[1] == "</speech>\nQuestion: Who sleeps? A. The cat B. The dog\nYour answer:"
+
+
+@pytest.mark.parametrize("task, language, prompt, says", [
+    ("ASR", "de", "2025", "row tiny/1: no prompt for ASR in 'de'; there is one for .*'zh'"),
+    ("ST", "en", "2025", "row tiny/1: no prompt for ST in 'en'"), ("TTS", "en", "2026", "no prompt for TTS in 'en'"),
+    ("ASR", "en", "2027", "prompt '2027' is not one of 2025, 2026, 2026-zero-shot")])
+def test_a_prompt_that_is_not_there_is_an_error_that_names_the_row_or_the_prompt(task, language, prompt, says):
+    with pytest.raises(ValueError, match=says):
+        user_turn({**SPOKEN, "task": task, "language": language}, prompt=prompt)
 
 
 # --- Turns, from chat templates as they are published (in short).
@@ -84,28 +126,22 @@ def make_chat(template, words=" ", special=True):
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_the_turn_of_a_template(name, capsys):
+def test_the_turn_of_a_template_and_the_ids_of_a_prompt_and_its_answer(name, capsys):
+    """The ids are what the LLM was tuned on: the whole chat tokenised at once, to the end of the answer."""
     text, turn = TEMPLATES[name]
-    tokenizer = make_chat(text)
-    assert turn_of(tokenizer) == turn_of(tokenizer) == turn
-    assert tokenizer.convert_ids_to_tokens(end_id(tokenizer)) == turn.end
-    told = capsys.readouterr().err
-    assert told.count("hub/chat") == ("system" in turn.head or "A chat between" in turn.head)            # once
-    assert not told or repr(turn.head) in told
-
-
-@pytest.mark.parametrize("words", [" ", "▁"])
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_the_ids_of_a_prompt_and_its_answer_are_the_template_s(name, words):
-    """What the LLM was tuned on: the whole chat tokenised at once, to the end of the answer."""
-    text, turn = TEMPLATES[name]
-    tokenizer, user = make_chat(text, words), user_turn(ROW, text=True)[0]
-    ids = encode_prompt(tokenizer, ROW, text=True)[0] + encode_answer(tokenizer, ROW)
-    assert ids == tokenizer(turn.head + user + turn.tail + turn.lead + "Anna" + turn.end,
-                            add_special_tokens=False)["input_ids"]
-    if "think" not in turn.tail:
-        chats = [{"role": "user", "content": user}, {"role": "assistant", "content": "Anna"}]
-        assert ids == tokenizer.apply_chat_template(chats)["input_ids"][:len(ids)]
+    for words in (" ", "▁"):
+        tokenizer, user = make_chat(text, words), user_turn(ROW, text=True)[0]
+        assert turn_of(tokenizer) == turn_of(tokenizer) == turn
+        assert tokenizer.convert_ids_to_tokens(end_id(tokenizer)) == turn.end
+        told = capsys.readouterr().err
+        assert told.count("hub/chat") == ("system" in turn.head or "A chat between" in turn.head)        # once
+        assert not told or repr(turn.head) in told
+        ids = encode_prompt(tokenizer, ROW, text=True)[0] + encode_answer(tokenizer, ROW)
+        assert ids == tokenizer(turn.head + user + turn.tail + turn.lead + "Anna" + turn.end,
+                                add_special_tokens=False)["input_ids"]
+        if "think" not in turn.tail:
+            chats = [{"role": "user", "content": user}, {"role": "assistant", "content": "Anna"}]
+            assert ids == tokenizer.apply_chat_template(chats)["input_ids"][:len(ids)]
 
 
 @pytest.mark.parametrize("template, says", [
@@ -134,6 +170,39 @@ def test_published_templates_and_none_but_published_markers_give_the_published_t
     assert turn_of(tokenizer) == Turn(*CHAT[family])
 
 
+# --- Ids in real vocabularies.
+
+ASR, ST = {**SPOKEN, "task": "ASR", "language": "en"}, {**SPOKEN, "task": "ST", "language": "de"}
+
+
+def test_ids_of_llama(tokenizers):
+    before, after = encode_prompt(tokenizers["llama"], ASR)
+    # <|begin_of_text|> <|start_header_id|> user <|end_header_id|> \n\n, then Content : _< speech >
+    assert before == [128000, 128006, 882, 128007, 271, 2831, 25, 366, 89325, 29]
+    assert after[:3] == [524, 89325, 397]                                     # </ speech >\n
+    assert after[-5:] == [128009, 128006, 78191, 128007, 271]                 # <|eot_id|>, the assistant's header
+    assert after[-9] == 5380                                                  # ?\n is one token
+    assert tokenizers["llama"].decode(after[-8:-5]) == "Your answer:"
+    assert 16761 in encode_prompt(tokenizers["llama"], ST, text=True)[0]      # ">The" of "<text>The" is one token
+
+
+def test_ids_of_qwen_in_2026(tokenizers):
+    """No BOS, no think block; the blank line is one token: "?" and two newlines together (architecture 4.3)."""
+    before, after = encode_prompt(tokenizers["qwen3"], ASR, prompt="2026")
+    assert before == [151644, 872, 198, 2762, 25, 366, 88225, 29]
+    one_newline = encode_prompt(tokenizers["qwen3"], ASR)[1]
+    assert after[-8:] == [7771, 4226, 25, 151645, 198, 151644, 77091, 198] == one_newline[-8:]
+    assert len(after) == len(one_newline) and [a for a, b in zip(after, one_newline) if a != b] == [1939]
+
+
+@pytest.mark.parametrize("model, end", [("llama", 128009), ("qwen3", 151645)])
+def test_a_text_turn_is_tokenised_whole_and_an_answer_is_stripped_and_ends_its_turn(tokenizers, model, end):
+    ids, nothing = encode_prompt(tokenizers[model], ST, text=True)
+    assert nothing == [] and user_turn(ST, text=True)[0] in tokenizers[model].decode(ids)
+    ids = encode_answer(tokenizers[model], {"target": "  The cat.\n"})
+    assert ids[-1] == end and end not in ids[:-1] and tokenizers[model].decode(ids[:-1]) == "The cat."
+
+
 def test_ids_of_smollm2(small_models, capsys):
     """model_type "llama", with Qwen's markers and its template's system text."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(os.path.join(small_models, "smollm2-135m-instruct"))
@@ -150,7 +219,7 @@ def test_ids_of_smollm2(small_models, capsys):
 
 # --- Words that look like the marks of a turn.
 
-@pytest.fixture(params=["tiny llama", "cohere", "R1, which always opens a thought", "llama", "qwen3"])
+@pytest.fixture(params=["tiny llama", "cohere", "Cohere, with a mark before the answer", "llama", "qwen3"])
 def tokenizer(request):
     """Tiny tokenizers, one whose marks are not called special, and the real vocabularies where they are here."""
     if request.param == "tiny llama":
@@ -249,8 +318,8 @@ def test_the_maker_and_the_judges_read_text(tokenizer, name):
     for text in nasty(tokenizer):
         ids = ids_read_by(name, tokenizer, text)
         assert marks(tokenizer, ids) == plain, text
-        assert text.strip().replace(chat.CUT, "").split("\n")[0] in tokenizer.decode(ids)
-        assert name != "maker" or tokenizer.decode(ids).count(text) >= 3
+        readable = text if name == "maker" else text.strip().replace(chat.CUT, "").split("\n")[0]
+        assert readable in tokenizer.decode(ids)
 
 
 @pytest.mark.parametrize("chats", [

@@ -73,12 +73,12 @@ def verdicts(model, tokenizer, items):
     return [parse(decode_text(tokenizer, row)) for row in written]
 
 
-def parse(text, options=OPTIONS):
+def parse(text):
     """
     Return the value of the one option that stands in the text after its thought, else UNPARSABLE.
     Case matters, and an option inside a longer word counts, as in bergen.
     """
-    values = [value for option, value in options.items() if option in after_thought(text)]
+    values = [value for option, value in OPTIONS.items() if option in after_thought(text)]
     return values[0] if len(values) == 1 else UNPARSABLE
 
 

@@ -27,12 +27,6 @@ def rouge1_recall(references, predictions, language):
     return mean_percent([(wanted & given).total() / wanted.total() for wanted, given in pairs])
 
 
-def recall(reference, prediction, language):
-    """Return the share of the reference's words that the prediction has, from 0 to 1; 0 for a reference without any."""
-    wanted, given = word_pair(reference, prediction, language)
-    return (wanted & given).total() / max(wanted.total(), 1)
-
-
 def word_pair(reference, prediction, language):
     """Return how often each word stands in the reference and in the prediction, which are cut by the same rule."""
     words = google_words

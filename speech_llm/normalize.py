@@ -11,9 +11,6 @@ import re
 import unicodedata
 
 
-HEBREW = ("he", "heb")          # of the 23 languages the only one with a rule beyond the common ones
-
-
 def charset(ranges):
     """Return hexadecimal code points and ranges, separated by spaces, as the inside of a regular expression's [...]."""
     return "".join("-".join(f"\\u{point}" for point in part.split("-")) for part in ranges.split())
@@ -34,7 +31,7 @@ DELETED = charset("064B-0652 0656-0657 200B-200C 200E-200F 202A 202C")   # Arabi
 DIGITS = charset("""
     0030-0039 06F0-06F9 0966-096F 09E6-09EF 0B66-0B6F 0D66-0D6F 1040-1049 17E0-17E9 206F 2170-2179 A900-A909
     FF10-FF19""")
-HEBREW_DELETED = charset("05B0-05CF")                                    # Hebrew vowels
+HEBREW_DELETED = charset("05B0-05CF")         # vowels: of the 23 languages Hebrew alone has a rule of its own
 MAPPINGS = [   # regular expressions, in this order, for every language
     ("&lt;", ""), ("&gt;", ""), ("&nbsp", ""),
     ("(\\S+)[\u201b\u2019\u2018](\\S+)", "\\1'\\2"),   # greedy: the last curly apostrophe of a word only
@@ -47,22 +44,17 @@ def nfc(text):
     return unicodedata.normalize("NFC", text)
 
 
-def mms_normalize(text, language="en", lower_case=True, remove_numbers=True, remove_brackets=False):
+def mms_normalize(text, language="en", remove_numbers=True):
     """
     Return the MMS form of a text: lower case, without punctuation and without words of digits.
     A text that is nothing but digits is left as it is ("2020"). A bracket with a digit in it is always removed.
-    `language` is the code of a row or an ISO 639-3 code.
     """
-    text = unicodedata.normalize("NFKC", text)
-    if lower_case:
-        text = text.lower()
+    text = unicodedata.normalize("NFKC", text).lower()
     text = re.sub(r"\([^\)]*\d[^\)]*\)", " ", text)     # "(Sam 23:17)", "(aged 20-30)"
-    if remove_brackets:
-        text = re.sub(r"\([^\)]*\)", " ", text)
     for pattern, replacement in MAPPINGS:
         text = re.sub(pattern, replacement, text)
     text = re.sub(f"[{PUNCTUATION}]", " ", text)
-    text = re.sub(f"[{DELETED}{HEBREW_DELETED if language in HEBREW else ''}]", "", text)
+    text = re.sub(f"[{DELETED}{HEBREW_DELETED if language == 'he' else ''}]", "", text)
     if remove_numbers:
         text = re.sub(rf"^[{DIGITS}]+(?=\s)|(?<=\s)[{DIGITS}]+(?=\s)|(?<=\s)[{DIGITS}]+$", " ", text)
     return re.sub(r"\s+", " ", text).strip()

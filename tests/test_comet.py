@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from references import PARITY, reference
+from test_bad_input import refused
 
 from metrics.comet import load_comet, score, sparsemax
 
@@ -44,21 +45,14 @@ def test_reads_lightning_folders_and_safetensors(expected, tmp_path):
 
 
 def test_refuses_other_weights(expected, tmp_path):
-    with pytest.raises(FileNotFoundError, match="hf download"):
-        load_comet(tmp_path / "none.ckpt")
-    torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match="no COMET estimator"):
-        load_comet(tmp_path / "other.pt")
-    torch.save({"state_dict": {}, "callbacks": {Path: 1}}, tmp_path / "objects.ckpt")
-    with pytest.raises(ValueError, match="tensors alone"):
-        load_comet(tmp_path / "objects.ckpt")
-    state = torch.load(TINY / "da_sparsemax.pt", weights_only=True)
-    state.pop("layerwise_attention.gamma")
-    torch.save(state, tmp_path / "short.pt")
-    with pytest.raises(ValueError, match="layerwise_attention.gamma"):
-        load_comet(tmp_path / "short.pt", encoder=TINY / "encoder")
-    state["layerwise_attention.gamma"] = torch.ones(1)
-    state["layerwise_attention.scalar_parameters.4"] = torch.zeros(1)     # a layer more than the encoder has
-    torch.save(state, tmp_path / "long.pt")
-    with pytest.raises(ValueError, match="scalar_parameters.4"):
-        load_comet(tmp_path / "long.pt", encoder=TINY / "encoder")
+    refused(load_comet, tmp_path / "none.ckpt", says="hf download")
+    state, gamma = torch.load(TINY / "da_sparsemax.pt", weights_only=True), "layerwise_attention.gamma"
+    layer = "layerwise_attention.scalar_parameters.4"                        # one more than the encoder has
+    for content, says in (({"weight": torch.zeros(1)}, "no COMET estimator"),
+                          ({"state_dict": {}, "callbacks": {Path: 1}}, "tensors alone"),
+                          ({**state, "estimator.ff.0.weight": torch.zeros(2, 7)}, "the estimator reads 7 features"),
+                          ({name: state[name] for name in state if name != gamma}, gamma),
+                          ({**state, layer: torch.zeros(1)}, layer)):
+        torch.save(content, tmp_path / "weights.pt")
+        with pytest.raises(ValueError, match=says):
+            load_comet(tmp_path / "weights.pt", encoder=TINY / "encoder")

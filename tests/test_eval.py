@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from references import PARITY, reference
 from test_bad_input import DEEP, cases, refused, write
+from test_tables import cells
 
 import eval as stage
 from eval import plot_losses, read_predictions
+from speech_llm.files import write_json_lines
 from speech_llm.rows import write_rows
 
-
-# --- A test set: three ASR, two ST, four SQA of which one has no answer.
 
 def row(n, task, language, target, answerable=True, test_set="tiny.test"):
     name = f"{test_set.replace('.', '/')}/{n}"
@@ -24,9 +24,9 @@ def row(n, task, language, target, answerable=True, test_set="tiny.test"):
 ROWS = [row(0, "ASR", "en", "one two"), row(1, "ASR", "en", "three four"), row(2, "ASR", "en", "five six"),
         row(3, "ST", "de", "eins zwei drei vier"), row(4, "ST", "zh", "一二三四"),
         row(5, "SQA", "en", "two"), row(6, "SQA", "en", "five"), row(7, "SQA", "en", "Not answerable.", False),
-        row(8, "SQA", "it", "due")]
+        row(8, "SQA", "it", "due"), row(9, "MCQ", "en", "A two")]
 ANSWERS = ["one two", "three", "five six seven", "eins zwei drei vier", "一二三四", "Two.", "It is five",
-           "not answerable", "tre"]
+           "not answerable", "tre", "two"]
 TEXT = {"ST": "MT", "SQA": "QA", "MCQ": "QA"}
 
 
@@ -38,8 +38,7 @@ def answered(rows, answers, text=False):
 
 
 def write_predictions(system, predictions, test_set="tiny.test", run="tiny"):
-    path = Path(f"work/{run}/predictions/{system}/{test_set}.jsonl")
-    write(path, "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in predictions))
+    write_json_lines(f"work/{run}/predictions/{system}/{test_set}.jsonl", predictions)
 
 
 def write_test_set(rows, test_set="tiny.test", run="tiny", **systems):
@@ -49,25 +48,13 @@ def write_test_set(rows, test_set="tiny.test", run="tiny", **systems):
         write_predictions(system, answered(rows, answers), test_set, run)
 
 
-def evaluate(*arguments, run="tiny"):
+def evaluate(*arguments):
     """Run eval.py; return {(task, language, metric): (value, n)} of the last system in results.json."""
     stage.main([*arguments])
-    results = json.loads(Path(f"work/{run}/results.json").read_text())
+    results = json.loads(Path("work/tiny/results.json").read_text())
     assert all(list(r) == ["system", "test_set", "task", "language", "metric", "value", "n"] for r in results)
     return {(r["task"], r["language"], r["metric"]): (round(r["value"], 4), r["n"]) for r in results
             if r["system"] == results[-1]["system"]}
-
-
-def cells(markdown):
-    """Return {name of the row: {heading: cell}} without empty cells; the name of a paper's row is (name, "paper")."""
-    lines = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in markdown.strip().splitlines()]
-    assert all(len(line) == len(lines[0]) for line in lines)
-    table, name, first = {}, "", 2 if lines[0][1] == "" else 1
-    for line in lines[2:]:
-        name = line[0] or name
-        table[(name, line[1]) if first == 2 else name] = {
-            head: cell for head, cell in list(zip(lines[0], line))[first:] if cell}
-    return table
 
 
 def notes_of(printed):
@@ -80,40 +67,30 @@ def scored(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_test_set(ROWS, C=ANSWERS)
     write_predictions("B", answered(ROWS, ANSWERS, text=True))
-    lines = [{"step": step, "loss": 3.0 / step} for step in (1, 2, 3)] + [{"step": 3, "validation_loss": 1.5}]
-    write(tmp_path / "work/tiny/merged/log.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    write_json_lines("work/tiny/merged/log.jsonl", [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 1.5},
+                                                    {"step": 2, "validation_loss": 1.5}])
 
-
-# --- Scores of texts.
 
 def test_scores_of_a_test_set_its_table_and_its_curves(scored, capsys):
-    assert evaluate("--systems", "B,C", "--metrics", "WER,BLEU,EM,CONTAINS,ROUGE-1,capped,loops") == {
+    """Multiple choice and questions without an answer are apart from other questions, for speech and text alike."""
+    assert evaluate("--systems", "B,C", "--metrics", "WER,BLEU,EM,CONTAINS,capped,loops") == {
         ("ASR", "en", "WER"): (33.3333, 3),                                           # 1 deleted + 1 inserted of 6
         ("ST", "de", "BLEU"): (100, 1), ("ST", "zh", "BLEU"): (100, 1),
-        ("SQA", "en", "EM"): (50, 2), ("SQA", "en", "CONTAINS"): (100, 2), ("SQA", "en", "ROUGE-1"): (100, 2),
-        ("SQA", "en", "EM-unanswerable"): (100, 1),                                   # apart: n is 2 and 1, not 3
-        ("SQA", "it", "EM"): (0, 1), ("SQA", "it", "CONTAINS"): (0, 1), ("SQA", "it", "ROUGE-1"): (0, 1),
+        ("SQA", "en", "EM"): (50, 2), ("SQA", "en", "CONTAINS"): (100, 2), ("SQA", "en", "EM-unanswerable"): (100, 1),
+        ("SQA", "it", "EM"): (0, 1), ("SQA", "it", "CONTAINS"): (0, 1),
+        ("MCQ", "en", "EM"): (0, 1), ("MCQ", "en", "CONTAINS"): (0, 1),
         ("ASR", "en", "capped"): (33.3333, 3), ("ASR", "en", "loops"): (100, 3),
-        **{(*group, mark): (0, n) for mark in ("capped", "loops")
-           for *group, n in (("ST", "de", 1), ("ST", "zh", 1), ("SQA", "en", 3), ("SQA", "it", 1))}}
+        **{(*group, mark): (0, n) for mark in ("capped", "loops") for *group, n in (
+            ("ST", "de", 1), ("ST", "zh", 1), ("SQA", "en", 3), ("SQA", "it", 1), ("MCQ", "en", 1))}}
     markdown = Path("work/tiny/results.md").read_text()
     assert markdown in capsys.readouterr().out
     table = cells(markdown)
     b, c = table["B: LoRA, text"], table["C: projector + LoRA"]
     assert c == {"WER": "33.3", "BLEU de": "100.0", "BLEU zh": "100.0", "BLEU mean": "100.0", "EM en": "50.0",
-                 "EM it": "0.0", "EM mean": "25.0", "contains": "50.0", "ROUGE-1": "50.0", "unanswerable": "100.0",
-                 "capped": "11.1", "loops": "33.3"}                                   # of all 9; no column is empty
+                 "EM it": "0.0", "EM mean": "25.0", "EM MCQ": "0.0", "contains": "50.0", "unanswerable": "100.0",
+                 "capped": "10.0", "loops": "30.0"}                                   # of all 10; no column is empty
     assert b == {**{name: c[name] for name in c if name != "WER"}, "capped": "0.0", "loops": "0.0"}
     assert Path("work/tiny/loss-merged.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-
-
-def test_multiple_choice_is_apart_from_questions_for_speech_and_text_alike(scored):
-    rows = [row(0, "SQA", "en", "two"), row(1, "MCQ", "en", "A two")]
-    write_test_set(rows, C=["two", "two"])
-    write_predictions("B", answered(rows, ["two", "two"], text=True))
-    for system, task in (("C", "SQA"), ("B", "QA")):
-        assert evaluate("--systems", system, "--metrics", "EM") == {
-            (task, "en", "EM"): (100, 1), ("MCQ", "en", "EM"): (0, 1)}
 
 
 def test_language_is_the_share_in_the_row_s_language(scored):
@@ -128,13 +105,7 @@ def test_language_is_the_share_in_the_row_s_language(scored):
 
 def test_a_language_whose_words_cannot_be_cut_is_left_out_alone(scored, monkeypatch, capsys):
     """Japanese without MeCab: no BLEU into it, but into German and chrF into both."""
-    from sacrebleu.metrics import BLEU
-
-    def lacking(tokenize):
-        if tokenize == "ja-mecab":
-            raise RuntimeError("Japanese tokenization requires extra dependencies")
-        return BLEU(tokenize=tokenize)
-    monkeypatch.setattr("sacrebleu.metrics.BLEU", lacking)
+    monkeypatch.setitem(sys.modules, "MeCab", None)
     write_test_set([row(0, "ST", "ja", "今日は良い天気"), row(1, "ST", "de", "eins zwei drei vier")],
                    C=["今日は良い天気", "eins zwei drei vier"])
     assert evaluate("--systems", "C", "--metrics", "BLEU,chrF") == {
@@ -143,10 +114,7 @@ def test_a_language_whose_words_cannot_be_cut_is_left_out_alone(scored, monkeypa
         "BLEU is left out: into ja it needs MeCab; run: pip install 'sacrebleu[ja]'"]
 
 
-# --- Predictions that do not fit their rows.
-
-LINES = [{"id": r["id"], "task": r["task"], "prediction": "Ja.", "tokens": 1, "capped": False, "loops": False}
-         for r in ROWS[:4]]
+LINES = answered(ROWS[:4], ANSWERS[:4])
 
 
 def changed(number, **values):
@@ -167,10 +135,8 @@ PREDICTIONS = [
     ("no id", changed(2, id=...), "line 3 has no 'id'"), ("no task", changed(2, task=...), "line 3 has no 'task'"),
     ("a list as id", changed(2, id=["a"]), "line 3 is not a prediction"),
     ("null answer", changed(0, prediction=None), "line 1 is not a prediction"),
-    ("a number as answer", changed(0, prediction=7), "line 1 is not a prediction"),
     ("another task", changed(3, task="ASR"), "line 4: id 'tiny/test/3' is ST, its prediction of 'ASR'"),
     ("the wrong text task", changed(3, task="QA"), "is ST, its prediction of 'QA'"),
-    ("an unknown task", changed(0, task="TTS"), "its prediction of 'TTS'"),
     ("a list as task", changed(0, task=[]), "its prediction of []"),
     ("one from text", changed(3, task="MT"), "mixes predictions from speech and from text"),
     ("a word as mark", changed(0, capped="yes"), "its marks are not true or false"),
@@ -185,14 +151,6 @@ def test_predictions_that_do_not_fit_are_named_with_the_next_command(tmp_path, c
     assert message.endswith("remove it and run: python infer.py")
 
 
-def test_without_whole_predictions_there_are_no_results(scored):
-    path = Path("work/tiny/predictions/C/tiny.test.jsonl")
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[:5]))
-    with pytest.raises(SystemExit, match="C/tiny.test.jsonl: 4 rows .* first tiny/test/5; remove it and run: python"):
-        stage.main(["--systems", "C"])
-    assert not os.path.exists("work/tiny/results.json")
-
-
 @pytest.mark.parametrize("content", [b"{\n", b"[]\n", b'"\xff"\n', DEEP + b"\n"])
 def test_a_log_that_is_damaged_is_named_and_one_that_has_just_begun_is_not_drawn(tmp_path, content):
     path = write(tmp_path / "lora" / "log.jsonl", content)
@@ -201,24 +159,24 @@ def test_a_log_that_is_damaged_is_named_and_one_that_has_just_begun_is_not_drawn
     assert plot_losses(str(tmp_path)) == []
 
 
-# --- Which systems and test sets are scored.
-
-def test_a_text_only_row_is_asked_of_text_systems_alone(scored):
-    extra = {key: value for key, value in row(9, "ST", "it", "uno").items() if key not in ("utterance", "audio")}
+def test_every_row_that_a_system_is_asked_for_needs_a_prediction(scored):
+    """A text-only row is asked of text systems alone; the baselines answer no questions."""
+    extra = {key: value for key, value in row(10, "ST", "it", "uno").items() if key not in ("utterance", "audio")}
     write_rows("work/rows/tiny/test.jsonl", [*ROWS, extra])
-    stage.main(["--systems", "C"])
-    with pytest.raises(SystemExit, match="1 rows have no prediction, first tiny/test/9"):
-        stage.main(["--systems", "B"])
-
-
-def test_baselines_answer_no_questions(scored):
-    speech, text = answered(ROWS, ANSWERS), answered(ROWS, ANSWERS, text=True)
+    speech = answered(ROWS, ANSWERS)
     write_predictions("seamless", [p for p in speech if p["task"] in ("ASR", "ST")])
-    write_predictions("seamless-text", [p for p in text if p["task"] == "MT"])
-    stage.main(["--systems", "seamless,seamless-text"])
-    write_predictions("seamless", [p for p in speech if p["task"] == "ASR"])
-    with pytest.raises(SystemExit, match="2 rows have no prediction, first tiny/test/3"):
-        stage.main(["--systems", "seamless"])
+    stage.main(["--systems", "C,seamless"])
+    os.remove("work/tiny/results.json")
+    write_predictions("C", speech[:5])
+    write_predictions("seamless", speech[:3])
+    for system, says in (("B", "1 rows have no prediction, first tiny/test/10"),
+                         ("seamless", "2 rows have no prediction, first tiny/test/3"),
+                         ("C", "C/tiny.test.jsonl: 5 rows .* first tiny/test/5; remove it and run: python infer.py")):
+        refused(stage.main, ["--systems", system], says=says)
+    assert not os.path.exists("work/tiny/results.json")
+    write_rows("work/rows/tiny/test.jsonl", ROWS)
+    write_predictions("seamless-text", [p for p in answered(ROWS, ANSWERS, text=True) if p["task"] == "MT"])
+    stage.main(["--systems", "seamless-text"])
 
 
 def test_a_system_that_is_named_must_have_predictions_one_of_the_page_may_lack_them(scored, capsys):
@@ -239,18 +197,18 @@ def test_a_system_that_is_named_must_have_predictions_one_of_the_page_may_lack_t
 
 def test_no_system_is_asked_for_a_test_set_that_infer_skips(scored, capsys):
     """LibriSpeech has ASR alone, MCIF no transcripts, and the recipe of Spoken-SQuAD could not make a test set."""
-    for test_set, rows in (("librispeech.test", [row(0, "ASR", "en", "one two", test_set="librispeech.test")]),
-                           ("mcif.test", [row(0, "ST", "de", "eins", test_set="mcif.test")])):
-        write_test_set(rows, test_set, C=["one two"])
+    for test_set, task in (("librispeech.test", "ASR"), ("mcif.test", "ST")):
+        write_test_set([row(0, task, "de", "eins", test_set=test_set)], test_set, C=["eins"])
         write(Path(f"work/rows/{test_set.partition('.')[0]}/config.json"), {})
     write(Path("work/rows/spokensquad/config.json"), {})
     write(Path("work/tiny/lora/config.json"), {"trained": ["lora"]})
-    sets = "tiny.test,librispeech.test,mcif.test,spokensquad.test"
-    for systems in ([], ["--systems", "llm,B,C"]):
-        if systems:
-            write_predictions("llm", answered(ROWS, ANSWERS, text=True))             # the others may be left out
-        stage.main([*systems, "--test_sets", sets, "--metrics", "WER,EM", "--references", "nowhere"])
-        notes = notes_of(capsys.readouterr().out)
+    arguments = ["--test_sets", "tiny.test,librispeech.test,mcif.test,spokensquad.test", "--metrics", "WER,EM",
+                 "--references", "nowhere"]
+    stage.main(arguments)
+    write_predictions("llm", answered(ROWS, ANSWERS, text=True))             # the others may be left out
+    first = capsys.readouterr().out
+    stage.main([*arguments, "--systems", "llm,B,C"])
+    for notes in (notes_of(first), notes_of(capsys.readouterr().out)):
         assert ("spokensquad.test is left out: its recipe could not make it, see work/rows/spokensquad/counts.md"
                 in notes)
         for system in ("llm", "B"):
@@ -262,15 +220,10 @@ def test_another_folder_of_predictions_has_results_of_its_own(scored):
     os.rename("work/tiny/predictions", "work/tiny/predictions-150")
     stage.main(["--predictions", "predictions-150", "--systems", "C"])
     assert os.path.exists("work/tiny/results-150.json") and not os.path.exists("work/tiny/results.json")
+    for arguments in (["--metrics", "WER,BLUE"], ["--judge_mode", "guess"]):
+        with pytest.raises(SystemExit, match="BLEU.*probability or text"):
+            stage.main(arguments)
 
-
-@pytest.mark.parametrize("arguments", [["--metrics", "WER,BLUE"], ["--judge_mode", "guess"]])
-def test_unknown_choices_are_refused(scored, arguments):
-    with pytest.raises(SystemExit, match="BLEU.*probability or text"):
-        stage.main(arguments)
-
-
-# --- Models that score.
 
 def test_what_is_missing_is_named_and_the_rest_is_scored(scored, capsys, monkeypatch):
     for package in ("bert_score", "py3langid"):
@@ -333,7 +286,8 @@ def judge_answers(*arguments):
     return evaluate("--systems", "C", "--test_sets", "spokensquad.test", "--metrics", "judge", "--judges", *arguments)
 
 
-def test_judges_are_averaged_and_read_the_english_reference(judges, capsys):
+def test_judges_are_averaged_and_read_the_english_reference(judges):
+    """Of Spoken-SQuAD's questions, which are translations; in the tiny world every language has its own question."""
     write_test_set(QUESTIONS, "spokensquad.test", C=["In Rome.", "In Rom.", "Wien", "Nein"])
     judge_answers("strict,absent,half")
     assert sorted(judges["strict"]) == [["Und?", "Wien", "Wien"], ["Where?", "Rome", "In Rome."],
@@ -345,13 +299,10 @@ def test_judges_are_averaged_and_read_the_english_reference(judges, capsys):
     assert notes_of(notes) == ["judge: the mean over probability:half, probability:strict",
                                "judge is left out: the LLM absent is not here; run: hf download absent"]
 
-
-def test_questions_that_are_no_translations_have_their_own_reference(judges):
-    """In the tiny world every language has a question of its own."""
     write_test_set([{**r, "id": r["id"].replace("spokensquad", "tiny"), "utterance": "tiny/0"} for r in QUESTIONS],
                    C="????")
     evaluate("--systems", "C", "--metrics", "judge", "--judges", "strict")
-    assert sorted(judges["strict"]) == [["Und?", "Wien", "?"], ["Where?", "Rome", "?"], ["Wo?", "Rom", "?"]]
+    assert sorted(judges["strict"][3:]) == [["Und?", "Wien", "?"], ["Where?", "Rome", "?"], ["Wo?", "Rom", "?"]]
 
 
 def test_answers_without_a_verdict_are_shown_and_left_out(judges):
@@ -360,16 +311,6 @@ def test_answers_without_a_verdict_are_shown_and_left_out(judges):
         ("SQA", language, f"{score}:text:{judge}"): (value, n) for language, n in (("en", 1), ("de", 2))
         for score, judge, value in (("judge", "strict", 100), ("unparsable", "strict", 0), ("judge", "half", 0),
                                     ("unparsable", "half", 100))}
-
-
-def test_a_second_run_judges_only_if_an_answer_is_new(judges):
-    write_test_set(QUESTIONS, "spokensquad.test", C=["Rome", "Rom", "Wien", "Nein"])
-    for _ in range(2):
-        judge_answers("strict")
-        assert len(judges["strict"]) == 3
-    write_predictions("C", answered(QUESTIONS, ["Rome", "Mailand", "Wien", "Nein"]), "spokensquad.test")
-    judge_answers("strict")
-    assert ["Wo?", "Rome", "Mailand"] in judges["strict"][3:]
 
 
 def test_bertscore_has_a_model_a_language_and_unanswerable_questions_apart(scored, monkeypatch):
@@ -387,8 +328,6 @@ def test_bertscore_has_a_model_a_language_and_unanswerable_questions_apart(score
                        for part, language, value in (("", "en", (1, 1)), ("", "de", (0.625, 2)),
                                                      ("-unanswerable", "de", (1, 1)))}
 
-
-# --- Tables and curves.
 
 def test_the_paper_s_tables_follow_ours_in_results_md(scored):
     write_test_set(ROWS, "acl6060.eval", "iwslt25", C=ANSWERS)
@@ -421,7 +360,7 @@ def test_the_listeners_test_set_in_results_md(scored, capsys):
 def test_the_curve_over_lora_s_scale(scored, capsys, monkeypatch):
     drawn = []
     monkeypatch.setattr(stage, "plot_curve", lambda *arguments: drawn.append(arguments))
-    write_predictions("C@0.125", answered(ROWS, ["one"] * 9))
+    write_predictions("C@0.125", answered(ROWS, ["one"] * 10))
     write_predictions("C@0", answered(ROWS, ANSWERS))
     write(Path("work/tiny/speech_ifeval/C@0.json"), {"closed": 70, "tasks": {}, "constraints": {}})
     stage.main([])

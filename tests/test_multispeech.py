@@ -10,13 +10,13 @@ import pytest
 import soundfile
 import torch
 import transformers
+from test_bad_input import refused
 
 from data import multispeechqa, speak
 from data.multispeechqa import SUBSETS, quotas, split_pairs, subset_of
+from speech_llm.files import write_json_lines
 from speech_llm.rows import read_rows
 
-
-PARITY = Path(__file__).parents[2] / "shared" / "parity"
 TTS = """
 import json, sys, wave                                # nothing that takes long to import
 for line in open(sys.argv[-1], encoding="utf-8"):
@@ -34,7 +34,7 @@ for line in open(sys.argv[-1], encoding="utf-8"):
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    """A folder with 100 pairs, makers that answer at once, a TTS command."""
+    """Enter a folder with 100 pairs and a TTS command; makers answer at once -> [(language, split, voices)] of speak."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(multispeechqa, "BLOCK", 40)
     os.mkdir("seamless")
@@ -45,29 +45,23 @@ def world(tmp_path, monkeypatch):
         return ["" if "untranslatable" in text else f"{language}: {text}" for text in texts]
 
     def speak(texts, folder, model, seed, language, voices):
-        paths = {}
-        for name, text in texts.items():
-            paths[name] = None if "unspeakable" in text else f"{folder}/{name}.flac"
-            if paths[name]:
-                os.makedirs(folder, exist_ok=True)
-                soundfile.write(paths[name], 0.1 * np.ones(1600), 16000)
+        os.makedirs(folder, exist_ok=True)
         spoken.append((language, os.path.basename(folder), voices))
+        paths = {name: None if "unspeakable" in text else f"{folder}/{name}.flac" for name, text in texts.items()}
+        for path in filter(None, paths.values()):
+            soundfile.write(path, 0.1 * np.ones(1600), 16000)
         return paths
     monkeypatch.setattr(multispeechqa, "translate", translate)
     monkeypatch.setattr(multispeechqa, "speak", speak)
     (tmp_path / "tts.py").write_text(TTS)
-    lines = []
-    for n in range(100):
-        subset = "identity" if n < 25 else "rlhf"
-        lines.append({"split_name": subset, "question": f"{subset} question {n}?", "answer": f"answer {n}."})
-    write_pairs(lines)
+    subsets = ["identity"] * 25 + ["rlhf"] * 75
+    write_pairs([{"split_name": subset, "question": f"{subset} question {n}?", "answer": f"answer {n}."}
+                 for n, subset in enumerate(subsets)])
     return spoken
 
 
-def write_pairs(lines, name="a.jsonl"):
-    os.makedirs("work/raw/multispeechqa", exist_ok=True)
-    with open(f"work/raw/multispeechqa/{name}", "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(line) + "\n" for line in lines)
+def write_pairs(lines):
+    write_json_lines("work/raw/multispeechqa/a.jsonl", lines)
 
 
 def pairs_of(*names):
@@ -78,8 +72,6 @@ def pairs_of(*names):
 MODEL = ["--seamless", "seamless", "--incomplete"]
 ARGUMENTS = [*MODEL, "--dev", "8", "--test", "4", "--rlhf", "10", "--tts", f"{sys.executable} tts.py"]
 
-
-# --- Splits.
 
 def test_the_shares_of_table_1():
     sizes = {name: pairs for name, (_, pairs) in SUBSETS.items()}
@@ -122,28 +114,25 @@ def test_subsets_go_by_their_size_and_one_that_table_1_does_not_have_is_told(cap
     assert capsys.readouterr().out.startswith("not in Table 1: harmless; ")
 
 
-# --- The recipe.
-
 def test_the_same_pairs_in_every_language(world, capsys):
     multispeechqa.main(["--languages", "en,de,he", *ARGUMENTS])
     splits = {split: read_rows(f"work/rows/multispeechqa/{split}.jsonl") for split in ("train", "dev", "test", "bench")}
     assert {split: len(rows) for split, rows in splits.items()} == {
         "train": 3 * (25 + 10), "dev": 3 * 8, "test": 3 * 4, "bench": 3 * 4}       # 99 % rlhf: no identity held out
     for rows in splits.values():
-        names = {language: [row["id"].removesuffix(language) for row in rows if row["language"] == language]
-                 for language in ("en", "de", "he")}
-        assert names["en"] == names["de"] == names["he"]
+        english, german, hebrew = ([row["id"].removesuffix(language) for row in rows if row["language"] == language]
+                                   for language in ("en", "de", "he"))
+        assert english == german == hebrew
     row = next(row for row in splits["test"] if row["language"] == "de")
-    assert row["transcript"] == row["question"] and row["question"].startswith("de: rlhf question ")
-    number = int(row["question"].split()[-1].rstrip("?"))
-    assert row["target"] == f"de: answer {number}." and row["id"] == f"multispeechqa/test/rlhf-{number - 24}/SQA.de"
+    number = int(row["question"].removeprefix("de: rlhf question ").rstrip("?"))
+    assert row["transcript"] == row["question"] and row["target"] == f"de: answer {number}."
+    assert row["id"] == f"multispeechqa/test/rlhf-{number - 24}/SQA.de"
     assert row["audio"] == f"work/audio/multispeechqa/de/test/rlhf-{number - 24}.flac"
-    assert {(language, split, share) for language, split, share in world} == {
-        (language, split, (0.0, 0.8) if split == "train" else (0.8, 1.0))
-        for language in ("en", "de") for split in ("train", "dev", "test")}
-    assert all(language == "he" for language, *_ in map(str.split, open("tts.log", encoding="utf-8")))
-    bench = {row["id"].replace("/bench/", "/test/"): row["utterance"] for row in splits["bench"]}
-    assert bench == {row["id"]: row["utterance"] for row in splits["test"]}
+    assert {*world} == {(language, split, (0.0, 0.8) if split == "train" else (0.8, 1.0))
+                        for language in ("en", "de") for split in ("train", "dev", "test")}
+    assert all(line.startswith("he ") for line in open("tts.log", encoding="utf-8"))
+    assert {row["id"].replace("/bench/", "/test/"): row["utterance"] for row in splits["bench"]} == {
+        row["id"]: row["utterance"] for row in splits["test"]}
     printed = capsys.readouterr().out
     assert "| dev: SQA/QA he | 8 | 2000 | -1992 |" in printed and "10 rlhf" in printed
     multispeechqa.main(["--languages", "en,de", *ARGUMENTS])                # more languages than asked for will do
@@ -160,31 +149,26 @@ def test_of_several_processes_the_first_writes_the_rows(world, monkeypatch):
 
 
 def test_what_is_lost_is_listed_and_bench_has_it_in_no_language(world, monkeypatch):
-    """Of four test pairs one cannot be translated, one not be spoken and one is silent: bench has the fourth."""
-    lines = [{"split_name": "one", "question": f"{word} question?", "answer": "yes"}
-             for word in ("untranslatable", "unspeakable", "silent", "good")]
-    write_pairs([*lines, {"question": " ", "answer": "x"}])
-    monkeypatch.setattr(multispeechqa, "BENCH", 3)
-    multispeechqa.main(["--languages", "en,fr,el", *ARGUMENTS, "--dev", "0", "--test", "4"])
-    listed = Path("work/rows/multispeechqa/dropped.txt").read_text().splitlines()
-    assert sorted(line.split("\t")[0::2] for line in listed) == sorted([
-        ["all", "no question or no answer"], ["test", "empty translation"], ["test", "empty translation"],
-        ["test", "could not be spoken"], ["test", "could not be spoken"], ["test", "no such file"]])
-    assert {row["id"] for row in read_rows("work/rows/multispeechqa/bench.jsonl")} == {
-        f"multispeechqa/bench/one-4/SQA.{language}" for language in ("en", "fr", "el")}
-    assert len(read_rows("work/rows/multispeechqa/test.jsonl")) == 3 + 2 + 2
-    assert not os.path.exists("work/rows/multispeechqa/train.jsonl")
-
-
-def test_recordings_of_the_download_are_taken(world):
+    """Of five test pairs four are lost in some language. English takes the recordings of the download."""
     soundfile.write("a.wav", np.ones(800) * 0.1, 8000)
     Path("b.wav").write_text("no sound")
-    write_pairs([{"question": f"q{n}", "answer": "x", "audio": audio}
-                 for n, audio in enumerate(["a.wav", "b.wav", None])])
-    multispeechqa.main(["--languages", "en", "--dev", "0", "--test", "3", *MODEL])
-    audio = {row["question"]: row["audio"] for row in read_rows("work/rows/multispeechqa/test.jsonl")}
-    assert audio == {"q0": "a.wav", "q2": "work/audio/multispeechqa/en/test/pairs-3.flac"}
-    assert "cannot be decoded" in Path("work/rows/multispeechqa/dropped.txt").read_text()
+    recordings = {"untranslatable": None, "unspeakable": None, "silent": None, "good": "a.wav", "broken": "b.wav"}
+    write_pairs([{"question": f"{word}?", "answer": "yes", "audio": audio} for word, audio in recordings.items()]
+                + [{"question": " ", "answer": "x"}])
+    monkeypatch.setattr(multispeechqa, "BENCH", 3)
+    multispeechqa.main(["--languages", "en,fr,el", *ARGUMENTS, "--dev", "0", "--test", "5"])
+    listed = [line.split("\t") for line in Path("work/rows/multispeechqa/dropped.txt").read_text().splitlines()]
+    assert {(name.removeprefix("multispeechqa/"), why.split(":")[0]) for _, name, why in listed} == {
+        ("pairs-6", "no question or no answer"), ("test/fr/pairs-1", "empty translation"),
+        ("test/el/pairs-1", "empty translation"), ("test/en/pairs-2", "could not be spoken"),
+        ("test/fr/pairs-2", "could not be spoken"), ("test/el/pairs-3", "no such file"),
+        ("test/en/pairs-5", "cannot be decoded")}
+    test, bench = (read_rows(f"work/rows/multispeechqa/{split}.jsonl") for split in ("test", "bench"))
+    assert len(test) == 3 * 3 and not os.path.exists("work/rows/multispeechqa/train.jsonl")
+    assert [(row["id"], row["audio"]) for row in bench] == [
+        ("multispeechqa/bench/pairs-4/SQA.en", "a.wav"),
+        ("multispeechqa/bench/pairs-4/SQA.fr", "work/audio/multispeechqa/fr/test/pairs-4.flac"),
+        ("multispeechqa/bench/pairs-4/SQA.el", "work/audio/multispeechqa/el/test/pairs-4.wav")]
 
 
 def test_a_killed_tts_command_goes_on(world):
@@ -209,8 +193,7 @@ def test_a_killed_tts_command_goes_on(world):
     (["--languages", "el", "--tts", "no_such x"], "no_such is missing: --tts no_such x cannot be"),
     (["--languages", "de", "--raw", "nowhere"], "questions in .*nowhere is missing: download")])
 def test_refused_before_any_work(world, more, message):
-    with pytest.raises(SystemExit, match=message):
-        multispeechqa.main([*more, *MODEL])
+    refused(multispeechqa.main, [*more, *MODEL], says=message)
     assert not world and not os.path.exists("work/rows")
 
 
@@ -228,11 +211,9 @@ def test_the_hub_s_parquet(world):
     pa = pytest.importorskip("pyarrow")
     from pyarrow import parquet
     soundfile.write("one.wav", np.ones(800) * 0.1, 8000)
-    sound = {"bytes": Path("one.wav").read_bytes(), "path": None}
-    names = ["split_name", "index", "round", "question", "question_audio", "answer", "answer_snac"]
-    damaged = {"bytes": b"x", "path": ""}
-    rows = [dict(zip(names, ["identity", str(n), "1", f"identity {n}?", damaged if n == 2 else sound, f"answer {n}",
-                             "# 1"])) for n in range(6)]
+    sounds = [{"bytes": b"x" if n == 2 else Path("one.wav").read_bytes(), "path": None} for n in range(6)]
+    rows = [{"split_name": "identity", "index": str(n), "round": "1", "question": f"identity {n}?",
+             "question_audio": sound, "answer": f"answer {n}", "answer_snac": "# 1"} for n, sound in enumerate(sounds)]
     os.remove("work/raw/multispeechqa/a.jsonl")
     parquet.write_table(pa.Table.from_pylist(rows), "work/raw/multispeechqa/0.parquet", row_group_size=3)
     multispeechqa.main(["--languages", "en,fr", "--dev", "0", "--test", "6", *MODEL])
@@ -246,13 +227,15 @@ def test_the_hub_s_parquet(world):
             multispeechqa.main(["--work", "again", "--raw", "work/raw/multispeechqa", "--languages", "en", *MODEL])
 
 
-@pytest.fixture
-def mms(tmp_path, monkeypatch):
-    """A tiny random VITS with a tokenizer of Greek letters, in place of the hub's MMS-TTS."""
+def test_mms_speaks_greek_when_no_command_is_named(world, monkeypatch):
+    """
+    A tiny random VITS with Greek letters stands for the hub's. The same texts give the same speech, whatever else is
+    spoken; a text of other letters is dropped.
+    """
     letters = "_ αβγδεζ"
-    (tmp_path / "vocab.json").write_text(json.dumps({letter: number for number, letter in enumerate(letters)}))
-    tokenizer = transformers.VitsTokenizer(str(tmp_path / "vocab.json"), pad_token="_", unk_token="_", language="ell",
-                                           phonemize=False, is_uroman=False)
+    Path("vocab.json").write_text(json.dumps({letter: number for number, letter in enumerate(letters)}))
+    tokenizer = transformers.VitsTokenizer("vocab.json", pad_token="_", unk_token="_", language="ell", phonemize=False,
+                                           is_uroman=False)
     config = transformers.VitsConfig(
         vocab_size=len(letters), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, ffn_dim=8, flow_size=8,
         spectrogram_bins=9, upsample_initial_channel=16, upsample_rates=[4, 2], upsample_kernel_sizes=[8, 4],
@@ -260,13 +243,8 @@ def mms(tmp_path, monkeypatch):
         duration_predictor_flow_bins=4, resblock_kernel_sizes=[3], resblock_dilation_sizes=[[1, 3]])
     torch.manual_seed(0)
     for part in (transformers.VitsModel(config), tokenizer):
-        part.save_pretrained(tmp_path / "mms")
-    monkeypatch.setitem(speak.MMS, "el", str(tmp_path / "mms"))
-    return str(tmp_path / "mms")
-
-
-def test_mms_speaks_greek_when_no_command_is_named(world, mms, monkeypatch):
-    """The same texts give the same speech, whatever else is spoken; a text of other letters is dropped."""
+        part.save_pretrained("mms")
+    monkeypatch.setitem(speak.MMS, "el", "mms")
     monkeypatch.setattr(multispeechqa, "translate", lambda texts, *more: [
         "Latin" if n == 0 else "αβγ " * (n % 3 + 1) for n, _ in enumerate(texts)])
     write_pairs([{"question": f"q{n}", "answer": "x"} for n in range(4)])

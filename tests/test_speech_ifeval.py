@@ -9,21 +9,23 @@ import pytest
 import soundfile
 import torch
 from references import lines, vectors
+from test_bad_input import refused
+from transformers import SeamlessM4Tv2Model
 
+import extract_features
 from data import speech_ifeval as recipe
+from data.tiny_models import seamless_config
 from metrics import chat, speech_ifeval
 from metrics.error_rates import word_error_rate
 from metrics.ifeval import follows
 from metrics.speech_ifeval import GROUPS, judge_chat, normalize, scores, verdict
 from speech_llm.cache import features_folder
+from speech_llm.files import write_json_lines
 from speech_llm.prompts import TASK_LINES, user_turn
 from speech_llm.rows import read_rows
 
-
 DESTA = "speech_ifeval/reference_outputs/DeSTA-ntu--DeSTA2-8B-beta"
 
-
-# --- The published system.
 
 def test_the_published_outputs_give_the_published_scores(real, tmp_path, capsys):
     """Table 2 of the paper, and what its code gives for Table 4 on the stored replies."""
@@ -38,22 +40,20 @@ def test_the_published_outputs_give_the_published_scores(real, tmp_path, capsys)
     assert "| DeSTA-ntu--DeSTA2-8B-beta | 83.71 | 91.75 | 91.50 | 88.99 |" in capsys.readouterr().out
 
 
-def test_the_judge_reads_what_the_paper_s_judge_read(real):
-    """Each system and user turn that is stored, byte for byte: the question without its constraint."""
-    stored = lines(f"{real}/{DESTA}/reports/llm_eval@closed_ended_questions.jsonl")
-    assert len(stored) == 933 and {item["metric"] for item in stored} == {"accuracy", "wer"}
-    for item in stored:
-        assert judge_chat(item) == item["messages"]
-
-
-def test_every_stored_verdict_comes_out_the_same(real):
+def test_the_judge_reads_and_decides_as_the_paper_s_judge(real):
+    """Each stored system and user turn, byte for byte: the question without its constraint. Then each verdict."""
+    counts = Counter()
     for name in ("closed_ended_questions", "closed_ended_questions-woprompt", "chain-of-thought"):
         for item in lines(f"{real}/{DESTA}/reports/llm_eval@{name}.jsonl"):
+            counts[name, item["metric"]] += 1
+            if name == "closed_ended_questions":
+                assert judge_chat(item) == item["messages"]
             if item["metric"] == "wer":
                 ours = word_error_rate([normalize(item["label"])], [normalize(item["eval_response"])])
                 assert ours == pytest.approx(100 * item["correct"]), item["id"]
             else:
                 assert verdict(item["eval_response"]) is item["correct"]
+    assert counts["closed_ended_questions", "accuracy"] + counts["closed_ended_questions", "wer"] == 933
 
 
 def test_the_judge_s_steps_agree_with_the_reference():
@@ -66,8 +66,6 @@ def test_the_judge_s_steps_agree_with_the_reference():
             assert normalize(v["label"]) == v["norm_label"] and normalize(v["eval_response"]) == v["norm_hyp"]
             assert word_error_rate([v["norm_label"]], [v["norm_hyp"]]) == pytest.approx(100 * v["wer"])
 
-
-# --- Scores by hand.
 
 def item(response, constraint="change_case:english_capital", reply=None, **more):
     """An item of the benchmark with a response; `more` replaces what it holds."""
@@ -100,13 +98,9 @@ def test_scores_by_hand():
     assert set(scored["tasks"]) == {"closed"} and "SER" not in tasks
     changed = [item("hello there", reply="hello my friend", **SPOKEN), item("hi", reply="", **SPOKEN)]
     assert speech_ifeval.task_scores(changed)["altered"] == 50               # "my" and "friend" are the judge's words
-
-
-def test_without_a_judge_there_is_no_ifrate():
-    bare = {group: [{key: value for key, value in one.items() if key != "eval_response"} for one in items]
-            for group, items in SMALL.items()}
-    scored = scores(bare)
-    assert scored["closed"] == 80 and scored["tasks"] == {} and not {"cot", "IFrate", "unparsable"} & scored.keys()
+    bare = scores({group: [{key: one[key] for key in one if key != "eval_response"} for one in items]
+                   for group, items in SMALL.items()})                       # without a judge
+    assert bare["closed"] == 80 and bare["tasks"] == {} and not {"cot", "IFrate", "unparsable"} & bare.keys()
 
 
 @pytest.mark.parametrize("rate, reference, published", [(36.89, 74.07, -50.20), (68.06, 74.07, -8.11),
@@ -144,8 +138,6 @@ def test_the_points_of_a_curve_over_lora_s_scale(tmp_path):
     assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG" and os.listdir(tmp_path) == ["curve.png"]
 
 
-# --- The questions of the toy worlds.
-
 WORLD = [{"id": f"tiny/test-{n}/{task}.{language}{invalid}", "utterance": f"tiny/test-{n}", "audio": f"{n}.flac",
           "task": task, "language": language, "answerable": not invalid, "transcript": f"Anna has {n} cats.",
           "target": f"Anna has {n} cats." if task == "ASR" else "Anna",
@@ -178,22 +170,18 @@ def test_the_questions_of_a_small_world(tmp_path, monkeypatch, capsys):
     rows = {group: read_rows(f"work/rows/tiny/{group}.jsonl") for group in ("closed", "plain")}
     assert [row["id"] for row in rows["closed"]] == [f"tiny/closed/{n}" for n in range(16)]
     assert [row["question"].split("\n")[0] for row in rows["closed"]] == [row["question"] for row in rows["plain"]]
-    assert [row["target"] for row in rows["plain"]] == [row["target"] for row in WORLD
-                                                        if row["id"].endswith(("ASR.en", "SQA.en"))]
+    plain = [row["target"] for row in rows["plain"]]
+    assert plain == [row["target"] for row in WORLD if row["id"].endswith(("ASR.en", "SQA.en"))]
     asked = Counter(row["question"].split("\n")[1] for row in rows["closed"])
     assert asked == {words: 4 for words, *_ in recipe.CONSTRAINTS}
 
-    plain = {row["id"]: row["target"] for row in rows["plain"]}
-    for system, answer in (("C", lambda row: plain[row["id"].replace("closed", "plain")]),
-                         ("llm", lambda row: row["target"])):
-        os.makedirs(f"work/tiny/predictions/{system}")
-        for group in rows:
-            with open(f"work/tiny/predictions/{system}/tiny.{group}.jsonl", "w") as file:
-                file.writelines(json.dumps({"id": row["id"], "prediction": answer(row)}) + "\n" for row in rows[group])
+    for group in rows:                       # C gives the right answers in plain form, the text LLM in the form asked for
+        for system, answers in (("C", plain), ("llm", [row["target"] for row in rows[group]])):
+            write_json_lines(f"work/tiny/predictions/{system}/tiny.{group}.jsonl", [
+                {"id": row["id"], "prediction": answer} for row, answer in zip(rows[group], answers)])
     speech_ifeval.main(["work/tiny/predictions/C", "--reference", "work/tiny/predictions/llm", "--corpus", "tiny",
                         "--judge", "contains"])
-    printed = capsys.readouterr().out
-    scored = results_of_toy()
+    printed, scored = capsys.readouterr().out, results_of_toy()
     assert scored["C"]["closed"] == 0 and scored["llm"]["closed"] == 100 and "IFrate" not in scored["C"]
     assert "| system | closed | forgetting, closed |\n|---|---|---|\n| C | 0.00 | -100.00 |\n" in printed
     assert "| BP |" not in printed and "no IFrate" not in printed
@@ -202,128 +190,98 @@ def test_the_questions_of_a_small_world(tmp_path, monkeypatch, capsys):
     assert scored["llm"]["tasks"]["closed"]["ASR"] == 100 * 6 / 32        # "Well", "Over" and "answer" twice each
 
 
-# --- From the download to the scores, with the tiny systems.
-
 def benchmark(raw):
-    """A small benchmark: five closed-ended questions, two stories, two of reasoning; three recordings, one missing."""
+    """Write five closed-ended questions, two stories, two of reasoning; three recordings, of which one is missing."""
     audio = ["Gender_recognition/a.wav", "MMAU/b.flac", "MMAU/gone.wav"]
     noise = np.random.default_rng(0)
     for path in audio[:2]:
         (raw / "audios" / path).parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(raw / "audios" / path, 0.1 * noise.standard_normal(20000), 16000)
-    (raw / "eval_data").mkdir()
-    closed = [{**item(""), "id": n, "audio_filepath": audio[n % 3], "dataset": "MMAU", "instruction":
-               "Who speaks?\nUse capital letters only."} for n in range(5)]
-    plain = [{**one, "instruction": "Who speaks?"} for one in closed]
-    story = {**SMALL["creative"][0], "instruction": "Tell a story with a cat.", "audio_filepath": audio[0]}
-    items_of = {"closed": closed, "plain": plain, "creative": [{**story, "id": 934 + n} for n in range(2)],
-            "cot": [{**item("", metric="cot", instruction="Why?\nThink."), "audio_filepath": audio[n]} for n in (0, 1)]}
-    needless = {"plain": ("instruction_id_list", "kwargs"), "cot": ("instruction_id_list", "kwargs", "label"),
-                "creative": ("label",), "closed": ()}
-    for group, items in items_of.items():
-        with open(raw / "eval_data" / f"{GROUPS[group][0]}.jsonl", "w", encoding="utf-8") as file:
-            for one in items:
-                whole = {key: value for key, value in one.items() if key not in ("response", *needless[group])}
-                file.write(json.dumps(whole) + "\n")
-    return items_of
-
-
-def test_the_rows(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    raw = tmp_path / "work" / "raw" / "speech_ifeval"
-    benchmark(raw)
-    recipe.main(["--incomplete"])
-    printed = capsys.readouterr().out
-    assert "gone.wav: no such file" in printed and "1 recordings cannot be read" in printed
-    assert "| closed: SQA/QA en | 5 | 933 | -928 |" in printed
-    rows = {group: read_rows(f"work/rows/speech_ifeval/{group}.jsonl") for group in GROUPS}
-    assert [row["id"] for row in rows["closed"]] == [f"speech_ifeval/closed/{n}" for n in range(5)]
-    assert [row["id"] for row in rows["creative"]] == ["speech_ifeval/creative/934", "speech_ifeval/creative/935"]
-    assert [row["id"] for row in rows["cot"]] == ["speech_ifeval/cot/0", "speech_ifeval/cot/1"]
-    assert [row["target"] for group in GROUPS for row in rows[group]] == ["Al"] * 10 + ["-"] * 4
-    row = rows["closed"][1]
-    assert row["utterance"] == "speech_ifeval/MMAU/b" and row["audio"].endswith("speech_ifeval/audios/MMAU/b.flac")
-    assert user_turn(row)[1].startswith("</speech>\nQuestion: Who speaks? Use capital letters only.\n")
-    assert user_turn(row, text=True)[0].startswith("Content: <text>[0 - 1] Hi.</text>\nQuestion: Who speaks? Use")
+    closed = [item("", id=n, audio_filepath=audio[n % 3], instruction="Who speaks?\nUse capital letters only.")
+              for n in range(5)]
+    stories = [item("", "keywords:existence", kwargs=[{"keywords": ["cat"]}], id=934 + n, metric="open",
+                    audio_filepath=audio[0], instruction="Tell a story with a cat.") for n in range(2)]
+    reasons = [item("", metric="cot", instruction="Why?\nThink.", audio_filepath=path) for path in audio[:2]]
+    constraint = ("instruction_id_list", "kwargs")
+    for group, items, needless in (("closed", closed, ()), ("creative", stories, ("label",)),
+                                   ("plain", [{**one, "instruction": "Who speaks?"} for one in closed], constraint),
+                                   ("cot", reasons, (*constraint, "label"))):
+        write_json_lines(raw / "eval_data" / f"{GROUPS[group][0]}.jsonl", [
+            {key: one[key] for key in one if key not in ("response", *needless)} for one in items])
 
 
 def test_the_real_files_have_the_published_numbers(real, tmp_path, capsys):
     os.makedirs(tmp_path / "data" / "audios")
     os.symlink(f"{real}/speech_ifeval/eval_data", tmp_path / "data" / "eval_data")               # as in the clone
     arguments = ["--work", str(tmp_path / "work"), "--raw", str(tmp_path)]
-    with pytest.raises(SystemExit, match="recordings: 933 of 933 cannot be read"):
-        recipe.main(arguments)
+    refused(recipe.main, arguments, says="recordings: 933 of 933 cannot be read")
     recipe.main([*arguments, "--incomplete"])
     assert capsys.readouterr().out.count("| +0 |") == 2 * 4
     rows = [row for group in GROUPS for row in read_rows(str(tmp_path / f"work/rows/speech_ifeval/{group}.jsonl"))]
     assert len(rows) == 2466 and len({row["utterance"] for row in rows}) == 933
 
 
-def test_closed_and_plain_questions_share_their_frames():
-    folders = {split: features_folder("work", "e", 3, "speech_ifeval", split) for split in GROUPS}
-    assert folders["closed"] == folders["plain"] and len({*folders.values()}) == 3
-
-
-def test_infer_runs_its_files_and_they_are_scored(after_training, run_stage, monkeypatch, capsys):
+def test_rows_go_through_infer_and_are_scored(after_training, run_stage, monkeypatch, capsys):
     """Audio and instruction in, scores of C beside those of the text LLM out; the silent recording obeys nothing."""
-    from data.tiny_models import seamless_config
-    from transformers import SeamlessM4Tv2Model
     torch.manual_seed(0)
     SeamlessM4Tv2Model(seamless_config()).save_pretrained("work/models/tiny-seamless")
-    items_of = benchmark(Path("work/raw/speech_ifeval"))
+    benchmark(Path("work/raw/speech_ifeval"))
     recipe.main(["--incomplete"])
-    import extract_features
-    extract_features.main(["--corpora", "speech_ifeval"])
-    tests = ",".join(f"speech_ifeval.{group}" for group in GROUPS)
-    run_stage("infer", "--systems", "llm,C:merged", "--test_sets", tests)
-    folders = [f"work/tiny/predictions/{system}" for system in ("C", "llm")]
+    printed = capsys.readouterr().out
+    assert "gone.wav: no such file" in printed and "1 recordings cannot be read" in printed
+    assert "| closed: SQA/QA en | 5 | 933 | -928 |" in printed
+    rows = {group: read_rows(f"work/rows/speech_ifeval/{group}.jsonl") for group in GROUPS}
+    assert {group: [row["id"].rpartition("/")[2] for row in rows[group]] for group in rows} == {
+        "closed": [*"01234"], "plain": [*"01234"], "creative": ["934", "935"], "cot": ["0", "1"]}
+    assert [row["target"] for group in GROUPS for row in rows[group]] == ["Al"] * 10 + ["-"] * 4
+    row = rows["closed"][1]
+    assert row["utterance"] == "speech_ifeval/MMAU/b" and row["audio"].endswith("speech_ifeval/audios/MMAU/b.flac")
+    assert user_turn(row)[1].startswith("</speech>\nQuestion: Who speaks? Use capital letters only.\n")
+    assert user_turn(row, text=True)[0].startswith("Content: <text>[0 - 1] Hi.</text>\nQuestion: Who speaks? Use")
+
+    extract_features.main(["--corpora", "speech_ifeval"])        # closed and plain questions share their frames
+    folders = {split: features_folder("work", "e", 3, "speech_ifeval", split) for split in GROUPS}
+    assert folders["closed"] == folders["plain"] and len({*folders.values()}) == 3
+    run_stage("infer", "--systems", "llm,C:merged", "--test_sets", ",".join(f"speech_ifeval.{group}" for group in GROUPS))
+    ours, llm = (f"work/tiny/predictions/{system}" for system in ("C", "llm"))
+    monkeypatch.setattr(chat, "MAX_NEW_TOKENS", 6)
+    speech_ifeval.main([ours, "--judge", "work/models/tiny-llama", "--out", "work/untrained"])
+    assert json.loads(Path("work/untrained/C.json").read_text())["unparsable"] == 100          # it knows no verdicts
+    assert len(lines("work/untrained/C.replies.jsonl")) > 1
 
     asked = []
 
     def reply(llm, tokenizer, chats):
         asked.extend(chats)
         return [{"reply": "Result: YES", "capped": False} for _ in chats]
-    monkeypatch.setattr(chat, "MAX_NEW_TOKENS", 6)
-    speech_ifeval.main([folders[0], "--judge", "work/models/tiny-llama", "--out", "work/untrained"])
-    assert json.loads(Path("work/untrained/C.json").read_text())["unparsable"] == 100          # it knows no verdicts
-    assert len(lines("work/untrained/C.replies.jsonl")) > 1
-
     monkeypatch.setattr(chat, "load_chat", lambda name, device: (None, None))
     monkeypatch.setattr(chat, "write_replies", reply)
-    arguments = [folders[0], "--reference", folders[1], "--judge", "a judge"]
+    arguments = [ours, "--reference", llm, "--judge", "a judge"]
     speech_ifeval.main(arguments)
-    printed = capsys.readouterr().out
-    scored = results_of_toy()
-    answers = {p["id"]: p["prediction"] for p in lines(f"{folders[0]}/speech_ifeval.closed.jsonl")}
-    assert list(answers) == [f"speech_ifeval/closed/{n}" for n in range(5)] and answers["speech_ifeval/closed/2"] == ""
-    assert any(answers.values())
+    printed, scored = capsys.readouterr().out, results_of_toy()
+    answers = {p["id"]: p["prediction"] for p in lines(f"{ours}/speech_ifeval.closed.jsonl")}
+    assert list(answers) == [row["id"] for row in rows["closed"]] and any(answers.values())
+    assert answers["speech_ifeval/closed/2"] == ""
     assert scored["C"]["closed"] == 100 * sum(text.isupper() for text in answers.values()) / 5
     assert scored["C"]["cot"] == 100 and scored["C"]["constraints"]["CC"][1] == 5
-    parts = [scored["C"][group] for group in ("closed", "creative", "cot")]
-    assert scored["C"]["IFrate"] == pytest.approx(sum(parts) / 3)
+    assert scored["C"]["IFrate"] == pytest.approx((scored["C"]["closed"] + scored["C"]["creative"] + 100) / 3)
     change = 100 * (scored["C"]["IFrate"] - scored["llm"]["IFrate"]) / scored["llm"]["IFrate"]
     assert f"| {scored['C']['IFrate']:.2f} | {change:.2f} |" in printed
-    question = f"Question: {items_of['plain'][0]['instruction']}\nGround Truth Answer: Al\nModel's Response: "
+    question = "Question: Who speaks?\nGround Truth Answer: Al\nModel's Response: "
     assert {one[1]["content"] for one in asked} >= {question + text for text in answers.values()}
 
-    cot = Path(f"{folders[0]}/speech_ifeval.cot.jsonl")
+    cot = Path(f"{ours}/speech_ifeval.cot.jsonl")
     cot.write_text(cot.read_text().splitlines(keepends=True)[0])
     with pytest.raises(SystemExit, match="1 items of .*chain-of-thought.jsonl have no prediction"):
         speech_ifeval.main(arguments)
 
 
-def test_what_the_scores_refuse(tmp_path):
-    def refused(*systems):
-        with pytest.raises(SystemExit) as error:
-            speech_ifeval.main([*(str(tmp_path / system) for system in systems), "--out", str(tmp_path / "out")])
-        return str(error.value)
-    for name in ("a/C", "b/C/reports"):
-        (tmp_path / name).mkdir(parents=True)
-    assert "holds no responses; run infer.py" in refused("a")
-    assert "two systems have one name" in refused("a/C", "b/C")
-    (tmp_path / "a/C/creative_writing.jsonl").write_text("{}\n")
-    assert "creative_writing.jsonl line 1 has no 'instruction'; its name" in refused("a/C")
+def test_folders_of_responses_that_cannot_be_scored(tmp_path):
     told = item("x", metric="cot", reply="Result: YES")
-    (tmp_path / "b/C/chain-of-thought.jsonl").write_text(json.dumps(told) + "\n")
-    (tmp_path / "b/C/reports/llm_eval@chain-of-thought.jsonl").write_text(json.dumps({**told, "response": "y"}) + "\n")
-    assert "judges other responses" in refused("b/C")
+    write_json_lines(tmp_path / "b/C/chain-of-thought.jsonl", [told])
+    write_json_lines(tmp_path / "b/C/reports/llm_eval@chain-of-thought.jsonl", [{**told, "response": "y"}])
+    (tmp_path / "a/C").mkdir(parents=True)
+    for systems, says in ((["a"], "holds no responses; run infer.py"), (["a/C", "b/C"], "two systems have one name"),
+                          (["b/C"], "judges other responses")):
+        with pytest.raises(SystemExit, match=says):
+            speech_ifeval.main([*(str(tmp_path / system) for system in systems), "--out", str(tmp_path / "out")])

@@ -5,20 +5,23 @@ import random
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import soundfile
 import torch
+from references import reference
+from test_bad_input import refused
+from transformers import (AutoFeatureExtractor, AutoModelForCausalLM, AutoTokenizer, BertModel,
+                          WhisperForConditionalGeneration)
 
 from data import digits, recipe, tiny, tiny_listeners
-from data.recipe import finish, finished
-from data.tiny_models import llm_model, make_tokenizer, pack
+from data.tiny_models import WINDOW, llm_model, make_tokenizer, pack, pad_mel, read_mel
 from speech_llm.prompts import NOT_ANSWERABLE, encode_prompt
 from speech_llm.rows import LANGUAGES, PROJECT, read_rows
 from speech_llm.turns import CHAT
 
 SIZES = {"train": 12, "dev": 4, "test": 4}
-WORLD = {**SIZES, "corpus": "tiny", "choices": False}
 
 
 def test_a_sentence_and_its_translations_by_hand():
@@ -47,28 +50,21 @@ def test_every_frame_has_four_languages_and_answerable_questions():
             assert question not in [q[i] for q in tiny.FRAMES[sentence["frame"]][1].values()]
 
 
-def test_no_voice_speaks_in_two_splits():
-    voices = [voice for split in ("train", "dev", "test") for voice in tiny.VOICES[split]]
-    assert len(set(voices)) == len(voices) == 62
-
-
-def test_the_tiny_world_is_spoken_and_its_splits_share_no_sentence(tmp_path):
-    splits, jobs = tiny.draw_world(str(tmp_path), WORLD, seed=0)
+def test_the_tiny_world_is_spoken_and_its_splits_share_neither_sentence_nor_voice(tmp_path):
+    world = {"train": 8, "dev": 2, "test": 2, "corpus": "tiny", "choices": False}
+    splits, jobs = tiny.draw_world(str(tmp_path), world, seed=0)
     recipe.write_recorded(str(tmp_path), "tiny", splits, tiny.speak_one, jobs, "speak")
-    texts = {split: {row["transcript"] for row in rows} for split, rows in splits.items()}
-    assert [len(texts[split]) for split in SIZES] == list(SIZES.values())
-    assert not texts["train"] & texts["test"] and not texts["train"] & texts["dev"]
-    rows = read_rows(os.path.join(tmp_path, "rows", "tiny", "test.jsonl"))
-    assert len(rows) == 12 * SIZES["test"] and len({row["id"] for row in rows}) == len(rows)
+    texts = [row["transcript"] for rows in splits.values() for row in rows if row["task"] == "ASR"]
+    voices = [voice for split in ("train", "dev", "test") for voice in tiny.VOICES[split]]
+    assert len(set(texts)) == len(texts) == 12 and len(set(voices)) == len(voices) == 62
+    rows = read_rows(f"{tmp_path}/rows/tiny/test.jsonl")
+    assert len(rows) == 12 * 2 and len({row["id"] for row in rows}) == len(rows)
     for row in rows[::12]:
         wave, rate = soundfile.read(row["audio"])
         assert rate == 16000 and wave.ndim == 1 and 0.5 < len(wave) / rate < 6 and abs(wave).max() > 0.2
-    again, jobs = tiny.draw_world(str(tmp_path / "again"), WORLD, seed=0)
-    recipe.write_recorded(str(tmp_path / "again"), "tiny", again, tiny.speak_one, jobs, "speak")
-    assert [r["transcript"] for r in again["train"]] == [r["transcript"] for r in splits["train"]]
-    for name in os.listdir(tmp_path / "audio" / "tiny"):                    # the same sound, to the byte
-        first, second = ((folder / "audio" / "tiny" / name).read_bytes() for folder in (tmp_path, tmp_path / "again"))
-        assert first == second, name
+    assert tiny.draw_world(str(tmp_path), world, seed=0) == (splits, jobs)
+    tiny.speak_one((f"{tmp_path}/again.flac", *jobs[0][1:]))                # the same sound, to the byte
+    assert (tmp_path / "again.flac").read_bytes() == Path(jobs[0][0]).read_bytes()
 
 
 def test_multiple_choice_by_hand():
@@ -87,49 +83,32 @@ def test_multiple_choice_by_hand():
     assert [row["id"] for row in rows if row["task"] == "MCQ"] == [f"tiny26/x/MCQ.{la}" for la in LANGUAGES]
 
 
-def test_digits_as_words_and_questions_by_hand():
+def test_digits_as_words_and_questions_by_hand(tmp_path):
     assert [digits.spoken([7, 0, 2], language) for language in LANGUAGES] == [
         "seven zero two", "sieben null zwei", "sette zero due", "七零二"]
     questions = {digits.draw_question(random.Random(n), [7, 0, 2], "en", True) for n in range(80)}
     assert questions == {("What is the first number?", "seven"), ("What is the second number?", "zero"),
                          ("What is the third number?", "two"), ("How many numbers are there?", "three")}
     assert digits.draw_question(random.Random(0), [7], "it", False)[1] == "Non è possibile rispondere."
-
-
-def test_digits_of_real_voices_with_one_speaker_held_out(tmp_path, real):
-    folder = os.path.join(real, "fsdd", "recordings")
-    if not os.path.isdir(folder):
-        pytest.skip(f"no recordings at {folder}")
-    splits, jobs = digits.draw_world(str(tmp_path), folder, "george", SIZES, seed=0)
-    speakers = {}
-    for path, files, speed, _ in jobs:
-        split = os.path.basename(path).split("-")[0]
-        speakers.setdefault(split, set()).update(os.path.basename(file).split("_")[1] for file in files)
-        assert len({os.path.basename(file).split("_")[1] for file in files}) == 1      # one voice an utterance
-        assert 3 <= len(files) <= 6 and (speed == 1.0 or split == "train")
-    assert speakers["test"] == {"george"} and "george" not in speakers["train"] | speakers["dev"]
-    row = splits["test"][0]
-    digit_names = [os.path.basename(file)[0] for file in jobs[0][1]]
-    assert row["transcript"].split() == [digits.DIGITS["en"][int(d)] for d in digit_names]
-    digits.join_one(jobs[0])
-    wave, rate = soundfile.read(row["audio"])
-    assert rate == 8000 and len(wave) / rate > 0.3 * len(digit_names)
-
-
-def test_digits_refuses_a_speaker_who_is_not_there(tmp_path):
     soundfile.write(tmp_path / "1_anna_0.wav", [0.1] * 100, 8000)
     with pytest.raises(SystemExit, match="HOLDOUT=bert: the speakers in .* are anna"):
         digits.draw_world(str(tmp_path), str(tmp_path), "bert", SIZES, seed=0)
 
 
-def test_a_recipe_refuses_to_mix_two_settings(tmp_path):
-    settings = {"preset": "tiny", "seed": 0}
-    assert not finished(str(tmp_path), "tiny", settings)
-    finish(str(tmp_path), "tiny", settings)
-    assert json.loads((tmp_path / "rows" / "tiny" / "config.json").read_text()) == settings
-    assert finished(str(tmp_path), "tiny", settings)
-    with pytest.raises(SystemExit, match=r"was made with seed 0 \(now 1\)"):
-        finished(str(tmp_path), "tiny", {"preset": "tiny", "seed": 1})
+def test_digits_of_real_voices_with_one_speaker_held_out(tmp_path, real):
+    folder = reference(f"{real}/fsdd/recordings")
+    splits, jobs = digits.draw_world(str(tmp_path), folder, "george", SIZES, seed=0)
+    speakers = {"train": set(), "dev": set(), "test": set()}
+    for path, files, speed, _ in jobs:
+        split, (speaker,) = os.path.basename(path).split("-")[0], {os.path.basename(file).split("_")[1] for file in files}
+        speakers[split].add(speaker)                                        # one voice an utterance
+        assert 3 <= len(files) <= 6 and (speed == 1.0 or split == "train")
+    assert speakers["test"] == {"george"} and "george" not in speakers["train"] | speakers["dev"]
+    row, names = splits["test"][0], [os.path.basename(file)[0] for file in jobs[0][1]]
+    assert row["transcript"].split() == [digits.DIGITS["en"][int(name)] for name in names]
+    digits.join_one(jobs[0])
+    wave, rate = soundfile.read(row["audio"])
+    assert rate == 8000 and len(wave) / rate > 0.3 * len(names)
 
 
 def test_the_processes_that_record_do_without_torch():
@@ -138,10 +117,9 @@ def test_the_processes_that_record_do_without_torch():
     assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT).returncode == 0
 
 
-# --- the tiny LLM
-
-def test_prompts_that_begin_alike_are_packed_by_hand():
-    tokens, labels, positions, visible = pack([[([5, 6, 1], [7]), ([5, 6, 2], [8, 9])], [([5], [6])]])
+def test_prompts_that_begin_alike_are_packed_by_hand_and_give_the_logits_of_single_ones():
+    examples = [([5, 6, 1], [7]), ([5, 6, 2], [8, 9])]
+    tokens, labels, positions, visible = pack([examples, [([5], [6])]])
     assert tokens.tolist() == [[5, 6, 1, 7, 2, 8, 9], [5, 6, 0, 0, 0, 0, 0]]
     assert labels.tolist() == [[-100, -100, 7, -100, 8, 9, -100], [6] + 6 * [-100]]
     assert positions[0].tolist() == [0, 1, 2, 3, 2, 3, 4]
@@ -150,19 +128,13 @@ def test_prompts_that_begin_alike_are_packed_by_hand():
         [1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0],                       # 1 7
         [1, 1, 0, 0, 1, 0, 0], [1, 1, 0, 0, 1, 1, 0], [1, 1, 0, 0, 1, 1, 1]]                          # 2 8 9
 
-
-def test_packed_prompts_give_the_logits_of_single_ones():
     torch.manual_seed(0)
     model = llm_model(make_tokenizer(["a text"], 300), "llama").eval()
-    examples = [([5, 6, 1], [7]), ([5, 6, 2], [8, 9])]
-    tokens, labels, positions, visible = pack([examples])
-    logits = model(input_ids=tokens, position_ids=positions, attention_mask=visible).logits[labels != -100]
+    logits = model(input_ids=tokens[:1], position_ids=positions[:1], attention_mask=visible[:1]).logits
     single = [model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1:-1]
               for prompt, answer in examples]
-    assert torch.allclose(logits, torch.cat(single), atol=1e-5)
+    assert torch.allclose(logits[labels[:1] != -100], torch.cat(single), atol=1e-5)
 
-
-# --- the listeners' world
 
 def test_spoken_questions_and_answers_by_hand():
     ask = tiny_listeners.ask
@@ -239,9 +211,9 @@ def listeners(tmp_path_factory):
     return str(folder)
 
 
-def test_rows_of_spoken_questions_and_sentences(listeners):
+def test_rows_of_spoken_questions_and_sentences(listeners, capsys):
     for split, count, questions in (("train", 48, 32), ("dev", 16, 16), ("test", 16, 16)):
-        rows = read_rows(os.path.join(listeners, "rows", "tiny-listeners", f"{split}.jsonl"))
+        rows = read_rows(f"{listeners}/rows/tiny-listeners/{split}.jsonl")
         spoken = {row["utterance"]: row["language"] for row in rows if row["task"] == "ASR"}
         assert sorted(spoken.values()) == sorted(LANGUAGES * (count // 4))
         assert len(rows) == count + questions + 3 * count // 4              # ASR; SQA; ST of all but English
@@ -253,38 +225,28 @@ def test_rows_of_spoken_questions_and_sentences(listeners):
                 assert row["question"] == row["transcript"] and row["language"] == language
             if row["task"] == "ST":
                 assert row["language"] == "en" != language and row["target"].isascii()
-    with open(os.path.join(listeners, "rows", "tiny-listeners", "config.json")) as file:
-        assert json.load(file) == {"seed": 0, **SMALL_LISTENERS}
-
-
-def test_spoken_questions_sound_the_same_to_the_byte(listeners, tmp_path):
-    splits, jobs = tiny_listeners.draw_world(str(tmp_path), SMALL_LISTENERS, seed=0)
-    recipe.write_recorded(str(tmp_path), "tiny-listeners", splits, tiny.speak_one, jobs, "speak")
-    names = os.listdir(os.path.join(listeners, "audio", "tiny-listeners"))
-    assert len(names) == 96
-    for name in names:
-        with open(os.path.join(listeners, "audio", "tiny-listeners", name), "rb") as file:
-            assert (tmp_path / "audio" / "tiny-listeners" / name).read_bytes() == file.read(), name
+    assert json.loads(Path(f"{listeners}/rows/tiny-listeners/config.json").read_text()) == {
+        "seed": 0, **SMALL_LISTENERS}
+    arguments = ["--preset", f"{listeners}/small.py", "--work", listeners]
+    tiny_listeners.main(arguments)
+    assert "is finished already" in capsys.readouterr().out
+    refused(tiny.main, arguments, says="the page's world is not made by data.tiny; run: bash run_all.sh")
 
 
 def test_the_tiny_whisper_is_a_whole_whisper(listeners):
     """Loaded by transformers alone: it detects the language and writes after the tokens of Whisper's own prompt."""
-    from transformers import AutoFeatureExtractor, AutoTokenizer, WhisperForConditionalGeneration
-    folder = os.path.join(listeners, "models", "tiny-whisper")
+    folder = f"{listeners}/models/tiny-whisper"
     model = WhisperForConditionalGeneration.from_pretrained(folder)
     extractor, tokenizer = AutoFeatureExtractor.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    row = read_rows(os.path.join(listeners, "rows", "tiny-listeners", "test.jsonl"))[0]
-    wave, rate = soundfile.read(row["audio"], dtype="float32")
+    audio = read_rows(f"{listeners}/rows/tiny-listeners/test.jsonl")[0]["audio"]
+    wave, rate = soundfile.read(audio, dtype="float32")
     mel = extractor(wave, sampling_rate=rate, return_tensors="pt").input_features
     assert mel.shape == (1, 80, 500) and model.config.max_source_positions == 250 == extractor.n_samples // 320
-    assert model.model.encoder(mel).last_hidden_state.shape == (1, 250, 128)
     logits = model(mel, decoder_input_ids=torch.tensor([[model.config.decoder_start_token_id]])).logits[0, -1]
     codes = {language: tokenizer.convert_tokens_to_ids(f"<|{language}|>") for language in LANGUAGES}
     assert model.generation_config.lang_to_id == {f"<|{language}|>": code for language, code in codes.items()}
-    detected = model.detect_language(mel).item()
-    assert detected == max(codes.values(), key=lambda code: logits[code])
-    written = model.generate(mel, task="transcribe", language=["zh"], max_new_tokens=8)[0]
-    assert 1 <= len(written) <= 8 + 4
+    assert model.detect_language(mel).item() == max(codes.values(), key=lambda code: logits[code])
+    assert 1 <= len(model.generate(mel, task="transcribe", language=["zh"], max_new_tokens=8)[0]) <= 8 + 4
     assert [tokenizer.decode([codes["zh"]], skip_special_tokens=skip) for skip in (False, True)] == ["<|zh|>", ""]
     text = "Was heißt Hund auf Chinesisch? 狗用德语怎么说?"
     assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
@@ -292,46 +254,24 @@ def test_the_tiny_whisper_is_a_whole_whisper(listeners):
     assert tokenizer.convert_ids_to_tokens(tokenizer.prefix_tokens) == [
         "<|startoftranscript|>", "<|it|>", "<|transcribe|>", "<|notimestamps|>"]
 
-
-def test_the_mel_that_the_tiny_whisper_learns_from_is_the_extractors(listeners):
-    from data.tiny_models import WINDOW, pad_mel, read_mel
-    from transformers import AutoFeatureExtractor
-    extractor = AutoFeatureExtractor.from_pretrained(os.path.join(listeners, "models", "tiny-whisper"))
-    row = read_rows(os.path.join(listeners, "rows", "tiny-listeners", "test.jsonl"))[-1]
-    wave, rate = soundfile.read(row["audio"], dtype="float32")
-    expected = extractor(wave, sampling_rate=rate, return_tensors="pt").input_features
-    ours = pad_mel([read_mel(extractor, row["audio"])], 50 * WINDOW)
-    ends = 2 * -(-len(wave) // 320)
-    assert ours.shape == expected.shape and (ours[..., :ends] == expected[..., :ends]).all()
-    # silence; the first two frames after the end still hold samples of the speech
-    assert abs(ours[..., ends + 2:] - expected[..., ends + 2:]).max() < 1e-6
+    # the mel that it learns from is the extractor's; the first two frames after the end still hold speech
+    ours, end = pad_mel([read_mel(extractor, audio)], 50 * WINDOW), 2 * -(-len(wave) // 320)
+    assert ours.shape == mel.shape and (ours[..., :end] == mel[..., :end]).all()
+    assert abs(ours[..., end + 2:] - mel[..., end + 2:]).max() < 1e-6
 
 
 def test_the_tiny_cohere_and_its_turns(listeners):
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BertModel
-    folder = os.path.join(listeners, "models", "tiny-cohere")
+    folder = f"{listeners}/models/tiny-cohere"
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert model.config.model_type == "cohere" and model.config.logit_scale == 0.125
-    turns = [{"role": role, "content": text} for role, text in (("user", "Hi"), ("assistant", "Ho"), ("user", "A"))]
     before, between, end = CHAT["cohere"]
-    turn = before.removeprefix("<BOS_TOKEN>")
+    turns = [{"role": role, "content": text} for role, text in (("user", "Hi"), ("assistant", "Ho"), ("user", "A"))]
     assert tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) == (
-        before + "Hi" + between + "Ho" + end + turn + "A" + between)
+        before + "Hi" + between + "Ho" + end + before.removeprefix("<BOS_TOKEN>") + "A" + between)
     row = {"id": "x", "task": "SQA", "language": "zh", "transcript": "三和七哪个更大?", "question": "三和七哪个更大?"}
     prompt, _ = encode_prompt(tokenizer, row, text=True, prompt="listeners")
     assert tokenizer.decode(prompt) == before + row["transcript"] + between
     written = model.generate(input_ids=torch.tensor([prompt]), max_new_tokens=4, do_sample=False)
     assert len(prompt) < written.shape[1] <= len(prompt) + 4
-    bert = BertModel.from_pretrained(os.path.join(listeners, "models", "tiny-bert"))
-    assert (bert.config.hidden_size, bert.config.num_attention_heads, bert.config.intermediate_size) == (128, 4, 256)
-
-
-def test_a_listeners_world_is_not_made_twice(listeners, capsys):
-    tiny_listeners.main(["--preset", os.path.join(listeners, "small.py"), "--work", listeners])
-    assert "is finished already" in capsys.readouterr().out
-
-
-def test_a_recipe_refuses_the_page_of_another_world(tmp_path):
-    (tmp_path / "small.py").write_text(f"world = {SMALL_LISTENERS}")
-    with pytest.raises(SystemExit, match="the page's world is not made by data.tiny; run: bash run_all.sh"):
-        tiny.main(["--preset", str(tmp_path / "small.py"), "--work", str(tmp_path)])
+    bert = BertModel.from_pretrained(f"{listeners}/models/tiny-bert").config
+    assert (bert.hidden_size, bert.num_attention_heads, bert.intermediate_size) == (128, 4, 256)

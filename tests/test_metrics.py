@@ -1,7 +1,10 @@
-"""Scores of texts, the judge, BERTScore and the language of a text: by hand, and against the reference code."""
+"""Scores of texts, the judge, COMET, BERTScore, languages, re-segmentation: by hand, and against the reference code."""
+import itertools
 import json
+import random
 import shutil
 import sys
+import time
 import unicodedata
 from pathlib import Path
 
@@ -9,17 +12,49 @@ import pytest
 import sacrebleu
 import torch
 import transformers
+from rapidfuzz.distance.Levenshtein import distance
 from references import PARITY, lines, reference, vectors
 from test_bad_input import refused
 
 from metrics import bertscore, judge, language
 from metrics.bleu import bleu, chrf
 from metrics.chat import encode_chat
+from metrics.comet import load_comet, score, sparsemax
 from metrics.dev_scores import best_steps, score_answers
+from metrics.error_rates import character_error_rate, word_error_rate
 from metrics.exact import contains, exact_match
+from metrics.ifeval import follows
+from metrics.pairwise import agreement
+from metrics.resegment import resegment
 from metrics.rouge import rouge1_recall
 from metrics.scores import TEXT_SCORES, score_texts
 from speech_llm.prompts import NOT_ANSWERABLE
+
+
+def wer_and_cer(v):
+    return word_error_rate(v["references"], v["predictions"]), character_error_rate(v["references"], v["predictions"])
+
+
+@pytest.mark.parametrize("name, chosen, ours, theirs", [  # a file of reference cases, and which of them
+    ("wer_cer.jsonl", {}, wer_and_cer, lambda v: (100 * v["wer"], 100 * v["cer"])),
+    ("rouge_recall.jsonl", {}, lambda v: rouge1_recall([v["reference"]], [v["prediction"]], "en") or 0,
+     lambda v: 100 * v["rouge_score_rouge1"]["recall"]),                   # theirs is 0 for a reference without a word
+    ("sacrebleu.jsonl", {"kind": "corpus"}, lambda v: bleu(v["refs"], v["hyps"], v["lang"]), lambda v: v["bleu"]),
+    ("bergen.jsonl", {"kind": "prompt", "config": "default_qa"}, lambda v: str(judge.messages(
+        v["question"], v["answer"], v["prediction"], v["has_system"])), lambda v: str(v["messages"])),
+    ("bergen.jsonl", {"kind": "text_score", "options": judge.OPTIONS}, lambda v: judge.parse(v["text"]),
+     lambda v: v["score"]),
+    ("bergen.jsonl", {"kind": "logits_score"}, lambda v: judge.expectation(
+        torch.tensor(v["option_logits"]), [1, 0.5, 0]).tolist(), lambda v: v["scores"]),
+    ("kappa.jsonl", {}, lambda v: agreement(v["human"], v["llm"]), lambda v: (100 * v["agreement"], v["cohen_kappa"])),
+    ("mwer_segmenter.jsonl", {}, lambda v: "\n".join(resegment(v["prediction"], v["reference_sentences"],
+                                                               v["character_level"])),
+     lambda v: "\n".join(v["segments"])),
+    ("ifeval_verifiers.jsonl", {}, lambda v: follows(v["instruction_id"], v["kwargs"], v["response"]),
+     lambda v: v["expected"])])
+def test_scores_agree_with_the_reference_code(name, chosen, ours, theirs):
+    for v in vectors(name, **chosen):
+        assert ours(v) == pytest.approx(theirs(v), abs=1e-9), v
 
 
 @pytest.mark.parametrize("reference, prediction, language, value", [
@@ -27,11 +62,9 @@ from speech_llm.prompts import NOT_ANSWERABLE
     ("the the cat", "the cat", "en", 2 / 3),                      # a word counts as often as it is there
     ("the cat", "the the the cat", "en", 1),                      # and no oftener
     ("Zürich", "Z. is rich", "de", 1),                            # the tokeniser cuts at the umlaut
-    ("5,000", "5000", "en", 0), ("one", "", "en", 0),
+    ("5,000", "5000", "en", 0), ("one", "", "en", 0), ("伦敦", "London", "zh", 0),
     ("无法回答。", "无法回答", "zh", 1),                              # the full stop is no character to recall
-    ("安娜有3只猫", "安娜有2只狗", "zh", 4 / 6),
-    ("好好好", "好", "zh", 1 / 3),
-    ("伦敦", "London", "zh", 0),
+    ("安娜有3只猫", "安娜有2只狗", "zh", 4 / 6), ("好好好", "好", "zh", 1 / 3),
     ("Он живёт в Москве.", "в москве", "ru", 1 / 2),              # other scripts: whole words
     ("서울 특별시", "서울", "ko", 1 / 2), ("दिल्ली में", "दिल्ली", "hi", 1 / 2),
     ("東京タワー", "東京", "ja", 2 / 5), ("กรุงเทพ", "กรุง", "th", 4 / 7),         # no spaces: characters
@@ -46,17 +79,6 @@ def test_rouge_of_a_corpus_is_the_mean_in_percent():
     refused(rouge1_recall, ["a"], [], "en")
 
 
-def test_rouge_agrees_with_rouge_score():
-    for v in vectors("rouge_recall.jsonl"):
-        ours = rouge1_recall([v["reference"]], [v["prediction"]], "en") or 0           # theirs is 0 without a word
-        assert ours == pytest.approx(100 * v["rouge_score_rouge1"]["recall"], abs=1e-9)
-
-
-def test_bleu_agrees_with_sacrebleu_2_3_1():
-    for v in vectors("sacrebleu.jsonl", kind="corpus"):
-        assert bleu(v["refs"], v["hyps"], v["lang"]) == v["bleu"]
-
-
 def test_chrf_by_hand():
     """All letters and pairs of "ab" are right, 2 of the 3 letters and 1 of the 2 pairs are there; recall counts 4:1."""
     precision, recall_ = 1, (2/3 + 1/2) / 2
@@ -66,20 +88,61 @@ def test_chrf_by_hand():
 
 
 @pytest.mark.parametrize("language, prediction, reference, equal, inside", [
-    ("en", "London.", "London", True, True),
-    ("en", "In london!", "London", False, True),
-    ("en", "", "London", False, False),
+    ("en", "London.", "London", True, True), ("en", "In london!", "London", False, True),
+    ("en", "", "London", False, False), ("en", "3, 4, 5.", "3 4 5", True, True),
     ("en", "In 15 days", "15", False, True),                                          # numbers stay
-    ("en", "3, 4, 5.", "3 4 5", True, True),
-    ("de", "„Zürich“", "Zürich", True, True),
-    ("de", "Zurich", "Zürich", False, False),
-    ("zh", "答案是伦敦。", "伦敦", False, True),
-    ("zh", "无法回答", NOT_ANSWERABLE["zh"], True, True),
+    ("de", "„Zürich“", "Zürich", True, True), ("de", "Zurich", "Zürich", False, False),
+    ("zh", "答案是伦敦。", "伦敦", False, True), ("zh", "无法回答", NOT_ANSWERABLE["zh"], True, True),
     ("zh", "2008 年", "2008年", True, True), ("zh", "是 2008 年", "2008年", False, True),   # no space is an error
     ("zh", "在IBM 工作", "在 IBM工作", True, True), ("ja", "第 3 回", "第3回", True, True)])
 def test_exact_match_and_contains_by_hand(language, prediction, reference, equal, inside):
     assert exact_match([reference], [prediction], language) == 100 * equal
     assert contains([reference], [prediction], language) == 100 * inside
+
+
+@pytest.mark.parametrize("text, references, pieces", [
+    ("the cat\nsat it purred", ["The cat sat.", "It purred."], ["the cat sat", "it purred"]),
+    ("a b x c d", ["a b", "c d"], ["a b x", "c d"]),                      # an extra word stays where it is
+    ("c d", ["a b", "c d"], ["", "c d"]), ("a b", ["a b", "c d"], ["a b", ""]),
+    ("A b", ["a", "A b"], ["", "A b"]),                                  # case-sensitive
+    # what mwerSegmenter cannot do
+    ("", ["ein Satz.", "noch einer."], [".", ""]),                       # as MCIF, which feeds a "."
+    ("a # b c", ["a # b", "c"], ["a # b", "c"]),
+    ("a b c", ["a", "", "b c", " "], ["a", "", "b c", ""]), ("a b", ["", ""], ["", "a b"]),
+    ("a\u00a0b c", ["a\u00a0b", "c"], ["a\u00a0b", "c"])])                # part of the word
+def test_resegmentation_by_hand(text, references, pieces):
+    assert resegment(text, references) == pieces
+
+
+def test_resegmentation_of_chinese_is_by_characters():
+    assert resegment("你好。再见", ["你好。", "再见。"], characters=True) == ["你好。", "再见"]
+    assert resegment("听 Easy on Me\n好", ["听Easy on Me", "好"], characters=True) == ["听EasyonMe", "好"]
+    refused(resegment, "a", [], says="no reference")
+    with pytest.raises(TypeError, match="list"):
+        resegment("a", "a b")
+
+
+def test_every_talk_is_cut_in_the_cheapest_way():
+    """Three words only: many cuts cost the same. Every place of every cut is tried."""
+    random.seed(0)
+    for _ in range(100):
+        words = random.choices("abc", k=random.randint(1, 7))
+        targets = [random.choices("abc", k=random.randint(1, 4)) for _ in range(random.randint(1, 3))]
+        pieces = [piece.split() for piece in resegment(" ".join(words), [" ".join(target) for target in targets])]
+        cuts = itertools.combinations_with_replacement(range(len(words) + 1), len(targets) - 1)
+        costs = [sum(distance(words[begin:end], target) for begin, end, target in zip((0, *cut), (*cut, None), targets))
+                 for cut in cuts]
+        assert sum(pieces, []) == words
+        assert sum(distance(piece, target) for piece, target in zip(pieces, targets)) == min(costs)
+
+
+def test_the_cut_of_a_talk_takes_a_moment():
+    random.seed(0)
+    targets = ["".join(random.choices("abcdefgh", k=30)) for _ in range(100)]
+    begin = time.perf_counter()
+    pieces = resegment("".join(random.choices("abcdefgh", k=3000)), targets, characters=True)
+    assert len(pieces) == 100 and sum(map(len, pieces)) == 3000
+    assert time.perf_counter() - begin < 10                     # 0.2 s on one CPU core
 
 
 def test_the_two_normal_forms_of_a_text_are_equal_for_every_score():
@@ -132,16 +195,6 @@ def test_the_best_steps_of_the_dev_scores():
                        {"step": 3, "BLEU": 25.0, "WER": 11.0, "SQA": 0.0}]) == {"ST": 2, "ASR": 3, "SQA": 1, "all": 3}
 
 
-def test_prompts_and_scores_agree_with_bergen():
-    for v in vectors("bergen.jsonl", kind="prompt", config="default_qa"):
-        assert judge.messages(v["question"], v["answer"], v["prediction"], v["has_system"]) == v["messages"]
-    for v in vectors("bergen.jsonl", kind="text_score", options=judge.OPTIONS):
-        assert judge.parse(v["text"]) == v["score"], v["text"]
-    for v in vectors("bergen.jsonl", kind="logits_score"):
-        assert v["sorted_options"] == sorted(v["sorted_options"])
-        assert judge.expectation(torch.tensor(v["option_logits"]), [1, 0.5, 0]).tolist() == v["scores"]
-
-
 @pytest.mark.parametrize("text, score", [
     ("Yes", 1), ("No", 0), ("Yes.", 1), ("yes", -100), ("", -100), ("Nothing", 0), ("Yes, not No", -100),
     ("<think>Yes or No?</think>No", 0), ("<think>Yes", -100), ("thought without a beginning</think>\n\nYes", 1)])
@@ -157,12 +210,13 @@ def test_accuracy_leaves_out_what_cannot_be_parsed():
 ITEMS = [["Who has a cat?", "Anna", "Anna."],
          ["How many books are needed by Tuesday?", "seven", "It is seven or eight."],
          ["Wo?", "London", ""], ["谁有猫？", "Anna", "安娜有三只猫。"]]
+# a comment ends a template, or jinja would cut its last line break off
 TURNS = ("{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n"
          "{{ m['content'] }}<|eot_id|>{% endfor %}")
 ANSWER, EMPTY = "<|start_header_id|>assistant<|end_header_id|>\n\n", "<think>\n\n</think>\n\n"
-SYSTEM = "{# system and user #}" + TURNS + ANSWER
+SYSTEM = "{# system and user #}" + TURNS + ANSWER + "{# end #}"
 TEMPLATES = [  # a judge's chat template, and how its prompt ends
-    (SYSTEM, ANSWER), (TURNS + ANSWER, ANSWER),                  # one knows a system turn, the other knows none
+    (SYSTEM, ANSWER), (TURNS + ANSWER + "{# end #}", ANSWER),    # one knows a system turn, the other knows none
     # Qwen3's closes the thought when it is asked to, that of an R1 distillation opens one always
     (TURNS + ANSWER + "{% if enable_thinking is false %}" + EMPTY + "{% elif not enable_thinking is defined %}<think>\n"
      "{% endif %}", ANSWER + EMPTY), (TURNS + ANSWER + "<think>\n", ANSWER + EMPTY)]
@@ -212,6 +266,56 @@ def test_judges_that_cannot_judge(llama, tmp_path):
     (tmp_path / "base" / "chat_template.jinja").unlink()
     refused(judge.load_judge, str(tmp_path / "base"), "text", torch.device("cpu"), says="no chat template")
     refused(judge.load_judge, "nobody/nothing", "text", torch.device("cpu"), says="hf download nobody/nothing")
+
+
+TINY = PARITY / "comet_tiny"
+
+
+@pytest.fixture
+def expected():
+    """Return {model: its "data" and the "scores" that unbabel-comet gave}."""
+    return json.loads(reference(TINY / "expected.json").read_text(encoding="utf-8"))
+
+
+def test_sparsemax_by_hand():
+    assert sparsemax(torch.tensor([1.0, 0.8, -1.0])).tolist() == pytest.approx([0.6, 0.4, 0.0])   # tau = 0.4
+    assert sparsemax(torch.tensor([0.0, 5.0])).tolist() == [0.0, 1.0]
+    assert sparsemax(torch.zeros(4)).tolist() == [0.25] * 4
+
+
+@pytest.mark.parametrize("name, batch_size", [("da_sparsemax", 1), ("da_sparsemax", 16), ("kiwi_softmax", 2)])
+def test_agrees_with_unbabel_comet(expected, name, batch_size):
+    model = load_comet(TINY / f"{name}.pt", encoder=TINY / "encoder")
+    values = score(model, expected[name]["data"], batch_size)
+    assert values == pytest.approx(expected[name]["scores"], abs=1e-6)
+    assert sum(values) / len(values) == pytest.approx(expected[name]["system_score"], abs=1e-6)
+    assert score(model, []) == []
+
+
+def test_reads_lightning_folders_and_safetensors(expected, tmp_path):
+    from safetensors.torch import save_file
+    state = torch.load(TINY / "kiwi_softmax.pt", weights_only=True)
+    (tmp_path / "checkpoints").mkdir()
+    lightning = {"state_dict": {**state, "hidden2tag.weight": torch.zeros(2, 32)}, "epoch": 1}
+    torch.save(lightning, tmp_path / "checkpoints" / "model.ckpt")
+    save_file(state, tmp_path / "model.safetensors")
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        values = score(load_comet(path, encoder=TINY / "encoder"), expected["kiwi_softmax"]["data"])
+        assert values == pytest.approx(expected["kiwi_softmax"]["scores"], abs=1e-6)
+
+
+def test_refuses_other_weights(expected, tmp_path):
+    refused(load_comet, tmp_path / "none.ckpt", says="hf download")
+    state, gamma = torch.load(TINY / "da_sparsemax.pt", weights_only=True), "layerwise_attention.gamma"
+    layer = "layerwise_attention.scalar_parameters.4"                        # one more than the encoder has
+    for content, says in (({"weight": torch.zeros(1)}, "no COMET estimator"),
+                          ({"state_dict": {}, "callbacks": {Path: 1}}, "tensors alone"),
+                          ({**state, "estimator.ff.0.weight": torch.zeros(2, 7)}, "the estimator reads 7 features"),
+                          ({name: state[name] for name in state if name != gamma}, gamma),
+                          ({**state, layer: torch.zeros(1)}, layer)):
+        torch.save(content, tmp_path / "weights.pt")
+        with pytest.raises(ValueError, match=says):
+            load_comet(tmp_path / "weights.pt", encoder=TINY / "encoder")
 
 
 def test_models_and_baselines_are_the_package_s():

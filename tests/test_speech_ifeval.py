@@ -1,4 +1,4 @@
-"""Speech-IFEval: the published outputs scored again, the judge's steps, and its files through infer.py."""
+"""Speech-IFEval: its verifiers, the published outputs scored again, the judge's steps, its files through infer.py."""
 import json
 import os
 from collections import Counter
@@ -17,7 +17,7 @@ from data import speech_ifeval as recipe
 from data.tiny_models import seamless_config
 from metrics import chat, speech_ifeval
 from metrics.error_rates import word_error_rate
-from metrics.ifeval import follows
+from metrics.ifeval import CLOSED, CREATIVE, follows, rates
 from metrics.speech_ifeval import GROUPS, judge_chat, normalize, scores, verdict
 from speech_llm.cache import features_folder
 from speech_llm.files import write_json_lines
@@ -27,33 +27,64 @@ from speech_llm.rows import read_rows
 DESTA = "speech_ifeval/reference_outputs/DeSTA-ntu--DeSTA2-8B-beta"
 
 
+@pytest.mark.parametrize("instruction, arguments, yes, no", [
+    ("change_case:english_capital", {}, "HELLO 2!", "Hello"), ("change_case:english_lowercase", {}, "it's ok", "?"),
+    ("detectable_format:json_format", {}, '```json\n{"a": 1}\n```', "[" * 99999),
+    ("startend:quotation", {}, ' "a" and "b" ', "“a”"),
+    ("detectable_format:title", {}, "<<<x>>> then text", "<< >>"),
+    ("combination:repeat_prompt", {"prompt_to_repeat": "Answer:"}, '"Answer:" 5', "The answer: 5"),
+    ("startend:end_checker", {"end_phrase": "Bye."}, 'ok "Bye."', "Bye. ok"),
+    ("detectable_format:number_bullet_lists", {"num_bullets": 2}, "text\n* a\n\n  - b", "**a**\n**b**"),
+    ("keywords:existence", {"keywords": ["spicy", "walnut"]}, "SPICY walnuts", "spicy"),
+    ("keywords:forbidden_words", {"forbidden_words": ["water"]}, "Waterfall", "no WATER!"),
+    ("length_constraints:number_words", {"num_words": 3, "relation": "at least"}, "it's ok", "a b"),
+    ("length_constraints:number_words", {"num_words": 3, "relation": "less than"}, "a b", ""),
+    ("length_constraints:number_sentences", {"num_sentences": 2, "relation": "at least"},
+     "It cost 3.5 million. He paid.", "Mr. Smith met Prof. J. Bach at 5 p.m. in the U.S. capital."),
+    ("length_constraints:number_paragraphs", {"num_paragraphs": 2}, "a *** b", "a\n***\n***\nb")])
+def test_verifiers_by_hand(instruction, arguments, yes, no):
+    assert follows(instruction, arguments, yes) is True and follows(instruction, arguments, no) is False
+
+
+def test_constraints_that_cannot_be_verified():
+    assert not {*CLOSED} & {*CREATIVE}
+    refused(follows, "startend:quotes", {}, "a", says="startend:quotation")
+    refused(follows, "length_constraints:number_words", {"num_words": 3, "relation": "more than"}, "a", says="at least")
+    refused(rates, [{"id": 7, "instruction_id_list": [], "kwargs": [], "response": "a"}], says="one group")
+    with pytest.raises(KeyError):
+        follows("detectable_format:number_bullet_lists", {}, "* a")
+
+
 def test_the_published_outputs_give_the_published_scores(real, tmp_path, capsys):
     """Table 2 of the paper, and what its code gives for Table 4 on the stored replies."""
     speech_ifeval.main([f"{real}/{DESTA}", "--out", str(tmp_path)])
     scored = json.loads((tmp_path / "DeSTA-ntu--DeSTA2-8B-beta.json").read_text())
     assert [round(scored[name], 2) for name in ("closed", "creative", "cot")] == [83.71, 91.75, 91.50]
     assert round(scored["IFrate"], 2) == 88.99
-    constrained, plain = scored["tasks"]["closed"], scored["tasks"]["plain"]
-    assert [round(constrained[task], 2) for task in ("ASR", "SER", "GR", "MMAU")] == [8.92, 58.5, 85.0, 46.55]
-    assert [round(plain[task], 2) for task in ("ASR", "SER", "GR", "MMAU")] == [4.87, 64.5, 85.5, 45.35]
+    for group, published in (("closed", [8.92, 58.5, 85.0, 46.55]), ("plain", [4.87, 64.5, 85.5, 45.35])):
+        assert [round(scored["tasks"][group][task], 2) for task in ("ASR", "SER", "GR", "MMAU")] == published
     assert scored["constraints"]["CC"][1] == 250 and scored["constraints"]["LN"][1] == 200
     assert "| DeSTA-ntu--DeSTA2-8B-beta | 83.71 | 91.75 | 91.50 | 88.99 |" in capsys.readouterr().out
 
 
-def test_the_judge_reads_and_decides_as_the_paper_s_judge(real):
-    """Each stored system and user turn, byte for byte: the question without its constraint. Then each verdict."""
-    counts = Counter()
+def test_every_published_verdict_comes_out_the_same(real):
+    """The verifiers' and the judge's, who reads each stored turn: the question without its constraint."""
+    counts, reports = Counter(), f"{real}/{DESTA}/reports"
+    for name in ("closed_ended_questions", "creative_writing"):
+        for item in lines(f"{reports}/rule_eval@{name}.jsonl.jsonl"):
+            counts["rules", name] += 1
+            assert [follows(constraint, arguments, item["response"]) for constraint, arguments in zip(
+                item["instruction_id_list"], item["kwargs"])] == item["follow_instruction_list"], item["id"]
     for name in ("closed_ended_questions", "closed_ended_questions-woprompt", "chain-of-thought"):
-        for item in lines(f"{real}/{DESTA}/reports/llm_eval@{name}.jsonl"):
-            counts[name, item["metric"]] += 1
-            if name == "closed_ended_questions":
-                assert judge_chat(item) == item["messages"]
+        for item in lines(f"{reports}/llm_eval@{name}.jsonl"):
+            counts["judge", name] += 1
+            assert name != "closed_ended_questions" or judge_chat(item) == item["messages"]
             if item["metric"] == "wer":
                 ours = word_error_rate([normalize(item["label"])], [normalize(item["eval_response"])])
                 assert ours == pytest.approx(100 * item["correct"]), item["id"]
             else:
                 assert verdict(item["eval_response"]) is item["correct"]
-    assert counts["closed_ended_questions", "accuracy"] + counts["closed_ended_questions", "wer"] == 933
+    assert [*counts.values()] == [933, 400, 933, 933, 200]
 
 
 def test_the_judge_s_steps_agree_with_the_reference():
@@ -175,7 +206,7 @@ def test_the_questions_of_a_small_world(tmp_path, monkeypatch, capsys):
     asked = Counter(row["question"].split("\n")[1] for row in rows["closed"])
     assert asked == {words: 4 for words, *_ in recipe.CONSTRAINTS}
 
-    for group in rows:                       # C gives the right answers in plain form, the text LLM in the form asked for
+    for group in rows:                       # C gives the right answers in plain form, the LLM in the form asked for
         for system, answers in (("C", plain), ("llm", [row["target"] for row in rows[group]])):
             write_json_lines(f"work/tiny/predictions/{system}/tiny.{group}.jsonl", [
                 {"id": row["id"], "prediction": answer} for row, answer in zip(rows[group], answers)])
@@ -242,7 +273,8 @@ def test_rows_go_through_infer_and_are_scored(after_training, run_stage, monkeyp
     extract_features.main(["--corpora", "speech_ifeval"])        # closed and plain questions share their frames
     folders = {split: features_folder("work", "e", 3, "speech_ifeval", split) for split in GROUPS}
     assert folders["closed"] == folders["plain"] and len({*folders.values()}) == 3
-    run_stage("infer", "--systems", "llm,C:merged", "--test_sets", ",".join(f"speech_ifeval.{group}" for group in GROUPS))
+    tests = ",".join(f"speech_ifeval.{group}" for group in GROUPS)
+    run_stage("infer", "--systems", "llm,C:merged", "--test_sets", tests)
     ours, llm = (f"work/tiny/predictions/{system}" for system in ("C", "llm"))
     monkeypatch.setattr(chat, "MAX_NEW_TOKENS", 6)
     speech_ifeval.main([ours, "--judge", "work/models/tiny-llama", "--out", "work/untrained"])

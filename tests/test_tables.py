@@ -11,13 +11,14 @@ from metrics.papers import LANGUAGE_TABLES, TABLES, figures, language_figures
 from metrics.tables import COLUMNS, NAMES, example_table, language_tables, system_table
 
 
-def results(system, test_set, *scores):
-    """Return entries of results.json; a score is a text "task language metric value n", where n is 10 if it is absent."""
+def results(*groups):
+    """Return entries of results.json; a group is "system test_set: task language metric value n; ...", n is else 10."""
     entries = []
-    for score in scores:
-        task, language, metric, value, n = (score + " 10").split()[:5]
-        entries.append({"system": system, "test_set": test_set, "task": task, "language": language, "metric": metric,
-                        "value": float(value), "n": int(n)})
+    for where, _, scores in (group.partition(": ") for group in groups):
+        for score in scores.split("; "):
+            (system, test_set), (task, language, metric, value, n) = where.split(), (score + " 10").split()[:5]
+            entries.append({"system": system, "test_set": test_set, "task": task, "language": language,
+                            "metric": metric, "value": float(value), "n": int(n)})
     return entries
 
 
@@ -35,9 +36,9 @@ def cells(markdown):
 
 
 def test_a_column_for_each_language_and_their_mean():
-    scores = results("C", "x.test", "ST de BLEU 30", "ST fr BLEU 40", "ST it BLEU 50", "ASR en WER 12.34",
-                     "SQA en judge:probability:a 80", "SQA en judge:probability:b 60", "MCQ en judge:probability:b 45")
-    scores += results("B", "x.test", "MT de BLEU 60") + results("C", "y.test", "ASR en WER 99")
+    scores = results("C x.test: ST de BLEU 30; ST fr BLEU 40; ST it BLEU 50; ASR en WER 12.34; MCQ en judge:text:b 45; "
+                     "SQA en judge:text:a 80; SQA en judge:text:b 60",
+                     "B x.test: MT de BLEU 60", "C y.test: ASR en WER 9")
     assert cells(system_table(scores, "x.test", ["B", "C", "A.1"])) == {
         "B: LoRA, text": {"BLEU de": "60.0", "BLEU mean": "60.0"},
         "C: projector + LoRA": {"WER": "12.3", "BLEU de": "30.0", "BLEU it": "50.0", "BLEU fr": "40.0",
@@ -45,8 +46,8 @@ def test_a_column_for_each_language_and_their_mean():
 
 
 def test_asr_of_several_languages_and_units():
-    scores = results("mine", "x.test", "ASR en WER 10", "ASR de WER 20", "ASR zh WER 100", "ASR zh CER 30",
-                     "ASR de CER 5", "ST de COMET 0.76543", "ST de capped 50 2", "ASR en capped 0 8")
+    scores = results("mine x.test: ASR en WER 10; ASR de WER 20; ASR zh WER 100; ASR zh CER 30; ASR de CER 5; "
+                     "ST de COMET 0.76543; ST de capped 50 2; ASR en capped 0 8")
     assert cells(system_table(scores, "x.test", ["mine"]))["mine"] == {
         "WER en": "10.0", "WER de": "20.0", "WER mean": "15.0", "CER de": "5.0", "CER zh": "30.0", "CER mean": "17.5",
         "COMET de": "0.765", "capped": "10.0"}                        # 1 of 10 outputs
@@ -55,9 +56,9 @@ def test_asr_of_several_languages_and_units():
 
 
 def test_two_test_sets_of_one_language_are_never_mixed():
-    scores = [*results("C", "commonvoice.test", "ASR ar WER 10"), *results("C", "mine.test", "ASR ar WER 90"),
-              *results("C", "mine.dev", "ASR ar WER 70"), *results("C", "covost2-ar_en.test", "ST en BLEU 30"),
-              *results("C", "covost2-en_ar.test", "ST ar BLEU 8"), *results("C", "covost2-zh_en.test", "ST en BLEU 20")]
+    scores = results("C commonvoice.test: ASR ar WER 10", "C mine.test: ASR ar WER 90", "C mine.dev: ASR ar WER 70",
+                     "C covost2-ar_en.test: ST en BLEU 30", "C covost2-en_ar.test: ST ar BLEU 8",
+                     "C covost2-zh_en.test: ST en BLEU 20")
     ours = {table.splitlines()[0].split("|")[1].strip(): [row["C: projector + LoRA"] for row in cells(table).values()]
             for table in language_tables(scores, ["C"])}
     assert ours == {                                                  # the last row is the mean
@@ -67,10 +68,9 @@ def test_two_test_sets_of_one_language_are_never_mixed():
 
 
 def test_the_listeners_tables_beside_ours():
-    scores = results("C", "commonvoice.test", "ASR de WER 10", "ASR de CER 1", "ASR zh WER 99", "ASR zh CER 20 7")
-    scores += [*results("cascade", "commonvoice.test", "ASR de WER 5"),
-               *results("C", "covost2-ar_en.test", "ST en BLEU 30", "ST en chrF 50"),
-               *results("C", "covost2-zh_en.test", "ST en BLEU 20"), *results("C", "mine.test", "SQA it EM 40")]
+    scores = results("C commonvoice.test: ASR de WER 10; ASR de CER 1; ASR zh WER 99; ASR zh CER 20 7",
+                     "cascade commonvoice.test: ASR de WER 5", "C covost2-ar_en.test: ST en BLEU 30; ST en chrF 50",
+                     "C covost2-zh_en.test: ST en BLEU 20", "C mine.test: SQA it EM 40")
     errors, bleu, chrf = map(cells, paper_tables(scores, ["listeners Table 3"]))
     ours, cascade = "C: projector + LoRA", "cascade: Whisper, then the LLM"
     assert list(errors) == ["de", "zh", "mean"] and list(errors["de"])[1:3] == [ours, cascade]
@@ -100,15 +100,9 @@ def test_the_listeners_means_are_plain_and_count_cer_among_wer():
                 assert sum(scores.values()) / 5 == pytest.approx(last, abs=.11)
 
 
-def beside(scores, name):
-    """Return the cells of a paper's table beside our scores; an empty dict if the table is not shown."""
-    return cells("".join(paper_tables(scores, [name])) or "|")
-
-
 def test_ours_stands_above_the_paper_s():
-    scores = results("C", "acl6060.eval", "ASR en WER 17.04", "ST de BLEU 30.126", "ST de COMET 0.75051")
-    scores += results("C", "acl6060.dev", "ASR en WER 99")
-    scores += results("A.2", "spokensquad.test", "SQA it judge:probability:x 2", "SQA it judge:probability:y 1")
+    scores = results("C acl6060.eval: ASR en WER 17.04; ST de BLEU 30.126; ST de COMET 0.75051",
+                     "C acl6060.dev: ASR en WER 9", "A.2 spokensquad.test: SQA it judge:a:x 2; SQA it judge:a:y 1")
     (markdown,) = paper_tables(scores, ["2025 Table 2", "2025 Table 8", "2025 Table 6"])      # the others are empty
     assert markdown.startswith("| 2025 Table 2: acl6060.eval, spokensquad.test |  | WER en | BLEU de |")
     rows = cells(markdown)
@@ -119,59 +113,49 @@ def test_ours_stands_above_the_paper_s():
     refused(paper_tables, scores, ["Table 2"], says="'Table 2' is none of the papers' tables 2025 Table 2, ")
 
 
-def test_2025_table_3_counts_the_questions():
-    scores = [*results("B", "spokensquad.test", "SQA de EM 1 3272"),
-              *results("C", "spokensquad.test", "SQA de EM 1 3200", "SQA de EM-unanswerable 1 8026")]
-    assert beside(scores, "2025 Table 3") == {
-        ("questions", "ours"): {"n de": "3272"},
-        ("questions", "paper"): {"n en": "8026", "n de": "3272", "n it": "783", "n zh": "627"}}
+DEV = "C-0.3-0.5-0.2 acl6060.dev: ASR en WER 10; ST de BLEU 30; ST it BLEU 30; ST zh BLEU "
+EVAL = "C-0.3-0.5-0.2 acl6060.eval: ASR en WER 20; ST de BLEU 42; ST it BLEU 42"
+LIBRI = "C librispeech.test: ASR en WER 5 1", "C librispeech.test-other: ASR en WER 10 2"
+OFFICIAL = ("official en ASR-WER 0.1234; official de TRANS-COMET 0.7; official it TRANS-COMET 0.8; "
+            "official zh TRANS-COMET 0.75; official en QA-BERTScore 0.5")
 
 
-def test_ablations_are_shown_once_one_is_scored():
-    scores = results("C", "acl6060.dev", "ASR en WER 14") + results("A.1", "acl6060.dev", "ASR en WER 15")
-    assert beside(scores, "2025 Table 10") == {} != beside(scores, "2025 Table 7")
-    rows = beside(scores + results("C-2k", "acl6060.dev", "ASR en CER 6.44"), "2025 Table 10")
-    assert rows["C-2k: twice the steps", "ours"] == {"CER en": "6.4"}
-    assert rows["C: projector + LoRA", "ours"] == {"WER en": "14.0"}
+@pytest.mark.parametrize("groups, table, system, ours", [
+    # the questions are counted
+    (["B spokensquad.test: SQA de EM 1 3272", "C spokensquad.test: SQA de EM 1 3200; SQA de EM-unanswerable 1 8026"],
+     "2025 Table 3", "questions", {"n de": "3272"}),
+    # ablations are shown once one is scored
+    (["C acl6060.dev: ASR en WER 14", "C-2k acl6060.dev: ASR en CER 6.44"],
+     "2025 Table 10", "C-2k: twice the steps", {"CER en": "6.4"}),
+    # means over dev and eval; in the second line one of six is missing
+    ([DEV + "30", EVAL + "; ST zh BLEU 42"], "2025 Table 11", "C-0.3-0.5-0.2: ASR/ST/SQA",
+     {"WER en": "15.00", "BLEU de,it,zh": "36.00"}),
+    ([DEV + "30", EVAL], "2025 Table 11", "C-0.3-0.5-0.2: ASR/ST/SQA", {"WER en": "15.00"}),
+    # test sets weigh as many samples: (1 x 5 + 2 x 10 + 3 x 20 + 4 x 8) / 10; COMET times 100: (1 x 0.8 + 3 x 0.7) / 4
+    ([*LIBRI, "C europarlst.test: ASR en WER 20 3; ST de COMET 0.7 3", "C covost2.test: ASR en WER 8 4; "
+      "ST de COMET 0.8 1", "C librisqa.test: SQA en judge:text:a 80; SQA en judge:text:b 90; MCQ en judge:text:a 60"],
+     "2026 Table 1", "C: projector + LoRA",
+     {"WER en": "11.7", "COMET de": "72.5", "judge Part I": "85.0", "judge Part II": "60.0"}),
+    # the organisers' scores have the units of each table; three languages lack QA
+    (["C mcif.test: " + OFFICIAL], "2026 Table 2", "C: projector + LoRA",
+     {"WER en": "12.3", "TRANS-COMET de,it,zh": "0.750"}),
+    (["C mcif.test: " + OFFICIAL], "2025 poster", "C: projector + LoRA",
+     {"ASR-WER en": "12.3", "TRANS-COMET de": "0.70", "TRANS-COMET it": "0.80", "TRANS-COMET zh": "0.75",
+      "QA-BERTScore en": "0.50"}),
+    (["C iwslt26.test: " + OFFICIAL], "2026 Table 4", "C: projector + LoRA",
+     {"ASR-WER en": "0.123", "TRANS-COMET de": "0.700", "TRANS-COMET it": "0.800", "TRANS-COMET zh": "0.750",
+      "QA-BERTScore en": "0.500"})])
+def test_our_row_in_each_table(groups, table, system, ours):
+    (markdown,) = paper_tables(results(*groups), [table])
+    assert cells(markdown)[system, "ours"] == ours and ("150 new tokens" in markdown) is (table == "2025 poster")
 
 
-def test_2025_table_11_averages_dev_and_eval():
-    name = "C-0.3-0.5-0.2"
-    scores = results(name, "acl6060.dev", "ASR en WER 10", "ST de BLEU 30", "ST it BLEU 30", "ST zh BLEU 30")
-    scores += results(name, "acl6060.eval", "ASR en WER 20", "ST de BLEU 42", "ST it BLEU 42", "ST zh BLEU 42")
-    row = (f"{name}: ASR/ST/SQA", "ours")
-    assert beside(scores, "2025 Table 11")[row] == {"WER en": "15.00", "BLEU de,it,zh": "36.00"}
-    assert beside(scores[:-1], "2025 Table 11")[row] == {"WER en": "15.00"}                # one of six is missing
-
-
-def test_2026_table_1_weighs_test_sets_by_their_samples():
-    """WER: (1 x 5 + 2 x 10 + 3 x 20 + 4 x 8) / 10; COMET de, times 100: (1 x 0.8 + 3 x 0.7) / 4."""
-    scores = [*results("C", "librispeech.test", "ASR en WER 5 1"),
-              *results("C", "librispeech.test-other", "ASR en WER 10 2"),
-              *results("C", "europarlst.test", "ASR en WER 20 3", "ST de COMET 0.7 3"),
-              *results("C", "covost2.test", "ASR en WER 8 4", "ST de COMET 0.8 1"),
-              *results("C", "librisqa.test", "SQA en judge:text:a 80", "SQA en judge:text:b 90",
-                       "MCQ en judge:text:a 60")]
-    rows = beside(scores, "2026 Table 1")
-    assert rows["C: projector + LoRA", "ours"] == {"WER en": "11.7", "COMET de": "72.5", "judge Part I": "85.0",
-                                                   "judge Part II": "60.0"}
-    assert rows["C: projector + LoRA", "paper"] == {"WER en": "8.2", "COMET de": "75.1", "COMET it": "83.2",
-                                                    "COMET zh": "80.6", "judge Part I": "86.2", "judge Part II": "82.5"}
-    assert beside(scores[1:3], "2026 Table 1") == {}                                       # a test set is missing
-
-
-def test_the_official_scores_have_the_units_of_each_table():
-    official = ["official en ASR-WER 0.1234", "official de TRANS-COMET 0.7", "official it TRANS-COMET 0.8",
-                "official zh TRANS-COMET 0.75", "official en QA-BERTScore 0.5"]
-    scores, name = results("C", "mcif.test", *official), ("C: projector + LoRA", "ours")
-    assert beside(scores, "2026 Table 2")[name] == {"WER en": "12.3", "TRANS-COMET de,it,zh": "0.750"}   # 3 lack QA
-    assert beside(scores, "2025 poster")[name] == {"ASR-WER en": "12.3", "TRANS-COMET de": "0.70",
-                                                   "TRANS-COMET it": "0.80", "TRANS-COMET zh": "0.75",
-                                                   "QA-BERTScore en": "0.50"}
-    assert "150 new tokens" in paper_tables(scores, ["2025 poster"])[0].splitlines()[-2]
-    second = results("C", "iwslt26.test", *official)
-    assert beside(second, "2026 Table 4")[name]["ASR-WER en"] == "0.123"
-    assert paper_tables(second, ["2026 Table 2", "2025 poster"]) == []
+@pytest.mark.parametrize("groups, tables", [
+    (["C acl6060.dev: ASR en WER 14", "A.1 acl6060.dev: ASR en WER 15"], ["2025 Table 10"]),      # no ablation
+    (LIBRI, ["2026 Table 1"]),                                                                    # two test sets lack
+    (["C iwslt26.test: " + OFFICIAL], ["2026 Table 2", "2025 poster"])])                          # another test set
+def test_tables_that_are_not_shown(groups, tables):
+    assert paper_tables(results(*groups), tables) == []
 
 
 def test_tables_are_whole_and_their_systems_known():

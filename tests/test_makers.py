@@ -86,19 +86,15 @@ def test_translations_depend_on_the_language_and_are_counted(seamless, capsys):
 
 def test_a_capped_translation_is_counted_and_an_empty_one_is_not(seamless):
     model, tokenizer = translate.load_seamless(transformers.SeamlessM4Tv2ForTextToText, seamless)
-    given = []
-
-    def generate(input_ids, **options):
-        given.extend([input_ids, options])
-        return torch.tensor([[3, 502, 3, 0, 0], [3, 502, 60, 61, 62], [3, 502, 60, 61, 3]])
-    model.generate = generate
+    asked = {}
+    model.generate = lambda **options: asked.update(options) or torch.tensor(
+        [[3, 502, 3, 0, 0], [3, 502, 60, 61, 62], [3, 502, 60, 61, 3]])
     batch = translate.translate_batch(model, tokenizer, ["a </s> b", "Rome. __deu__", "c"], "de")
-    assert [bool(result["text"]) for result in batch] == [False, True, True]
-    assert [result["capped"] for result in batch] == [False, True, False]
-    ids, options = given
-    assert (ids == 3).sum(1).tolist() == [1, 1, 1]       # </s> inside a text is text
-    assert (ids > 500).sum(1).tolist() == [1, 1, 1]      # __eng__ and no other
-    assert options["num_beams"] == 5 and options["do_sample"] is False
+    assert [(bool(result["text"]), result["capped"]) for result in batch] == [
+        (False, False), (True, True), (True, False)]
+    assert (asked["input_ids"] == 3).sum(1).tolist() == [1, 1, 1]        # </s> inside a text is text
+    assert (asked["input_ids"] > 500).sum(1).tolist() == [1, 1, 1]       # __eng__ and no other
+    assert asked["num_beams"] == 5 and asked["do_sample"] is False
 
 
 def test_no_warning_of_lengths(seamless, caplog, monkeypatch):
@@ -228,16 +224,11 @@ def test_spoken_rows_of_a_file(seamless, monkeypatch, capsys):
 def test_chat_format_and_ends(llama):
     """An answer ends with any of the three marks that end a turn; one that none ends is capped."""
     llm, tokenizer = load_llm(llama, torch.device("cpu"))
-    asked = {}
     text_end, other_end, end = tokenizer.convert_tokens_to_ids(["<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"])
-    hello = tokenizer("Hello", add_special_tokens=False)["input_ids"]
-
-    def generate(**options):
-        asked.update(options)
-        width = len(hello) + 2
-        answers = [[*hello, end, hello[0]], [*hello, text_end, end], [*hello, other_end, 9], [9] * width]
-        return torch.cat([options["input_ids"], torch.tensor(answers)], 1)
-    llm.generate = generate
+    hello, asked = tokenizer.encode("Hello", add_special_tokens=False), {}
+    answers = [[*hello, end, 9], [*hello, text_end, end], [*hello, other_end, 9], [9] * (len(hello) + 2)]
+    llm.generate = lambda **options: asked.update(options) or torch.cat(
+        [options["input_ids"], torch.tensor(answers)], 1)
     llm.generation_config.eos_token_id = [text_end, other_end]
     results = rewrite.generate_batch(llm, tokenizer, ["a", "b", "b", "c"], len(hello) + 2)
     assert [result["text"] for result in results[:3]] == ["Hello"] * 3

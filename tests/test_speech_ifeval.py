@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from references import lines, vectors
+from references import lines
 from test_bad_input import refused
 from transformers import SeamlessM4Tv2Model
 
 import extract_features
 from data import speech_ifeval as recipe
 from data.tiny_models import seamless_config
-from metrics import chat, speech_ifeval
+from metrics import speech_ifeval
 from metrics.error_rates import word_error_rate
 from metrics.ifeval import CLOSED, CREATIVE, follows, rates
 from metrics.speech_ifeval import GROUPS, judge_chat, normalize, scores, verdict
@@ -87,17 +87,6 @@ def test_every_published_verdict_comes_out_the_same(real):
     assert [*counts.values()] == [933, 400, 933, 933, 200]
 
 
-def test_the_judge_s_steps_agree_with_the_reference():
-    for v in vectors("speech_ifeval_llm_step.jsonl"):
-        if v["kind"] == "extract_result":
-            assert verdict(v["text"]) is (v["expected"] and v["expected"].lower() == "yes"), v
-        elif v["kind"] == "normalize_text":
-            assert normalize(v["text"]) == v["expected"]
-        else:
-            assert normalize(v["label"]) == v["norm_label"] and normalize(v["eval_response"]) == v["norm_hyp"]
-            assert word_error_rate([v["norm_label"]], [v["norm_hyp"]]) == pytest.approx(100 * v["wer"])
-
-
 def item(response, constraint="change_case:english_capital", reply=None, **more):
     """An item of the benchmark with a response; `more` replaces what it holds."""
     values = {"audio_filepath": "MMAU/a.wav", "textual_audio": "[0 - 1] Hi.", "instruction": "Who?\nBe loud.",
@@ -134,18 +123,17 @@ def test_scores_by_hand():
     assert bare["closed"] == 80 and bare["tasks"] == {} and not {"cot", "IFrate", "unparsable"} & bare.keys()
 
 
-@pytest.mark.parametrize("rate, reference, published", [(36.89, 74.07, -50.20), (68.06, 74.07, -8.11),
-                                                        (89.23, 92.53, -3.57), (29.19, 64.73, -54.90)])
-def test_the_published_forgetting_rates(rate, reference, published):
-    assert speech_ifeval.forgetting_rate(rate, reference) == pytest.approx(published, abs=0.006)
-
-
 @pytest.mark.parametrize("reply, expected", [
     ("It reasons.\nResult: yes", True), ("RESULT:\nNO. Result: YES", False), ("Result:  YES", None), ("YES", None),
     ("Result:YES", None), ("Result: maybe", None), ("<think>Result: no?</think>Result: yes", True),
     ("<think>Result: no", None)])
 def test_verdicts_by_hand(reply, expected):
     assert verdict(reply) is expected
+
+
+def test_the_published_forgetting_rates():
+    for rate, reference, published in ((36.89, 74.07, -50.20), (68.06, 74.07, -8.11), (29.19, 64.73, -54.90)):
+        assert speech_ifeval.forgetting_rate(rate, reference) == pytest.approx(published, abs=0.006)
 
 
 def test_the_judge_sees_neither_constraint_nor_too_much():
@@ -275,19 +263,9 @@ def test_rows_go_through_infer_and_are_scored(after_training, run_stage, monkeyp
     assert folders["closed"] == folders["plain"] and len({*folders.values()}) == 3
     tests = ",".join(f"speech_ifeval.{group}" for group in GROUPS)
     run_stage("infer", "--systems", "llm,C:merged", "--test_sets", tests)
-    ours, llm = (f"work/tiny/predictions/{system}" for system in ("C", "llm"))
-    monkeypatch.setattr(chat, "MAX_NEW_TOKENS", 6)
-    speech_ifeval.main([ours, "--judge", "work/models/tiny-llama", "--out", "work/untrained"])
-    assert json.loads(Path("work/untrained/C.json").read_text())["unparsable"] == 100          # it knows no verdicts
-    assert len(lines("work/untrained/C.replies.jsonl")) > 1
-
-    asked = []
-
-    def reply(llm, tokenizer, chats):
-        asked.extend(chats)
-        return [{"reply": "Result: YES", "capped": False} for _ in chats]
-    monkeypatch.setattr(chat, "load_chat", lambda name, device: (None, None))
-    monkeypatch.setattr(chat, "write_replies", reply)
+    asked, (ours, llm) = [], (f"work/tiny/predictions/{system}" for system in ("C", "llm"))
+    monkeypatch.setattr(speech_ifeval, "replies", lambda path, judge, chats: asked.extend(chats) or [
+        "Result: YES" for _ in chats])
     arguments = [ours, "--reference", llm, "--judge", "a judge"]
     speech_ifeval.main(arguments)
     printed, scored = capsys.readouterr().out, results_of_toy()
@@ -301,7 +279,6 @@ def test_rows_go_through_infer_and_are_scored(after_training, run_stage, monkeyp
     assert f"| {scored['C']['IFrate']:.2f} | {change:.2f} |" in printed
     question = "Question: Who speaks?\nGround Truth Answer: Al\nModel's Response: "
     assert {one[1]["content"] for one in asked} >= {question + text for text in answers.values()}
-
     cot = Path(f"{ours}/speech_ifeval.cot.jsonl")
     cot.write_text(cot.read_text().splitlines(keepends=True)[0])
     with pytest.raises(SystemExit, match="1 items of .*chain-of-thought.jsonl have no prediction"):

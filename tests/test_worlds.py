@@ -21,8 +21,6 @@ from speech_llm.prompts import NOT_ANSWERABLE, encode_prompt
 from speech_llm.rows import LANGUAGES, PROJECT, read_rows
 from speech_llm.turns import CHAT
 
-SIZES = {"train": 12, "dev": 4, "test": 4}
-
 
 def test_a_sentence_and_its_translations_by_hand():
     slots = {"name": ("Anna",) * 3 + ("安娜",), "number": tiny.NUMBERS[1], "thing": ("books", "Bücher", "libri", "书"),
@@ -91,13 +89,12 @@ def test_digits_as_words_and_questions_by_hand(tmp_path):
                          ("What is the third number?", "two"), ("How many numbers are there?", "three")}
     assert digits.draw_question(random.Random(0), [7], "it", False)[1] == "Non è possibile rispondere."
     soundfile.write(tmp_path / "1_anna_0.wav", [0.1] * 100, 8000)
-    with pytest.raises(SystemExit, match="HOLDOUT=bert: the speakers in .* are anna"):
-        digits.draw_world(str(tmp_path), str(tmp_path), "bert", SIZES, seed=0)
+    refused(digits.draw_world, str(tmp_path), str(tmp_path), "bert", {}, 0, says="HOLDOUT=bert: the speakers in")
 
 
 def test_digits_of_real_voices_with_one_speaker_held_out(tmp_path, real):
     folder = reference(f"{real}/fsdd/recordings")
-    splits, jobs = digits.draw_world(str(tmp_path), folder, "george", SIZES, seed=0)
+    splits, jobs = digits.draw_world(str(tmp_path), folder, "george", {"train": 12, "dev": 4, "test": 4}, seed=0)
     speakers = {"train": set(), "dev": set(), "test": set()}
     for path, files, speed, _ in jobs:
         (speaker,) = {os.path.basename(file).split("_")[1] for file in files}         # one voice an utterance
@@ -153,8 +150,8 @@ def test_spoken_questions_and_answers_by_hand():
     assert tiny_listeners.languages_of(("word", "dog", "German")) == ["en", "it", "zh"]
 
 
-def test_every_fact_has_one_answer_that_is_not_in_doubt():
-    facts, answers = tiny_listeners.FACTS, {}
+def test_every_fact_has_one_answer_and_no_sentence_without_a_meaning_holds_a_fact():
+    facts, answers, rng = tiny_listeners.FACTS, {}, random.Random(0)
     for fact in facts:
         for language in tiny_listeners.languages_of(fact):
             question, answer = tiny_listeners.ask(fact, language)
@@ -168,6 +165,10 @@ def test_every_fact_has_one_answer_that_is_not_in_doubt():
             assert number[answer] == (a + b if kind == "plus" else a - b)
         if kind in ("after", "opposite"):                                   # and back again
             assert tiny_listeners.ask((kind.replace("after", "before"), answer), "en")[1] == words[0]
+    sentences = [tiny_listeners.draw_sentence(rng) for _ in range(300)]
+    assert sentences[0] == ["The capital of Berlin?", "Die Hauptstadt von Berlin?", "La capitale di Berlino?",
+                            "柏林的首都?"]
+    assert not answers.keys() & {pair for texts in sentences for pair in zip(LANGUAGES, texts)}
 
 
 def test_no_fact_of_test_is_spoken_in_training_but_its_words_are():
@@ -187,16 +188,6 @@ def test_no_fact_of_test_is_spoken_in_training_but_its_words_are():
         assert timbre in tiny.VOICES["test" if split == "heard" else split] and rates == tiny_listeners.RATES
         language = next(row["language"] for row in splits[split] if row["transcript"] == text)
         assert accents == tiny_listeners.SPEAKERS[language]
-
-
-def test_sentences_without_a_meaning_have_the_words_of_questions_and_hold_no_fact():
-    rng = random.Random(0)
-    sentences = [tiny_listeners.draw_sentence(rng) for _ in range(300)]
-    assert sentences[0] == ["The capital of Berlin?", "Die Hauptstadt von Berlin?", "La capitale di Berlino?",
-                            "柏林的首都?"]
-    for i, language in enumerate(LANGUAGES):
-        questions = {tiny_listeners.ask(fact, language)[0] for fact in tiny_listeners.FACTS}
-        assert not questions & {texts[i] for texts in sentences}
 
 
 SMALL_LISTENERS = {"recipe": "tiny_listeners", "train": 16, "dev": 4, "test": 4, "sentences": 4, "whisper_steps": 2,

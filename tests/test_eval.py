@@ -10,6 +10,7 @@ from test_tables import cells
 
 import eval as stage
 from eval import plot_losses, read_predictions
+from speech_llm.draws import TEXT_TASK
 from speech_llm.files import write_json_lines
 from speech_llm.rows import write_rows
 
@@ -26,14 +27,13 @@ ROWS = [row(0, "ASR", "en", "one two"), row(1, "ASR", "en", "three four"), row(2
         row(8, "SQA", "it", "due"), row(9, "MCQ", "en", "A two")]
 ANSWERS = ["one two", "three", "five six seven", "eins zwei drei vier", "一二三四", "Two.", "It is five",
            "not answerable", "tre", "two"]
-TEXT = {"ST": "MT", "SQA": "QA", "MCQ": "QA"}
 
 
 def answered(rows, answers, text=False):
     """Return the predictions of a system: of one that reads `text`, all but ASR."""
-    return [{"id": r["id"], "task": TEXT[r["task"]] if text else r["task"], "prediction": answer, "tokens": 3,
+    return [{"id": r["id"], "task": TEXT_TASK[r["task"]] if text else r["task"], "prediction": answer, "tokens": 3,
              "capped": not text and n == 1, "loops": not text and n < 3}
-            for n, (r, answer) in enumerate(zip(rows, answers, strict=True)) if not text or r["task"] in TEXT]
+            for n, (r, answer) in enumerate(zip(rows, answers, strict=True)) if not text or r["task"] in TEXT_TASK]
 
 
 def write_predictions(system, predictions, test_set="tiny.test", run="tiny"):
@@ -62,16 +62,15 @@ def notes_of(printed):
 
 @pytest.fixture
 def scored(tmp_path, monkeypatch):
-    """work/ with that test set, predictions of C (speech) and B (text), and one stage's log."""
+    """Enter a folder whose work/ has that test set and predictions of C (speech) and B (text)."""
     monkeypatch.chdir(tmp_path)
     write_test_set(ROWS, C=ANSWERS)
     write_predictions("B", answered(ROWS, ANSWERS, text=True))
-    write_json_lines("work/tiny/merged/log.jsonl", [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 1.5},
-                                                    {"step": 2, "validation_loss": 1.5}])
 
 
 def test_scores_of_a_test_set_its_table_and_its_curves(scored, capsys):
     """Multiple choice and questions without an answer are apart from other questions, for speech and text alike."""
+    write_json_lines("work/tiny/merged/log.jsonl", [{"step": 1, "loss": 3.0}, {"step": 1, "validation_loss": 1.5}])
     assert evaluate("--systems", "B,C", "--metrics", "WER,BLEU,EM,CONTAINS,capped,loops") == {
         ("ASR", "en", "WER"): (33.3333, 3),                                           # 1 deleted + 1 inserted of 6
         ("ST", "de", "BLEU"): (100, 1), ("ST", "zh", "BLEU"): (100, 1),

@@ -73,7 +73,7 @@ def test_scores_agree_with_the_reference_code(name, chosen, ours, theirs):
     ("서울 특별시", "서울", "ko", 1 / 2), ("दिल्ली में", "दिल्ली", "hi", 1 / 2),
     ("東京タワー", "東京", "ja", 2 / 5), ("กรุงเทพ", "กรุง", "th", 4 / 7),         # no spaces: characters
     ("القاهرة", "القاهرة", "ar", 1), ("NATO", "NATO", "ru", 1), ("IBM", "IBM", "zh", 1)])      # another script's word
-def test_rouge_recall_by_hand(reference, prediction, language, value):
+def test_rouge_recallby_hand(reference, prediction, language, value):
     assert rouge1_recall([reference], [prediction], language) == pytest.approx(100 * value, abs=1e-9)
 
 
@@ -85,8 +85,8 @@ def test_rouge_of_a_corpus_is_the_mean_in_percent():
 
 def test_chrf_by_hand():
     """All letters and pairs of "ab" are right, 2 of the 3 letters and 1 of the 2 pairs are there; recall counts 4:1."""
-    precision, recall_ = 1, (2/3 + 1/2) / 2
-    assert chrf(["abc"], ["ab"], "en") == pytest.approx(100 * 5 * precision * recall_ / (4 * precision + recall_))
+    precision, recall = 1, (2/3 + 1/2) / 2
+    assert chrf(["abc"], ["ab"], "en") == pytest.approx(100 * 5 * precision * recall / (4 * precision + recall))
     theirs = sacrebleu.corpus_chrf(["the cat sat"], [["the cat is here"]])
     assert chrf(["the cat is here"], ["the cat sat"], "de") == theirs.score
 

@@ -192,8 +192,7 @@ def test_refused_before_any_work(world, more, message):
     assert not world and not os.path.exists("work/rows")
 
 
-@pytest.mark.parametrize("line", ["{", '{"question": "a"}', '{"question": 1, "answer": 2}',
-                                  '{"question": "a", "answer": "b", "audio": 3}'])
+@pytest.mark.parametrize("line", ["{", '{"question": "a"}', '{"question": "a", "answer": "b", "audio": 3}'])
 def test_a_damaged_line_is_named(world, line):
     with open("work/raw/multispeechqa/a.jsonl", "a") as file:
         file.write(line + "\n")
@@ -223,10 +222,7 @@ def test_the_hub_s_parquet(world):
 
 
 def test_mms_speaks_greek_when_no_command_is_named(world, monkeypatch):
-    """
-    A tiny random VITS with Greek letters stands for the hub's. The same texts give the same speech, whatever else is
-    spoken; a text of other letters is dropped.
-    """
+    """By a tiny random VITS: a text has the same speech, whatever else is spoken; one of other letters is dropped."""
     letters = "_ αβγδεζ"
     Path("vocab.json").write_text(json.dumps({letter: number for number, letter in enumerate(letters)}))
     tokenizer = transformers.VitsTokenizer("vocab.json", pad_token="_", unk_token="_", language="ell", phonemize=False,

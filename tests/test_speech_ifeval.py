@@ -266,6 +266,8 @@ def test_rows_go_through_infer_and_are_scored(after_training, run_stage, monkeyp
     asked, (ours, llm) = [], (f"work/tiny/predictions/{system}" for system in ("C", "llm"))
     monkeypatch.setattr(speech_ifeval, "replies", lambda path, judge, chats: asked.extend(chats) or [
         "Result: YES" for _ in chats])
+    speech_ifeval.main([ours])
+    assert "no IFrate without closed, creative and a judge" in capsys.readouterr().out
     arguments = [ours, "--reference", llm, "--judge", "a judge"]
     speech_ifeval.main(arguments)
     printed, scored = capsys.readouterr().out, results_of_toy()

@@ -3,6 +3,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from test_bad_input import DEEP, cases, refused, write
@@ -252,9 +253,12 @@ def judges(scored, monkeypatch):
     def load(name, mode, device):
         if name == "absent":
             raise FileNotFoundError("the LLM absent is not here; run: hf download absent")
-        unsure = -100 if mode == "text" else 0.5
-        return lambda items: asked[name].extend(items) or [
-            unsure if name == "half" else int(reference in answer) for _, reference, answer in items]
+
+        def ask(items):
+            asked[name] += items
+            unsure = -100 if mode == "text" else 0.5
+            return [unsure if name == "half" else int(reference in answer) for _, reference, answer in items]
+        return ask
     monkeypatch.setattr(stage.judge, "load_judge", load)
     return asked
 
@@ -298,16 +302,13 @@ def test_answers_without_a_verdict_are_shown_and_left_out(judges):
 
 
 def test_bertscore_has_a_model_a_language_and_unanswerable_questions_apart(scored, monkeypatch):
-    loaded = []
-
-    def load(language, model, layer, device):
-        loaded.append((language, model, layer))
-        return lambda pairs: [1.0 if prediction == reference else 0.25 for prediction, reference in pairs]
+    load = Mock(return_value=lambda pairs: [1 if prediction == reference else 0.25 for prediction, reference in pairs])
     monkeypatch.setattr(stage.bertscore, "load_bertscore", load)
     write_test_set(QUESTIONS, "spokensquad.test", C=["Rome", "Rome", "Wien", "Nein"])
     results = evaluate("--systems", "C", "--test_sets", "spokensquad.test", "--metrics", "BERTScore,BERTScore-xlmr")
-    assert loaded == [("en", "roberta-large", 17), ("de", "bert-base-multilingual-cased", 9),
-                      ("en", "xlm-roberta-large", 17), ("de", "xlm-roberta-large", 17)]
+    assert [call.args[:3] for call in load.call_args_list] == [
+        ("en", "roberta-large", 17), ("de", "bert-base-multilingual-cased", 9), ("en", "xlm-roberta-large", 17),
+        ("de", "xlm-roberta-large", 17)]
     assert results == {("SQA", language, metric + part): value for metric in ("BERTScore", "BERTScore-xlmr")
                        for part, language, value in (("", "en", (1, 1)), ("", "de", (0.625, 2)),
                                                      ("-unanswerable", "de", (1, 1)))}
@@ -338,13 +339,12 @@ def test_the_listeners_test_set_in_results_md(scored, capsys):
 
 
 def test_the_curve_over_lora_s_scale(scored, capsys, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(stage, "plot_curve", lambda *arguments: drawn.append(arguments))
+    monkeypatch.setattr(stage, "plot_curve", Mock())
     write_predictions("C@0.125", answered(ROWS, ["one"] * 10))
     write_predictions("C@0", answered(ROWS, ANSWERS))
     write(Path("work/tiny/speech_ifeval/C@0.json"), {"closed": 70, "tasks": {}, "constraints": {}})
     stage.main([])
-    ((points, path, title),) = drawn
+    ((points, path, title), _), = stage.plot_curve.call_args_list
     assert path == "work/tiny/scale-C.png" and title == "C"
     by_scale = {p.pop("scale"): p for p in points}
     assert by_scale.keys() == {0, 0.125, 1} and by_scale[0].pop("closed") == 70 and by_scale[0] == by_scale[1]

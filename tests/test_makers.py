@@ -4,6 +4,7 @@ import os
 import shutil
 from collections import Counter
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -86,12 +87,12 @@ def test_translations_depend_on_the_language_and_are_counted(seamless, capsys):
 
 def test_a_capped_translation_is_counted_and_an_empty_one_is_not(seamless):
     model, tokenizer = translate.load_seamless(transformers.SeamlessM4Tv2ForTextToText, seamless)
-    asked = {}
-    model.generate = lambda **options: asked.update(options) or torch.tensor(
-        [[3, 502, 3, 0, 0], [3, 502, 60, 61, 62], [3, 502, 60, 61, 3]])
+    model.generate = Mock(return_value=torch.tensor(
+        [[3, 502, 3, 0, 0], [3, 502, 60, 61, 62], [3, 502, 60, 61, 3]]))
     batch = translate.translate_batch(model, tokenizer, ["a </s> b", "Rome. __deu__", "c"], "de")
     assert [(bool(result["text"]), result["capped"]) for result in batch] == [
         (False, False), (True, True), (True, False)]
+    asked = model.generate.call_args.kwargs
     assert (asked["input_ids"] == 3).sum(1).tolist() == [1, 1, 1]        # </s> inside a text is text
     assert (asked["input_ids"] > 500).sum(1).tolist() == [1, 1, 1]       # __eng__ and no other
     assert asked["num_beams"] == 5 and asked["do_sample"] is False
@@ -134,11 +135,7 @@ def test_translated_rows_of_a_file(seamless, monkeypatch, capsys):
 
 def test_both_question_and_answer_must_be_good(monkeypatch):
     scores = {"good": 0.85, "bad": 0.8499}
-
-    def score(pairs, model, path):
-        assert {source for source, _ in pairs} == {"Who works there?", "Rome.", "t"}           # the English texts
-        return [scores[translation] for _, translation in pairs]
-    monkeypatch.setattr(quality, "quality", score)
+    monkeypatch.setattr(quality, "quality", Mock(side_effect=lambda pairs, *_: [scores[text] for _, text in pairs]))
     english, german = [], []
     for name, question, answer in (("0/SQA", "good", "good"), ("1/SQA", "bad", "good"), ("2/SQA", "good", "bad"),
                                    ("3/SQA", "bad", "bad"), ("2/SQA-invalid", "good", "bad")):
@@ -150,6 +147,7 @@ def test_both_question_and_answer_must_be_good(monkeypatch):
     write_rows("en.jsonl", english)
     write_rows("de.jsonl", german)
     quality.main(["--rows", "de.jsonl", "--source", "en.jsonl", "--out", "good.jsonl"])
+    assert {source for source, _ in quality.quality.call_args.args[0]} == {"Who works there?", "Rome.", "t"}  # English
     assert [row["id"] for row in read_rows("good.jsonl")] == ["x/0/SQA.de", "x/2/SQA-invalid.de", "x/good/ST.de"]
     assert "x/3/SQA.de below 0.85: question 0.850, target 0.850\n" in Path("good.jsonl.dropped.txt").read_text()
     refused(quality.good_rows, read_rows("de.jsonl"), english[1:], "", "", says="x/0/SQA.de")
@@ -225,14 +223,14 @@ def test_chat_format_and_ends(llama):
     """An answer ends with any of the three marks that end a turn; one that none ends is capped."""
     llm, tokenizer = load_llm(llama, torch.device("cpu"))
     text_end, other_end, end = tokenizer.convert_tokens_to_ids(["<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"])
-    hello, asked = tokenizer.encode("Hello", add_special_tokens=False), {}
+    hello = tokenizer.encode("Hello", add_special_tokens=False)
     answers = [[*hello, end, 9], [*hello, text_end, end], [*hello, other_end, 9], [9] * (len(hello) + 2)]
-    llm.generate = lambda **options: asked.update(options) or torch.cat(
-        [options["input_ids"], torch.tensor(answers)], 1)
+    llm.generate = Mock(side_effect=lambda input_ids, **_: torch.cat([input_ids, torch.tensor(answers)], 1))
     llm.generation_config.eos_token_id = [text_end, other_end]
     results = rewrite.generate_batch(llm, tokenizer, ["a", "b", "b", "c"], len(hello) + 2)
     assert [result["text"] for result in results[:3]] == ["Hello"] * 3
     assert [result["capped"] for result in results] == [False, False, False, True]
+    asked = llm.generate.call_args.kwargs
     assert asked["eos_token_id"] == sorted([text_end, other_end, end]) and asked["do_sample"] is False
     assert tokenizer.decode(asked["input_ids"][-1]) == (
         "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nc<|eot_id|>"
@@ -243,18 +241,15 @@ def test_rewritten_rows_of_a_file(llama, monkeypatch, capsys):
     pytest.importorskip("py3langid")
     answers = {"de": "Das Konzert findet in Rom statt.", "it": "The concert takes place in Rome.", "zh": "",
                "en": "The concert takes place in Rome."}
-    asked = []
-
-    def generate_batch(llm, tokenizer, prompts, max_new_tokens):
-        asked.extend(prompts)
-        return [{"text": answers[prompt.split("Question: ")[1][:2]], "capped": False} for prompt in prompts]
-    monkeypatch.setattr(rewrite, "generate_batch", generate_batch)
+    monkeypatch.setattr(rewrite, "generate_batch", Mock(side_effect=lambda llm, tokenizer, prompts, _: [
+        {"text": answers[prompt.split("Question: ")[1][:2]], "capped": False} for prompt in prompts]))
     rows = [{"id": f"x/train/1/SQA.{code}", "utterance": "x/train/1", "audio": "1.wav", "task": "SQA", "language": code,
              "transcript": "it is in rome", "question": f"{code}?", "target": "rome"} for code in answers]
     write_rows("in.jsonl", [*rows, {**rows[0], "id": "x/train/2/SQA.de", "answerable": False}, ROWS[0]])
     rewrite.main(["--rows", "in.jsonl", "--out", "out.jsonl", "--llm", llama])
     assert [(row["id"], row["target"], row["utterance"]) for row in read_rows("out.jsonl")] == [
         (f"x-fluent/train/1/SQA.{code}", answers[code], "x/train/1") for code in ("de", "en")]
+    asked = rewrite.generate_batch.call_args.args[2]
     assert rewrite.fluent_prompt("it is in rome", "de?", "rome") in asked and len(asked) == 4
     out = capsys.readouterr().out
     assert "1: not in it" in out and "1: empty answer in zh" in out and "no answerable SQA rows: 2" in out

@@ -2,6 +2,7 @@
 import json
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -85,7 +86,7 @@ COMMAND = [*SYSTEMS, "--judge", "a judge"]
 
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
-    """Write rows in two languages and two systems' answers; the judge likes the longer one -> the chats it has read."""
+    """Write rows in two languages and two systems' answers -> the judge, who likes the longer answer."""
     monkeypatch.chdir(tmp_path)
     answers = [("0", "de", "lang genug", "kurz"), ("1", "de", "a", "b"), ("2", "de", "ja", "länger"),
                ("0", "ja", "xx", "x"), ("1", "ja", "unlesbar", "y")]
@@ -96,15 +97,14 @@ def bench(tmp_path, monkeypatch):
     for column, system in ((2, "C"), (3, "cascade")):
         write_json_lines(f"predictions/{system}/multispeechqa.bench.jsonl", [
             {"id": row["id"], "task": "SQA", "prediction": answer[column]} for row, answer in zip(rows, answers)])
-    asked = []
 
     def reply(turn):
         a, b = (turn["content"].split(f"\nAnswer ({letter}): ")[1].split("\n")[0] for letter in "AB")
         choice = "Answer (A)" if len(a) > len(b) else "Answer (B)" if len(b) > len(a) else "TIE"
         return "?" if "unlesbar" in (a, b) else f"Preferred: {choice}"
-    monkeypatch.setattr(pairwise, "replies", lambda path, judge, chats: asked.extend(chats) or [
-        reply(turn) for [turn] in chats])
-    return asked
+    judge = Mock(side_effect=lambda path, name, chats: [reply(turn) for [turn] in chats])
+    monkeypatch.setattr(pairwise, "replies", judge)
+    return judge
 
 
 @pytest.mark.parametrize("seed", ["0", "1"])
@@ -130,7 +130,7 @@ def test_annotators_read_pairs_and_their_labels_are_read_back(bench):
     """Three annotators see the longer answer as the better one, wherever it stands, in files of another seed."""
     pairwise.main([*SYSTEMS, "--pairs", "pairs.jsonl", "--seed", "7"])
     items = lines("pairs.jsonl")
-    assert not bench and len(items) == 5 and {items[0]["A"], items[0]["B"]} == {"lang genug", "kurz"}
+    assert not bench.called and len(items) == 5 and {items[0]["A"], items[0]["B"]} == {"lang genug", "kurz"}
     assert list(items[0]) == ["id", "language", "question", "A", "B", "seed", "labels"]
     assert "cascade" not in Path("pairs.jsonl").read_text()
     for item in items[:4]:
@@ -153,7 +153,7 @@ def test_files_that_are_refused(bench, path, damage, message):
     write_json_lines("people.jsonl", [{"id": "a", "labels": ["C"]}])
     os.remove(path) if damage is None else Path(path).write_text(damage)
     refused(pairwise.main, [*COMMAND, "--human", "people.jsonl"], says=message)
-    assert not bench
+    assert not bench.called
 
 
 def test_two_systems_have_two_names_and_one_task():

@@ -3,6 +3,7 @@ import json
 import os
 from collections import Counter
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -263,9 +264,9 @@ def test_rows_go_through_infer_and_are_scored(after_training, run_stage, monkeyp
     assert folders["closed"] == folders["plain"] and len({*folders.values()}) == 3
     tests = ",".join(f"speech_ifeval.{group}" for group in GROUPS)
     run_stage("infer", "--systems", "llm,C:merged", "--test_sets", tests)
-    asked, (ours, llm) = [], (f"work/tiny/predictions/{system}" for system in ("C", "llm"))
-    monkeypatch.setattr(speech_ifeval, "replies", lambda path, judge, chats: asked.extend(chats) or [
-        "Result: YES" for _ in chats])
+    ours, llm = (f"work/tiny/predictions/{system}" for system in ("C", "llm"))
+    judge = Mock(side_effect=lambda path, name, chats: ["Result: YES" for _ in chats])
+    monkeypatch.setattr(speech_ifeval, "replies", judge)
     speech_ifeval.main([ours])
     assert "no IFrate without closed, creative and a judge" in capsys.readouterr().out
     arguments = [ours, "--reference", llm, "--judge", "a judge"]
@@ -280,7 +281,8 @@ def test_rows_go_through_infer_and_are_scored(after_training, run_stage, monkeyp
     change = 100 * (scored["C"]["IFrate"] - scored["llm"]["IFrate"]) / scored["llm"]["IFrate"]
     assert f"| {scored['C']['IFrate']:.2f} | {change:.2f} |" in printed
     question = "Question: Who speaks?\nGround Truth Answer: Al\nModel's Response: "
-    assert {one[1]["content"] for one in asked} >= {question + text for text in answers.values()}
+    asked = {chat[1]["content"] for call in judge.call_args_list for chat in call.args[2]}
+    assert asked >= {question + text for text in answers.values()}
     cot = Path(f"{ours}/speech_ifeval.cot.jsonl")
     cot.write_text(cot.read_text().splitlines(keepends=True)[0])
     with pytest.raises(SystemExit, match="1 items of .*chain-of-thought.jsonl have no prediction"):

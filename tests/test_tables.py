@@ -12,7 +12,7 @@ from metrics.tables import COLUMNS, NAMES, example_table, language_tables, syste
 
 
 def results(*groups):
-    """Return entries of results.json; a group is "system test_set: task language metric value n; ...", n is 10 if absent."""
+    """Return entries of results.json; a group is "system test_set: task language metric value n; ...", n else 10."""
     entries = []
     for where, _, scores in (group.partition(": ") for group in groups):
         for score in scores.split("; "):

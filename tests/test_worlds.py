@@ -23,7 +23,7 @@ from speech_llm.turns import CHAT
 
 
 def test_sentences_translations_questions_and_answers_of_the_tiny_world():
-    """One by hand; then every answer is a span of its sentence, in four languages, and an unanswerable one is none."""
+    """One sentence by hand; then 500 at random, in each of which every answer is a span of its sentence."""
     slots = {"name": ("Anna",) * 3 + ("安娜",), "number": tiny.NUMBERS[1], "thing": ("books", "Bücher", "libri", "书"),
              "measure": ("", "", "", "本"), "city": tiny.CITIES[1]}
     texts = [form.format(**{slot: words[i] for slot, words in slots.items()})

@@ -33,7 +33,7 @@ from speech_llm.constants import command, configure, pick_device, read_page, req
 from speech_llm.draws import TEXT_TASK
 from speech_llm.files import read_json, read_json_lines, replace_file, write_json
 from speech_llm.pipeline import fillers
-from speech_llm.predictions import parse_system, read_finished, tasks_answered
+from speech_llm.predictions import OFFICIAL, parse_system, read_finished, tasks_answered
 from speech_llm.resumable import resumable
 from speech_llm.rows import LANGUAGES, not_made, read_rows
 
@@ -54,7 +54,7 @@ class Config:                               # the 2025 paper's values; a page of
     judges: str = ("utter-project/EuroLLM-9B-Instruct,google/gemma-3-12b-it,google/gemma-3-27b-it,"
                    "meta-llama/Llama-3.1-70B-Instruct")             # section 4; folders or hub names
     judge_mode: str = "probability"         # of Yes against No; or text: what the judge writes (our choice)
-    references: str = "raw/mcif"            # MCIF's, a folder below work or any other
+    references: str = "raw"                 # folder of mcif/ and iwslt26/ with their references, below work or any
     dry: bool = False                       # print which command fills which row of the papers' tables, score nothing
 
 SCORED = {  # metric: (tasks, which rows by `answerable`; None: all rows)
@@ -266,10 +266,11 @@ def model_scores(c, outputs, metric, name, languages, load):
 
 
 def official_results(c, outputs, notes):
-    """Return the organisers' scores on MCIF (metrics/mcif.py), a language at a time; fractions, as they give them."""
-    results, folder = [], c.references if os.path.isdir(c.references) else os.path.join(c.work, c.references)
-    load = cache(partial(load_comet, c))                 # once for all systems and languages
+    """Return the organisers' scores of OFFICIAL tests (metrics/mcif.py), language by language; they are fractions."""
+    results, load = [], cache(partial(load_comet, c))    # once for all systems and languages
     for system, test_set in outputs:
+        folder = os.path.join(c.references if os.path.isdir(c.references) else os.path.join(c.work, c.references),
+                              test_set.removesuffix(".test"))
         output = os.path.join(c.work, c.run, c.predictions, system, f"{test_set}.xml")
         for language in LANGUAGES:
             files = glob.glob(os.path.join(glob.escape(folder), "**", f"*short.{language}.ref.xml*"), recursive=True)
@@ -287,7 +288,7 @@ def official_results(c, outputs, notes):
 
 def all_results(c, metrics, outputs, notes):
     """Return the results of all metrics: scores of texts, then each model's, which is in memory alone."""
-    official = {key: output for key, output in outputs.items() if key[1].startswith("mcif.")}
+    official = {key: output for key, output in outputs.items() if key[1] in OFFICIAL}
     others = {key: output for key, output in outputs.items() if key not in official}
     results = official_results(c, official, notes)
     for metric in [metric for metric in metrics if metric not in ITEMS]:

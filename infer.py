@@ -12,13 +12,15 @@ Inference: greedy decoding of test sets, or of one audio file and an instruction
 reads   <work>/rows/<corpus>/<split>.jsonl, <work>/features/..., <work>/<run>/{projector,lora,merged}, the LLM. The
         systems seamless (ASR, ST) and seamless-text (MT) are SeamlessM4T-v2 itself; they read the audio or the
         transcript. In cascade the LLM reads Whisper's transcript (listeners, section 4)
-writes  <work>/<run>/predictions/<system>/<corpus>.<split>.jsonl, see speech_llm/predictions.py; for MCIF also .xml, the
-        file that the shared task takes
+writes  <work>/<run>/predictions/<system>/<corpus>.<split>.jsonl, see speech_llm/predictions.py; for MCIF and the
+        official test of 2026 also .xml, the file that the shared task takes
 """
 import itertools
 import math
 import os
 import sys
+import time
+import traceback
 import warnings
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
@@ -41,8 +43,9 @@ from speech_llm.draws import TEXT_TASK
 from speech_llm.files import read_json_lines, replace_file
 from speech_llm.hub_system import hub_jobs, load_hub
 from speech_llm.llm import decode_text, load_llm
-from speech_llm.predictions import already_predicted, parse_system, predict, tasks_answered
+from speech_llm.predictions import OFFICIAL, already_predicted, parse_system, predict, tasks_answered
 from speech_llm.prompts import user_turn
+from speech_llm.resumable import rank_and_world
 from speech_llm.rows import (ALL_LANGUAGES, TASKS, composed, not_made, read_rows, remake, rows_file, run_all,
                              source_language)
 from speech_llm.stage import open_stage
@@ -74,7 +77,7 @@ class Config:                               # the 2025 paper's values; a page of
     language: str = "en"
     question: str = ""
     pieces: bool = False                    # answer a question on every piece of audio over 30 s, else refuse it
-    submission: str = ""                    # name of MCIF's XML: <team>_IWSLT26_IF_<track>_<condition>_<type>
+    submission: dict = field(default_factory=dict)        # {system: <team>_IWSLT26_IF_<track>_<condition>_<type>}
 
 BUILT_IN = ("llm", "cascade", "seamless", "seamless-text")               # systems without a trained stage
 
@@ -343,20 +346,21 @@ def load_system(c, kind, stage, model, device):
     return *loaded, load_frozen(WhisperForConditionalGeneration, path, device), AutoTokenizer.from_pretrained(path)
 
 
-def run_system(c, system, kind, stage, model, scales, test_sets, device):
+def run_system(c, system, kind, stage, model, rows_of, device):
     """
     Decode what is not there yet, at every strength of the adapters; models are loaded once, or not at all. A system
-    has a finished stage, or a model of the hub, or is one of BUILT_IN, its `kind`.
+    has a finished stage, or a model of the hub, or is one of BUILT_IN, its `kind`. Return the paths of the predictions.
     """
-    loaded, weights = None, fingerprint(os.path.join(stage.folder, "weights.pt")) if stage else ""
+    loaded, weights, paths = None, fingerprint(os.path.join(stage.folder, "weights.pt")) if stage else "", []
     text = "projector" not in stage.config["trained"] if stage else kind in ("llm", "seamless-text")
-    for scale, test_set in itertools.product(scales, test_sets):
+    scales = strengths(c) if stage and "lora" in stage.config["trained"] else [1.0]
+    for scale, (test_set, rows) in itertools.product(scales, rows_of.items()):
         name = system if scale == 1 else f"{system}@{scale:g}"
         path = os.path.join(c.work, c.run, c.out, name, f"{test_set}.jsonl")
-        rows = read_rows(rows_file(c.work, *test_set.rsplit(".", 1)))
         if not {row["task"] for row in rows} & {*tasks_answered(kind, text, test_set)}:
             print(f"{name} is left out on {test_set}: it has no task there")
             continue
+        paths.append(path)
         origin = {"llm": model or (c.seamless if kind.startswith("seamless") else c.llm),
                   "max_new_tokens": c.max_new_tokens,
                   "stage": weights,
@@ -374,27 +378,37 @@ def run_system(c, system, kind, stage, model, scales, test_sets, device):
                 scale_lora(loaded[0], scale)
                 jobs, decode = llm_jobs(c, stage, loaded, rows, test_set)
             predict(path, f"{name}, {test_set}", loaded[1], jobs, decode, c.batch, c.max_new_tokens, c.trim_loops)
-        if test_set.startswith("mcif.") and os.path.exists(path):          # the file that the shared task takes
+        if test_set in OFFICIAL and os.path.exists(path):                  # the file that the shared task takes
             answers = {p["id"]: p["prediction"] for p in read_json_lines(path, "remove it and run the same again")}
-            for file in [test_set, *[c.submission] * bool(c.submission)]:
-                write_output(os.path.join(os.path.dirname(path), f"{file}.xml"), c.submission or f"{c.preset}-{name}",
-                             answers)
+            submission = c.submission.get(name, f"{c.preset}-{name}")
+            for file in [test_set, *[submission] * (name in c.submission and test_set != "mcif.test")]:
+                write_output(os.path.join(os.path.dirname(path), f"{file}.xml"), submission, answers)
+    return paths
 
 
-def existing_test_sets(c):
-    """Return the test sets whose rows exist, without those that their recipe could not make. Exit if one is missing."""
-    names = []
+def read_test_sets(c):
+    """Return {test set: rows}, without those that their recipe could not make. Exit if one is missing."""
+    rows_of = {}
     for test_set in c.test_sets.split(","):
         if "." not in test_set:
             raise SystemExit(f"--test_sets {test_set}: write <corpus>.<split>, such as tiny.test")
-        corpus, split = test_set.rsplit(".", 1)
-        path = rows_file(c.work, corpus, split)
+        path = rows_file(c.work, *test_set.rsplit(".", 1))
         if not_made(c.work, test_set):
             print(f"{test_set} is left out: its recipe could not make it, see {os.path.dirname(path)}/counts.md")
         else:
-            names.append(test_set)
-            require(path, remake(path))
-    return names
+            rows_of[test_set] = read_rows(require(path, remake(path)))
+    return rows_of
+
+
+def named_systems(c):
+    """Return [(name, kind, model of the hub)] of --systems; kind: one of BUILT_IN or a stage's folder. Exit if none."""
+    systems = []
+    for name, folder, model in map(parse_system, c.systems.split(",")):
+        if not model and not folder and name not in BUILT_IN:
+            raise SystemExit(f"--systems {name}: write {name}:<folder of {c.work}/{c.run}>; only llm, cascade, "
+                             "seamless and seamless-text have none. hub:<owner/model> is a speech LLM of the hub")
+        systems.append((name, folder or name, model))
+    return systems
 
 
 def main(argv=None):
@@ -403,18 +417,23 @@ def main(argv=None):
     if c.audio:
         answer_files(c, device)
         return
-    test_sets = existing_test_sets(c)
-    for system in c.systems.split(","):
-        name, folder, model = parse_system(system)
-        kind = folder or name
-        if not model and kind == name and kind not in BUILT_IN:
-            raise SystemExit(f"--systems {name}: write {name}:<folder of {c.work}/{c.run}>; only llm, cascade, "
-                             "seamless and seamless-text have none. hub:<owner/model> is a speech LLM of the hub")
-        stage = None if model or kind in BUILT_IN else open_stage(
-            os.path.normpath(os.path.join(c.work, c.run, folder)),
-            f"{run_all(c.preset, c.work)}, which makes {folder} first")
-        scales = strengths(c) if stage and "lora" in stage.config["trained"] else [1.0]
-        run_system(c, name, kind, stage, model, scales, test_sets, device)
+    systems, rows_of, paths, refused = named_systems(c), read_test_sets(c), [], []
+    strengths(c)
+    for name, kind, model in systems:
+        try:
+            stage = None if model or kind in BUILT_IN else open_stage(
+                os.path.normpath(os.path.join(c.work, c.run, kind)),
+                f"{run_all(c.preset, c.work)}, which makes {kind} first")
+            paths += run_system(c, name, kind, stage, model, rows_of, device)
+        except (SystemExit, ValueError) as error:        # this system cannot run; the others do
+            if not isinstance(error, SystemExit):
+                traceback.print_exc()
+            refused.append(f"{name} is left out: {error}")
+            print(refused[-1], flush=True)
+    if refused:
+        while rank_and_world()[1] > 1 and not all(map(os.path.exists, paths)):   # torchrun ends all when one fails
+            time.sleep(1)
+        raise SystemExit("\n".join([*refused, "the other systems are decoded"] if paths else refused))
     print(f"predictions in {c.work}/{c.run}/{c.out}\nnext: {next_command('infer', c)}")
 
 

@@ -9,4 +9,3 @@ common = dict(systems="A-second:projector-second")
 train_projector = dict(out="projector-second", start="projector", objective="answers", sigma=0.9, batch=12,
                        accumulate=8, steps=1000, lr=1e-4, warmup=0, cosine=False, clip=0.0, micro_tokens=8192,
                        validate_every=250, validate_rows=100, decode="covost2", max_new_tokens=150, keep="ASR")
-infer = dict(submission="")

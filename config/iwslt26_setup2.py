@@ -2,4 +2,3 @@
 base = "iwslt26"
 common = dict(systems="C-setup2:merged-setup2")
 merge_sft = dict(lr_lora=5e-5, out="merged-setup2")
-infer = dict(submission="")                  # setup 1 was submitted

@@ -58,6 +58,8 @@ merge_sft = dict(                            # stage 2: questions, 3 epochs of 9
 infer = dict(max_new_tokens=300)             # (our choice)
 eval = dict(metrics="WER,CER,BLEU,chrF,capped,loops", table_rows="languages", tables="listeners Table 3")
 
+hub = ["Qwen/Qwen2-Audio-7B-Instruct", "Qwen/Qwen2.5-Omni-7B", "microsoft/Phi-4-multimodal-instruct@refs/pr/70"]
+
 # After eval: the systems of this page, and those of other pages that have predictions; Figure 6 and section 6.1
 pairwise = dict(judge="CohereLabs/c4ai-command-a-03-2025", test_set="multispeechqa.bench",
                 pairs=["C cascade", "C-ast C", "C-ten C", "C-ten-ast C", "C-ast C-ten-ast", "C-ast C-ten"])

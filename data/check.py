@@ -25,6 +25,7 @@ from speech_llm.cache import features_folder
 from speech_llm.constants import locate, read_page, stage_constants, stage_groups
 from speech_llm.files import read_json
 from speech_llm.pipeline import recipe_commands
+from speech_llm.predictions import OFFICIAL
 
 FRAME_RATE = 50                              # Hz, of the encoders before averaging
 OMNI = "Qwen/Qwen2.5-Omni-7B"                # its audio encoder has half as many frames
@@ -133,7 +134,7 @@ def missing_of_scores(page, work):
     """Return [(score and what lacks, how to mend it)] of eval.py."""
     from huggingface_hub import try_to_load_from_cache
     c = stage_constants("eval", page)
-    metrics, mcif, lacking = c["metrics"].split(","), "mcif." in c["test_sets"], []
+    metrics, mcif, lacking = c["metrics"].split(","), {*OFFICIAL} & {*c["test_sets"].split(",")}, []
     if "language" in metrics:
         lacking += [(f"language: {what}", how) for what, how in package("py3langid")]
     if mcif:

@@ -2,6 +2,7 @@
 MCIF, talks at ACL with questions about them, and the IWSLT instruction-following tests like it: the short track.
 
     python -m data.mcif                             # or --raw FOLDER, where the download is elsewhere
+    python -m data.mcif --corpus iwslt26            # the official test of 2026, IFSHORT26 (2026, Table 4)
 
 download into <work>/raw/mcif, from https://huggingface.co/datasets/FBK-MT/MCIF (CC BY 4.0; of its 7.6 GiB only these)
     short_fixedprompt/*.parquet         the instructions (pip install pyarrow), or the same as XML, as shared tasks
@@ -10,9 +11,12 @@ download into <work>/raw/mcif, from https://huggingface.co/datasets/FBK-MT/MCIF 
     MCIF.short.<language>.ref.xml.gz    the references, where they are published; .xml will do
         hf download FBK-MT/MCIF --repo-type dataset --local-dir work/raw/mcif
             --include "short_fixed*" "MCIF.short.*" "MCIF_DATA/SHORT_AUDIOS/*"
+download into <work>/raw/iwslt26, from https://speechm.cloud.cyfronet.pl, IFSHORT26 under "Test sets" (needs a login):
+the XML of every language and the recordings, in the same layout. No references are public: the server scores the XML
+that infer.py writes. With references, named as MCIF's, eval.py scores it
 
 reads   these
-writes  <work>/rows/mcif/test.jsonl, counts.md, dropped.txt, config.json last
+writes  <work>/rows/<corpus>/test.jsonl, counts.md, dropped.txt, config.json last
 
 The organisers' instructions become our prompts (2025, section 6): a row holds the task, and of a question the question
 alone. Several wordings of an instruction may be there: the recipe checks that they ask the same. An
@@ -35,7 +39,8 @@ from metrics.mcif import read_references, read_samples
 from speech_llm.rows import LANGUAGES, write_rows
 
 
-DOWNLOAD = "download it from https://huggingface.co/datasets/FBK-MT/MCIF"
+DOWNLOAD = {"mcif": "download it from https://huggingface.co/datasets/FBK-MT/MCIF",
+            "iwslt26": "log in at https://speechm.cloud.cyfronet.pl and download the test set IFSHORT26"}
 NOTHING = "-"                               # where a row needs a text that a test does not have
 OURS = {"ASR": "ASR", "TRANS": "ST", "QA": "SQA", "QE": "MCQ"}     # the tasks of references
 SEGMENTS, QUESTIONS, UNANSWERABLE = 670, 220, 25                   # of each language; MCIF 0.2
@@ -60,11 +65,11 @@ def understand(instruction, language):
     return "MCQ", text, text
 
 
-def missing(work, raw=""):
+def missing(work, raw="", corpus="mcif"):
     """Return [(what is missing, how to mend it)]; empty if the recipe can run."""
-    raw = download(work, raw, "mcif")
+    raw = download(work, raw, corpus)
     paths = definitions(raw)
-    absent = [] if paths else [(f"a definition of a short track, XML or parquet, below {raw}", DOWNLOAD)]
+    absent = [] if paths else [(f"a definition of a short track, XML or parquet, below {raw}", DOWNLOAD[corpus])]
     return absent + (missing_packages("pyarrow") if any(path.endswith(".parquet") for path in paths) else [])
 
 
@@ -98,7 +103,7 @@ def read_table(path):
         return [(track, language, str(line["id"]), line["audio"], line[f"prompt_{language}"])
                 for language in LANGUAGES for line in lines if line[f"prompt_{language}"]]
     except (ArrowException, OSError, KeyError) as error:
-        raise SystemExit(f"{path} is damaged, or has other columns ({error}); {DOWNLOAD}") from None
+        raise SystemExit(f"{path} is damaged, or has other columns ({error}); {DOWNLOAD['mcif']}") from None
 
 
 def read_definitions(raw, dropped):
@@ -123,7 +128,7 @@ def read_definitions(raw, dropped):
                                  f"{asked[language, name]}; keep one test in {raw}")
             wordings[task, language][wording] += 1
     if not asked:
-        raise SystemExit(f"no definition of a short track, XML or parquet, below {raw}; {DOWNLOAD}")
+        raise SystemExit(f"no definition of a short track, XML or parquet, below {raw}; download it again")
     for (task, language), counts in sorted(wordings.items()):
         (most, _), = counts.most_common(1)
         print(f"{task} {language}: {counts.total()} instructions in {len(counts)} wordings, such as {most[:70]!r}")
@@ -145,11 +150,11 @@ def read_answers(raw):
 
 # --- Rows.
 
-def make_rows(asked, answers, raw):
+def make_rows(asked, answers, raw, corpus="mcif"):
     """Return the rows of all samples, in the definitions' order. SystemExit if a reference is of another sample."""
     paths, rows = {os.path.basename(path): path for path in files_below(raw)}, []
     for (language, name), (recording, task, question) in asked.items():
-        row = {"id": f"mcif/short/{language}/{name}", "utterance": f"mcif/{os.path.splitext(recording)[0]}",
+        row = {"id": f"{corpus}/short/{language}/{name}", "utterance": f"{corpus}/{os.path.splitext(recording)[0]}",
                "audio": paths.get(recording, os.path.join(raw, recording)), "task": task, "language": language,
                "transcript": NOTHING, "target": NOTHING}
         if question:
@@ -178,23 +183,26 @@ def expected(answers):
 
 
 def main(argv=None):
-    args = parser(__doc__, "mcif").parse_args(argv)
-    work, raw = args.work, download(args.work, args.raw, "mcif")
+    command = parser(__doc__, "mcif")
+    command.add_argument("--corpus", default="mcif", choices=list(DOWNLOAD))
+    args = command.parse_args(argv)
+    work, corpus, raw = args.work, args.corpus, download(args.work, args.raw, args.corpus)
     settings = {"raw": raw, **limited(args)}
-    if finished(work, "mcif", settings):
+    if finished(work, corpus, settings):
         return
-    refuse_missing("mcif", missing(work, raw), args.check)
-    begin(work, "mcif", settings)
+    refuse_missing(corpus, missing(work, raw, corpus), args.check)
+    begin(work, corpus, settings)
     dropped, answers = [], read_answers(raw)
-    rows = make_rows(read_definitions(raw, dropped), answers, raw)
+    rows = make_rows(read_definitions(raw, dropped), answers, raw, corpus)
     if args.limit:                              # every sample needs an answer, which is empty without a recording
         recordings = {*spread(dict.fromkeys(row["audio"] for row in rows), args.limit)}
         rows = [row if row["audio"] in recordings else {**row, "audio": os.path.join(raw, "beyond --limit")}
                 for row in rows]
-    write_rows(os.path.join(work, "rows", "mcif", "test.jsonl"), rows)
+    write_rows(os.path.join(work, "rows", corpus, "test.jsonl"), rows)
     print_unreadable(sorted({row["audio"] for row in rows}))
-    report(work, "mcif", {"test": rows}, {} if args.limit else expected(answers), dropped, args.incomplete)
-    finish(work, "mcif", settings, preset="iwslt26")
+    report(work, corpus, {"test": rows}, {} if args.limit or corpus != "mcif" else expected(answers), dropped,
+           args.incomplete)
+    finish(work, corpus, settings, preset="iwslt26" if corpus == "mcif" else "iwslt26_test")
 
 
 if __name__ == "__main__":

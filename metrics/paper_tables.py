@@ -26,20 +26,31 @@ def paper_tables(results, names):
     return tables
 
 
-def plan(names, commands):
+def plan(names, decoding):
     """
-    Return for each of the papers' tables `names` which command fills which row, in Markdown.
-    commands: {system: command}; a row whose system has none is a figure of the paper alone.
+    Return for each of the papers' tables `names` which command fills which row, in Markdown. decoding: [(command,
+    systems, test sets)]; a row whose system no command decodes on the table's test sets is a figure of the paper alone.
     """
     lines = ["| table | command | rows |", "|---|---|---|"]
     for name in names:
-        rows = {}
-        for system in figures(name) if name in TABLES else dict.fromkeys([*LANGUAGE_TABLES[name][0], *commands]):
-            nobody = "any" if system == "rows" else "the paper alone"
-            command = f"`{commands[system]}`" if system in commands else nobody
-            rows.setdefault(command, []).append(system)
+        rows, paper = {}, figures(name) if name in TABLES else LANGUAGE_TABLES[name][0]
+        tests = {test for column in TABLES[name].columns for test in column.test_sets} if name in TABLES else set()
+        systems = [*paper] if tests else [*paper, *(system for _, systems, _ in decoding for system in systems)]
+        for system in dict.fromkeys(systems):
+            commands = filling(system, tests, decoding) or ["any" if system == "rows" else "the paper alone"]
+            rows.setdefault(" and ".join(commands), []).append(system)
         lines += [f"| {name} | {command} | {', '.join(systems)} |" for command, systems in rows.items()]
     return "\n".join(lines)
+
+
+def filling(system, tests, decoding):
+    """Return the first commands that decode a system on the test sets `tests`; the first of all if `tests` is empty."""
+    commands = []
+    for command, systems, decoded in decoding:
+        if system in systems and (tests & {*decoded} or not tests and not commands):
+            commands.append(f"`{command}`")
+            tests = tests - {*decoded}
+    return commands
 
 
 def shown_blocks(names):

@@ -149,8 +149,9 @@ def next_command(stage, c):
     if place is None:
         return command(STAGES[min(STAGES.index(stage) + 1, len(STAGES) - 1)], c)
     name, *words = entries[place + 1]
-    preset = words[1] if words else page["base"] if entries[place] == by_name else c.preset
-    return f"python {name}.py --preset {shlex.quote(preset)}{work_option(c.work)}"
+    if "--preset" not in words:
+        words = ["--preset", page["base"] if entries[place] == by_name else c.preset, *words]
+    return f"python {name}.py {shlex.join(words)}{work_option(c.work)}"
 
 
 def require(path, command):

@@ -24,6 +24,7 @@ import sys
 import time
 
 from speech_llm.constants import STAGES, pick_device, read_page, stage_constants, stage_groups
+from speech_llm.predictions import model_name, parse_system
 from speech_llm.rows import PROJECT
 
 SEEDED = ("train_projector", "train_lora", "merge_sft")
@@ -134,17 +135,28 @@ def sweep_commands(page, preset, work, seed):
 
 
 def fillers(run):
-    """Return {system: the command that decodes it} of all pages of config/ that write to the folder `run`."""
-    commands = {}
+    """
+    Return [(command, names of systems, test sets)]: what decodes which systems on which test sets, of all pages of
+    config/ that write to the folder `run`. A variant's page, which repeats what its base has, comes after its base.
+    """
+    decoding = []
     for path in sorted(glob.glob(os.path.join(PROJECT, "config", "*.py"))):
         name = os.path.basename(path)[:-len(".py")]
         page = read_page(name)
-        if page["run"] == run and "recipes" in page:
-            systems = stage_constants("infer", page)["systems"].split(",")
-            names = {system.partition(":")[0]: f"bash run_all.sh {name}" for system in systems}
-            ablated = {f"C-{ablation}": f"bash run_all.sh {name} ablations" for ablation in page.get("ablations", {})}
-            commands = {**names, **ablated, **commands}                # a variant's page repeats what its base has
-    return commands
+        if page["run"] != run or "recipes" not in page:
+            continue
+        for entry in (entry.split() for group in stage_groups(page["stages"]) for entry in group):
+            options = dict(zip(entry[1::2], entry[2::2]))
+            if entry[0] == "infer":
+                c = stage_constants("infer", read_page(options.get("--preset", name)))
+                systems, tests = (options.get(f"--{key}", c[key]).split(",") for key in ("systems", "test_sets"))
+                decoding.append((f"bash run_all.sh {name}", [parse_system(system)[0] for system in systems], tests))
+        for system in page.get("hub", []):
+            decoding.append((f"python infer.py --preset {name} --systems hub:{system}", [model_name(system)], tests))
+        if "ablations" in page:
+            decoding.append((f"bash run_all.sh {name} ablations", [f"C-{ablation}" for ablation in page["ablations"]],
+                             page["ablation_test_sets"].split(",")))
+    return decoding
 
 
 def run_side_by_side(commands):

@@ -177,6 +177,8 @@ def recipe_of(corpus):
     for option, pairs in (("--into-english", r"covost2-(\w+)_en"), ("--from-english", r"covost2-en_(\w+)")):
         if pair := re.fullmatch(pairs, corpus):
             return f"data.covost2 {option} {pair[1]}"
+    if corpus == "iwslt26":
+        return "data.mcif --corpus iwslt26"
     recipe = corpus.replace("-", "_")
     return f"data.{recipe}" if os.path.exists(os.path.join(PROJECT, "data", f"{recipe}.py")) else ""
 

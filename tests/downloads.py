@@ -95,7 +95,8 @@ def spokensquad(raw, train=26, test=3):
             sound(f"{raw}/Spoken-SQuAD_audio/dev_wav/{theme}_0_{n}.wav")
 
 
-def mcif(raw, count=3):
+def mcif(raw, count=3, choices=()):
+    """choices: languages with a question of the surprise task of 2026, too."""
     for language in ("en", "de", "it", "zh"):
         ask, answer = FIXED[language]
         samples, references = [], []
@@ -105,11 +106,18 @@ def mcif(raw, count=3):
             references.append((str(100 + n), "QA", f"{n}.wav", "Anna.", "", "A"))
         names, recordings = (",".join(texts) for texts in zip(*((str(n), f"{n}.wav") for n in range(count))))
         text = "\n".join(sentence(n) for n in range(count))
+        if language in choices:
+            samples.append((language, "900", "0.wav", "Welche ist besser?\nA: Ja.\nB: Nein."))
+            references.append(("900", "QE", "0.wav", "A", "", ""))
         references.append((names, "ASR" if language == "en" else "TRANS", recordings, text, text, ""))
         definition(Path(raw, f"MCIF0.2.IF.short.{language}.src.fixedprompts.xml"), samples)
         reference(Path(raw, f"MCIF.short.{language}.ref.xml.gz"), references, language=language)
     for n in range(count):
         sound(f"{raw}/MCIF_DATA/SHORT_AUDIOS/{n}.wav")
+
+
+def iwslt26(raw):
+    mcif(raw, choices=("de", "zh"))
 
 
 def librispeech(raw, count=3):

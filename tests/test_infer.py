@@ -76,6 +76,16 @@ def test_what_is_left_out_and_what_is_refused(after_training, run_stage, seamles
         refused(run_stage, "infer", option, value, says=says)
 
 
+def test_a_system_that_cannot_run_stops_no_other(after_training, run_stage):
+    """An LLM that is no checkpoint, weights that are gone, a stage that was not trained: all named, and C decoded."""
+    os.makedirs("broken")
+    os.remove("work/tiny/lora/weights.pt")
+    with pytest.raises(SystemExit, match="(?s)llm is left out: the checkpoint broken.*B is left out: .*weights.pt.*"
+                                         "D is left out: .*nowhere/config.json is missing.*other systems are decoded"):
+        run_stage("infer", "--systems", "llm,B:lora,D:nowhere,C:merged", "--llm", "broken")
+    assert len(answers_of("C")) == 48
+
+
 # --- Loops inside an answer (2025, appendix B.1).
 
 @pytest.mark.parametrize("ids, loop", [

@@ -14,6 +14,7 @@ import pytest
 from conftest import PROJECT
 from huggingface_hub.errors import GatedRepoError
 from references import PARITY, SHARED
+from test_omni import write_omni
 
 from data import check, rehearse
 from data.recipe import spread
@@ -105,7 +106,10 @@ def cache(tmp_path_factory, seamless, whisper):
               "HuggingFaceTB/SmolLM2-360M-Instruct": downloads.random_llm(folder / "smol", "llama"),
               "CohereLabs/aya-expanse-8b": downloads.random_llm(folder / "aya", "cohere"),
               LLAMA: downloads.random_llm(folder / "llama", "llama", f"{tokenizers}/llama3_1_hf"),
-              QWEN: downloads.random_llm(folder / "qwen", "qwen3", f"{tokenizers}/qwen3_4b_instruct_2507")}
+              QWEN: downloads.random_llm(folder / "qwen", "qwen3", f"{tokenizers}/qwen3_4b_instruct_2507"),
+              check.OMNI: str(folder / "omni")}
+    os.makedirs(folder / "omni")
+    write_omni(folder / "omni")
     bert = downloads.random_bert(str(folder / "bert"))
     for name in ("google-bert/bert-base-multilingual-cased", "Unbabel/wmt22-cometkiwi-da", "microsoft/infoxlm-large",
                  "sentence-transformers/multi-qa-MiniLM-L6-cos-v1", "facebook/mms-tts-ell", "facebook/mms-tts-heb"):
@@ -217,19 +221,21 @@ def test_rehearsal_of_iwslt25_with_its_variants_ablations_and_sweep(tmp_path, ca
 
 
 def test_rehearsal_of_iwslt26(tmp_path, cache):
-    """Setup 2, the second stage of SpeechMapper and the 2025 system fill their rows of the same tables."""
+    """Setup 2, the second stage of SpeechMapper and the official test fill their rows of the same tables."""
     work = tmp_path / "work"
-    get(work, "mcif", "covost2", "europarlst", "librispeech", "librisqa", "gigast", "speech_ifeval")
-    printed = run(work, cache, "iwslt26_setup2", "iwslt26_second", "iwslt26", "iwslt26 sweep")
+    get(work, "mcif", "iwslt26", "covost2", "europarlst", "librispeech", "librisqa", "gigast", "speech_ifeval")
+    printed = run(work, cache, "iwslt26_setup2", "iwslt26_second", "iwslt26", "iwslt26 sweep", "iwslt26_test")
     assert "FAILED" not in printed, printed
     report, results = reports(work, "iwslt26")
     empty = empty_cells(results, ("iwslt25-llm", "iwslt25-C"))
     if not importlib.util.find_spec("whisper_normalizer"):               # MCIF's WER needs this package
-        empty = [(table, row, column) for table, row, column in empty if column != "WER en"]
+        empty = [(table, row, column) for table, row, column in empty if not column.endswith("WER en")]
     assert empty == []
     for told in ("## What is missing", "| projector |", "| extract_features |", "10,950 h of speech", "2,018",
-                 "| 2026 Table 1 | `bash run_all.sh iwslt26_setup2` | C-setup2 |"):
+                 "| 2026 Table 1 | `bash run_all.sh iwslt26_setup2` | C-setup2 |",
+                 "| 2026 Table 4 | `bash run_all.sh iwslt26_test` | C, iwslt25-C |"):
         assert told in report, told
+    assert "| 2026 Table 4: iwslt26.test |" in results
 
 
 @pytest.mark.rehearsal
@@ -243,14 +249,19 @@ def test_rehearsal_of_small(tmp_path, cache):
 
 
 @pytest.mark.rehearsal
-def test_rehearsal_of_the_listeners_with_their_variants(tmp_path, cache):
+def test_rehearsal_of_the_listeners_with_their_variants_and_omni(tmp_path, cache):
     work = tmp_path / "work"
     get(work, "commonvoice", "multispeechqa", "speech_ifeval")
     downloads.into_english(str(work / "raw" / "covost2"))
     printed = run(work, cache, "listeners", "listeners_ast", "listeners_ten", "listeners_ten_ast",
-                  "listeners sweep", limit=2)
+                  "listeners sweep", "omni", "omni sweep", limit=2)
     assert "FAILED" not in printed, printed
-    _, results = reports(work, "listeners")
-    table = results[results.index("| listeners Table 3, WER"):].split("\n\n")[0].splitlines()
-    assert len(table) == 2 + 23 + 1                       # 23 languages and their mean; five systems of ours
-    assert all(cell.strip() for line in table for cell in line.split("|")[3:8]), table
+    for system, table, ours in (("listeners", "Table 3", slice(3, 8)), ("omni", "Table 3", slice(2, 4)),
+                                ("omni", "Table 4", slice(2, 4))):
+        _, results = reports(work, system)
+        for table, rows in ((f"{table}, WER", 23), (f"{table}, BLEU", 5)):
+            lines = results[results.index(f"| listeners {table}"):].split("\n\n")[0].splitlines()
+            assert len(lines) == 2 + rows + 1             # the languages and their mean
+            assert all(cell.strip() for line in lines for cell in line.split("|")[ours]), lines
+    assert all(f"\n{pair}: " in results for pair in ("Omni-FT-Omni", "Omni-cascade", "Omni-FT-cascade"))
+    assert "| Omni-FT@0.125 |" in (work / "rehearsal/omni/speech_ifeval/results.md").read_text(encoding="utf-8")

@@ -33,9 +33,11 @@ def plan(names, decoding):
     """
     lines = ["| table | command | rows |", "|---|---|---|"]
     for name in names:
-        rows, paper = {}, figures(name) if name in TABLES else LANGUAGE_TABLES[name][0]
-        tests = {test for column in TABLES[name].columns for test in column.test_sets} if name in TABLES else set()
-        systems = [*paper] if tests else [*paper, *(system for _, systems, _ in decoding for system in systems)]
+        rows, tests = {}, set()
+        systems = [system for _, systems, _ in decoding for system in systems]         # columns of a language table
+        if name in TABLES:
+            systems = figures(name)
+            tests = {test for column in TABLES[name].columns for test in column.test_sets}
         for system in dict.fromkeys(systems):
             commands = filling(system, tests, decoding) or ["any" if system == "rows" else "the paper alone"]
             rows.setdefault(" and ".join(commands), []).append(system)

@@ -144,7 +144,12 @@ def read_outputs(c, notes):
             elif by_page and not os.path.exists(path):
                 absent += [test_set] * (system in systems)             # a system of another page has its own test sets
             else:
-                outputs[system, test_set] = rows, read_predictions(path, rows, system, decode)
+                predictions = read_predictions(path, rows, system, decode)
+                outputs[system, test_set] = rows, predictions
+                if unheard := sum("unheard" in answer for answer in predictions.values()):
+                    heard = f"{len(predictions) - unheard} of {len(predictions)} rows of {test_set}"
+                    notes.append(f"{system} heard {heard}: the audio of {unheard} cannot be read, and their empty "
+                                 "answers count as wrong")
         if absent:
             notes.append(f"{system} is left out on {', '.join(absent)}: no predictions; run: {decode}")
         if idle:

@@ -34,3 +34,8 @@ merge_sft = dict(
     warmup=20, cosine=True, validate_every=100)
 infer = dict(max_new_tokens=150)
 eval = dict(metrics="WER,CER,EM,CONTAINS,ROUGE-1,capped,loops", tables="", judges="")
+
+sweep = dict(                                # Speech-IFEval (arXiv 2505.19037); rules alone judge, JUDGE names an LLM
+    recipes=["speech_ifeval"], corpus="speech_ifeval", systems="llm,cascade,A.1:projector,B:lora",
+    reference="cascade,llm", scaled="C:merged", scales="0,0.125,0.25,0.5,0.75,1", max_new_tokens=512,
+    constraint_sets="speech_ifeval.closed,speech_ifeval.plain,speech_ifeval.creative", judge="contains")

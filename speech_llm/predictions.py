@@ -6,7 +6,7 @@ system has to answer; decode takes a list of items and returns their new token i
 the audio cannot be read.
 
 writes  <folder>/<corpus>.<split>.jsonl             {"id", "task", "prediction", "tokens", "capped", "loops"} a line, in
-                                                    the rows' order
+                                                    the rows' order; "unheard": true where the audio cannot be read
         <folder>/<corpus>.<split>.made.json         the weights, caps and scale that they come from
         <folder>/<corpus>.<split>.jsonl.partial.N   of process N while it decodes; a killed run goes on from there
 """
@@ -159,7 +159,7 @@ def prediction(tokenizer, row, task, ids, max_new_tokens, trim_loops):
 def join(path, jobs, done, max_new_tokens):
     """Write the predictions of all jobs out of {id: prediction}, in the rows' order; an unreadable one is empty."""
     answered = {name: p for name, p in done.items() if "unheard" not in p}
-    empty = {"prediction": "", "tokens": 0, "capped": False, "loops": False}
+    empty = {"prediction": "", "tokens": 0, "capped": False, "loops": False, "unheard": True}
     predictions = [answered.get(row["id"], {"id": row["id"], "task": task, **empty}) for row, task, *_ in jobs]
     write_json_lines(path, predictions)
     remove_partial(path)

@@ -34,6 +34,8 @@ def test_every_system_predicts_its_rows_in_order_whatever_the_batch(after_traini
     write_json(index, {**cache, "lengths": {name.replace("test-3", "lost"): n for name, n in cache["lengths"].items()}})
     run_stage("infer")
     assert "the audio of 12 cannot be read: their answers are empty and count as wrong" in capsys.readouterr().out
+    run_stage("eval", "--systems", "C", "--metrics", "WER")
+    assert "- C heard 36 of 48 rows of tiny.test: the audio of 12 cannot be read" in capsys.readouterr().out
     for system in ("llm", "B", "A.1", "C"):
         text, answers = system in ("llm", "B"), answers_of(system)         # a transcript is not transcribed
         assert [p["id"] for p in answers] == [row["id"] for row in read_rows(path) if

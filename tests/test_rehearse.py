@@ -241,11 +241,12 @@ def test_rehearsal_of_iwslt26(tmp_path, cache):
 @pytest.mark.rehearsal
 def test_rehearsal_of_small(tmp_path, cache):
     work = tmp_path / "work"
-    get(work, "librispeech", "librisqa")
-    printed = run(work, cache, "small")
+    get(work, "librispeech", "librisqa", "speech_ifeval")
+    printed = run(work, cache, "small", "small sweep")
     assert "FAILED" not in printed, printed
     _, results = reports(work, "small")
     assert "| librispeech.test | WER |" in results and "cascade" in results
+    assert "| C@0.125 |" in (work / "rehearsal/small/speech_ifeval/results.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.rehearsal

@@ -14,7 +14,7 @@ import pytest
 from conftest import PROJECT
 from huggingface_hub.errors import GatedRepoError
 from references import PARITY, SHARED
-from test_omni import write_omni
+from test_hub import write_omni
 
 from data import check, rehearse
 from data.recipe import spread

@@ -2,16 +2,15 @@
 Measure speed and memory of every stage, beside what one writes with transformers, peft or plain torch.
 
     python -m tests.bench                                   # every stage: real sizes on a GPU, else scaled down
-    python -m tests.bench B --seeds 5 --threads 2 --dtype bfloat16 --out bench.md
-    python -m tests.bench A --profile                       # the ten kernels that take most, and the idle share
-    python -m tests.bench front-end                         # what comes before the encoder, and how many cores it needs
+    python -m tests.bench B --seeds 5 --threads 2 --dtype bfloat16 >> bench.md
+    python -m tests.bench A --profile                       # the ten operators or kernels that take most
 
 Weights are random; nothing is downloaded. Inputs have the lengths of the papers' corpora. A seed is one optimizer step,
 or one batch of utterances. Ours, the code that the stages run, and its peers take turns on it in one process. Their
 outputs are compared (losses within 1e-3, the same tokens in float32); where they differ there is no figure. Dropout and
 learning rates are 0 on both sides, so that every seed can be compared. peft is left out where it is not installed.
 
-prints  a Markdown table, a row for each stage and peer; --out FILE appends the rows there
+prints  a Markdown table, a row for each stage and peer
 """
 import argparse
 import copy
@@ -34,16 +33,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.autograd import DeviceType
 from torch.nn.utils.rnn import pad_sequence
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import profile
 
 import merge_sft
 import train_lora
 import train_projector
-from extract_features import (BLOCK, FRAME_RATE, Config as Config0, average_frames, decode_ahead, encode_block,
-                              filterbank, log_mel)
-from speech_llm.audio import SAMPLE_RATE, read_audio
+from extract_features import BLOCK, FRAME_RATE, Config as Config0, average_frames, decode_ahead, encode_block
+from speech_llm.audio import SAMPLE_RATE
 from speech_llm.batches import Batch
 from speech_llm.constants import pick_device, read_page
 from speech_llm.draws import draw, draw_frames
@@ -150,6 +147,15 @@ def make_llm(config, device, dtype):
     return llm
 
 
+def make_encoder(c):
+    """Return SeamlessM4T's speech encoder, frozen, of random weights."""
+    from transformers import SeamlessM4Tv2Config
+    from transformers.models.seamless_m4t_v2.modeling_seamless_m4t_v2 import SeamlessM4Tv2SpeechEncoder
+    with torch.device(c.device):
+        encoder = SeamlessM4Tv2SpeechEncoder(SeamlessM4Tv2Config(**c.encoder)).eval().requires_grad_(False)
+    return encoder.to(torch.float16 if c.device.type == "cuda" else torch.float32)              # as load_encoder has it
+
+
 def same_weights(module):
     """Return a second module over the same weights, so that a peer needs no memory for weights."""
     return copy.deepcopy(module, {id(tensor): tensor for tensor in chain(module.parameters(), module.buffers())})
@@ -189,10 +195,9 @@ def transformers_step(llm, projector, batches):
     return total
 
 
-def peer_update(step, optimizer, rows, window):
-    """Make a peer's optimizer step over a window, shuffled, `rows` in a batch; return what optimizer_step returns."""
-    samples = [*chain(*window)]
-    random.Random(0).shuffle(samples)                                  # as a DataLoader does
+def peer_update(step, optimizer, rows, samples):
+    """Make a peer's optimizer step over samples, shuffled, `rows` in a batch; return what optimizer_step returns."""
+    samples = random.Random(0).sample(samples, len(samples))           # as a DataLoader does
     loss = step([samples[i:i + rows] for i in range(0, len(samples), rows)])
     norm = nn.utils.get_total_norm([p.grad for p in optimizer.param_groups[0]["params"] if p.grad is not None])
     optimizer.step()
@@ -242,13 +247,13 @@ def other_losses(ours, peer):
 
 
 def make_window(c, vocabulary, projector, stage, draws, mean, seed):
-    """Return draws of samples, as the stage draws them; C: each draw of ST or SQA with its paired text draw."""
+    """Return the samples of so many draws, as the stage draws them; C: of ST or SQA, each with its paired text draw."""
     constants, rng = CONSTANTS[stage], np.random.default_rng(seed)
     rows = [row for row in make_rows() if not row["id"].startswith("gigast/")]       # the corpora of 2025
     stream = draw(Rows.of(rows), constants.mixture, SHARES[stage], constants.batch, constants.batch, seed,
                   stage == "C")
-    return [[make_sample(rng, row, text, vocabulary, c.width, mean, projector and projector.slots) for row in rows]
-            for rows, text in (next(stream) for _ in range(draws))]
+    return [make_sample(rng, row, text, vocabulary, c.width, mean, projector and projector.slots)
+            for rows, text in (next(stream) for _ in range(draws)) for row in rows]
 
 
 def training(c, kind):
@@ -276,16 +281,14 @@ def training(c, kind):
         return torch.optim.AdamW([p for m in (model, projector) if m for p in m.parameters() if p.requires_grad], lr=0)
     optimizers, objective = [adamw(llm, projector)], AnswerObjective(llm, None, projector, "", None, c.micro[stage])
 
-    def step(window):
-        samples = [*chain(*window)]
+    def step(samples):
         return optimizer_step(optimizers, objective, samples, objective.batches(samples))
     arms = {"ours": (step, llm.model)}
     for peer, model in peers.items():
         peer_step = partial(transformers_step, model, peer_projector)
         arms[peer] = partial(peer_update, peer_step, adamw(model, peer_projector), PEER_BATCH[stage]), base.model
 
-    def count(window):
-        samples = [*chain(*window)]
+    def count(samples):
         tokens, answers = (sum(n) for n in zip(*((positions(s), len(s["answer"])) for s in samples)))
         lora = sum(p.numel() for p in lora_parameters(llm))
         flops = (4 * (matrices(base.model.layers) * tokens + base.lm_head.weight.numel() * answers) + 6 * lora * tokens
@@ -345,8 +348,7 @@ def decoding(c):
     other = same_weights(llm)
 
     def window(seed):
-        samples = [*chain(*make_window(c, len(table), projector, "A", -(-c.utterances // 16), 3, seed))]
-        samples = samples[:c.utterances]
+        samples = make_window(c, len(table), projector, "A", -(-c.utterances // 16), 3, seed)[:c.utterances]
         ends = set()
         for s in samples:
             token = s["after"][-1]
@@ -386,12 +388,9 @@ def decoding(c):
 def extraction(c):
     """Return stage 0, from recordings to averaged frames; the peer takes the files as they come, 16 at a time."""
     import soundfile
-    from transformers import SeamlessM4TFeatureExtractor, SeamlessM4Tv2Config
-    from transformers.models.seamless_m4t_v2.modeling_seamless_m4t_v2 import SeamlessM4Tv2SpeechEncoder
-    config, extractor = SeamlessM4Tv2Config(**c.encoder), SeamlessM4TFeatureExtractor()
-    with torch.device(c.device):
-        encoder = SeamlessM4Tv2SpeechEncoder(config).eval().requires_grad_(False)
-    encoder.to(torch.float16 if c.device.type == "cuda" else torch.float32)        # as load_encoder has it
+    from transformers import SeamlessM4TFeatureExtractor
+    encoder, extractor = make_encoder(c), SeamlessM4TFeatureExtractor()
+    config = encoder.config
     settings, folder = SimpleNamespace(mean=3, pad=False, batch_seconds=c.seconds), tempfile.TemporaryDirectory()
 
     def window(seed):
@@ -436,51 +435,6 @@ def extraction(c):
 
 STAGES = {"extraction": extraction, "A": partial(training, kind="A"), "A-mapper": partial(training, kind="A-mapper"),
           "A'": mapping, "B": partial(training, kind="B"), "C": partial(training, kind="C"), "decoding": decoding}
-
-
-def front_end(c):
-    """
-    Return rows of a table: audio seconds a second on one thread for each part before the encoder, transformers'
-    extractor beside ours, and how many cores keep up with SeamlessM4T's encoder (58 GFLOP an audio second) at half of a
-    card's peak.
-    """
-    import soundfile
-    import torchaudio
-    from transformers import SeamlessM4TFeatureExtractor, WhisperFeatureExtractor
-    threads, rng = torch.get_num_threads(), np.random.default_rng(0)
-    torch.set_num_threads(1)
-    waves = [rng.normal(0, 0.1, round(draw_seconds(rng, "covost2") * SAMPLE_RATE)).astype(np.float32)
-             for _ in range(c.utterances)]
-    seconds = sum(map(len, waves)) / SAMPLE_RATE
-
-    def rate(function, inputs):
-        """Return the median over the seeds, after one run that warms up."""
-        function(inputs[0])
-        return seconds / median(timed(c.device, lambda: [function(x) for x in inputs])[0] for _ in c.seeds)
-    reading = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for ending, hertz in (("wav", SAMPLE_RATE), ("flac", SAMPLE_RATE), ("mp3", 48_000), ("opus", 48_000)):
-            names = [f"{folder}/{n}.{ending}" for n in range(len(waves))]
-            kind = dict(format="OGG", subtype="OPUS") if ending == "opus" else {}
-            for name, wave in zip(names, waves):
-                wave = torchaudio.functional.resample(torch.from_numpy(wave), SAMPLE_RATE, hertz).numpy()
-                soundfile.write(name, wave.clip(-1, 1), hertz, **kind)
-            reading[ending, hertz] = rate(read_audio, names)
-    kwargs = dict(sampling_rate=SAMPLE_RATE, return_tensors="pt")
-    seamless, whisper = SeamlessM4TFeatureExtractor(), WhisperFeatureExtractor()
-    fbank, mel = rate(filterbank, waves), rate(partial(log_mel, bins=80, window=1500), waves)
-    resample = partial(torchaudio.functional.resample, orig_freq=48_000, new_freq=SAMPLE_RATE)
-    tripled = [torch.from_numpy(wave.repeat(3)) for wave in waves]
-    rows = [["resampling from 48000 Hz", rate(resample, tripled), None, ""],
-            ["filterbank of SeamlessM4T", fbank, rate(lambda wave: seamless(wave, **kwargs), waves), ""],
-            ["log mel of Whisper, without its silence", mel, rate(lambda wave: whisper(wave, **kwargs), waves), ""]]
-    for (ending, hertz), read in reading.items():
-        cores = [flops / 2 / 58e9 * (1 / read + 1 / fbank) for flops in (PEAKS["A100"], PEAKS["H200"])]
-        rows.append([f"read_audio, {ending} of {hertz} Hz", read, None, "{:.0f}, {:.0f}".format(*cores)])
-    torch.set_num_threads(threads)
-    where, date = machine(torch.device("cpu"), 1), datetime.date.today().isoformat()
-    return [[name, f"{ours:.0f}", f"{peer:.0f}" if peer else "", cores, where, date]
-            for name, ours, peer, cores in rows]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -546,21 +500,16 @@ def measure(stage, seeds, device):
 
 
 def profiled(device, run, window):
-    """Print where the time of one more run goes: the ten operators, or a GPU's kernels, that take most; idle time."""
-    gpu = device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as profiler:
-        seconds, _ = timed(device, run, window)
-    shares = [((e.self_device_time_total if gpu else e.self_cpu_time_total) / 1e4 / seconds, e.count, e.key)
-              for e in profiler.key_averages() if not gpu or e.device_type == DeviceType.CUDA]
-    print(f"of {seconds:.2f} s {100 - sum(share for share, *_ in shares):.1f} % idle", file=sys.stderr)
-    for share, count, name in sorted(shares, reverse=True)[:10]:
-        print(f"{share:5.1f} %, {count} x {name}", file=sys.stderr)
+    """Print where the time of one more run goes: the ten operators, or a GPU's kernels, that take most."""
+    with profile() as profiler:
+        timed(device, run, window)
+    kind = "device" if device.type == "cuda" else "cpu"
+    print(profiler.key_averages().table(sort_by=f"self_{kind}_time_total", row_limit=10), file=sys.stderr)
 
 
 # tokens: real ones through the LLM; for extraction and A' frames of 50 and 25 Hz, for decoding the new ones
 HEADER = ("stage", "samples/s", "tokens/s", "% of peak", "% padding", "GB", "peer", "its samples/s", "% padding", "GB",
           "times faster: min, median, max", "size", "machine", "versions", "date")
-FRONT_END = ("part", "audio s/s on one thread", "transformers", "cores for an A100, an H200", "machine", "date")
 
 
 def table(c, name, stage):
@@ -604,31 +553,25 @@ def machine(device, threads):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(allow_abbrev=False, description="Speed and memory of every stage, beside a peer's")
-    parser.add_argument("stage", nargs="?", choices=[*STAGES, "front-end"], help="every stage where none is named")
+    parser.add_argument("stage", nargs="?", choices=STAGES, help="every stage where none is named")
     parser.add_argument("--size", choices=SIZES, help="real on a GPU, mid on the CPU")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the LLM; as load_llm loads it")
     parser.add_argument("--profile", action="store_true", help="also what one more run of ours spends its time on")
-    parser.add_argument("--out", help="a file that the rows are appended to")
     o, device = parser.parse_args(argv), pick_device()
     torch.set_num_threads(o.threads)
     size, dtype = ("real", "bfloat16") if device.type == "cuda" else ("mid", "float32")
     size, dtype = o.size or size, getattr(torch, o.dtype or dtype)
     c = SimpleNamespace(**SIZES[size], size=size, device=device, dtype=dtype, threads=o.threads, seeds=range(o.seeds),
                         profile=o.profile, machine=machine(device, o.threads))
-    header = FRONT_END if o.stage == "front-end" else HEADER
-    print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}", flush=True)
+    print(f"| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}", flush=True)
     failed = []
     for name in [o.stage] if o.stage else STAGES:
         torch.manual_seed(0)
-        rows, wrong = (front_end(c), False) if name == "front-end" else table(c, name, STAGES[name](c))
+        rows, wrong = table(c, name, STAGES[name](c))
         gc.collect()                        # the weights of this stage, before the next makes its own
-        lines = "".join(f"| {' | '.join(row)} |\n" for row in rows)
-        print(lines, end="", flush=True)
-        if o.out:
-            with open(o.out, "a", encoding="utf-8") as file:
-                file.write(lines)
+        print("".join(f"| {' | '.join(row)} |\n" for row in rows), end="", flush=True)
         failed += [name] * wrong
     if failed:
         raise SystemExit(f"no figure where the outputs of ours and a peer differ, see above: {', '.join(failed)}")

@@ -2,19 +2,21 @@
 import contextlib
 import importlib
 import json
+import multiprocessing
 import os
 import random
 import shutil
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from references import SHARED, reference
 
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, PROJECT)
+os.environ["PYTHONPATH"] = PROJECT                               # of the processes that the tests start
 torch.set_num_threads(1)                                         # two workers of pytest-xdist share two cores ...
 os.environ["OMP_NUM_THREADS"] = "1"                              # ... with the processes that they start
 
@@ -27,33 +29,21 @@ from speech_llm.rows import read_rows, write_rows  # noqa: E402
 
 
 def pytest_configure(config):
-    """Know the marker of the long rehearsals, which run with -m rehearsal only."""
+    """Know the marker of the long rehearsals, and leave them out unless the command line has -m."""
     config.addinivalue_line("markers", "rehearsal: a long rehearsal of a real system; run with -m rehearsal")
-
-
-def pytest_collection_modifyitems(config, items):
-    """Leave out the long rehearsals unless they are asked for."""
-    if "rehearsal" not in config.getoption("-m"):
-        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("rehearsal")])
-        items[:] = [item for item in items if not item.get_closest_marker("rehearsal")]
+    config.option.markexpr = config.option.markexpr or "not rehearsal"
 
 
 @pytest.fixture(scope="session")
 def real():
     """The folder of real recordings beside the project; tests that need it are skipped without it."""
-    folder = os.path.join(os.path.dirname(PROJECT), "shared", "real")
-    if not os.path.isdir(folder):
-        pytest.skip(f"no real recordings at {folder}")
-    return folder
+    return str(reference(SHARED / "real"))
 
 
 @pytest.fixture(scope="session")
 def small_models():
     """The folder of real small checkpoints, SMALL_MODELS or beside the project; without it a test is skipped."""
-    folder = os.environ.get("SMALL_MODELS") or os.path.join(os.path.dirname(PROJECT), "small_models")
-    if not os.path.isdir(folder):
-        pytest.skip(f"no real checkpoints at {folder}; the environment variable SMALL_MODELS names their folder")
-    return folder
+    return str(reference(os.environ.get("SMALL_MODELS") or SHARED.parent / "small_models"))
 
 
 @pytest.fixture(scope="session")
@@ -75,12 +65,8 @@ ARGUMENTS = {
 ON_TABLE = [*ARGUMENTS["train_projector"], "--objective", "embeddings", "--mixture", '{"ASR": (1.0, {"en": 1.0})}',
             "--projector", "mapper", "--middle", "16", "--pad_token", "<|finetune_right_pad_id|>", "--batch_frames",
             "40", "--dropout", "0", "--clip", "1"]               # a tiny SpeechMapper on the tiny Llama's table
-RUN_STAGES = """
-import importlib, json, os, sys
-for stage, arguments, environment in json.loads(sys.argv[1]):
-    os.environ.update(environment)
-    importlib.import_module(stage).main(arguments)
-"""
+FORKS = multiprocessing.get_context("forkserver")                # its processes begin with all libraries imported
+FORKS.set_forkserver_preload(["pytest", "infer", "data.tiny", "data.speak"])
 
 
 def run_stage(stage, *more):
@@ -88,16 +74,33 @@ def run_stage(stage, *more):
     return importlib.import_module(stage).main([*ARGUMENTS.get(stage, []), *more])
 
 
-def start_stages(folder, stages):
-    """Start a process that runs [(module, arguments, environment variables)] one after the other in a folder."""
-    return subprocess.Popen([sys.executable, "-c", RUN_STAGES, json.dumps(stages)], cwd=folder, text=True,
-                            env={**os.environ, "PYTHONPATH": PROJECT}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+def run_main(folder, environment, module, arguments):
+    """Run a module's main in a folder, with more environment variables; what it prints goes into printed.txt."""
+    os.environ.update(environment)
+    os.chdir(folder)
+    with open("printed.txt", "a", buffering=1) as sys.stdout, contextlib.redirect_stderr(sys.stdout):
+        importlib.import_module(module).main(arguments)
+
+
+def start(folder, module, arguments, **environment):
+    """Start a process that runs run_main; return the multiprocessing.Process."""
+    process = FORKS.Process(target=run_main, args=(str(folder), {**os.environ, **environment}, module, arguments))
+    process.start()
+    return process
 
 
 def read_log(folder):
     """Return log.jsonl of a stage's folder as a list of JSON objects."""
     with open(os.path.join(folder, "log.jsonl")) as file:
         return [json.loads(line) for line in file]
+
+
+def change(path, **values):
+    """Change keys of a JSON object in a file; ... takes one away."""
+    with open(path, encoding="utf-8") as file:
+        content = {**json.load(file), **values}
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump({key: value for key, value in content.items() if value is not ...}, file)
 
 
 def shorten_transcripts(folder="."):
@@ -184,29 +187,22 @@ def seamless(tmp_path_factory):
 @pytest.fixture(scope="session")
 def whisper(tmp_path_factory):
     """A whole random Whisper, as on the hub: window of 3 s, 16 mel bins, four languages, a byte-level BPE tokenizer."""
-    from transformers import GenerationConfig, WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
+    from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
     from data.tiny import draw_sentence
-    from data.tiny_models import make_whisper_tokenizer
+    from data.tiny_models import make_whisper_tokenizer, whisper_generation, whisper_model
     rng, folder = random.Random(0), str(tmp_path_factory.mktemp("models") / "tiny-whisper")
     tokenizer = make_whisper_tokenizer([text for _ in range(50) for text in draw_sentence(rng)["text"]], 400)
-    start, end, translate, transcribe, plain = tokenizer.convert_tokens_to_ids(
-        ["<|startoftranscript|>", "<|endoftext|>", "<|translate|>", "<|transcribe|>", "<|notimestamps|>"])
-    config = WhisperConfig(
-        vocab_size=len(tokenizer), num_mel_bins=16, d_model=32, encoder_layers=2, encoder_attention_heads=2,
-        encoder_ffn_dim=48, decoder_layers=2, decoder_attention_heads=2, decoder_ffn_dim=48, max_source_positions=150,
-        max_target_positions=24, pad_token_id=end, bos_token_id=end, eos_token_id=end, decoder_start_token_id=start,
-        init_std=0.3)
+    config = whisper_model(tokenizer).config
+    config.update(dict(num_mel_bins=16, d_model=32, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=48,
+                       decoder_attention_heads=2, decoder_ffn_dim=48, max_source_positions=150,
+                       max_target_positions=24, init_std=0.3))
     torch.manual_seed(0)
-    model = WhisperForConditionalGeneration(config)
+    model, end = WhisperForConditionalGeneration(config), config.eos_token_id
     with torch.no_grad():
         table = model.model.decoder.embed_tokens.weight
         table[end] = 1.2 * table[22]                                     # some transcripts end, some do not
-    model.generation_config = GenerationConfig(
-        decoder_start_token_id=start, bos_token_id=end, eos_token_id=end, pad_token_id=end, max_length=24,
-        is_multilingual=True, no_timestamps_token_id=plain, return_timestamps=False,
-        task_to_id={"translate": translate, "transcribe": transcribe},
-        suppress_tokens=[*range(94, 256), *range(end + 1, len(tokenizer))],
-        lang_to_id={name: tokenizer.convert_tokens_to_ids(name) for name in ("<|en|>", "<|de|>", "<|it|>", "<|zh|>")})
+    model.generation_config = whisper_generation(tokenizer, ("en", "de", "it", "zh"))
+    model.generation_config.update(max_length=24, suppress_tokens=[*range(94, 256), *range(end + 1, len(tokenizer))])
     for part in (model, tokenizer, WhisperFeatureExtractor(feature_size=16, chunk_length=3)):
         part.save_pretrained(folder)
     return folder
@@ -252,15 +248,13 @@ def finished_stages(untrained, tmp_path_factory):
 
 @pytest.fixture
 def before_training(untrained, tmp_path, monkeypatch):
-    """A copy of `untrained` of this test's own; the test runs in it."""
-    shutil.copytree(untrained, tmp_path / "copy")
-    monkeypatch.chdir(tmp_path / "copy")
+    """A copy of `untrained` for one test, which runs in it."""
+    monkeypatch.chdir(shutil.copytree(untrained, tmp_path / "copy"))
     return tmp_path / "copy"
 
 
 @pytest.fixture
 def after_training(finished_stages, tmp_path, monkeypatch):
-    """A copy of `finished_stages` of this test's own; the test runs in it."""
-    shutil.copytree(finished_stages, tmp_path / "copy")
-    monkeypatch.chdir(tmp_path / "copy")
+    """A copy of `finished_stages` for one test, which runs in it."""
+    monkeypatch.chdir(shutil.copytree(finished_stages, tmp_path / "copy"))
     return tmp_path / "copy"

@@ -24,7 +24,7 @@ from speech_llm.constants import pick_device
 from speech_llm.files import replace_file
 from speech_llm.batches import Batch
 from speech_llm.training import optimizer_step
-from tests.bench import ALPHA, LLAMA, QWEN, R, SIZES, machine, make_llm, timed
+from tests.bench import ALPHA, LLAMA, QWEN, R, SIZES, machine, make_encoder, make_llm, timed
 from train_lora import TARGETS, add_lora, lora_parameters
 from train_projector import AnswerObjective, answer_loss, make_projector
 
@@ -79,11 +79,7 @@ def step_seconds(c, config, count, length):
 
 def encoder_seconds(c, seconds):
     """Return the seconds of one recording through the speech encoder, without decoding and filterbank."""
-    from transformers import SeamlessM4Tv2Config
-    from transformers.models.seamless_m4t_v2.modeling_seamless_m4t_v2 import SeamlessM4Tv2SpeechEncoder
-    with torch.device(c.device):
-        encoder = SeamlessM4Tv2SpeechEncoder(SeamlessM4Tv2Config(**c.encoder)).eval().requires_grad_(False)
-    encoder.to(torch.float16 if c.device.type == "cuda" else torch.float32)
+    encoder = make_encoder(c)
     features = [torch.randn(seconds * FRAME_RATE, STACK * MEL_BINS)]
     return min(timed(c.device, encode, encoder, features)[0] for _ in range(4))
 
@@ -154,11 +150,11 @@ def fits(name):
         add_lora(llm, **lora)
         adapters = sum(p.numel() for p in lora_parameters(llm))
         projector = sum(p.numel() for p in make_projector(**sizes).parameters())
+    stored = {adapted: layer_bytes(config, lora if adapted else None) for adapted in {s != "A" for s in stages}}
     rows = []
     for stage in stages:
         fixed = 2 * frozen + 16 * {"A": projector, "B": adapters, "C": projector + adapters}[stage]
-        token = (layer_bytes(config, lora if stage != "A" else None) * config["num_hidden_layers"]
-                 + ANSWER * 16 * config["vocab_size"])
+        token = stored[stage != "A"] * config["num_hidden_layers"] + ANSWER * 16 * config["vocab_size"]
         room = [max(0, int((0.9e9 * card - fixed) / token) // 100 * 100) for card in CARDS]
         rows.append([name, stage, f"{2 * frozen / 1e9:.1f}", f"{(fixed - 2 * frozen) / 1e9:.2f}", f"{token / 1e6:.2f}",
                      *(f"{n:,}" if n else "no" for n in room)])
@@ -166,23 +162,19 @@ def fits(name):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(allow_abbrev=False, description="How time and memory grow; what fits into a card")
-    parser.add_argument("--size", choices=SIZES, help="of the curves: real on a GPU, else mid")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--out", default=os.path.join(os.path.dirname(__file__), "figures", "growth.png"))
-    o, device = parser.parse_args(argv), pick_device()
-    torch.set_num_threads(o.threads)
-    size = o.size or ("real" if device.type == "cuda" else "mid")
+    argparse.ArgumentParser(description="How time and memory grow; what fits into a card").parse_args(argv)
+    device, path = pick_device(), os.path.join(os.path.dirname(__file__), "figures", "growth.png")
+    size = "real" if device.type == "cuda" else "mid"
     c = argparse.Namespace(**SIZES[size], device=device, dtype=torch.bfloat16)
     figures = curves(c)
     for name, label, xs, ys in figures:
         print(f"{name}, {label}: " + ", ".join(f"{x} {y:.3g}" for x, y in zip(xs, ys)))
-    plot(figures, o.out, f"{size} sizes, {machine(device, o.threads)}, torch {torch.__version__}")
+    plot(figures, path, f"{size} sizes, {machine(device, torch.get_num_threads())}, torch {torch.__version__}")
     header = ["system", "stage", "weights, GB", "trained, GB", "MB a token",
               *(f"tokens in {card} GB" for card in CARDS)]
     rows = [header, ["---"] * len(header), *(row for name in SYSTEMS for row in fits(name))]
     print("\n".join("| " + " | ".join(row) + " |" for row in rows))
-    print(f"figure in {o.out}")
+    print(f"figure in {path}")
 
 
 if __name__ == "__main__":

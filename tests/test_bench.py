@@ -1,6 +1,5 @@
 """The bench itself, on toy sizes: it counts what is useful, and gives no figure where a peer's outputs differ."""
 import random
-from itertools import chain
 from statistics import mean
 from types import SimpleNamespace
 
@@ -22,22 +21,17 @@ def rows_of(printed):
 @pytest.mark.parametrize("stage, peer", [
     ("extraction", "transformers"), ("A", "transformers"), ("A-mapper", "transformers"), ("A'", "plain torch"),
     ("B", "peft"), ("C", "peft"), ("decoding", "generate, batched")])
-def test_every_stage_beside_its_peer(stage, peer, capsys, tmp_path):
+def test_every_stage_beside_its_peer(stage, peer, capsys):
     """The outputs are the same, or main raises; a row holds rates, shares and how many times faster."""
     if peer == "peft":
         pytest.importorskip("peft")
-    bench.main([stage, "--size", "toy", "--seeds", "2", "--profile", "--out", str(tmp_path / "rows.md")])
+    bench.main([stage, "--size", "toy", "--seeds", "2", *["--profile"] * (stage == "A")])
     printed = capsys.readouterr()
-    rows = {row[6]: dict(zip(bench.HEADER, row)) for row in rows_of(printed.out)}
-    row = rows[peer]
+    row = next(dict(zip(bench.HEADER, row)) for row in rows_of(printed.out) if row[6] == peer)
     low, median, high = map(float, row["times faster: min, median, max"].split(","))
     assert 0 < low <= median <= high and float(row["samples/s"]) > 0 < float(row["tokens/s"])
     assert 0 <= float(row["% padding"]) < 100 and row["size"] == "toy, float32, 2 seeds" and row["stage"] == stage
-    assert (tmp_path / "rows.md").read_text().count("\n") == len(rows)
-    operators = [line for line in printed.err.split(" % idle\n")[1].splitlines() if " x " in line]
-    shares = [float(line.split(" %")[0]) for line in operators]
-    assert len(shares) == 10 and shares == sorted(shares, reverse=True) and sum(shares) < 101
-    assert stage != "A" or sum(shares) > 50 and any("aten::mm" in line for line in operators)
+    assert ("aten::mm" in printed.err and "Self CPU time total" in printed.err) is (stage == "A")
 
 
 def test_no_figure_where_the_outputs_differ(monkeypatch, capsys):
@@ -48,16 +42,6 @@ def test_no_figure_where_the_outputs_differ(monkeypatch, capsys):
         bench.main(["A", "--size", "toy", "--seeds", "1"])
     printed = capsys.readouterr()
     assert rows_of(printed.out) == [] and "A: no figure, ours and transformers differ" in printed.err
-
-
-def test_the_front_end_and_how_many_cores_it_needs(capsys):
-    """At half of 312 TFLOP/s and 58 GFLOP an audio second an A100 takes 2,690 audio seconds a second."""
-    bench.main(["front-end", "--size", "toy", "--seeds", "1"])
-    rows = {row[0]: row for row in rows_of(capsys.readouterr().out)}
-    fbank, read = (float(rows[name][1]) for name in ("filterbank of SeamlessM4T", "read_audio, mp3 of 48000 Hz"))
-    cores = float(rows["read_audio, mp3 of 48000 Hz"][3].split(",")[0])
-    assert cores == pytest.approx(2690 * (1 / fbank + 1 / read), rel=0.03, abs=0.6)
-    assert float(rows["filterbank of SeamlessM4T"][2]) > 0 < float(rows["read_audio, flac of 16000 Hz"][1])
 
 
 def test_sizes_of_the_real_llms():
@@ -91,8 +75,7 @@ def test_padding_of_the_papers_steps(stage, most):
     """Percent of the positions that the LLM computes in the steps of 2025: 256, 80 and 256 rows."""
     projector = None if stage == "B" else SimpleNamespace(slots=lambda frames: frames)
     real = SimpleNamespace(**{**bench.SIZES["real"], "width": 2})
-    steps = [list(chain(*bench.make_window(real, 1000, projector, stage, real.draws[stage], 3, seed)))
-             for seed in range(5)]
+    steps = [bench.make_window(real, 1000, projector, stage, real.draws[stage], 3, seed) for seed in range(5)]
     used = sum(positions(s) for step in steps for s in step)
     computed = sum(len(batch) * positions(batch[0]) for step in steps
                    for batch in cut_by_length(step, positions, real.micro[stage], PADDING))

@@ -1,9 +1,9 @@
-"""The pages of config/, one a system, and a page of a user's own; constants in general are in test_constants.py."""
+"""A stage's constants: the stage's file, then a page of config/ or of one's own, then the command line."""
 import glob
 import importlib
 import os
 import re
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, field, fields
 
 import pytest
 from conftest import PROJECT, read_log
@@ -11,38 +11,109 @@ from conftest import PROJECT, read_log
 from speech_llm import pipeline
 from speech_llm.constants import STAGES, configure, read_page
 
-
-PAGES = sorted(os.path.basename(path)[:-len(".py")] for path in glob.glob(f"{PROJECT}/config/*.py"))
+PAGES = sorted(os.path.basename(path).removesuffix(".py") for path in glob.glob(f"{PROJECT}/config/*.py"))
 TOYS = [page for page in PAGES if "world" in read_page(page)]
 REAL = [page for page in PAGES if page not in TOYS]
 CONFIGS = {stage: importlib.import_module(stage).Config for stage in STAGES}
 
 
+# --- How constants are read.
+
+@dataclass(frozen=True)
+class Example:
+    preset: str = "plain"
+    name: str = "x"
+    rate: float = 0.5
+    steps: int = 10
+    quick: bool = False
+    mixture: dict = field(default_factory=dict)
+    audio: list = field(default_factory=list)
+
+
+@pytest.fixture
+def configure_example(tmp_path, monkeypatch):
+    """configure_example(text of the page plain.py, *arguments) -> the Example of stage train_lora."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(text, *arguments):
+        (tmp_path / "plain.py").write_text(text)
+        return configure(Example, "train_lora", ["--preset", "plain.py", *arguments])
+    return run
+
+
+def test_file_then_page_then_command_line(configure_example, capsys):
+    page = 'train_lora = dict(quick=True, steps=5, mixture={"ASR": (1.0, {"en": 1})})'
+    assert configure_example(page) == Example("plain.py", quick=True, steps=5, mixture={"ASR": [1.0, {"en": 1}]})
+    capsys.readouterr()
+    given = ["--steps", "7", "--no-quick", "--rate", "2", "--name", "a=b", "--audio", "a", "b"]
+    c = configure_example(page, *given)
+    assert (c.name, c.rate, c.steps, c.quick, c.audio) == ("a=b", 2.0, 7, False, ["a", "b"]) and type(c.rate) is float
+    assert [" ".join(line.split()) for line in capsys.readouterr().err.splitlines()[2:7]] == [
+        "* name = 'a=b' command line", "* rate = 2.0 command line", "* steps = 7 command line",
+        "quick = False command line", "* mixture = {'ASR': (1.0, {'en': 1})} plain.py"]
+
+
+def test_a_page_starts_from_its_base(configure_example, tmp_path):
+    (tmp_path / "other.py").write_text(
+        'run = "shared"\ncommon = dict(name="c", colour="red")\ntrain_lora = dict(steps=4, rate=0.25)')
+    c = configure_example('base = "other.py"\ntrain_lora = dict(steps=5)')
+    assert (c.name, c.steps, c.rate) == ("c", 5, 0.25)                  # of `common` what the stage has
+    assert read_page("plain.py")["run"] == "shared"
+
+
+@pytest.mark.parametrize("text, argv, says", [
+    ("", "--step 3", "unrecognized arguments: --step 3"), ("", "--colour red", "unrecognized arguments: --colour"),
+    ("", "--steps 3.5", "--steps: invalid int value"), ("", "--steps many", "--steps: invalid int value: 'many'"),
+    ("", "--steps", "--steps: expected one argument"), ("", "--quick=7", "--quick/--no-quick: ignored explicit"),
+    ("", "--quick 1", "arguments: 1"), ("", "--mixture ASR", "--mixture: invalid parse_dict value: 'ASR'"),
+    ("", "--mixture [1]", "--mixture: invalid parse_dict value: '[1]'"),
+    ("train_lora = dict(step=5)", "", "plain.py: train_lora has no constant called step"),
+    ("train_lora = dict(steps=5.0)", "", "plain.py: train_lora's steps must be int, got 5.0"),
+    ("train_lora = dict(steps=True)", "", "train_lora's steps must be int, got True"),
+    ("train_lora = None", "", "plain.py: this system has no stage train_lora"),
+    ("train_lora = 7", "", "plain.py: train_lora must be a dict of constants")])
+def test_what_is_no_constant_is_refused_by_name(configure_example, capsys, text, argv, says):
+    with pytest.raises(SystemExit) as error:
+        configure_example(text, *argv.split())
+    assert says in str(error.value) + capsys.readouterr().err
+
+
+def test_an_unknown_page_is_refused_with_the_known_ones():
+    with pytest.raises(SystemExit, match="--preset slow: there is no file .*config/slow.py; .* are digits, .*iwslt25,"):
+        read_page("slow")
+    assert read_page("iwslt25-a2") == read_page("iwslt25_a2")           # the spelling of older commands
+
+
+# --- The pages of config/, one a system.
+
 def constants(stage, *argv):
     return configure(CONFIGS[stage], stage, argv)
 
 
-# --- What stands in a page.
-
-def test_what_a_page_says_to_all_stages_is_a_constant_of_a_stage():
-    known = {field.name for stage in STAGES for field in fields(CONFIGS[stage])}
-    for name in PAGES:
-        assert read_page(name).get("common", {}).keys() <= known, name
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_fits_every_stage(name):
+    """What it says to all stages is a constant of one of them; its ablations are variants of C."""
+    page = read_page(name)
+    assert page.get("common", {}).keys() <= {field.name for stage in STAGES for field in fields(CONFIGS[stage])}
+    for stage in STAGES:
+        if page.get(stage, {}) is not None:
+            assert constants(stage, "--preset", name).preset == name
+    for ablation in page.get("ablations", {}):
+        assert constants("merge_sft", "--preset", name, "--ablation", ablation).out
 
 
 def test_the_toys_and_the_real_systems():
     assert {"tiny", "tiny26", "tiny_listeners", "digits"} <= {*TOYS} and {"iwslt25", "iwslt26", "listeners"} <= {*REAL}
-    assert all(read_page(name).get("recipes") for name in REAL)
 
 
 @pytest.mark.parametrize("name", REAL)
 def test_no_real_system_depends_on_a_toy(name):
     page = read_page(name)
-    values = [page[stage] for stage in ("common", *STAGES, "ablations", "sweep") if page.get(stage)]
+    values = [page["recipes"], *(page[key] for key in ("common", *STAGES, "ablations", "sweep") if page.get(key))]
     values += [value for stage in STAGES if page.get(stage, {}) is not None
                for key, value in asdict(constants(stage, "--preset", name)).items()
                if key != "comet"]                          # weights that are downloaded into work/models
-    assert not re.search("tiny|digits|models/", repr(values))
+    assert page["recipes"] and not re.search("tiny|digits|models/", repr(values))
 
 
 def test_variants_share_the_folder_of_their_base_and_differ_where_the_paper_does():
@@ -60,12 +131,10 @@ def test_variants_share_the_folder_of_their_base_and_differ_where_the_paper_does
 
 # --- A page of a user's own.
 
-PAGE = 'base = "tiny"\nrun = "mine"\ncommon = dict(seed=5)\ntrain_lora = dict(steps=2, validate_every=1, lr=0.01)\n'
-
-
-def test_a_page_elsewhere_runs_a_stage_and_every_value_says_where_it_comes_from(before_training, run_stage, capsys):
+def test_a_page_elsewhere_runs_a_stage_and_every_value_says_where_it_comes_from(before_training, capsys):
     """train_lora.py's r, tiny's weight of the corpora, the page's lr; the command line last of all."""
-    (before_training / "mine.py").write_text(PAGE)
+    (before_training / "mine.py").write_text(
+        'base = "tiny"\nrun = "mine"\ncommon = dict(seed=5)\ntrain_lora = dict(steps=2, validate_every=1, lr=0.01)\n')
     importlib.import_module("train_lora").main(["--preset", "mine.py", "--batch", "2"])
     printed = capsys.readouterr().err
     places = {line[2:].split(" = ")[0]: (line[0], line.split()[-1]) for line in printed.splitlines() if " = " in line}

@@ -3,7 +3,6 @@ Every command that a document or a docstring shows is taken as far as it goes wi
 its page is read, and what its page and its options say together must fit.
 """
 import argparse
-import ast
 import glob
 import importlib
 import os
@@ -12,6 +11,7 @@ import shlex
 import sys
 
 import pytest
+from test_config import CONFIGS, PAGES
 
 import eval as evaluation
 import infer
@@ -22,27 +22,12 @@ from speech_llm.prompts import user_turn
 from speech_llm.rows import PROJECT, TASKS, recipe_of
 
 COMMAND = re.compile(r"(?:[A-Z]+=\S+ +)*(?:(?:python|torchrun) \S|bash run_all\.sh)")
+INLINE = re.compile(r"(?<!`)`([^`\n]+(?:\n[^`\n]+)?)`(?!`)")                # code inside a sentence, on one line or two
 PLACEHOLDER = re.compile(r"(?:data\.|metrics\.)?NAME|SYSTEM|PRESET|STAGE|<.*>|NPROC=\D.*|SEED=\D.*")
 SPEECH = {"MT": "ST", "QA": "SQA"}                     # a task of text: the task of its rows
 
 
 # --- Where commands stand.
-
-def shown_lines(text):
-    """Yield the lines of a document's code blocks, then its code inside sentences, each on one line."""
-    for number, part in enumerate(text.split("```")):
-        inline = (" ".join(code.split()) for code in re.findall("`([^`]+)`", part))
-        yield from part.splitlines() if number % 2 else inline
-
-
-def docstring_lines(text):
-    """Yield the lines of all docstrings of a file, and the code inside their sentences."""
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
-            doc = ast.get_docstring(node) or ""
-            yield from doc.splitlines()
-            yield from shown_lines(doc)
-
 
 def commands():
     """Return [(file, command)] of all documents and docstrings, without what follows two spaces or "..."."""
@@ -51,18 +36,16 @@ def commands():
         if not path.endswith((".md", ".py", "run_all.sh")) or path.startswith(("work", "tests/test_")):
             continue
         with open(os.path.join(PROJECT, path), encoding="utf-8") as file:
-            text = file.read()
-        lines = (shown_lines(text) if path.endswith(".md") else docstring_lines(text) if path.endswith(".py")
-                 else (line.removeprefix("# ") for line in text.splitlines()))
-        for line in lines:
-            for command in line.strip().split(" && "):
-                if COMMAND.match(command):
-                    shown.append((path, re.split(r"\s{2,}|\s*\.\.\.|\s+[|>] ", command)[0]))
+            text = re.sub(r"\\\n\s*", "", file.read())                      # a command on two lines
+        lines = [re.split(r"\s{2,}", line.strip("# "))[0] for line in text.splitlines()]
+        code = [line for line in lines if not {*line} & {*"`{"}] + [" ".join(c.split()) for c in INLINE.findall(text)]
+        for line in code:
+            for command in filter(COMMAND.match, line.split(" && ")):
+                shown.append((path, re.split(r"\s*\.\.\.|\s+[|>]+ ", command)[0]))
     return list(dict.fromkeys(shown))
 
 
 COMMANDS = commands()
-PAGES = sorted(os.path.basename(path).removesuffix(".py") for path in glob.glob(f"{PROJECT}/config/*.py"))
 
 
 def test_the_documents_show_commands_of_every_kind():
@@ -108,8 +91,8 @@ def check_corpora(corpora, page):
         assert recipe_of(corpus) or corpus == page.get("world", {}).get("corpus"), f"no recipe makes {corpus}"
 
 
-def check_training(c, page):
-    """The mixture has prompts, its shares are of the corpora, the rates reach their peak."""
+def check_training(c, page, processes):
+    """The mixture has prompts, shares are of the corpora, rates reach their peak, processes can share a step."""
     corpora = c.corpora.split(",")
     check_corpora(corpora, page)
     assert 0 < sum(share for share, _ in c.mixture.values()) < 1.001   # ablations leave tasks out
@@ -122,43 +105,32 @@ def check_training(c, page):
         assert all(corpus.startswith(tuple(corpora)) for corpus in shares), (key, shares)
     for name in ("warmup", "warmup_projector"):
         assert not c.steps or getattr(c, name, 0) < c.steps, f"--{name} takes all of the {c.steps} steps"
-
-
-def check_projector(c):
-    assert c.objective in ("answers", *train_projector.TABLE_OBJECTIVES) and c.projector in train_projector.PROJECTORS
-    if c.steps and c.objective == "answers":           # SystemExit if --keep and --decode do not fit the mixture
-        rows = rows_of(c.mixture, c.corpora.split(","))
-        train_projector.rows_to_decode(c, rows, rows)
-
-
-def check_inference(c, page):
-    for entry in c.systems.split(","):
-        assert ":" in entry or entry in ("llm", "cascade", "seamless", "seamless-text"), entry
-    assert infer.strengths(c) and (not c.audio or c.task in TASKS)
-    assert c.task not in ("SQA", "MCQ") or c.question or page.get("common", {}).get("prompt") == "listeners"
-
-
-def check_evaluation(c):
-    assert {*c.metrics.split(",")} <= {*evaluation.SCORED} and c.judge_mode in ("probability", "text")
-    assert c.table_rows in ("systems", "languages")
-    paper_tables([], list(filter(None, c.tables.split(","))))          # ValueError for a table that no paper has
+    assert not c.steps or c.accumulate % processes == 0, f"{processes} processes cannot share {c.accumulate} draws"
 
 
 def check_stage(stage, arguments, processes):
     """Configure one stage as its command does, and check the constants against the page and each other."""
-    c = constants.configure(importlib.import_module(stage).Config, stage, arguments)
+    c = constants.configure(CONFIGS[stage], stage, arguments)
     page = constants.read_page(c.preset)
+    if stage in ("train_projector", "train_lora", "merge_sft"):
+        check_training(c, page, processes)
     if stage == "extract_features":
         check_corpora((corpus.partition(".")[0] for corpus in c.corpora.split(",")), page)
+    elif stage == "train_projector":
+        assert c.objective in ("answers", *train_projector.TABLE_OBJECTIVES)
+        assert c.projector in train_projector.PROJECTORS
+        if c.steps and c.objective == "answers":       # SystemExit if --keep and --decode do not fit the mixture
+            rows = rows_of(c.mixture, c.corpora.split(","))
+            train_projector.rows_to_decode(c, rows, rows)
     elif stage == "infer":
-        check_inference(c, page)
+        for entry in c.systems.split(","):
+            assert ":" in entry or entry in ("llm", "cascade", "seamless", "seamless-text"), entry
+        assert infer.strengths(c) and (not c.audio or c.task in TASKS)
+        assert c.task not in ("SQA", "MCQ") or c.question or page.get("common", {}).get("prompt") == "listeners"
     elif stage == "eval":
-        check_evaluation(c)
-    else:
-        check_training(c, page)
-        assert not c.steps or c.accumulate % processes == 0, f"{processes} processes cannot share {c.accumulate} draws"
-    if stage == "train_projector":
-        check_projector(c)
+        assert {*c.metrics.split(",")} <= {*evaluation.SCORED} and c.judge_mode in ("probability", "text")
+        assert c.table_rows in ("systems", "languages")
+        paper_tables([], list(filter(None, c.tables.split(","))))      # ValueError for a table that no paper has
     if stage in ("infer", "eval"):
         check_corpora((test_set.rsplit(".", 1)[0] for test_set in c.test_sets.split(",")), page)
 

@@ -4,13 +4,14 @@ stays as it was, and the same command goes on once the cause is gone.
 
 Disks: a small tmpfs is mounted where that is allowed (root); everywhere else, and for every kind of writer, the process
 may write files up to a size only (RLIMIT_FSIZE), and is told that the disk is full. Root writes into folders of mode
-555, so a folder that cannot be written is a tmpfs mounted read-only, or, without the right to mount, mode 555.
+555, so for root a folder that cannot be written is mounted read-only.
 """
 import contextlib
 import os
 import resource
 import shutil
 import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -29,6 +30,8 @@ from speech_llm.files import replace_file
 from speech_llm.index import hashes_of
 from speech_llm.resumable import resumable
 from speech_llm.rows import write_rows
+
+FULL = "cannot be written: the disk is full; what was there is unchanged, and the same command goes on"
 
 
 @contextlib.contextmanager
@@ -53,23 +56,48 @@ def full_disk(size):
             yield
 
 
-def mount(folder, *options):
-    """Mount a tmpfs at `folder`; return whether this process may."""
-    if os.getuid() or not shutil.which("mount"):
-        return False
-    return not subprocess.run(["mount", "-t", "tmpfs", *options, "tmpfs", str(folder)], capture_output=True).returncode
+@contextlib.contextmanager
+def mounted(folder, *arguments):
+    """Mount a file system at a folder while the block lasts; skip the test where this process may not."""
+    command = ["mount", *map(str, arguments), str(folder)]
+    if os.getuid() or not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("this process may not mount a file system")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
 
 
-def temporary(folder):
-    return [name for _, _, names in os.walk(folder) for name in names if name.startswith(".")]
+@contextlib.contextmanager
+def read_only(folder):
+    """Let nobody write into a folder while the block lasts."""
+    if os.getuid():
+        os.chmod(folder, 0o555)
+        yield
+        os.chmod(folder, 0o755)
+    else:
+        with mounted(folder, "--bind", folder):
+            subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=True)
+            yield
 
 
-def content(path):
-    with open(path, "rb") as file:
-        return file.read()
-
-
-FULL = "cannot be written: the disk is full; what was there is unchanged, and the same command goes on"
+def goes_on(run, folder, files, fault, message):
+    """
+    Run without and with a fault, which raises OSError with a message, then again: the files below the folder, a
+    pattern, are those of the first run. Return {name: bytes} of those that the fault left.
+    """
+    def there():
+        return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob(files)}
+    run()
+    unbroken = there()
+    shutil.rmtree(folder)
+    with fault, pytest.raises(OSError, match=message):
+        run()
+    left = there()
+    assert not [*Path(folder).rglob(".*")]                                 # nothing temporary
+    run()
+    assert there() == unbroken
+    return left
 
 
 # --- A full disk.
@@ -99,34 +127,22 @@ def test_a_mistake_on_a_disk_with_room_stays_what_it_is(tmp_path):
 
 
 @pytest.mark.parametrize("stage, out", [("train_lora", "lora"), ("train_projector", "projector")])
-def test_training_goes_on_where_the_disk_was_full(after_training, run_stage, monkeypatch, capsys, stage, out):
-    folder, validated = f"work/tiny/{out}", run_folder.Run.validated
-    unbroken = content(f"{folder}/weights.pt")
-    shutil.rmtree(folder)
+def test_training_goes_on_where_the_disk_was_full(after_training, run_stage, capsys, stage, out):
+    validated = run_folder.Run.validated
 
     def full_at_step_4(run, *arguments, **figures):
         with full_disk(5000) if run.step == 4 else contextlib.nullcontext():
             return validated(run, *arguments, **figures)
-    with monkeypatch.context() as patch, pytest.raises(OSError, match=FULL):
-        patch.setattr(run_folder.Run, "validated", full_at_step_4)
-        run_stage(stage)
-    assert torch.load(f"{folder}/resume.pt", weights_only=True)["step"] == 2 and not temporary(folder)
-    run_stage(stage)
-    assert f"resuming {folder} at step 2" in capsys.readouterr().out
-    assert content(f"{folder}/weights.pt") == unbroken
+    fault = mock.patch.object(run_folder.Run, "validated", full_at_step_4)
+    goes_on(lambda: run_stage(stage), f"work/tiny/{out}", "weights.pt", fault, FULL)
+    assert f"resuming work/tiny/{out} at step 2" in capsys.readouterr().out
 
 
 def test_inference_goes_on_where_the_disk_was_full(after_training, run_stage, capsys):
-    path = "work/tiny/predictions/C/tiny.test.jsonl"
-    run_stage("infer", "--systems", "C:merged")
-    unbroken = content(path)
-    os.remove(path)
-    with full_disk(3000), pytest.raises(OSError, match=f"tiny.test.jsonl.partial.0 {FULL}"):
-        run_stage("infer", "--systems", "C:merged")
-    assert os.path.getsize(f"{path}.partial.0") == 3000                    # its last line is cut
-    run_stage("infer", "--systems", "C:merged")
-    assert content(path) == unbroken
-    assert sorted(os.listdir(os.path.dirname(path))) == ["lock", "tiny.test.jsonl", "tiny.test.made.json"]
+    """The third thousand bytes of the answers are the last; the line that they cut is answered again."""
+    left = goes_on(lambda: run_stage("infer", "--systems", "C:merged"), "work/tiny/predictions/C", "*", full_disk(3000),
+                   f"tiny.test.jsonl.partial.0 {FULL}")
+    assert len(left["tiny.test.jsonl.partial.0"]) == 3000
 
 
 def test_a_maker_goes_on_where_the_disk_was_full(tmp_path, capsys):
@@ -143,8 +159,8 @@ def test_a_maker_goes_on_where_the_disk_was_full(tmp_path, capsys):
 
 
 @pytest.fixture
-def sounds(seamless, tmp_path, monkeypatch):
-    """A folder with rows of two splits, a short and a long recording -> {split: folder of its features}."""
+def extract(seamless, tmp_path, monkeypatch):
+    """extract() makes the features of two splits, a short and a long recording; the test runs in their folder."""
     monkeypatch.chdir(tmp_path)
     os.makedirs("work/models")
     os.symlink(seamless, "work/models/tiny-seamless")
@@ -153,104 +169,61 @@ def sounds(seamless, tmp_path, monkeypatch):
         write_rows(f"work/rows/sounds/{split}.jsonl", [
             {"id": f"sounds/{split}/ASR", "utterance": f"sounds/{split}", "audio": f"{split}.wav", "task": "ASR",
              "language": "en", "transcript": "Yes.", "target": "Yes."}])
-    return {split: f"work/features/tiny-seamless-mean3/sounds/{split}" for split in ("dev", "test")}
+    return lambda: extract_features.main(["--corpora", "sounds"])
 
 
-def shards(sounds):
-    return {path: content(path) for folder in sounds.values() if os.path.isdir(folder)
-            for path in (f"{folder}/{name}" for name in os.listdir(folder)) if "frames-" in path}
-
-
-def extract():
-    extract_features.main(["--corpora", "sounds"])
-
-
-def test_extraction_goes_on_where_the_disk_was_full(sounds, capsys):
+def test_extraction_goes_on_where_the_disk_was_full(extract, capsys):
     """The frames of half a second, 9 x 128 float16, fit into 4,000 bytes, those of two seconds do not."""
-    extract()
-    unbroken = shards(sounds)
-    shutil.rmtree("work/features")
-    with full_disk(4000), pytest.raises(OSError, match=f"test/frames-00000.npy {FULL}"):
-        extract()
-    assert shards(sounds) == {path: data for path, data in unbroken.items() if "/dev/" in path}
-    assert not temporary("work/features")
-    extract()
-    assert shards(sounds) == unbroken and len(unbroken) == 4
+    left = goes_on(extract, "work/features/tiny-seamless-mean3/sounds", "frames-*", full_disk(4000),
+                   f"test/frames-00000.npy {FULL}")
+    assert left.keys() == {"dev/frames-00000.npy", "dev/frames-00000.json"}
 
 
 def test_a_disk_that_is_really_full(before_training, run_stage, tmp_path):
     """Stage B on a tmpfs of a megabyte that something else fills, and then leaves."""
-    (tmp_path / "disk").mkdir()
-    if not mount(tmp_path / "disk", "-o", "size=1m"):
-        pytest.skip("this process may not mount a tmpfs")
-    try:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    with mounted(disk, "-t", "tmpfs", "-o", "size=1m", "tmpfs"):
         os.makedirs("work/tiny", exist_ok=True)
-        os.symlink(tmp_path / "disk", "work/tiny/lora")
-        with open(tmp_path / "disk" / "others", "wb") as file:
-            file.write(bytes(2**20 - 30_000))
+        os.symlink(disk, "work/tiny/lora")
+        (disk / "others").write_bytes(bytes(2**20 - 30_000))
         with pytest.raises(OSError, match="work/tiny/lora/.* cannot be written: the disk is full"):
             run_stage("train_lora")
-        assert not temporary(tmp_path / "disk")
-        os.remove(tmp_path / "disk" / "others")
+        assert not [*disk.glob(".*")]
+        os.remove(disk / "others")
         run_stage("train_lora")
         assert os.path.exists("work/tiny/lora/weights.pt")
-    finally:
-        subprocess.run(["umount", str(tmp_path / "disk")], check=True)
 
 
-# --- A folder that cannot be written.
+# --- A folder that cannot be written, and one that goes.
 
-@pytest.fixture
-def read_only(tmp_path):
-    """read_only(folder) makes a folder read-only, with what is in it; read_only(folder, False) ends that."""
-    mounted = []
-
-    def make(folder, really=True):
-        if os.getuid():
-            os.chmod(folder, 0o555 if really else 0o755)
-        elif not mounted:
-            shutil.copytree(folder, tmp_path / "copy-of-folder")
-            if not mount(folder):
-                pytest.skip("root writes into any folder, and this process may not mount a read-only one")
-            mounted.append(folder)
-            shutil.copytree(tmp_path / "copy-of-folder", folder, dirs_exist_ok=True)
-        if mounted:
-            subprocess.run(["mount", "-o", f"remount,{'ro' if really else 'rw'}", str(folder)], check=True)
-    yield make
-    for folder in mounted:
-        subprocess.run(["umount", str(folder)], check=True)
+UNWRITABLE = "cannot be written: .*(Read-only|Permission denied)"
 
 
 @pytest.mark.parametrize("stage, more", [("merge_sft", ["--out", "again"]), ("infer", ["--systems", "C:merged"])])
-def test_a_folder_that_cannot_be_written_is_named(after_training, run_stage, read_only, stage, more):
-    read_only("work/tiny")
-    with pytest.raises(OSError, match="work/tiny/.* cannot be written: .*(Read-only|Permission denied)"):
+def test_a_folder_that_cannot_be_written_is_named(after_training, run_stage, stage, more):
+    with read_only("work/tiny"), pytest.raises(OSError, match=f"work/tiny/.* {UNWRITABLE}"):
         run_stage(stage, *more)
-    read_only("work/tiny", False)
     run_stage(stage, *more)
 
 
-def test_features_that_cannot_be_written_are_named(sounds, read_only):
+def test_features_that_cannot_be_written_are_named(extract):
     os.makedirs("work/features")
-    read_only("work/features")
-    with pytest.raises(OSError, match="work/features/.* cannot be written: .*(Read-only|Permission denied)"):
+    with read_only("work/features"), pytest.raises(OSError, match=f"work/features/.* {UNWRITABLE}"):
         extract()
-    read_only("work/features", False)
     extract()
-    assert len(open_features(sounds["test"])) == 1
+    assert len(open_features("work/features/tiny-seamless-mean3/sounds/test")) == 1
 
 
-# --- What goes while somebody works with it.
-
-def test_a_folder_that_goes_while_a_stage_runs_in_it(before_training, run_stage, monkeypatch):
+def test_a_folder_that_goes_while_a_stage_runs_in_it(before_training, run_stage):
     optimizer_step = run_folder.optimizer_step
 
     def gone(*arguments):
         shutil.rmtree("work/tiny/lora")
         return optimizer_step(*arguments)
-    with monkeypatch.context() as patch, pytest.raises(FileNotFoundError, match="work/tiny/lora/log.jsonl"):
-        patch.setattr(run_folder, "optimizer_step", gone)
-        run_stage("train_lora")
+    with mock.patch.object(run_folder, "optimizer_step", gone):
+        with pytest.raises(FileNotFoundError, match="work/tiny/lora/log.jsonl"):
+            run_stage("train_lora")
     run_stage("train_lora")
     assert os.path.exists("work/tiny/lora/config.json")
 
@@ -284,12 +257,11 @@ def test_a_cache_of_many_shards_names_the_limit_and_stays_as_it_is(tmp_path, mon
     for n, (name, value) in enumerate(frames.items()):
         write_shard(folder, f"frames-{n:05d}", {name: value}, {"made": made, "dropped": [], "seconds": 1.0})
     assert finish_cache(c, made, folder, hashes_of(frames))
-    before = shards({"test": folder})
-    handles = len(os.listdir("/proc/self/fd"))
+    before, handles = {path: path.read_bytes() for path in Path(folder).iterdir()}, len(os.listdir("/proc/self/fd"))
     with limit(resource.RLIMIT_NOFILE, handles + 8), pytest.raises(OSError) as error:
         open_features(folder)
     assert "Too many open files" in str(error.value) and "ulimit -n" in str(error.value)
-    assert "damaged" not in str(error.value) and shards({"test": folder}) == before
+    assert "damaged" not in str(error.value) and {path: path.read_bytes() for path in Path(folder).iterdir()} == before
     assert len(open_features(folder)) == 40
 
 

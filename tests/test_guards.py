@@ -1,14 +1,16 @@
 """Guards: what would spoil a run stops it by name or is a warning; two runs never work in one folder."""
+import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import ON_TABLE, PROJECT, read_log
+from conftest import ON_TABLE, read_log
 from safetensors.torch import load_file, save_file
 
 import train_lora
@@ -21,20 +23,11 @@ from speech_llm.rows import read_rows
 from speech_llm.run import Run
 
 
-def change_json(path, change):
-    with open(path, encoding="utf-8") as file:
-        value = json.load(file)
-    change(value)
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(value, file)
-
-
 # --- A loss or a gradient that is not finite.
 
 def test_frames_that_are_not_finite_stop_the_run_and_its_rows_are_listed(before_training, run_stage):
     cache = "work/features/tiny-seamless-mean3/tiny/train"
-    with open(f"{cache}/frames-00000.json") as file:
-        lengths = json.load(file)["lengths"]
+    lengths = json.loads(Path(f"{cache}/frames-00000.json").read_text())["lengths"]
     frames = np.load(f"{cache}/frames-00000.npy", mmap_mode="r+")
     begin, end = (sum(list(lengths.values())[:n]) for n in (5, 9))
     names, good = list(lengths)[5:9], frames[begin:end].copy()
@@ -42,8 +35,7 @@ def test_frames_that_are_not_finite_stop_the_run_and_its_rows_are_listed(before_
     frames.flush()
     with pytest.raises(SystemExit, match=r"work/tiny/projector, step \d+: losses \[nan\].* are in work/.*not-finite-0"):
         run_stage("train_projector")
-    with open("work/tiny/projector/not-finite-0.txt") as file:
-        listed = file.read().split()
+    listed = Path("work/tiny/projector/not-finite-0.txt").read_text().split()
     assert len(listed) <= 2 * 4 and {os.path.dirname(row_id) for row_id in listed} & set(names)      # of one step
     assert set(listed) <= {row["id"] for row in read_rows("work/rows/tiny/train.jsonl")}
     assert not os.path.exists("work/tiny/projector/config.json")
@@ -54,20 +46,6 @@ def test_frames_that_are_not_finite_stop_the_run_and_its_rows_are_listed(before_
 
 
 # --- What trains, and what must not.
-
-class Product:
-    """An objective on two weights, whose loss is their product."""
-    losses = {"product": 1.0}
-
-    def __init__(self, first, second):
-        self.first, self.second = first, second
-
-    def counts(self, samples):
-        return torch.tensor([1.0])
-
-    def loss(self, batch):
-        return (self.first.weight * self.second.weight.sqrt())[0]
-
 
 def weight(value):
     module = torch.nn.Embedding(1, 1)
@@ -86,7 +64,10 @@ def run_of(tmp_path):
 
 
 def one_step(run, first, second):
-    run.optimizer_step(Product(first, second), [{"id": "tiny/a"}], [Batch([])])
+    """Make a step on the loss first * sqrt(second)."""
+    product = SimpleNamespace(losses={"product": 1.0}, counts=lambda samples: torch.tensor([1.0]),
+                              loss=lambda batch: (first.weight * second.weight.sqrt())[0])
+    run.optimizer_step(product, [{"id": "tiny/a"}], [Batch([])])
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_too(run_of):
@@ -95,8 +76,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_too(run_of):
     run = run_of({"lora": second}, [second])
     with pytest.raises(SystemExit, match=r"lora, step 1: losses \[0.0\], gradient norm inf. The step is not made"):
         one_step(run, first, second)
-    with open(os.path.join(run.folder, "not-finite-0.txt")) as file:
-        assert file.read() == "tiny/a\n"
+    assert Path(run.folder, "not-finite-0.txt").read_text() == "tiny/a\n"
     assert second.weight.item() == 0
 
 
@@ -129,8 +109,8 @@ def test_adapters_that_do_not_move_stop_the_run_at_its_first_validation(before_t
 def test_another_prompt_at_inference_is_refused_and_in_c_a_warning(after_training, run_stage, capsys):
     """As if the three stages had been trained when the prompt said something else."""
     for out in ("projector", "lora", "merged"):
-        change_json(f"work/tiny/{out}/config.json", lambda config: config["prompts"].update({
-            "ST de speech": config["prompts"]["ST de speech"].replace("Können Sie", "Können wir")}))
+        config = Path(f"work/tiny/{out}/config.json")
+        config.write_text(config.read_text(encoding="utf-8").replace("Können Sie", "Können wir"), encoding="utf-8")
     for system in ("A.1:projector", "B:lora", "C:merged"):
         with pytest.raises(SystemExit, match="was trained with other prompts .*Können wir.*now.*Können Sie"):
             run_stage("infer", "--systems", system)
@@ -141,8 +121,7 @@ def test_another_prompt_at_inference_is_refused_and_in_c_a_warning(after_trainin
 
 
 def test_config_json_shows_the_prompts_as_the_llm_reads_them(finished_stages):
-    with open(finished_stages / "work/tiny/merged/config.json", encoding="utf-8") as file:
-        prompts = json.load(file)["prompts"]
+    prompts = json.loads((finished_stages / "work/tiny/merged/config.json").read_text(encoding="utf-8"))["prompts"]
     assert prompts["ASR en speech"] == (
         "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nContent: <speech>SPEECH</speech>\n"
         "Question: Can you transcribe the Speech content into English text?\nYour answer:"
@@ -191,21 +170,14 @@ sys.stdin.read()
 """
 
 
-class Elsewhere:
-    """Another process that works in a folder while the block lasts; it ends by SIGKILL."""
-
-    def __init__(self, folder, **environment):
-        environment = {**os.environ, "PYTHONPATH": PROJECT, **environment}
-        self.process = subprocess.Popen([sys.executable, "-c", HOLD, folder], text=True, stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE, env=environment)
-        assert self.process.stdout.readline() == "in\n"
-
-    def __enter__(self):
-        return self.process
-
-    def __exit__(self, *_):
-        self.process.send_signal(signal.SIGKILL)
-        self.process.communicate()
+@contextlib.contextmanager
+def elsewhere(folder, **environment):
+    """Let another process work in a folder while the block lasts; it ends by SIGKILL. Yield its id."""
+    with subprocess.Popen([sys.executable, "-c", HOLD, folder], text=True, stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, env={**os.environ, **environment}) as process:
+        assert process.stdout.readline() == "in\n"
+        yield process.pid
+        process.kill()
 
 
 @pytest.mark.parametrize("stage, folder, more", [
@@ -217,8 +189,8 @@ class Elsewhere:
 def test_a_stage_is_refused_where_it_runs_already(after_training, seamless, run_stage, stage, folder, more):
     os.symlink(seamless, "work/models/whole")
     folder = f"work/{folder}"
-    with Elsewhere(folder) as process:
-        with pytest.raises(SystemExit, match=f"{folder}: process {process.pid} on .* works in it"):
+    with elsewhere(folder) as pid:
+        with pytest.raises(SystemExit, match=f"{folder}: process {pid} on .* works in it"):
             run_stage(stage, *more)
         assert os.listdir(folder) == ["lock"] or "predictions" in folder
     with lock(folder):                                              # a lock ends with its process, however it ended
@@ -227,12 +199,12 @@ def test_a_stage_is_refused_where_it_runs_already(after_training, seamless, run_
 
 def test_a_recipe_is_refused_where_it_runs_already(tmp_path):
     work, folder = str(tmp_path), str(tmp_path / "rows" / "x")
-    with Elsewhere(folder) as process, pytest.raises(SystemExit, match=f"process {process.pid} on"):
+    with elsewhere(folder) as pid, pytest.raises(SystemExit, match=f"process {pid} on"):
         begin(work, "x", {})
     begin(work, "x", {})
     assert not finished(work, "x", {}) and folder in LOCKS
     finish(work, "x", {})
-    with Elsewhere(folder):
+    with elsewhere(folder):
         assert finished(work, "x", {})                              # to look at what is finished needs no lock
 
 
@@ -242,7 +214,7 @@ def test_a_maker_is_refused_on_a_file_that_another_one_adds_to(tmp_path):
     def make(items):
         code = ("import sys; from speech_llm.resumable import resumable\n"
                 "resumable(sys.argv[1], {}, ['b'], lambda items: items, 1)")
-        second = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, cwd=PROJECT)
+        second = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
         assert second.returncode == 1 and f"{path}: another process adds to it" in second.stderr
         return items
     assert resumable(path, {}, ["a"], make, 1) == ["a"]
@@ -253,7 +225,7 @@ def test_the_processes_of_one_torchrun_are_one_run(tmp_path, monkeypatch):
     launch, folder = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29511"}, str(tmp_path)
     for name, value in launch.items():
         monkeypatch.setenv(name, value)
-    with Elsewhere(folder, **launch):
+    with elsewhere(folder, **launch):
         (tmp_path / ".77.weights.pt").write_text("being written by the first process")
         with lock(folder):
             assert os.path.exists(f"{folder}/.77.weights.pt")

@@ -1,38 +1,33 @@
 """
-SIGKILL at random moments of everything that works for long: the same command goes on, to the bytes of an unbroken run.
+Processes. SIGKILL at random moments of everything that works for long: the same command goes on, to the bytes of an
+unbroken run. Several processes work as one: training gives the same bytes, inference is shared without gap or overlap,
+and when one is killed all end, and the same command goes on with any number of processes.
 
-Each run is a process of its own, as a user starts it. A moment is drawn from the time that the unbroken run took. The
-recipes and the makers share one resumable loop, which is killed here in a process that starts at once, so more often.
+Recipes and makers share one resumable loop, which is killed and shared in test_resumable.py. That several processes
+share an extraction is in test_extract_features.py, that they lock a folder together in test_guards.py.
 """
 import contextlib
 import importlib
+import json
 import os
 import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from conftest import ARGUMENTS, ON_TABLE, PROJECT, shorten_transcripts, start_stages
+from conftest import ARGUMENTS, ON_TABLE, PROJECT, read_log, shorten_transcripts, start
 
 from data.tiny import draw_sentence, sentence_rows
-from speech_llm.rows import write_rows
+from speech_llm.rows import read_rows, write_rows
 
-
-LOOP = """
-import sys, time
-from speech_llm.resumable import resumable
-
-def make(items):
-    time.sleep(0.01)
-    return [item.upper() for item in items]
-resumable(sys.argv[1], {}, [f"item {n}" for n in range(60)], make, 4)
-"""
 TEMPORARY = re.compile(r"\.\d+\..+")         # of replace_file; no reader ever looks at them
 WORLD = """base = "tiny"
 run = "killed"
@@ -41,58 +36,40 @@ world = dict(recipe="tiny", corpus="killed", family="llama", choices=False, trai
 """
 
 
-def contents(folder):
-    """Return {path below work: bytes}, without temporary files and locks, the log without its times."""
-    files = {}
-    for where, _, names in os.walk(os.path.join(folder, "work")):
-        for name in names:
-            if name != "lock" and not TEMPORARY.fullmatch(name):
-                path = os.path.join(where, name)
-                with open(path, "rb") as file:
-                    files[os.path.relpath(path, folder)] = re.sub(rb'"seconds": [\d.]+', b'"seconds": 0', file.read())
-    return files
+def contents(work):
+    """Return {path: bytes} of all files below a folder but temporary files and locks; of the log without its times."""
+    return {path.relative_to(work): re.sub(rb'"seconds": [\d.]+', b"", path.read_bytes()) for path in work.rglob("*")
+            if path.is_file() and path.name != "lock" and not TEMPORARY.fullmatch(path.name)}
 
 
-def written(folder):
-    """Return {path: when it was last written} of all files below a folder."""
-    paths = [os.path.join(where, name) for where, _, names in os.walk(folder) for name in names]
-    return {path: os.stat(path).st_mtime_ns for path in paths if os.path.exists(path)}
-
-
-def kill(folder, steps, place, seconds):
+def run_killed(folder, module, arguments, seconds):
     """
-    Start steps of conftest's start_stages in a folder, wait until the last step writes below `place`, kill the process
-    at a random moment of the first half of the `seconds` that this step takes, and return the exit code. A run that was
-    killed goes on, so that the next kill comes later; in the second half a step may end first on a quieter machine.
+    Start a stage that takes so many seconds, kill it in its first half, twice, then let it end; return the exit codes.
+    A killed run goes on, so that the next kill comes later. In its second half a run may end first: the machine may be
+    quieter than before.
     """
-    before, process, end = written(place), start_stages(folder, steps), time.monotonic() + 120
-    while process.poll() is None and written(place) == before:
-        assert time.monotonic() < end
-        time.sleep(0.002)
-    time.sleep(random.uniform(0, 0.5 * seconds))
-    process.kill()
-    printed = process.communicate()[0]
-    assert process.returncode in (0, -signal.SIGKILL), printed[-3000:]
-    return process.returncode
+    codes = []
+    for moment in (random.uniform(0, seconds / 2), random.uniform(0, seconds / 2), None):
+        process = start(folder, module, arguments)
+        process.join(moment)
+        process.kill()
+        process.join()
+        codes.append(process.exitcode)
+    assert {*codes} <= {0, -signal.SIGKILL} and codes[-1] == 0, (folder / "printed.txt").read_text()[-3000:]
+    return codes
 
 
-def killed_equals_unbroken(whole, killed, steps, kills):
-    """
-    Run steps in the folder `whole`, in this process; run them in the folder `killed`, with some kills during each of
-    them; compare. steps: [(module, arguments, folder that the step writes)].
-    """
-    chain, codes = [(module, arguments, {}) for module, arguments, _ in steps], []
-    with contextlib.chdir(whole):
-        for module, arguments, _ in steps:
+def killed_equals_unbroken(folder, stages):
+    """Run stages, [(module, arguments)], in this process in `folder`/whole, killed in `folder`/killed; compare."""
+    codes = []
+    shutil.copytree(folder / "whole", folder / "killed")
+    for module, arguments in stages:
+        began = time.monotonic()
+        with contextlib.chdir(folder / "whole"):
             importlib.import_module(module).main(arguments)
-    for number, (_, _, folder) in enumerate(steps, 1):
-        times = written(whole / folder).values()
-        codes += [kill(killed, chain[:number], killed / folder, (max(times) - min(times)) / 1e9) for _ in range(kills)]
-    assert codes.count(-signal.SIGKILL) > len(codes) / 2         # the others had finished before their moment came
-    process = start_stages(killed, chain)
-    printed = process.communicate(timeout=300)[0]
-    assert process.returncode == 0, printed[-3000:]
-    before, after = contents(whole), contents(killed)
+        codes += run_killed(folder / "killed", module, arguments, time.monotonic() - began)
+    assert codes.count(-signal.SIGKILL) >= len(stages)           # the others had ended before their moment came
+    before, after = contents(folder / "whole" / "work"), contents(folder / "killed" / "work")
     assert before.keys() == after.keys()
     assert not [path for path in before if before[path] != after[path]]
 
@@ -105,8 +82,7 @@ def no_commit(monkeypatch):
 
 def test_every_stage(untrained, seamless, tmp_path):
     """Extraction of 600 recordings in two shards, A through the LLM, A on the table, B, C and inference."""
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    shutil.copytree(untrained, whole)
+    whole = shutil.copytree(untrained, tmp_path / "whole")
     shorten_transcripts(whole)
     shutil.copytree(seamless, whole / "work" / "models" / "tiny-seamless")
     noise, rows = np.random.default_rng(0), []
@@ -116,15 +92,11 @@ def test_every_stage(untrained, seamless, tmp_path):
         rows.append({"id": f"sounds/{n}/ASR", "utterance": f"sounds/{n}", "audio": f"{n}.wav", "task": "ASR",
                      "language": "en", "transcript": "Yes.", "target": "Yes."})
     write_rows(str(whole / "work" / "rows" / "sounds" / "test.jsonl"), rows)
-    shutil.copytree(whole, killed)
-    killed_equals_unbroken(whole, killed, [
-        ("extract_features", ["--corpora", "sounds", "--shard_frames", "1"],
-         "work/features/tiny-seamless-mean3/sounds/test"),
-        ("train_projector", ARGUMENTS["train_projector"], "work/tiny/projector"),
-        ("train_projector", [*ON_TABLE, "--out", "table"], "work/tiny/table"),
-        ("train_lora", ARGUMENTS["train_lora"], "work/tiny/lora"),
-        ("merge_sft", ARGUMENTS["merge_sft"], "work/tiny/merged"),
-        ("infer", [*ARGUMENTS["infer"], "--systems", "C:merged"], "work/tiny/predictions/C")], kills=2)
+    killed_equals_unbroken(tmp_path, [
+        ("extract_features", ["--corpora", "sounds", "--shard_frames", "1"]),
+        ("train_projector", ARGUMENTS["train_projector"]), ("train_projector", [*ON_TABLE, "--out", "table"]),
+        ("train_lora", ARGUMENTS["train_lora"]), ("merge_sft", ARGUMENTS["merge_sft"]),
+        ("infer", [*ARGUMENTS["infer"], "--systems", "C:merged"])])
 
 
 def test_a_world_and_a_maker(seamless, tmp_path):
@@ -132,26 +104,110 @@ def test_a_world_and_a_maker(seamless, tmp_path):
     rng = random.Random(0)
     rows = [row for n in range(40) for row in sentence_rows(rng, draw_sentence(rng), f"texts/{n}", "none")]
     rows = [{key: value for key, value in row.items() if key not in ("audio", "utterance")} for row in rows]
-    for name in ("whole", "killed"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "page.py").write_text(WORLD)
-        write_rows(str(tmp_path / name / "texts.jsonl"), rows)
-    killed_equals_unbroken(tmp_path / "whole", tmp_path / "killed", [
-        ("data.tiny", ["--preset", "page.py"], "work/rows/killed"),
+    write_rows(str(tmp_path / "whole" / "texts.jsonl"), rows)
+    (tmp_path / "whole" / "page.py").write_text(WORLD)
+    killed_equals_unbroken(tmp_path, [
+        ("data.tiny", ["--preset", "page.py"]),
         ("data.speak", ["--rows", "texts.jsonl", "--out", "work/spoken.jsonl", "--folder", "work/audio", "--seamless",
-                        seamless], "work/audio")], kills=2)
+                        seamless])])
 
 
-def test_the_resumable_loop(tmp_path):
-    """Fifteen batches of a hundredth of a second; killed ten times."""
-    path, command = tmp_path / "results.jsonl", [sys.executable, "-c", LOOP, str(tmp_path / "results.jsonl")]
-    for _ in range(10):
-        process = subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.DEVNULL)
-        time.sleep(random.uniform(0.1, 0.4))
-        process.kill()
-        process.wait()
-    subprocess.run(command, cwd=PROJECT, check=True)
-    killed = path.read_bytes()
-    path.unlink()
-    subprocess.run(command, cwd=PROJECT, check=True)
-    assert path.read_bytes() == killed
+# --- Several processes.
+
+PREDICTIONS = Path("work/tiny/predictions/C/tiny.test.jsonl")
+# One row a draw and one a micro-batch: then two processes add the same two gradients, and a sum of two has one result
+ONE_ROW = ["--steps", "3", "--validate_every", "3", "--warmup", "0", "--accumulate", "2", "--batch", "1",
+           "--micro_tokens", "1", "--validate_rows", "1"]
+PROJECTOR = ["--layers", "1", "--heads", "2", "--ffn", "32", "--dropout", "0", "--batch_sqa", "1", "--max_new_tokens",
+             "2"]
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return str(found.getsockname()[1])
+
+
+def weights(out):
+    return Path(f"work/tiny/{out}/weights.pt").read_bytes()
+
+
+def test_two_processes_train_to_the_bytes_of_one(before_training):
+    """A, A' on the table, B and C, each with two draws a step; C's second draw is often its paired text alone."""
+    shorten_transcripts()
+    stages = {"A": ("train_projector", [*ONE_ROW, *PROJECTOR]),
+              "A-table": ("train_projector", [*ON_TABLE, *ONE_ROW, "--batch_frames", "1"]),
+              "B": ("train_lora", ONE_ROW), "C": ("merge_sft", [*ONE_ROW, "--projector", "A", "--lora", "B"])}
+    for out, (stage, arguments) in stages.items():
+        importlib.import_module(stage).main([*arguments, "--out", out])
+        launch = dict(WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT=free_port())
+        processes = [start(".", stage, [*arguments, "--out", "two"], RANK=str(rank), **launch) for rank in range(2)]
+        for process in processes:
+            process.join()
+            assert process.exitcode == 0, Path("printed.txt").read_text()[-3000:]
+        assert weights(out) == weights("two"), out
+        one, other = ([{**line, "seconds": 0} for line in read_log(f"work/tiny/{name}")] for name in (out, "two"))
+        assert one == other
+        shutil.rmtree("work/tiny/two")
+
+
+def test_draws_that_the_processes_cannot_share_equally_are_refused(before_training, run_stage, monkeypatch):
+    monkeypatch.setattr("speech_llm.run.processes", lambda: (0, 2))
+    with pytest.raises(SystemExit, match="2 processes cannot share the 3 draws of a step equally; set --accumulate to"):
+        run_stage("train_lora", "--accumulate", "3")
+
+
+def test_one_killed_process_ends_all_and_the_run_goes_on_with_one(before_training, run_stage):
+    """Killed after the first checkpoint; other constants are refused meanwhile; the bytes are an unbroken run's."""
+    more, folder = [*ONE_ROW, "--steps", "40", "--validate_every", "2"], "work/tiny/lora"
+    launch = subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+                               os.path.join(PROJECT, "train_lora.py"), *more], text=True, stderr=subprocess.PIPE,
+                              stdout=subprocess.DEVNULL)
+    end = time.monotonic() + 60
+    while not os.path.exists(f"{folder}/resume.pt"):
+        assert launch.poll() is None and time.monotonic() < end, launch.communicate()[1][-2000:]
+        time.sleep(0.01)
+    with open(f"/proc/{launch.pid}/task/{launch.pid}/children") as file:
+        both = [int(pid) for pid in file.read().split()]
+    os.kill(both[1], signal.SIGKILL)
+    errors = launch.communicate(timeout=60)[1]
+    assert len(both) == 2 and launch.returncode == 1 and f"Signal 9 (SIGKILL) received by PID {both[1]}" in errors
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in both)
+    assert not os.path.exists(f"{folder}/config.json") and 2 <= len(read_log(folder)) < 60
+
+    with pytest.raises(SystemExit, match="accumulate 2 .now 4."):
+        run_stage("train_lora", *more, "--accumulate", "4")
+    run_stage("train_lora", *more)
+    assert [line["step"] for line in read_log(folder) if "loss" in line] == list(range(1, 41))
+    run_stage("train_lora", *more, "--out", "unbroken")
+    assert weights("lora") == weights("unbroken")
+
+
+# --- Inference.
+
+def infer_as(run_stage, monkeypatch, rank, world):
+    """Run inference as one of several processes; return {rank: ids of the rows that wait for the last process}."""
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    run_stage("infer", "--systems", "C:merged")
+    return {int(path.suffix[1:]): [json.loads(line)["id"] for line in path.read_text().splitlines()]
+            for path in PREDICTIONS.parent.glob(f"{PREDICTIONS.name}.partial.*")}
+
+
+def test_each_process_decodes_its_share_and_the_last_one_joins(after_training, run_stage, monkeypatch, capsys):
+    """48 rows are 6 batches of 8, two for each of three processes; what two of them leave, two processes go on with."""
+    infer_as(run_stage, monkeypatch, 0, 1)
+    unbroken, rows = PREDICTIONS.read_bytes(), read_rows("work/rows/tiny/test.jsonl")
+    assert [json.loads(line)["id"] for line in unbroken.splitlines()] == [row["id"] for row in rows]
+    for last in ([(1, 3)], [(1, 2), (0, 2)]):
+        PREDICTIONS.unlink()
+        for rank, shares in ((2, {2: 16}), (0, {0: 16, 2: 16})):
+            capsys.readouterr()
+            parts = infer_as(run_stage, monkeypatch, rank, 3)
+            assert "the last process to finish joins the answers" in capsys.readouterr().out
+            assert {rank: len(ids) for rank, ids in parts.items()} == shares and not PREDICTIONS.exists()
+            assert len({*sum(parts.values(), [])}) == sum(shares.values())         # no row is answered twice
+        for rank, world in last:
+            parts = infer_as(run_stage, monkeypatch, rank, world)
+            assert len({*sum(parts.values(), [])}) == sum(map(len, parts.values()))
+        assert PREDICTIONS.read_bytes() == unbroken and not parts

@@ -5,47 +5,42 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-STAGES = ["extract_features", "train_projector", "train_lora", "merge_sft", "infer", "eval"]
+from conftest import PROJECT
+
+from speech_llm.constants import STAGES
+
+
 ORDER = ["config", "speech_llm", "metrics", "data", *STAGES[:-1]]            # each imports from those before it only
 TOP = {"README.md", "LICENSE", "requirements.txt", "run_all.sh", "config", "speech_llm", "data", "metrics", "tests",
        *(f"{stage}.py" for stage in STAGES)}
-SOURCES = sorted(os.path.relpath(path, ROOT) for pattern in ("*.py", "config/*.py", "speech_llm/*.py", "data/*.py",
-                                                             "metrics/*.py") for path in glob.glob(f"{ROOT}/{pattern}"))
-TESTS = sorted(os.path.relpath(path, ROOT) for path in glob.glob(f"{ROOT}/tests/**/*.py", recursive=True))
+SOURCES = sorted(str(path.relative_to(PROJECT)) for folder in ("", "config", "speech_llm", "data", "metrics")
+                 for path in Path(PROJECT, folder).glob("*.py"))
+TESTS = [f"tests/{name}" for name in glob.glob("**/*.py", root_dir=f"{PROJECT}/tests", recursive=True)]
 RIDDLES = re.compile(r"\b(found|made|own|some|kept|said|heard)\b")
 
 
 def source(path):
-    with open(os.path.join(ROOT, path), encoding="utf-8") as file:
-        return file.read()
+    return Path(PROJECT, path).read_text(encoding="utf-8")
 
 
 def length(path):
-    return len(source(path).splitlines())
-
-
-def imports(path):
-    """Return [(module, name)] of every import in a file, wherever it stands; `import module` has the name None."""
-    pairs = []
-    for node in ast.walk(ast.parse(source(path))):
-        if isinstance(node, ast.ImportFrom):
-            pairs += [(node.module, alias.name) for alias in node.names]
-        elif isinstance(node, ast.Import):
-            pairs += [(alias.name, None) for alias in node.names]
-    return pairs
+    return source(path).count("\n")
 
 
 def project_imports(path):
-    """Return the imports of the project's own modules."""
-    return [(module, name) for module, name in imports(path) if module.split(".")[0] in {*ORDER, "eval"}]
+    """Return [(module, name)] of all imports of the project's own modules; `import module` has the name None."""
+    nodes = [*ast.walk(ast.parse(source(path)))]
+    pairs = [(node.module, alias.name) for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names]
+    pairs += [(alias.name, None) for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    return [(module, name) for module, name in pairs if module.split(".")[0] in {*ORDER, "eval"}]
 
 
 # --- Which files there are, and who imports whom.
 
 def test_only_the_agreed_files_at_the_top():
-    names = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT,
+    names = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=PROJECT,
                            capture_output=True, text=True, check=True).stdout.splitlines()
     there = {name.split("/")[0] for name in names if not name.startswith(".")}
     assert there <= TOP and TOP - {"README.md", "LICENSE"} <= there
@@ -108,6 +103,6 @@ def test_words_of_several_meanings_are_rare():
 def test_import_is_quiet(tmp_path):
     """From any folder; it prints nothing, writes nothing, and looks at no command line."""
     modules = [path.removesuffix(".py").replace(os.sep, ".") for path in SOURCES if not path.endswith("__init__.py")]
-    code = f"import sys; sys.path.insert(0, {ROOT!r}); sys.argv = ['x', '--nonsense']; import {', '.join(modules)}"
+    code = f"import sys; sys.argv = ['x', '--nonsense']; import {', '.join(modules)}"
     done = subprocess.run([sys.executable, "-B", "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr, os.listdir(tmp_path)) == (0, "", "", [])

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import httpx
 import downloads
 import pytest
-from conftest import PROJECT
 from huggingface_hub.errors import GatedRepoError
 from references import PARITY, SHARED
 from test_hub import write_omni
@@ -19,33 +18,6 @@ from test_hub import write_omni
 from data import check, rehearse
 from data.recipe import spread
 from speech_llm.constants import read_page
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    """Stand for a hub that gives every model but gated Llamas to this user."""
-    def auth_check(name):
-        if name.startswith("meta-llama/"):
-            raise GatedRepoError("no", response=httpx.Response(403, request=httpx.Request("GET", "https://x")))
-    monkeypatch.setattr("huggingface_hub.auth_check", auth_check)
-
-
-def test_everything_that_lacks_is_told_at_once(hub, tmp_path, monkeypatch, capsys):
-    """No downloads, no py3langid, no licence for Llama, 50 GB of disk, no GPU: one list, in seconds."""
-    find_spec, began = importlib.util.find_spec, time.time()
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "py3langid" else find_spec(name))
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=50e9))
-    with pytest.raises(SystemExit, match="1"):
-        check.main(["iwslt25", "--work", str(tmp_path / "work")])
-    stops, costs = capsys.readouterr().out.split("Without these the run goes on")
-    for corpus in ("acl6060", "covost2", "europarlst", "spokensquad"):
-        assert f"raw/{corpus}" in stops
-    for told in ("https://huggingface.co/meta-llama/Llama-3.1-8B-Instruct", "pip install py3langid",
-                 "takes 75.9 GB, ", "for spokensquad, train_projector: accept its licence"):
-        assert told in stops, told
-    for told in ("COMET", "BERTScore", "judge: meta-llama/Llama-3.1-70B-Instruct", "a GPU of 80 GB"):
-        assert told in costs and told not in stops, told
-    assert time.time() - began < 10 and not (tmp_path / "work").exists()
 
 
 @pytest.mark.parametrize("name, frames, audio", [("iwslt25", 76, 21), ("iwslt26", 2018, 16), ("listeners", 1089, 211),
@@ -126,16 +98,6 @@ def cache(tmp_path_factory, seamless, whisper):
     return str(folder / "home")
 
 
-def run(work, cache, *runs, limit=6):
-    """Rehearse systems in one process; return what was printed."""
-    script = os.path.join(os.path.dirname(__file__), "rehearsing.py")
-    environment = {**os.environ, "HF_HOME": cache, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-    done = subprocess.run([sys.executable, script, str(work), str(limit), *runs], env=environment, capture_output=True,
-                          text=True, cwd=PROJECT)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
 def get(work, *corpora):
     """Make the downloads of corpora, and a tiny COMET where it is at hand."""
     for corpus in corpora:
@@ -144,6 +106,21 @@ def get(work, *corpora):
     if os.path.isdir(COMET) and not place.exists():
         place.mkdir(parents=True)
         shutil.copy(os.path.join(COMET, "da_sparsemax.pt"), place / "model.ckpt")
+
+
+@pytest.fixture
+def rehearsed(tmp_path, cache):
+    """rehearsed(corpora, *systems) -> {path below work/rehearsal: text} of the reports and tables of one process."""
+    def run(corpora, *systems, limit=6):
+        get(tmp_path, *corpora)
+        script = os.path.join(os.path.dirname(__file__), "rehearsing.py")
+        environment = {**os.environ, "HF_HOME": cache, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+        done = subprocess.run([sys.executable, script, str(tmp_path), str(limit), *systems], env=environment,
+                              capture_output=True, text=True)
+        assert done.returncode == 0 and "FAILED" not in done.stdout, done.stdout + done.stderr[-3000:]
+        folder = tmp_path / "rehearsal"
+        return {str(path.relative_to(folder)): path.read_text(encoding="utf-8") for path in folder.rglob("*.md")}
+    return run
 
 
 def empty_cells(text, others=()):
@@ -167,66 +144,73 @@ def empty_cells(text, others=()):
     return empty
 
 
-def reports(work, run):
-    """Return (rehearsal.md, results.md) of a system."""
-    folder = work / "rehearsal"
-    return ((folder / "rehearsal.md").read_text(encoding="utf-8"),
-            (folder / run / "results.md").read_text(encoding="utf-8"))
-
-
 IWSLT25 = ("acl6060", "covost2", "europarlst", "spokensquad")
 
 
-def test_a_break_is_told_alone_and_a_whole_download_lacks_nothing(hub, tmp_path, monkeypatch, capsys):
-    """One corpus, one package, one licence and the disk: four entries. Mended, the run has all that it needs."""
-    work, find_spec = tmp_path / "work", importlib.util.find_spec
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine that lacks a package, the licence of Llama and disk space; a test may change that."""
+    has, find_spec = SimpleNamespace(py3langid=None, licence=False, free=50e9), importlib.util.find_spec
+
+    def auth_check(name):
+        if name.startswith("meta-llama/") and not has.licence:
+            raise GatedRepoError("no", response=httpx.Response(403, request=httpx.Request("GET", "https://x")))
+    monkeypatch.setattr("huggingface_hub.auth_check", auth_check)
+    monkeypatch.setattr("importlib.util.find_spec",
+                        lambda name: has.py3langid if name == "py3langid" else find_spec(name))
+    monkeypatch.setattr("data.europarlst.find_decoder", lambda: print)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=has.free))
+    return has
+
+
+def test_everything_that_lacks_is_told_at_once(machine, tmp_path, capsys):
+    """
+    No downloads, no py3langid, no licence for Llama, 50 GB of disk, no GPU: one list, in seconds. With all downloads
+    but one, four entries. Mended, the run has all that it needs.
+    """
+    work, began = tmp_path / "work", time.time()
+    with pytest.raises(SystemExit, match="1"):
+        check.main(["iwslt25", "--work", str(work)])
+    stops, costs = capsys.readouterr().out.split("Without these the run goes on")
+    assert time.time() - began < 10 and not work.exists()
+    for told in (*(f"raw/{corpus}" for corpus in IWSLT25), "pip install py3langid", f"https://huggingface.co/{LLAMA}",
+                 "takes 75.9 GB, ", "for spokensquad, train_projector: accept its licence"):
+        assert told in stops, told
+    for told in ("COMET", "BERTScore", "judge: meta-llama/Llama-3.1-70B-Instruct", "a GPU of 80 GB"):
+        assert told in costs and told not in stops, told
+
     get(work, *IWSLT25)
     os.rename(work / "raw" / "europarlst", tmp_path / "elsewhere")
-    missing = {"py3langid"}
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in missing else find_spec("json")
-                        if name == "py3langid" else find_spec(name))
-    monkeypatch.setattr("data.europarlst.find_decoder", lambda: print)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=50e9))
-    stops, _ = check.check("iwslt25", "", str(work))
-    assert [what.split(",")[0].replace(str(work), "work") for what, _ in stops] == [
+    assert [what.split(",")[0].replace(str(work), "work") for what, _ in check.check("iwslt25", "", str(work))[0]] == [
         "work/raw/europarlst/v1.1/en", "the package py3langid", LLAMA, "disk (frames of covost2"]
 
     os.rename(tmp_path / "elsewhere", work / "raw" / "europarlst")
-    missing.clear()
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1e12))
-    monkeypatch.setattr("huggingface_hub.auth_check", lambda name: None)
+    machine.py3langid, machine.licence, machine.free = True, True, 1e12
     check.main(["iwslt25", "--work", str(work)])
     assert capsys.readouterr().out.startswith("iwslt25 has all that its run needs.")
 
 
 @pytest.mark.rehearsal
-def test_rehearsal_of_iwslt25_with_its_variants_ablations_and_sweep(tmp_path, cache):
-    work = tmp_path / "work"
-    get(work, *IWSLT25, "mcif", "librispeech", "librisqa", "speech_ifeval")
-    printed = run(work, cache, "iwslt25_a2", "iwslt25_short", "iwslt25_a2_short", "iwslt25", "iwslt25 ablations",
-                  "iwslt25 sweep", "iwslt25_mcif", "iwslt26_iwslt25")
-    assert "FAILED" not in printed, printed
-    report, results = reports(work, "iwslt25")
-    assert empty_cells(results) == [] and "| C@0.125 |" in (
-        work / "rehearsal" / "iwslt25" / "speech_ifeval" / "results.md").read_text(encoding="utf-8")
+def test_rehearsal_of_iwslt25_with_its_variants_ablations_and_sweep(rehearsed):
+    texts = rehearsed([*IWSLT25, "mcif", "librispeech", "librisqa", "speech_ifeval"], "iwslt25_a2", "iwslt25_short",
+                      "iwslt25_a2_short", "iwslt25", "iwslt25 ablations", "iwslt25 sweep", "iwslt25_mcif",
+                      "iwslt26_iwslt25")
+    results, poster = texts["iwslt25/results.md"], texts["iwslt25/results-mcif.md"]
+    assert empty_cells(results) == [] and "| C@0.125 |" in texts["iwslt25/speech_ifeval/results.md"]
     for table in ("2025 Table 2", "2025 Table 3", "2025 Table 6", "2025 Table 7", "2025 Table 10", "2025 Table 11"):
         assert f"| {table}: " in results, table
     for told in ("## What is missing", "| projector |", "| lora |", "| merged |", "15,090 steps", "618 h of speech",
                  "| 2025 Table 11 | `bash run_all.sh iwslt25 ablations` |"):
-        assert told in report, told
-    poster = (work / "rehearsal" / "iwslt25" / "results-mcif.md").read_text(encoding="utf-8")
+        assert told in texts["rehearsal.md"], told
     assert "| 2025 poster: mcif.test |" in poster and empty_cells(poster) == []
-    in_2026 = (work / "rehearsal" / "iwslt26" / "results.md").read_text(encoding="utf-8")
-    assert not [row for _, row, _ in empty_cells(in_2026) if row.startswith("iwslt25")]
+    assert not [row for _, row, _ in empty_cells(texts["iwslt26/results.md"]) if row.startswith("iwslt25")]
 
 
-def test_rehearsal_of_iwslt26(tmp_path, cache):
+def test_rehearsal_of_iwslt26(rehearsed):
     """Setup 2, the second stage of SpeechMapper and the official test fill their rows of the same tables."""
-    work = tmp_path / "work"
-    get(work, "mcif", "iwslt26", "covost2", "europarlst", "librispeech", "librisqa", "gigast", "speech_ifeval")
-    printed = run(work, cache, "iwslt26_setup2", "iwslt26_second", "iwslt26", "iwslt26 sweep", "iwslt26_test")
-    assert "FAILED" not in printed, printed
-    report, results = reports(work, "iwslt26")
+    texts = rehearsed(["mcif", "iwslt26", "covost2", "europarlst", "librispeech", "librisqa", "gigast",
+                       "speech_ifeval"], "iwslt26_setup2", "iwslt26_second", "iwslt26", "iwslt26 sweep", "iwslt26_test")
+    results = texts["iwslt26/results.md"]
     empty = empty_cells(results, ("iwslt25-llm", "iwslt25-C"))
     if not importlib.util.find_spec("whisper_normalizer"):               # MCIF's WER needs this package
         empty = [(table, row, column) for table, row, column in empty if not column.endswith("WER en")]
@@ -234,35 +218,28 @@ def test_rehearsal_of_iwslt26(tmp_path, cache):
     for told in ("## What is missing", "| projector |", "| extract_features |", "10,950 h of speech", "2,018",
                  "| 2026 Table 1 | `bash run_all.sh iwslt26_setup2` | C-setup2 |",
                  "| 2026 Table 4 | `bash run_all.sh iwslt26_test` | C, iwslt25-C |"):
-        assert told in report, told
+        assert told in texts["rehearsal.md"], told
     assert "| 2026 Table 4: iwslt26.test |" in results
 
 
 @pytest.mark.rehearsal
-def test_rehearsal_of_small(tmp_path, cache):
-    work = tmp_path / "work"
-    get(work, "librispeech", "librisqa", "speech_ifeval")
-    printed = run(work, cache, "small", "small sweep")
-    assert "FAILED" not in printed, printed
-    _, results = reports(work, "small")
-    assert "| librispeech.test | WER |" in results and "cascade" in results
-    assert "| C@0.125 |" in (work / "rehearsal/small/speech_ifeval/results.md").read_text(encoding="utf-8")
+def test_rehearsal_of_small(rehearsed):
+    texts = rehearsed(["librispeech", "librisqa", "speech_ifeval"], "small", "small sweep")
+    assert "| librispeech.test | WER |" in texts["small/results.md"] and "cascade" in texts["small/results.md"]
+    assert "| C@0.125 |" in texts["small/speech_ifeval/results.md"]
 
 
 @pytest.mark.rehearsal
-def test_rehearsal_of_the_listeners_with_their_variants_and_omni(tmp_path, cache):
-    work = tmp_path / "work"
-    get(work, "commonvoice", "multispeechqa", "speech_ifeval")
-    downloads.into_english(str(work / "raw" / "covost2"))
-    printed = run(work, cache, "listeners", "listeners_ast", "listeners_ten", "listeners_ten_ast",
-                  "listeners sweep", "omni", "omni sweep", limit=2)
-    assert "FAILED" not in printed, printed
+def test_rehearsal_of_the_listeners_with_their_variants_and_omni(rehearsed, tmp_path):
+    downloads.into_english(str(tmp_path / "raw" / "covost2"))
+    texts = rehearsed(["commonvoice", "multispeechqa", "speech_ifeval"], "listeners", "listeners_ast", "listeners_ten",
+                      "listeners_ten_ast", "listeners sweep", "omni", "omni sweep", limit=2)
     for system, table, ours in (("listeners", "Table 3", slice(3, 8)), ("omni", "Table 3", slice(3, 5)),
                                 ("omni", "Table 4", slice(3, 5))):
-        _, results = reports(work, system)
+        results = texts[f"{system}/results.md"]
         for table, rows in ((f"{table}, WER", 23), (f"{table}, BLEU", 5)):
             lines = results[results.index(f"| listeners {table}"):].split("\n\n")[0].splitlines()
             assert len(lines) == 2 + rows + 1             # the languages and their mean
             assert all(cell.strip() for line in lines for cell in line.split("|")[ours]), lines
     assert all(f"\n{pair}: " in results for pair in ("Omni-FT-Omni", "Omni-cascade", "Omni-FT-cascade"))
-    assert "| Omni-FT@0.125 |" in (work / "rehearsal/omni/speech_ifeval/results.md").read_text(encoding="utf-8")
+    assert "| Omni-FT@0.125 |" in texts["omni/speech_ifeval/results.md"]

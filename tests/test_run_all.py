@@ -1,22 +1,30 @@
-"""Everything once, as a user runs it: `bash run_all.sh` on the pages of tests/pages."""
+"""
+Everything once: `bash run_all.sh` on a page of tests/pages, as a user runs it. What comes after it and the other pages
+are run by the pipeline in this process, where all libraries are imported.
+"""
+import importlib
 import json
 import os
 import subprocess
 import sys
 
+import pytest
 from conftest import PROJECT, read_log
 
 import train_projector
+from speech_llm import pipeline
 
 
-def run_all(work, page, *words):
-    """Return what one run printed; an error shows its last lines."""
-    path = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
-    command = ["bash", os.path.join(PROJECT, "run_all.sh"), f"tests/pages/{page}.py", *words]
-    done = subprocess.run(command, capture_output=True, text=True,
-                          env={**os.environ, "PATH": path, "WORK": str(work)})
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    return done.stdout
+@pytest.fixture
+def run_here(tmp_path, monkeypatch):
+    """run_here(page, *words) runs the commands of `run_all.sh page words` below `tmp_path`."""
+    def run_one_by_one(commands):
+        for command in commands:
+            name, *arguments = command[command[0] == "-m":]
+            importlib.import_module(name.removesuffix(".py")).main(arguments)
+    monkeypatch.chdir(PROJECT)
+    monkeypatch.setattr(pipeline, "run_side_by_side", run_one_by_one)
+    return lambda page, *words: pipeline.main([f"tests/pages/{page}.py", *words, "--work", str(tmp_path)])
 
 
 def written(folder):
@@ -33,9 +41,11 @@ def scored(folder):
     return {(r["system"], r["task"], r["language"], r["metric"]) for r in results}
 
 
-def test_the_2025_system_its_ablations_and_its_sweep(tmp_path):
-    folder = tmp_path / "smoke"
-    printed = run_all(tmp_path, "smoke")
+def test_the_2025_system_its_ablations_and_its_sweep(tmp_path, run_here):
+    folder, path = tmp_path / "smoke", os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
+    done = subprocess.run(["bash", os.path.join(PROJECT, "run_all.sh"), "tests/pages/smoke.py"], capture_output=True,
+                          text=True, env={**os.environ, "PATH": path, "WORK": str(tmp_path)})
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     for stage in ("projector", "lora", "merged"):
         names = set(os.listdir(folder / stage))
         assert {"weights.pt", "config.json", "log.jsonl"} <= names and "resume.pt" not in names
@@ -43,7 +53,7 @@ def test_the_2025_system_its_ablations_and_its_sweep(tmp_path):
     lines = (folder / "results.md").read_text(encoding="utf-8").splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:]] == [
         "LLM, text", "B: LoRA, text", "A.1: projector (ASR, ST)", "C: projector + LoRA"]
-    assert all(line in printed for line in lines)
+    assert all(line in done.stdout for line in lines)
     scores = scored(folder)
     for systems, translation, answers in ((("llm", "B"), "MT", "QA"), (("A.1", "C"), "ST", "SQA")):
         for system in systems:
@@ -54,10 +64,10 @@ def test_the_2025_system_its_ablations_and_its_sweep(tmp_path):
 
     before = written(tmp_path)
     assert not [path for path in before if os.path.basename(path).startswith(".")]          # nothing temporary is left
-    run_all(tmp_path, "smoke", "ablations")
+    run_here("smoke", "ablations")
     for system, out in (("A.2", "projector-A.2"), ("C-no-sqa", "merged-no-sqa")):
         assert (system, "ST", "de", "BLEU") in scored(folder) and (folder / out / "config.json").exists()
-    run_all(tmp_path, "smoke", "sweep")
+    run_here("smoke", "sweep")
     assert (folder / "scale-C.png").stat().st_size > 5000
     table = (folder / "speech_ifeval" / "results.md").read_text(encoding="utf-8")
     assert all(f"| {system} |" in table for system in ("llm", "A.1", "B", "C", "C@0", "C@0.5"))
@@ -65,9 +75,9 @@ def test_the_2025_system_its_ablations_and_its_sweep(tmp_path):
     assert {path: after[path] for path in before} == before                # finished: nothing is made twice
 
 
-def test_the_2026_system_and_the_second_stage_of_its_projector(tmp_path):
+def test_the_2026_system_and_the_second_stage_of_its_projector(tmp_path, run_here):
     """SpeechMapper on the table, a tiny Qwen3, multiple choice: every system is scored, and prompts are 2026's."""
-    run_all(tmp_path, "smoke26")
+    run_here("smoke26")
     folder, scores = tmp_path / "smoke26", scored(tmp_path / "smoke26")
     for system in ("llm", "B", "A", "C"):
         assert {(system, "MCQ", "en", "EM"), (system, "ST" if system in "AC" else "MT", "de", "BLEU")} <= scores
@@ -75,19 +85,19 @@ def test_the_2026_system_and_the_second_stage_of_its_projector(tmp_path):
     for stage, prompt in (("projector", "2026-zero-shot"), ("lora", "2026"), ("merged", "2026")):
         assert json.loads((folder / stage / "config.json").read_text())["prompt"] == prompt
     assert {"L1", "cosine", "softmax", "CTC"} <= read_log(folder / "projector")[0].keys()
-    train_projector.main(["--preset", os.path.join(PROJECT, "tests/pages/smoke26_second.py"), "--work", str(tmp_path)])
+    train_projector.main(["--preset", "tests/pages/smoke26_second.py", "--work", str(tmp_path)])
     log = read_log(folder / "projector-second")
     assert {"entropy", "embedding"} <= log[0].keys() and {"listening", "WER"} <= log[-1].keys()
 
 
-def test_the_listeners(tmp_path):
+def test_the_listeners(tmp_path, run_here):
     """Whisper, window Q-Former, a tiny Cohere LLM: both stages of merge_sft.py, the cascade, four spoken languages."""
-    run_all(tmp_path, "smoke_listeners")
+    run_here("smoke_listeners")
     folder = tmp_path / "smoke-listeners"
     for stage, trained in (("projector", ["projector"]), ("aligned", ["projector", "lora"]),
                            ("merged", ["projector", "lora"])):
         assert json.loads((folder / stage / "config.json").read_text())["trained"] == trained
     for system in ("cascade", "C"):
-        assert {(system, "ASR", language, "CER") for language in ("en", "de", "it", "zh")} <= scored(folder)
-        assert {(system, "SQA", language, "EM") for language in ("en", "de", "it", "zh")} <= scored(folder)
+        assert {(system, task, language, metric) for task, metric in (("ASR", "CER"), ("SQA", "EM"))
+                for language in ("en", "de", "it", "zh")} <= scored(folder)
         assert (system, "ST", "en", "BLEU") in scored(folder)

@@ -258,3 +258,20 @@ def after_training(finished_stages, tmp_path, monkeypatch):
     """A copy of `finished_stages` for one test, which runs in it."""
     monkeypatch.chdir(shutil.copytree(finished_stages, tmp_path / "copy"))
     return tmp_path / "copy"
+
+
+@contextlib.contextmanager
+def replaced_makers():
+    """Put the rehearsal's makers in place of those with models, of which none is missing; yield a MonkeyPatch."""
+    import rehearsing
+    with pytest.MonkeyPatch.context() as patch:
+        rehearsing.replace_makers(patch.setattr)
+        patch.setattr("data.recipe.mend_model", lambda name: "")
+        yield patch
+
+
+@pytest.fixture
+def makers():
+    """replaced_makers during one test."""
+    with replaced_makers() as patch:
+        yield patch

@@ -1,21 +1,29 @@
 """Downloads of the corpora in their real layouts, a few utterances each, and random checkpoints under hub names."""
+import gzip
 import json
 import os
 import shutil
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import soundfile
-from test_mcif import FIXED, definition, reference
-from test_recipes import split_files, talks_xml
-from test_recipes26 import make_part, segment, write_json
+from test_bad_input import write
 from test_speech_ifeval import benchmark
 
 from data.covost2 import INTO_ENGLISH, LOCALES
-from speech_llm.rows import ALL_LANGUAGES
+from speech_llm.rows import ALL_LANGUAGES, read_rows
 
 ANIMALS = "cat dog fox bird mouse horse cow sheep".split()
 TOWNS = "Rome Paris Oslo Milan Bonn Lyon Graz Bern".split()
+FIXED = {  # MCIF's instructions, by the organisers
+    "en": ("Transcribe the English content.", "Answer the following question concisely given the English content: "),
+    "de": ("Übersetze den englischem Inhalt nach Deutsch.",
+           "Beantworte die folgende Frage kurz und bündig basierend auf dem englischen Inhalt: "),
+    "it": ("Traduci il contenuto inglese in italiano.",
+           "Rispondi in modo conciso alla seguente domanda dato il contenuto inglese: "),
+    "zh": ("将英文内容翻译成中文。", "根据所给的英文内容，简要回答以下问题： "),
+}
 
 
 def sentence(n):
@@ -23,19 +31,130 @@ def sentence(n):
     return f"The {ANIMALS[n % 8]} sleeps in {TOWNS[n // 8 % 8]}."
 
 
-def write(path, text):
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
-
-
 def sound(path, seconds=2.0, rate=16_000, **how):
-    """Write noise; the same in every file, so that nothing depends on it."""
+    """Write noise, the same in every file, so that nothing depends on it; return the path."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal(int(seconds * rate)), rate, **how)
+    return path
 
 
-# --- The corpora. raw: the folder of one corpus; count: utterances of a split.
+def read_corpus(work, corpus):
+    """Return ({split: rows}, [[split, name, why it is dropped]]) of what a recipe made of a download."""
+    folder = Path(work, "rows", corpus)
+    return ({path.stem: read_rows(path) for path in sorted(folder.glob("*.jsonl"), key=lambda path: path.stem)},
+            [line.split("\t") for line in (folder / "dropped.txt").read_text(encoding="utf-8").splitlines()])
+
+
+# --- The files of a corpus.
+
+def talks_xml(talks):
+    """Return the texts of ACL 60/60, {talk: {segment id: text}}, as a file as released, raw & and all."""
+    lines = ['<?xml version="1.0" encoding="UTF-8"?>', "<mteval>", '<srcset setid="s" srclang="English">']
+    for talk, texts in talks.items():
+        lines += [f'<doc docid="{talk}" genre="presentations">', f"<talkid>{talk}</talkid>",
+                  "<abstract>V&L models</abstract>", *(f'<seg id="{n}">{text}</seg>' for n, text in texts.items()),
+                  "</doc>"]
+    return "\n".join([*lines, "</srcset>", "</mteval>", ""])
+
+
+def covost_tsv(raw, pair, lines):
+    """Write covost_v2.<pair>.tsv of [(clip, translation, split)]; return its path."""
+    return write(f"{raw}/covost_v2.{pair}.tsv", "path\ttranslation\tsplit\n" + "".join(
+        "\t".join(line) + "\n" for line in lines))
+
+
+def common_voice(folder, clip, **splits):
+    """Write <split>.tsv of each {split: "name speaker sentence" lines}; all clips are links to one recording."""
+    (folder / "clips").mkdir(parents=True, exist_ok=True)
+    for split, lines in splits.items():
+        fields = [line.split(" ", 2) for line in lines]
+        write(folder / f"{split}.tsv", "client_id\tpath\tsentence_id\tsentence\tlocale\n" + "".join(
+            f"{speaker}\t{name}.mp3\t0\t{sentence}\t{folder.name}\n" for name, speaker, sentence in fields))
+        for name, _, _ in fields:
+            if not (folder / "clips" / f"{name}.mp3").exists():
+                os.link(clip, folder / "clips" / f"{name}.mp3")
+
+
+def split_files(folder, target, segments):
+    """Write segments.{lst,en,<target>} of [(place, transcript, translation)]; the list has no final newline."""
+    for kind, lines in zip(("lst", "en", target), zip(*segments)):
+        write(folder / f"segments.{kind}", "\n".join(lines) + ("" if kind == "lst" else "\n"))
+
+
+def squad(themes, spoken):
+    """
+    Return the file of Spoken-SQuAD, or the original one, of themes [[(paragraph, its ASR, [(id, question, answers in
+    the ASR, human answers)])]]. An answer is (text, place) where its text also stands before that place.
+    """
+    def answers(context, texts):
+        pairs = [text if isinstance(text, tuple) else (text, context.index(text)) for text in texts]
+        return [{"text": text, "answer_start": place} for text, place in pairs]
+    return {"version": "1.1", "data": [{"title": f"Theme_{n}", "paragraphs": [
+        {"context": asr if spoken else text, "qas": [
+            {"id": key, "question": question, "answers": answers(asr, ours) if spoken else answers(text, theirs)}
+            for key, question, ours, theirs in questions if spoken or theirs]}
+        for text, asr, questions in theme]} for n, theme in enumerate(themes)]}
+
+
+def squad_files(raw, train, test):
+    """Write Spoken-SQuAD's two files and the two of SQuAD."""
+    for name, themes, spoken in (("spoken_train", train, True), ("spoken_test", test, True), ("train", train, False),
+                                 ("dev", test, False)):
+        write(f"{raw}/{name}-v1.1.json", squad(themes, spoken))
+
+
+def definition(path, samples, track="short", name="MCIF0.2"):
+    """Write [(language, id, recording, instruction)] as MCIF's organisers do."""
+    root, tasks = ElementTree.Element("testset", name=name), {}
+    for language, number, recording, instruction in samples:
+        if language not in tasks:
+            tasks[language] = ElementTree.SubElement(root, "task", track=track, text_lang=language)
+        sample = ElementTree.SubElement(tasks[language], "sample", id=number)
+        for tag, text in (("audio_path", recording), ("video_path", f"{recording}.mp4"), ("instruction", instruction)):
+            ElementTree.SubElement(sample, tag).text = text
+    return write(path, ElementTree.tostring(root, encoding="utf-8", xml_declaration=True))
+
+
+def reference(path, samples, track="short", language="de"):
+    """Write [(ids, task, recordings, reference, transcript, qa_type)] as MCIF's organisers do, gzipped."""
+    root = ElementTree.Element("testset", name="MCIF0.2")
+    task = ElementTree.SubElement(root, "task", track=track, text_lang=language)
+    for n, (ids, kind, recordings, text, transcript, qa_type) in enumerate(samples):
+        more = {"qa_type": qa_type} if qa_type else {}
+        sample = ElementTree.SubElement(task, "sample", id=ids, iid=f"{kind}_{n}", task=kind, **more)
+        ElementTree.SubElement(sample, "audio_path").text = recordings
+        ElementTree.SubElement(sample, "reference").text = text
+        if transcript:
+            ElementTree.SubElement(ElementTree.SubElement(sample, "metadata"), "transcript").text = transcript
+    return write(path, gzip.compress(ElementTree.tostring(root, encoding="utf-8")))
+
+
+def make_part(raw, part, texts):
+    """Write {"10-20-0000": TEXT} as one part of LibriSpeech, a FLAC of half a second for each."""
+    for utterance, text in texts.items():
+        speaker, chapter, _ = utterance.split("-")
+        folder = f"{raw}/{part}/{speaker}/{chapter}"
+        sound(f"{folder}/{utterance}.flac", 0.5)
+        with open(f"{folder}/{speaker}-{chapter}.trans.txt", "a") as file:
+            file.write(f"{utterance} {text}\n")
+
+
+def recording(name, *segments, seconds=None):
+    """Return a recording of GigaSpeech.json with its segments (number, start, end, TEXT, subsets ...)."""
+    return {"aid": name, "path": f"audio/podcast/P0001/{name}.opus", "duration": seconds, "segments": [
+        {"sid": f"{name}_S{n}", "speaker": "N/A", "begin_time": start, "end_time": end, "text_tn": text,
+         "subsets": subsets or ["{XL}"]} for n, start, end, text, *subsets in segments]}
+
+
+def gigast_files(raw, recordings, translated):
+    """Write GigaSpeech.json and GigaST.<language>.json of each {language: [(segment, translation)]}."""
+    write(f"{raw}/GigaSpeech.json", {"dataset": "GigaSpeech", "audios": recordings})
+    for language, texts in translated.items():
+        write(f"{raw}/GigaST.{language}.json", {"dataset": "GigaST", "audios": [
+            {"segments": [{"sid": sid, "text_raw": text}]} for sid, text in texts]})
+
+
+# --- Whole corpora. raw: the folder of one corpus; count: utterances of a split.
 
 def acl6060(raw, count=4):
     for split in ("dev", "eval"):
@@ -49,81 +168,62 @@ def acl6060(raw, count=4):
 
 
 def covost2(raw, count=6, pairs=(("en", "de"), ("en", "zh-CN")), locale="en"):
-    clips = {f"common_voice_{locale}_{n}.mp3": split for n, split in enumerate(["train", "dev", "test"] * count)}
+    clips = {f"common_voice_{locale}_{n}": split for n, split in enumerate(["train", "dev", "test"] * count)}
     for source, target in pairs:
-        write(f"{raw}/covost_v2.{source}_{target}.tsv", "path\ttranslation\tsplit\n" + "".join(
-            f"{clip}\t{target[:2]}: {sentence(n)}\t{split}\n" for n, (clip, split) in enumerate(clips.items())))
-    write(f"{raw}/{locale}/validated.tsv", "client_id\tpath\tsentence\n" + "".join(
-        f"x\t{clip}\t{sentence(n)}\n" for n, clip in enumerate(clips)))
-    for clip in clips:
-        sound(f"{raw}/{locale}/clips/{clip}", rate=48_000, format="MP3")
+        covost_tsv(raw, f"{source}_{target}", [(f"{clip}.mp3", f"{target[:2]}: {sentence(n)}", split)
+                                               for n, (clip, split) in enumerate(clips.items())])
+    common_voice(Path(raw, locale), sound(f"{raw}/clip.mp3", rate=48_000, format="MP3"),
+                 validated=[f"{clip} x {sentence(n)}" for n, clip in enumerate(clips)])
 
 
-def europarlst(raw, count=4):
-    """The speeches are wav files under the names of m4a: rehearsing.py reads them."""
-    for target in ("de", "it"):
-        for split in ("train", "dev", "test"):
-            folder = Path(raw, "v1.1", "en", target, split)
-            folder.mkdir(parents=True)
-            split_files(folder, target, [(f"en.{split} {n * 2.0:.1f} {n * 2.0 + 1.9:.1f}", sentence(n),
-                                          f"{target}: {sentence(n)}") for n in range(count)])
+def europarlst(raw, count=4, **segments):
+    """The speeches are wav files under the names of m4a: rehearsing.py reads them. segments: {"it_test": [...]}."""
     for split in ("train", "dev", "test"):
+        for target in ("de", "it"):
+            split_files(Path(raw, "v1.1", "en", target, split), target, segments.get(f"{target}_{split}") or [
+                (f"en.{split} {n * 2.0:.1f} {n * 2.0 + 1.9:.1f}", sentence(n), f"{target}: {sentence(n)}")
+                for n in range(count)])
         sound(f"{raw}/v1.1/en/audios/en.{split}.m4a", 2.0 * count, format="WAV")
 
 
 def spokensquad(raw, train=26, test=3):
     """A theme has one paragraph of two sentences with a question about each; the first 20 themes of train are dev."""
-    def file(name, themes, spoken):
-        data = []
-        for theme in range(themes):
-            first, second = sentence(theme), f"It eats {TOWNS[theme % 8]} bread {theme}."
-            text = f"{first} {second}"
-            context = text.lower() if spoken else text
-            questions = [(f"{name}{theme}a", f"Where is animal {theme}?", TOWNS[theme // 8 % 8]),
-                         (f"{name}{theme}b", f"What does number {theme} eat?", "bread")]
-            data.append({"title": f"T{theme}", "paragraphs": [{"context": context, "qas": [
-                {"id": key, "question": question, "answers": [
-                    {"text": answer.lower() if spoken else answer,
-                     "answer_start": context.index(answer.lower() if spoken else answer)}]}
-                for key, question, answer in questions]}]})
-        return {"version": "1.1", "data": data}
-    for name, themes, source in (("train", train, "train"), ("test", test, "dev")):
-        write_json(f"{raw}/spoken_{name}-v1.1.json", file(name, themes, True))
-        write_json(f"{raw}/{source}-v1.1.json", file(name, themes, False))
-    for theme in range(test):
-        for n in (0, 1):
-            sound(f"{raw}/Spoken-SQuAD_audio/dev_wav/{theme}_0_{n}.wav")
+    def theme(split, n):
+        text, town = f"{sentence(n)} It eats {TOWNS[n % 8]} bread {n}.", TOWNS[n // 8 % 8]
+        return [(text, text.lower(), [(f"{split}{n}a", f"Where is animal {n}?", [town.lower()], [town]),
+                                      (f"{split}{n}b", f"What does number {n} eat?", ["bread"], ["bread"])])]
+    squad_files(raw, [theme("train", n) for n in range(train)], [theme("test", n) for n in range(test)])
+    for n in range(test):
+        for number in (0, 1):
+            sound(f"{raw}/Spoken-SQuAD_audio/dev_wav/{n}_0_{number}.wav")
 
 
 def mcif(raw, count=3, choices=()):
     """choices: languages with a question of the surprise task of 2026, too."""
-    for language in ("en", "de", "it", "zh"):
-        ask, answer = FIXED[language]
-        samples, references = [], []
-        for n in range(count):
-            samples += [(language, str(n), f"{n}.wav", ask),
-                        (language, str(100 + n), f"{n}.wav", answer + "Who speaks?")]
-            references.append((str(100 + n), "QA", f"{n}.wav", "Anna.", "", "A"))
-        names, recordings = (",".join(texts) for texts in zip(*((str(n), f"{n}.wav") for n in range(count))))
-        text = "\n".join(sentence(n) for n in range(count))
+    text = "\n".join(sentence(n) for n in range(count))
+    names, wavs = ([form.format(n) for n in range(count)] for form in ("{}", "{}.wav"))
+    for language, (ask, answer) in FIXED.items():
+        samples = [(language, name, wav, ask) for name, wav in zip(names, wavs)]
+        samples += [(language, f"10{name}", wav, answer + "Who speaks?") for name, wav in zip(names, wavs)]
+        references = [(f"10{name}", "QA", wav, "Anna.", "", "A") for name, wav in zip(names, wavs)]
         if language in choices:
             samples.append((language, "900", "0.wav", "Welche ist besser?\nA: Ja.\nB: Nein."))
             references.append(("900", "QE", "0.wav", "A", "", ""))
-        references.append((names, "ASR" if language == "en" else "TRANS", recordings, text, text, ""))
-        definition(Path(raw, f"MCIF0.2.IF.short.{language}.src.fixedprompts.xml"), samples)
-        reference(Path(raw, f"MCIF.short.{language}.ref.xml.gz"), references, language=language)
-    for n in range(count):
-        sound(f"{raw}/MCIF_DATA/SHORT_AUDIOS/{n}.wav")
+        references.append((",".join(names), "ASR" if language == "en" else "TRANS", ",".join(wavs), text, text, ""))
+        definition(f"{raw}/MCIF0.2.IF.short.{language}.src.fixedprompts.xml", samples)
+        reference(f"{raw}/MCIF.short.{language}.ref.xml.gz", references, language=language)
+    for wav in wavs:
+        sound(f"{raw}/MCIF_DATA/SHORT_AUDIOS/{wav}")
 
 
 def iwslt26(raw):
     mcif(raw, choices=("de", "zh"))
 
 
-def librispeech(raw, count=3):
-    for part, speakers in (("test-clean", 1), ("test-other", 1), ("train-clean-360", 10)):
+def librispeech(raw, count=3, speakers=10):
+    for part, people in (("test-clean", 1), ("test-other", 1), ("train-clean-360", speakers)):
         make_part(f"{raw}/LibriSpeech", part, {f"{speaker}-7-000{n}": sentence(n).upper().strip(".")
-                                               for speaker in range(1, speakers + 1) for n in range(count)})
+                                               for speaker in range(1, people + 1) for n in range(count)})
 
 
 def librisqa(raw, count=3, speakers=10):
@@ -131,25 +231,22 @@ def librisqa(raw, count=3, speakers=10):
         parts = {"I": [], "II": []}
         for speaker in range(1, people + 1):
             for n in range(count):
-                item = {"speech_path": f"{part}/{speaker}/7/{speaker}-7-000{n}.flac", "text": sentence(n).lower()}
-                parts["I"].append({**item, "question": f"Where is number {n} of {speaker}?",
-                                   "answer": f"In {TOWNS[n]}."})
+                item = {"speech_path": f"{part}/{speaker}/7/{speaker}-7-000{n}.flac", "text": f"speech {n} of {speaker}"}
+                parts["I"].append({**item, "question": f"Who is {n} of {speaker}?", "answer": f"Cat {n} of {speaker}."})
                 parts["II"].append({**item, "answer": "ABCD"[n % 4], "question_and_option":
-                                    f"Question: What sleeps?\nOptions:\nA. a {n}\nB. b\nC. c\nD. d"})
+                                    f"Question: What is {n} of {speaker}?\nOptions:\nA. a {n}\nB. b\nC. c\nD. d"})
         for numeral, items in parts.items():
-            write_json(f"{raw}/LibriSQA-Part{numeral}/LibriSQA-Part{numeral}-{split}.json", items)
+            write(f"{raw}/LibriSQA-Part{numeral}/LibriSQA-Part{numeral}-{split}.json", items)
 
 
 def gigast(raw, count=6):
-    names = [f"POD{n}_S1" for n in range(count)]
-    write_json(f"{raw}/GigaSpeech.json", {"dataset": "GigaSpeech", "audios": [
-        {"aid": f"POD{n}", "path": f"audio/podcast/P0001/POD{n}.opus", "duration": 2.0, "segments": [
-            segment(name, 0, 1.9, sentence(n).upper().replace(".", " <PERIOD>"))]} for n, name in enumerate(names)]})
-    for language, code in (("de", "de"), ("zh", "zh.cn")):
-        write_json(f"{raw}/GigaST.{code}.json", {"dataset": "GigaST", "audios": [
-            {"segments": [{"sid": name, "text_raw": f"{language}: {sentence(n)}"}]} for n, name in enumerate(names)]})
-    for n in range(count):
-        sound(f"{raw}/audio/podcast/P0001/POD{n}.opus", 2.0, 48_000, format="OGG", subtype="OPUS")
+    names = [f"POD{n}" for n in range(count)]
+    gigast_files(raw, [recording(name, (1, 0, 1.9, sentence(n).upper().replace(".", " <PERIOD>")), seconds=2.0)
+                       for n, name in enumerate(names)],
+                 {code: [(f"{name}_S1", f"{code[:2]}: {sentence(n)}") for n, name in enumerate(names)]
+                  for code in ("de", "zh.cn")})
+    for name in names:
+        sound(f"{raw}/audio/podcast/P0001/{name}.opus", 2.0, 48_000, format="OGG", subtype="OPUS")
 
 
 def speech_ifeval(raw):
@@ -158,14 +255,11 @@ def speech_ifeval(raw):
 
 
 def commonvoice(raw, count=3):
+    clip = sound(f"{raw}/clip.mp3", format="MP3")
     for language in ALL_LANGUAGES:
-        folder = f"{raw}/cv-corpus-21.0-2025-03-14/{LOCALES.get(language, language)}"
-        for split in ("train", "dev", "test"):
-            clips = [f"common_voice_{language}_{split}{n}.mp3" for n in range(count)]
-            write(f"{folder}/{split}.tsv", "client_id\tpath\tsentence_id\tsentence\tlocale\n" + "".join(
-                f"{split}\t{clip}\t0\t{language}: {split} {sentence(n)}\t{language}\n" for n, clip in enumerate(clips)))
-            for clip in clips:
-                sound(f"{folder}/clips/{clip}", format="MP3")
+        common_voice(Path(raw, "cv-corpus-21.0-2025-03-14", LOCALES.get(language, language)), clip, **{
+            split: [f"common_voice_{language}_{split}{n} {split} {language}: {split} {sentence(n)}"
+                    for n in range(count)] for split in ("train", "dev", "test")})
 
 
 def into_english(raw, count=2):

@@ -6,7 +6,7 @@ recipes need, so the makers are replaced: a translation begins with its language
 is noise, and the LLM's texts are fixed. Stages get small sizes.
 """
 import functools
-import importlib
+import importlib.util
 import os
 import sys
 import traceback
@@ -18,8 +18,8 @@ import transformers
 
 sys.path[:0] = [os.path.dirname(os.path.dirname(os.path.abspath(__file__))), os.path.dirname(os.path.abspath(__file__))]
 
-from data import (acl6060, europarlst, fakacl, gigast, librisqa, multispeechqa, quality, recipe,  # noqa: E402
-                  rehearse, rewrite, spokensquad, translate)
+from data import (acl6060, europarlst, fakacl, gigast, librisqa, multispeechqa, quality, rehearse,  # noqa: E402
+                  rewrite, spokensquad, translate)
 from metrics import language as languages  # noqa: E402
 
 TRAINING = ["--batch", "2", "--accumulate", "2", "--micro_tokens", "600"]
@@ -72,26 +72,26 @@ def answer(prompt):
     return f"Q: What is {subject}?\nA: It is good.\nQ: Why is {subject}?\nA: Because of it."
 
 
-def replace_makers():
-    """Put the makers of this file in place of those with models."""
+def replace_makers(put=setattr):
+    """Put the makers of this file in place of those with models. put: a test's own setattr, which is undone."""
     def translated(texts, target, *_):
         return [f"{target}: {' '.join(text.split())}" for text in texts]
     for module in (acl6060, fakacl, gigast, librisqa, multispeechqa, spokensquad, translate):
         if hasattr(module, "translate"):
-            module.translate = translated
-    quality.quality = lambda pairs, model, path: [0.9] * len(pairs)
+            put(module, "translate", translated)
+    put(quality, "quality", lambda pairs, model, path: [0.9] * len(pairs))
     for module in (fakacl, spokensquad, multispeechqa):
-        module.speak = speak
-    multispeechqa.speak_mms = speak
-    rewrite.rewrite = lambda items, model, path: [f"{text} is it." for _, _, text in items]
+        put(module, "speak", speak)
+    put(multispeechqa, "speak_mms", speak)
+    put(rewrite, "rewrite", lambda items, model, path: [f"{text} is it." for _, _, text in items])
     for module in (fakacl, librisqa):
-        module.generate = lambda prompts, model, path, max_new_tokens: list(map(answer, prompts))
-    librisqa.similarity = lambda pairs, path, model: [0.0] * len(pairs)
-    languages.identify = lambda texts, *_: [text[:2] if text[2:3] == ":" else "en" for text in texts]
-    fakacl.split_sentences = lambda text: [f"{part.strip()}." for part in text.split(".") if part.strip()]
-    recipe.importlib.util.find_spec = lambda name, find=recipe.importlib.util.find_spec: (
-        True if name in ("spacy", "en_core_web_sm", "py3langid") else find(name))
-    europarlst.find_decoder = lambda: lambda path: soundfile.read(path, dtype="int16")[0]
+        put(module, "generate", lambda prompts, model, path, max_new_tokens: list(map(answer, prompts)))
+    put(librisqa, "similarity", lambda pairs, path, model: [0.0] * len(pairs))
+    put(languages, "identify", lambda texts, *_: [text[:2] if text[2:3] == ":" else "en" for text in texts])
+    put(fakacl, "split_sentences", lambda text: [f"{part.strip()}." for part in text.split(".") if part.strip()])
+    put(importlib.util, "find_spec", lambda name, find=importlib.util.find_spec: (
+        True if name in ("spacy", "en_core_web_sm", "py3langid") else find(name)))
+    put(europarlst, "find_decoder", lambda: lambda path: soundfile.read(path, dtype="int16")[0])
 
 
 def main(work, limit, *runs):

@@ -11,6 +11,7 @@ import random
 import shutil
 import signal
 import traceback
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,7 +64,7 @@ def refused(action, *arguments, names="", says=""):
     with at_most(20), pytest.raises((SystemExit, ValueError, FileNotFoundError)) as caught:
         action(*arguments)
     last, message = traceback.extract_tb(caught.tb)[-1], str(caught.value)
-    assert caught.type in (SystemExit, ValueError, FileNotFoundError), caught.type        # not one derived from these
+    assert caught.type in (SystemExit, recipe.Checked, ValueError, FileNotFoundError), caught.type     # none derived
     assert last.filename.startswith(PROJECT) and not last.filename.startswith(os.path.join(PROJECT, "tests")), last
     assert str(names) in message and says in message, message
     return message
@@ -71,6 +72,7 @@ def refused(action, *arguments, names="", says=""):
 
 def write(path, content):
     """Write text, bytes or a JSON value; return the path as a text."""
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if not isinstance(content, (str, bytes)):
         content = json.dumps(content)

@@ -1,17 +1,17 @@
 """data/fakacl.py: numbers in words, what LLMs write, a miniature corpus row by row, garbage."""
-import os
 import re
 import sys
 from collections import Counter
 from types import SimpleNamespace
 
 import pytest
+from downloads import read_corpus
+from test_bad_input import refused
 
 from data import fakacl, quality, rewrite
 from data.recipe import kind
 from speech_llm.prompts import NOT_ANSWERABLE
-from speech_llm.rows import read_rows
-from test_recipes26 import Makers
+from speech_llm.rows import LANGUAGES
 
 
 # --- Numbers and symbols.
@@ -93,8 +93,7 @@ def test_spacy_splits_before_numbers_are_spelled_out():
 def test_without_spacy(monkeypatch):
     monkeypatch.setitem(sys.modules, "spacy", None)
     fakacl.load_spacy.cache_clear()
-    with pytest.raises(SystemExit, match="needs spaCy .*run: pip install spacy && python -m spacy download"):
-        fakacl.split_sentences("Yes.")
+    assert "run: pip install spacy && python -m spacy download" in refused(fakacl.split_sentences, "Yes.", says="needs spaCy ")
 
 
 @pytest.mark.parametrize("text, pairs", [
@@ -141,36 +140,27 @@ def answer(prompt):
     return f"**Q:** Is three {name} good?\n**A:** Maybe."
 
 
-@pytest.fixture
-def makers(tmp_path, monkeypatch):
-    """Makers without models, in an empty folder: what BAD holds is translated badly, one sentence is not spoken."""
-    monkeypatch.chdir(tmp_path)
-    Makers(monkeypatch)
-    monkeypatch.setattr(fakacl, "missing_packages", lambda *names: [])
-    monkeypatch.setattr(fakacl, "load_spacy", lambda: split_plainly)
-    monkeypatch.setattr(fakacl, "generate", lambda prompts, model, path, max_new_tokens: list(map(answer, prompts)))
-    monkeypatch.setattr(fakacl, "speak", lambda texts, folder, model, seed: {
-        name: None if "present to you the paper cats" in text else os.path.join(folder, f"{name}.flac")
+def run_fakacl(makers, folder, reply=answer, *more):
+    """Run the recipe with an LLM that replies so; return {split: rows} and dropped.txt. One sentence is not spoken."""
+    makers.chdir(folder)
+    makers.setattr(fakacl, "generate", lambda prompts, *_, **__: [reply(prompt) for prompt in prompts])
+    makers.setattr(fakacl, "speak", lambda texts, folder, model, seed: {
+        name: None if "present to you the paper cats" in text else f"{folder}/{name}.flac"
         for name, text in texts.items()})
-    monkeypatch.setattr(quality, "quality", lambda pairs, model, path: [
-        0.8499 if (translation[:2], source) in BAD else 0.85 for source, translation in pairs])
-
-
-def run_fakacl(*more):
-    """Run the recipe and return {split: rows}."""
     fakacl.main(["--incomplete", *more])
-    folder = os.path.join(more[more.index("--work") + 1] if "--work" in more else "work", "rows", "fakacl")
-    return {split: read_rows(f"{folder}/{split}.jsonl") for split in ("train", "dev")}
+    return read_corpus("work", "fakacl")
 
 
-def test_row_by_row(makers, capsys):
+def test_row_by_row(makers, tmp_path, capsys):
     """
     Titles: 0 Mice, 1 Cats, 2 Dogs. Sentences: 0 greets (too short), 1 presents, 2 is about; 3 and 4 are the results,
     asked about; 5 and 6 are the same in all talks. With two talks, one is dev; each lends the other its questions.
     """
-    splits = run_fakacl()
+    makers.setattr(quality, "quality", lambda pairs, model, path: [
+        0.8499 if (translation[:2], source) in BAD else 0.85 for source, translation in pairs])
+    splits, dropped = run_fakacl(makers, tmp_path)
     told = capsys.readouterr().out
-    rows = {row["id"].split("/")[2] + "/" + row["id"].split("/")[3]: row for part in splits.values() for row in part}
+    rows = {row["id"].split("/", 2)[2]: row for part in splits.values() for row in part}
     assert Counter(map(kind, rows.values())) == {           # of mice 6 sentences, of cats 2, 3 and 4; less what is BAD
         "ASR en": 9, "ST/MT de": 9, "ST/MT it": 9, "ST/MT zh": 8, "SQA/QA en": 6, "SQA/QA de": 5, "SQA/QA it": 4,
         "SQA/QA zh": 6}
@@ -187,16 +177,16 @@ def test_row_by_row(makers, capsys):
     assert all(row["utterance"].startswith(f"fakacl/{name}/") for name in splits for row in splits[name])
     assert len({row["utterance"].split("-")[0] for row in splits["dev"]}) == 1
     assert told.count("no other talk to take an unanswerable question from") == 2
-    assert ("2 topics (paper: 56), 4 titles (2527), 3 distinct, 3 of these asked for, 2 scripts (2497)") in told
-    with open("work/rows/fakacl/dropped.txt", encoding="utf-8") as file:
-        lines = file.read()
+    assert "2 topics (paper: 56), 4 titles (2527), 3 distinct, 3 of these asked for, 2 scripts (2497)" in told
+    lines = "\n".join("\t".join(line) for line in dropped)
     for reason in ("talks\t0002\tscript of 5 sentences or less: Dogs", "0000-00\tunder 10 characters or 6 words: Good",
                    "0001-05\tthe same sentence as before: We thank", "0001-01\tcould not be spoken",
                    "0001-04/SQA-2.en\tthe LLM gave no such question", "SQA-2.it\tbelow 0.85: target 0.850"):
         assert reason in lines, reason
 
 
-def many_talks(monkeypatch, count):
+def many_talks(count):
+    """Return a function that answers as an LLM does that writes so many talks, named TAA, TAB and so on."""
     titles = [f"T{chr(65 + n // 26)}{chr(65 + n % 26)}" for n in range(count)]
     answers = {fakacl.PROMPTS["topics"][0]: "Speech", fakacl.PROMPTS["titles"][0].format("Speech"): "\n".join(titles),
                **{fakacl.PROMPTS["scripts"][0].format(title): script(title) for title in titles}}
@@ -204,63 +194,50 @@ def many_talks(monkeypatch, count):
     def reply(prompt):
         name = next((title for title in titles if f" {title} " in prompt), "")
         return answers.get(prompt) or f"Q: First {name}?\nA: {name} one.\nQ: Second {name}?\nA: {name} two."
-    monkeypatch.setattr(fakacl, "generate", lambda prompts, model, path, max_new_tokens: list(map(reply, prompts)))
-    return titles
+    return reply
 
 
-def test_questions_without_an_answer_are_of_another_talk_of_the_split(makers, monkeypatch):
-    """300 talks: 3 in dev; two results of a talk, two pairs each: as many unanswerable as answerable in English."""
-    many_talks(monkeypatch, 300)
-    train, dev = run_fakacl().values()
-    assert not {row["utterance"] for row in train} & {row["utterance"] for row in dev}
-    for rows, talks in ((train, 297), (dev, 3)):
-        questions = {row["question"]: row["utterance"].split("-")[0] for row in rows if row["task"] == "SQA" and
-                     row["answerable"]}
-        for language in ("en", "de", "it", "zh"):
-            sqa = [row for row in rows if row["task"] == "SQA" and row["language"] == language]
-            assert Counter(row["answerable"] for row in sqa) == {True: 4 * talks, False: 4 * talks}
-            for row in sqa:
-                assert row["answerable"] == (questions[row["question"]] == row["utterance"].split("-")[0])
-                assert row["answerable"] or row["target"] == NOT_ANSWERABLE[language]
+def test_questions_without_an_answer_are_of_another_talk_of_the_split(makers, tmp_path):
+    """200 talks: 2 in dev; two results of a talk, two pairs each: as many unanswerable as answerable in English."""
+    splits, _ = run_fakacl(makers, tmp_path, many_talks(200))
+    assert not {row["utterance"] for row in splits["train"]} & {row["utterance"] for row in splits["dev"]}
+    for split, talks in (("train", 198), ("dev", 2)):
+        rows = [row for row in splits[split] if row["task"] == "SQA"]
+        questions = {row["question"]: row["utterance"].split("-")[0] for row in rows if row["answerable"]}
+        assert Counter((row["language"], row["answerable"]) for row in rows) == {
+            (language, answerable): 4 * talks for language in LANGUAGES for answerable in (True, False)}
+        for row in rows:
+            assert row["answerable"] == (questions[row["question"]] == row["utterance"].split("-")[0])
+            assert row["answerable"] or row["target"] == NOT_ANSWERABLE[row["language"]]
         drawn = {row["question"] for row in rows if not row["answerable"] and row["language"] == "en"}
         assert len(drawn) > 1.5 * talks                                     # of 2 * talks: not the same few every time
 
 
-def test_an_unanswerable_question_is_kept_where_its_own_translation_is_good(makers, monkeypatch):
+def test_an_unanswerable_question_is_kept_where_its_own_translation_is_good(makers, tmp_path):
     """Answers that translate badly cost the answerable rows only: 2026, Table 5 has more of the others."""
-    many_talks(monkeypatch, 12)
-    monkeypatch.setattr(quality, "quality", lambda pairs, model, path: [
+    makers.setattr(quality, "quality", lambda pairs, model, path: [
         0.5 if source.endswith("one.") else 0.9 for source, _ in pairs])
-    rows = [row for row in run_fakacl()["train"] if row["language"] == "de"]
+    rows = [row for row in run_fakacl(makers, tmp_path, many_talks(12))[0]["train"] if row["language"] == "de"]
     assert Counter(row["answerable"] for row in rows if row["task"] == "SQA") == {True: 22, False: 44}    # of 11 talks
 
 
-def test_fewer_titles_are_drawn_from_all_and_the_seed_draws_them(makers, monkeypatch, capsys):
-    many_talks(monkeypatch, 60)
-
-    def talks(*more):
-        splits = run_fakacl("--titles", "8", *more)
-        return {row["utterance"].split("/")[2].split("-")[0] for rows in splits.values() for row in rows}
-    first, second = talks(), talks("--seed", "1", "--work", "other")
-    assert len(first) == len(second) == 8 and first != second and max(map(int, first)) > 8
+def test_fewer_titles_are_drawn_from_all_and_the_seed_draws_them(makers, tmp_path, capsys):
+    talks = []
+    for seed in ("0", "1"):
+        (tmp_path / seed).mkdir()
+        splits, _ = run_fakacl(makers, tmp_path / seed, many_talks(60), "--titles", "8", "--seed", seed)
+        talks.append({row["utterance"].split("/")[2].split("-")[0] for rows in splits.values() for row in rows})
+    assert len(talks[0]) == len(talks[1]) == 8 and talks[0] != talks[1] and max(map(int, talks[0])) > 8
     assert "60 distinct, 8 of these asked for, 8 scripts" in capsys.readouterr().out
 
 
-# --- A real LLM that writes garbage.
-
-
-def test_garbage_in_place_of_scripts_and_of_pairs(makers, llama, monkeypatch):
-    """The random LLM from the scripts on, and only for the pairs: every one of its answers is counted."""
-    def generate(prompts, model, path, max_new_tokens):
-        sensible = [prompt for prompt in prompts if not prompt.startswith(start)]
-        garbage = rewrite.generate([p for p in prompts if p.startswith(start)], llama, path, max_new_tokens=30)
-        return [answer(prompt) for prompt in sensible] + garbage
-    monkeypatch.setattr(fakacl, "generate", generate)
-    start = "Write a 12"
-    with pytest.raises(SystemExit, match="everything was dropped"):
-        run_fakacl("--work", "scripts")
-    start = "Generate 2 pairs"
-    rows = [row for rows in run_fakacl("--work", "pairs").values() for row in rows]
-    with open("pairs/rows/fakacl/dropped.txt", encoding="utf-8") as file:
-        lost = file.read().count("the LLM gave no such question")
-    assert lost + sum(row["task"] == "SQA" and row["language"] == "en" and row["answerable"] for row in rows) == 2 * 4
+def test_garbage_in_place_of_scripts_and_of_pairs(makers, llama, tmp_path):
+    """A random LLM writes the scripts, or only the pairs: every one of its answers is counted."""
+    def garbage_from(start):
+        return lambda prompt: rewrite.generate([prompt], llama, f"{tmp_path}/{start}", max_new_tokens=30)[0] \
+            if prompt.startswith(start) else answer(prompt)
+    refused(run_fakacl, makers, tmp_path, garbage_from("Write a 12"), "--work", "scripts", says="everything was dropped")
+    splits, dropped = run_fakacl(makers, tmp_path, garbage_from("Generate 2 pairs"))
+    lost = sum(why.startswith("the LLM gave no such question") for _, _, why in dropped)
+    rows = [row for part in splits.values() for row in part if row["task"] == "SQA" and row["language"] == "en"]
+    assert lost + sum(row["answerable"] for row in rows) == 2 * 4

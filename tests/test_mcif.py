@@ -2,32 +2,24 @@
 import gzip
 import json
 import os
+import re
 import sys
 import types
 from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree
 
-import numpy as np
 import pytest
-import soundfile
+from downloads import FIXED, definition, read_corpus, reference, sound
 from references import vectors
+from test_bad_input import refused, write
 
 from data import mcif as recipe
 from metrics import mcif
 from speech_llm.prompts import NOT_ANSWERABLE
-from speech_llm.rows import read_rows
 
 
-FIXED = {  # the organisers' instructions
-    "en": ("Transcribe the English content.", "Answer the following question concisely given the English content: "),
-    "de": ("Übersetze den englischem Inhalt nach Deutsch.",
-           "Beantworte die folgende Frage kurz und bündig basierend auf dem englischen Inhalt: "),
-    "it": ("Traduci il contenuto inglese in italiano.",
-           "Rispondi in modo conciso alla seguente domanda dato il contenuto inglese: "),
-    "zh": ("将英文内容翻译成中文。", "根据所给的英文内容，简要回答以下问题： "),
-}
-OTHER = {  # in other words
+OTHER = {  # instructions in other words
     "en": ("Write out what the English talk says.", "Given the English talk, what is your reply to this:"),
     "de": ("Übertrage die englische Aufnahme ins Deutsche.", "Nutze den englischen Inhalt für eine kurze Antwort:"),
     "it": ("Riporta in lingua italiana il contenuto inglese.", "In base all'inglese, dai una risposta breve:"),
@@ -47,48 +39,14 @@ def test_all_wordings_are_understood(language):
 
 @pytest.mark.parametrize("instruction, language", [
     ("Welche Übersetzung des englischen Inhalts ins Deutsche ist besser?\nA: Ja.\nB: Nein.", "de"),     # has lines
-    ("Antworte auf Englisch mit A oder B:\nA\nB", "de"),
-    ("Wie gut ist die Übersetzung: 1, 2 oder 3?", "de"),
-    ("Who is the speaker?", "en"),
-    ("Transcribe the German content.", "en"),
-    ("Answer given the English content:", "en"),                                                        # no question
-])
+    ("Antworte auf Englisch mit A oder B:\nA\nB", "de"), ("Wie gut ist die Übersetzung: 1, 2 oder 3?", "de"),
+    ("Who is the speaker?", "en"), ("Transcribe the German content.", "en"),
+    ("Answer given the English content:", "en")])                                                       # no question
 def test_anything_else_is_the_surprise_task_and_stays_whole(instruction, language):
     assert recipe.understand(instruction, language)[:2] == ("MCQ", instruction)
 
 
 # --- A test definition and its rows.
-
-def definition(path, samples, track="short", name="MCIF0.2"):
-    """Write [(language, id, recording, instruction)] as the organisers do."""
-    root = ElementTree.Element("testset", name=name)
-    tasks = {}
-    for language, number, recording, instruction in samples:
-        if language not in tasks:
-            tasks[language] = ElementTree.SubElement(root, "task", track=track, text_lang=language)
-        sample = ElementTree.SubElement(tasks[language], "sample", id=number)
-        for tag, text in (("audio_path", recording), ("video_path", f"{recording}.mp4"), ("instruction", instruction)):
-            ElementTree.SubElement(sample, tag).text = text
-    path.parent.mkdir(parents=True, exist_ok=True)
-    ElementTree.ElementTree(root).write(path, encoding="utf-8", xml_declaration=True)
-
-
-def reference(path, samples, track="short", language="de"):
-    """Write [(ids, task, recordings, reference, transcript, qa_type)] as the organisers do, gzipped."""
-    root = ElementTree.Element("testset", name="MCIF0.2")
-    task = ElementTree.SubElement(root, "task", track=track, text_lang=language)
-    for n, (ids, kind, recordings, text, transcript, qa_type) in enumerate(samples):
-        sample = ElementTree.SubElement(task, "sample", id=ids, iid=f"{kind}_{n}", task=kind)
-        if qa_type:
-            sample.set("qa_type", qa_type)
-        ElementTree.SubElement(sample, "audio_path").text = recordings
-        ElementTree.SubElement(sample, "reference").text = text
-        if transcript:
-            ElementTree.SubElement(ElementTree.SubElement(sample, "metadata"), "transcript").text = transcript
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(gzip.compress(ElementTree.tostring(root, encoding="utf-8")))
-    return path
-
 
 SAMPLES = [("en", "0", "a.wav", FIXED["en"][1] + "Who speaks?"), ("en", "1", "a.wav", FIXED["en"][0]),
            ("de", "0", "a.wav", FIXED["de"][1] + "Wer spricht?"), ("de", "3", "a.wav", FIXED["de"][0]),
@@ -104,20 +62,20 @@ def raw(tmp_path, monkeypatch):
     for name in ("en", "de"):
         definition(folder / f"MCIF0.2.IF.short.{name}.src.fixedprompts.xml", [s for s in SAMPLES if s[0] == name])
     reference(folder / "MCIF.short.de.ref.xml.gz", ANSWERS)
-    (folder / "MCIF_DATA" / "SHORT_AUDIOS").mkdir(parents=True)
-    soundfile.write(folder / "MCIF_DATA" / "SHORT_AUDIOS" / "a.wav", np.zeros(160), 16000)
-    (folder / "MCIF_DATA" / "SHORT_AUDIOS" / "b.wav").write_bytes(b"RIFF")
+    sound(folder / "MCIF_DATA/SHORT_AUDIOS/a.wav", 0.01)
+    write(folder / "MCIF_DATA/SHORT_AUDIOS/b.wav", "RIFF")
     return folder
 
 
-def run_recipe(*more):
-    """Run the recipe and return the rows."""
-    recipe.main(["--incomplete", *more])
-    return read_rows("work/rows/mcif/test.jsonl")
+def run_recipe(work="work"):
+    """Run the recipe on work/raw/mcif and return the rows."""
+    recipe.main(["--incomplete", "--work", work, "--raw", "work/raw/mcif"])
+    return read_corpus(work, "mcif")[0]["test"]
 
 
 def test_rows_one_by_one(raw, capsys):
     definition(raw / "MCIF0.2.IF.long.en.src.fixedprompts.xml", [("en", "7", "talk.wav", "Summarize it.")], "long")
+    definition(raw / "mixed" / "de.xml", [("de", "3", "a.wav", OTHER["de"][0])])
     rows = {row.pop("id"): row for row in run_recipe()}
     told = capsys.readouterr().out
     folder = "work/raw/mcif/MCIF_DATA/SHORT_AUDIOS"
@@ -131,18 +89,9 @@ def test_rows_one_by_one(raw, capsys):
         "mcif/short/de/0": row("a", "SQA", "de", "Anna.", question="Wer spricht?"),
         "mcif/short/de/3": row("a", "ST", "de"), "mcif/short/de/4": row("b", "ST", "de"),
         "mcif/short/de/5": row("b", "MCQ", "de", question="Welche ist besser?\nA: Ja.\nB: Nein.")}
-    assert "ST de: 2 instructions in 1 wordings" in told and "1 recordings cannot be read; their rows stay" in told
+    assert "ST de: 3 instructions in 2 wordings" in told and "1 recordings cannot be read; their rows stay" in told
     assert "1 in test: the long track" in told
     assert "| test: SQA/QA de | 1 | 195 | -194 |" in told and "| test: SQA/QA en | 1 | 220 | -219 |" in told
-
-
-def test_mixed_wordings_must_ask_the_same(raw, capsys):
-    definition(raw / "mixed" / "de.xml", [("de", "3", "a.wav", OTHER["de"][0])])
-    assert len(run_recipe()) == len(SAMPLES)
-    assert "ST de: 3 instructions in 2 wordings" in capsys.readouterr().out
-    definition(raw / "mixed" / "de.xml", [("de", "3", "b.wav", OTHER["de"][0])])
-    with pytest.raises(SystemExit, match=r"de.xml: sample 3 in de is \('b.wav', 'ST', None\), in an earlier file"):
-        run_recipe("--work", "elsewhere", "--raw", str(raw))
 
 
 def test_a_parquet_file_of_the_hub(raw):
@@ -160,80 +109,73 @@ def test_a_parquet_file_of_the_hub(raw):
     assert Counter((row["language"], row["task"]) for row in rows) == {
         ("en", "SQA"): 1, ("en", "ASR"): 1, ("de", "SQA"): 1, ("de", "ST"): 2, ("de", "MCQ"): 1}
     assert rows[0]["id"] == "mcif/short/en/0" and rows[0]["question"] == "Who speaks?"
-    (raw / "short_fixedprompt" / "x.parquet").write_bytes(b"PAR1")
-    with pytest.raises(SystemExit, match="x.parquet is damaged"):
-        run_recipe("--work", "elsewhere", "--raw", str(raw))
+    write(raw / "short_fixedprompt" / "x.parquet", "PAR1")
+    refused(run_recipe, "elsewhere", says="x.parquet is damaged")
 
 
-def test_what_is_missing(raw, monkeypatch):
-    (raw / "short_fixedprompt").mkdir()
-    (raw / "short_fixedprompt" / "x.parquet").write_bytes(b"")
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
+def test_parquet_needs_a_package(raw, monkeypatch):
+    write(raw / "short_fixedprompt" / "x.parquet", "")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match="the package pyarrow is missing: pip install pyarrow"):
-        run_recipe()
-    with pytest.raises(SystemExit, match="a definition of a short track, .* is missing: download it from .*MCIF"):
-        run_recipe("--work", "elsewhere")
+    refused(run_recipe, says="the package pyarrow is missing: pip install pyarrow")
 
 
 TEST = '<testset><task track="short" text_lang="de">{}</task></testset>'
+PACKED = gzip.compress(TEST.encode(), mtime=0)
 
 
 @pytest.mark.parametrize("content, says", [
-    (gzip.compress(TEST.encode(), mtime=0)[:-9], "is no test set"), (b"\x1f\x8b", "no test set"),
-    (gzip.compress(TEST.encode(), mtime=0)[:-4] + b"\0\0\0\0", "is no test set"),
-    (TEST.format("<sample/>").encode(), "sample id None is missing"),
-    (TEST.format('<sample id="1"/><sample id="1"/>').encode(), "there twice"),
-    (TEST.format("<sample id='1'>\x01</sample>").encode(), "is no test set")])
+    (PACKED[:-9], "is no test set"), (b"\x1f\x8b", "is no test set"), (PACKED[:-4] + bytes(4), "is no test set"),
+    (TEST.format("<sample/>"), "sample id None is missing"),
+    (TEST.format('<sample id="1"/><sample id="1"/>'), "there twice"),
+    (TEST.format("<sample id='1'>\x01</sample>"), "is no test set")])
 def test_a_damaged_xml_is_named(tmp_path, content, says):
-    (tmp_path / "x.xml").write_bytes(content)
-    with pytest.raises(SystemExit, match=f"x.xml.*{says}"):
-        mcif.read_samples(str(tmp_path / "x.xml"))
+    path = write(tmp_path / "x.xml", content)
+    refused(mcif.read_samples, path, names=path, says=says)
 
 
-@pytest.mark.parametrize("language, name, recording, instruction", [
-    ("de", "9", "", "Ja"), ("de", "9", "a.wav", " "), ("de", "../9", "a.wav", "Ja"), ("fr", "9", "a.wav", "Oui")])
-def test_a_definition_that_is_unlike_others_is_named(raw, language, name, recording, instruction):
-    definition(raw / "x.xml", [(language, name, recording, instruction)])
-    with pytest.raises(SystemExit, match=f"x.xml: sample '{name}' in '{language}' has no audio_path or no instruction"):
-        run_recipe()
+@pytest.mark.parametrize("sample, says", [
+    *(((language, name, recording, text), f"sample '{name}' in '{language}' has no audio_path or no instruction")
+      for language, name, recording, text in (("de", "9", "", "Ja"), ("de", "9", "a.wav", " "),
+                                              ("de", "../9", "a.wav", "Ja"), ("fr", "9", "a.wav", "Oui"))),
+    (("de", "3", "b.wav", OTHER["de"][0]), "sample 3 in de is ('b.wav', 'ST', None), in an earlier file")])
+def test_a_definition_that_is_unlike_others_is_named(raw, sample, says):
+    definition(raw / "x.xml", [sample])
+    refused(run_recipe, names="x.xml: ", says=says)
 
 
-@pytest.mark.parametrize("ids, task, recordings, text", [
-    ("1", "QA", "a.wav", ""), ("1", "", "a.wav", "x"), ("1,2", "ASR", "a.wav", "x"), ("1", "QA", "a.wav", "x")])
-def test_a_reference_that_is_not_whole_or_of_another_language_is_named(tmp_path, ids, task, recordings, text):
+@pytest.mark.parametrize("ids, task, recordings, text, language", [
+    ("1", "QA", "a.wav", "", "de"), ("1", "", "a.wav", "x", "de"), ("1,2", "ASR", "a.wav", "x", "de"),
+    ("1", "QA", "a.wav", "x", "it")])
+def test_a_reference_that_is_not_whole_or_of_another_language_is_named(tmp_path, ids, task, recordings, text, language):
     path = reference(tmp_path / "r.xml", [(ids, task, recordings, text, "", "")])
-    with pytest.raises(SystemExit, match=str(path)):
-        mcif.read_references(str(path), "short", "it" if (ids, task, text) == ("1", "QA", "x") else "de")
+    refused(mcif.read_references, path, "short", language, names=path)
+
+
+@pytest.mark.parametrize("sample", [("3,4", "TRANS", "a.wav,a.wav", "Ja.\nNein.", "Yes.\nNo.", ""),
+                                    ("3", "QA", "a.wav", "Anna.", "", "A")])
+def test_a_reference_that_is_of_another_task_or_recording_stops_the_recipe(raw, sample):
+    reference(raw / "MCIF.short.de.ref.xml.gz", [sample])
+    message = refused(run_recipe)
+    assert re.search("mcif/short/de/[34] is ST on [ab].wav, its reference (ST|SQA) on a.wav", message)
 
 
 def test_a_recording_cannot_point_outside(raw):
     definition(raw / "x.xml", [("it", "9", "../../../etc/passwd", FIXED["it"][0]), ("it", "10", "..", FIXED["it"][0])])
-    with pytest.raises(ValueError, match="utterance 'mcif/..' would leave its folder"):
-        run_recipe()
+    refused(run_recipe, says="utterance 'mcif/..' would leave its folder")
     definition(raw / "x.xml", [("it", "9", "../../../etc/passwd", FIXED["it"][0])])
     assert run_recipe()[-1]["audio"] == "work/raw/mcif/passwd"
-
-
-def test_a_reference_that_is_of_another_task_or_recording_stops_the_recipe(raw):
-    for samples in ([("3,4", "TRANS", "a.wav,a.wav", "Ja.\nNein.", "Yes.\nNo.", "")],
-                    [("3", "QA", "a.wav", "Anna.", "", "A")]):
-        reference(raw / "MCIF.short.de.ref.xml.gz", samples)
-        with pytest.raises(SystemExit, match="mcif/short/de/[34] is ST on [ab].wav, its reference (ST|SQA) on a.wav"):
-            run_recipe()
 
 
 def test_the_real_test_rebuilt_from_its_references(real, tmp_path, monkeypatch, capsys):
     """The definitions themselves are not at hand: ids, recordings and answers are real, the questions made up."""
     monkeypatch.chdir(tmp_path)
-    raw = tmp_path / "work" / "raw" / "mcif"
     for language in ("de", "it", "zh"):
-        path = os.path.join(real, "mcif", "refs", f"MCIF0.2.IF.short.{language}.ref.xml")
-        parts = mcif.read_references(path, "short", language)
-        definition(raw / f"{language}.src.fixedprompts.xml", [
+        path = Path(real, "mcif", "refs", f"MCIF0.2.IF.short.{language}.ref.xml")
+        definition(f"work/raw/mcif/{language}.src.fixedprompts.xml", [
             (language, name, recording, FIXED[language][one["task"] == "QA"] + one["task"].replace("TRANS", ""))
-            for one in parts for name, recording in zip(one["ids"], one["audio"])])
-        (raw / os.path.basename(path)).write_bytes(Path(path).read_bytes())
+            for one in mcif.read_references(str(path), "short", language)
+            for name, recording in zip(one["ids"], one["audio"])])
+        write(f"work/raw/mcif/{path.name}", path.read_bytes())
     rows = run_recipe()
     assert len(rows) == 3 * 890 and len({row["utterance"] for row in rows}) == 755
     for language in ("de", "it", "zh"):
@@ -259,82 +201,71 @@ def test_what_is_written_is_what_is_read(tmp_path, capsys):
     assert root.attrib == {"name": "TEAM & Co", "type": "output"} and root.tag == "testset"
     assert [task.attrib for task in root] == [{"track": "short", "text_lang": lang} for lang in ("de", "en")]
     assert os.listdir(tmp_path / "new") == ["out.xml"]
-    with pytest.raises(SystemExit, match="no task long de, only"):
-        mcif.read_output(path, "long", "de")
+    refused(mcif.read_output, path, "long", "de", says="no task long de, only")
 
 
 # --- The official scores.
 
-def plain(monkeypatch):
-    """Lower case without full stops in place of Whisper's normaliser, which is optional."""
-    monkeypatch.setattr(mcif, "english_normalizer", lambda: lambda text: text.lower().replace(".", ""))
+def score(folder, references, answers, language="de", track="short", **scorers):
+    """Return the official scores of {sample: answer} against references; a scorer returns its values for any items."""
+    path = reference(folder / "ref.xml", references, track, language)
+    mcif.write_output(f"{folder}/out.xml", "x", {f"mcif/{track}/{language}/{n}": text for n, text in answers.items()})
+    return mcif.official_scores(f"{folder}/out.xml", path, language, track, **scorers)
 
 
-def output(path, language, texts, track="short"):
-    mcif.write_output(str(path), "x", {f"mcif/{track}/{language}/{name}": text for name, text in texts.items()})
-    return str(path)
+def ones():
+    return lambda items: [1.0] * len(items)
 
 
 def test_word_error_rate_by_talks(tmp_path, monkeypatch):
     """Talk 1: "one two three four" against "one two" + "tree four": 1 error of 4. Talk 2: one of two words missing."""
-    plain(monkeypatch)
-    ref = reference(tmp_path / "ref.xml", [("2,1", "ASR", "b.wav,a.wav", "One two three four.", "", ""),
-                                           ("7", "ASR", "c.wav", "Five. Six.", "", "")], language="en")
-    out = output(tmp_path / "out.xml", "en", {"1": "Tree four.", "2": "One two.", "7": "six"})
-    assert mcif.official_scores(out, ref, "en") == ({"ASR-WER": pytest.approx(2 / 6)}, {})
+    monkeypatch.setattr(mcif, "english_normalizer", lambda: lambda text: text.lower().replace(".", ""))
+    assert score(tmp_path, [("2,1", "ASR", "b.wav,a.wav", "One two three four.", "", ""),
+                            ("7", "ASR", "c.wav", "Five. Six.", "", "")],
+                 {"1": "Tree four.", "2": "One two.", "7": "six"}, "en") == ({"ASR-WER": pytest.approx(2 / 6)}, {})
 
 
 def test_translations_and_answers_by_hand(tmp_path):
     """Two recordings cut a talk elsewhere than its three sentences; an empty talk becomes a full stop."""
-    ref = reference(tmp_path / "ref.xml", [
-        ("4,5", "TRANS", "a.wav,b.wav", "Das ist gut. \nJa.\nDanke sehr.", "This is good.\n Yes.\nThank you.", ""),
-        ("6", "TRANS", "c.wav", "Ende.", "End.", ""),
-        ("0", "QA", "a.wav", "Anna.", "", "A"), ("1", "QA", "a.wav", NOT_ANSWERABLE["de"], "", "NA")])
-    out = output(tmp_path / "out.xml", "de",
-                 {"0": "Anna", "1": "", "4": "Das ist gut. Ja.", "5": "Danke sehr.", "6": ""})
     seen = {}
 
     def scorer(name, values):
         return lambda: lambda items: seen.setdefault(name, items) and values
-    scores, left_out = mcif.official_scores(out, ref, "de", load_comet=scorer("comet", [0.9, 0.5, 0.7, 0.1]),
-                                            load_bertscore=scorer("bert", [1.0, 0.5]))
+    scores, left_out = score(
+        tmp_path, [
+            ("4,5", "TRANS", "a.wav,b.wav", "Das ist gut. \nJa.\nDanke sehr.", "This is good.\n Yes.\nThank you.", ""),
+            ("6", "TRANS", "c.wav", "Ende.", "End.", ""), ("0", "QA", "a.wav", "Anna.", "", "A"),
+            ("1", "QA", "a.wav", NOT_ANSWERABLE["de"], "", "NA")],
+        {"0": "Anna", "1": "", "4": "Das ist gut. Ja.", "5": "Danke sehr.", "6": ""},
+        load_comet=scorer("comet", [0.9, 0.5, 0.7, 0.1]), load_bertscore=scorer("bert", [1.0, 0.5]))
     assert scores == {"TRANS-COMET": pytest.approx(0.55), "QA-BERTScore": pytest.approx(0.75)} and not left_out
     assert seen["comet"] == [["This is good.", "Das ist gut.", "Das ist gut."], ["Yes.", "Ja.", "Ja."],
                              ["Thank you.", "Danke sehr.", "Danke sehr."], ["End.", ".", "Ende."]]
     assert seen["bert"] == [["Anna", "Anna."], ["", NOT_ANSWERABLE["de"]]]
 
 
-def test_chinese_is_cut_by_characters(tmp_path):
-    ref = reference(tmp_path / "ref.xml", [("4,5", "TRANS", "a.wav,b.wav", "你好。\n再见 BERT。", "Hi.\nBye, BERT.", "")],
-                    language="zh")
-    (talk,) = mcif.read_references(ref, "short", "zh")
+def test_chinese_is_cut_by_characters():
+    talk = {"ids": ["4", "5"], "reference": "你好。\n再见 BERT。", "transcript": "Hi.\nBye, BERT."}
     assert mcif.sentence_items({"4": "你 好", "5": "再见 BERT"}, [talk], "zh") == [
         ["Hi.", "你好", "你好。"], ["Bye, BERT.", "再见BERT", "再见 BERT。"]]
 
 
 def test_the_names_of_2025_and_summaries(tmp_path):
-    ref = reference(tmp_path / "ref.xml", [
+    assert score(tmp_path, [
         ("0", "SQA", "a.wav", "Ja.", "", "A"), ("1", "SSUM", "a.wav", "Kurz.", "", ""),
-        ("2", "ST", "a.wav", "Ja.", "Yes.", ""), ("3", "ACHAP", "a.wav", "[]", "", "")], track="long")
-    out = output(tmp_path / "out.xml", "de", {"0": "Ja.", "1": "Kurz.", "2": "Ja.", "3": ""}, track="long")
-    ones = lambda: lambda items: [1.0] * len(items)                                                     # noqa: E731
-    assert mcif.official_scores(out, ref, "de", "long", ones, ones) == (
+        ("2", "ST", "a.wav", "Ja.", "Yes.", ""), ("3", "ACHAP", "a.wav", "[]", "", "")],
+        {"0": "Ja.", "1": "Kurz.", "2": "Ja.", "3": ""}, track="long", load_comet=ones, load_bertscore=ones) == (
         {"QA-BERTScore": 1.0, "SUM-BERTScore": 1.0, "TRANS-COMET": 1.0}, {"ACHAP": "a task that is not scored here"})
 
 
 def test_a_metric_that_lacks_its_model_is_left_out_with_the_reason(tmp_path, monkeypatch):
     def missing():
         raise FileNotFoundError("no weights; run: hf download them")
-    ref, out = reference(tmp_path / "r.xml", ANSWERS), output(tmp_path / "o.xml", "de", {"0": "A", "3": "B", "4": "C"})
-    assert mcif.official_scores(out, ref, "de", load_comet=missing) == (
+    assert score(tmp_path, ANSWERS, {"0": "A", "3": "B", "4": "C"}, load_comet=missing) == (
         {}, {"TRANS-COMET": "no weights; run: hf download them", "QA-BERTScore": "no model was given to score it"})
     monkeypatch.setitem(sys.modules, "whisper_normalizer.english", None)
-    ref = reference(tmp_path / "r.xml", [("0", "ASR", "a.wav", "Yes.", "", "")], language="en")
-    scores, left_out = mcif.official_scores(output(tmp_path / "o.xml", "en", {"0": "Yes."}), ref, "en")
+    scores, left_out = score(tmp_path, [("0", "ASR", "a.wav", "Yes.", "", "")], {"0": "Yes."}, "en")
     assert not scores and "pip install whisper-normalizer==0.1.0" in left_out["ASR-WER"]
-
-
-def test_a_newer_normaliser_is_refused(monkeypatch):
     newer = types.SimpleNamespace(EnglishTextNormalizer=lambda: lambda text: text.replace("kinda", "kind of"))
     monkeypatch.setitem(sys.modules, "whisper_normalizer.english", newer)
     with pytest.raises(ImportError, match="0.1.0"):
@@ -342,25 +273,20 @@ def test_a_newer_normaliser_is_refused(monkeypatch):
 
 
 def test_a_missing_answer_is_named_an_unaligned_reference_too(tmp_path):
-    ref = reference(tmp_path / "ref.xml", ANSWERS)
-    with pytest.raises(SystemExit, match="out.xml lacks sample 4 of short de"):
-        mcif.official_scores(output(tmp_path / "out.xml", "de", {"0": "A", "3": "B"}), ref, "de")
-    reference(tmp_path / "ref.xml", [("3,4", "TRANS", "a.wav,b.wav", "Ja.\nNein.", "Yes.", "")])
+    refused(score, tmp_path, ANSWERS, {"0": "A", "3": "B"}, says="out.xml lacks sample 4 of short de")
+    unaligned = [("3,4", "TRANS", "a.wav,b.wav", "Ja.\nNein.", "Yes.", "")]
     with pytest.raises(SystemExit, match="samples 3 to 4: 2 lines of reference, 1 of transcript"):
-        mcif.official_scores(output(tmp_path / "out.xml", "de", {"3": "A", "4": "B"}), ref, "de",
-                             load_comet=lambda: lambda items: [1.0])
+        score(tmp_path, unaligned, {"3": "A", "4": "B"}, load_comet=ones)
 
 
 def test_choices_by_hand():
     """Options seen in the reference: A, B. Of four answers "a." and "B" are well formed, and one of them is right."""
-    references = [{"ids": [str(n)], "reference": right} for n, right in enumerate(["A", "A", "B", "B"])]
-    answers = {"0": " a.", "1": "B", "2": "I prefer B", "3": ""}
-    assert mcif.option_accuracy(answers, references) == (0.5, 0.5)
+    references = [{"ids": [str(n)], "reference": right} for n, right in enumerate("AABB")]
+    assert mcif.option_accuracy({"0": " a.", "1": "B", "2": "I prefer B", "3": ""}, references) == (0.5, 0.5)
     assert mcif.option_accuracy(dict.fromkeys("0123", ""), references) == (0.0, 0.0)
 
 
 # --- Against the reference implementations, and real outputs.
-
 
 def test_whisper_normalisation_equals_the_organisers():
     pytest.importorskip("whisper_normalizer", reason="whisper-normalizer is optional")
@@ -383,9 +309,11 @@ def test_real_outputs_of_two_systems(real, language, system):
     ref = os.path.join(real, "mcif", "refs", f"MCIF0.2.IF.short.{language}.ref.xml")
     out = os.path.join(real, "mcif", "system_outputs_short", f"audio_short_{language}_fixed_{system}_output.xml")
     seen = []
-    ones = lambda: lambda items: [1.0] * len(items) if not seen.append(items) else []                   # noqa: E731
-    scores, left_out = mcif.official_scores(out, ref, language, load_comet=ones, load_bertscore=ones)
-    assert scores == {"TRANS-COMET": 1.0, "QA-BERTScore": 1.0} and not left_out
+
+    def scorer():
+        return lambda items: seen.append(items) or [1.0] * len(items)
+    assert mcif.official_scores(out, ref, language, load_comet=scorer, load_bertscore=scorer) == (
+        {"TRANS-COMET": 1.0, "QA-BERTScore": 1.0}, {})
     assert sorted(map(len, seen)) == [220, 919]
     answers = mcif.read_output(out, "short", language)
     talks = [sample for sample in mcif.read_references(ref, "short", language) if sample["task"] == "TRANS"]
@@ -396,16 +324,13 @@ def test_real_outputs_of_two_systems(real, language, system):
 def test_eval_shows_the_official_scores(raw, monkeypatch, capsys):
     """Answers of C -> the XML -> a column of the table: one talk of two sentences, one question."""
     import eval as stage
-    rows = run_recipe()
     german = {"mcif/short/de/0": "Anna.", "mcif/short/de/3": "Ja.", "mcif/short/de/4": "Nein."}
+    rows, folder = run_recipe(), "work/iwslt26/predictions/C"
     answers = {row["id"]: german.get(row["id"], "") for row in rows}
-    folder = os.path.join("work", "iwslt26", "predictions", "C")
-    os.makedirs(folder)
-    with open(os.path.join(folder, "mcif.test.jsonl"), "w") as file:
-        for row in rows:
-            file.write(json.dumps({"id": row["id"], "task": row["task"], "prediction": answers[row["id"]],
-                                   "tokens": 1, "capped": False, "loops": False}) + "\n")
-    mcif.write_output(os.path.join(folder, "mcif.test.xml"), "ours", answers)
+    write(f"{folder}/mcif.test.jsonl", "".join(json.dumps(
+        {"id": row["id"], "task": row["task"], "prediction": answers[row["id"]], "tokens": 1, "capped": False,
+         "loops": False}) + "\n" for row in rows))
+    mcif.write_output(f"{folder}/mcif.test.xml", "ours", answers)
     monkeypatch.setattr(stage, "load_comet", lambda c: lambda items: [float(mt == ref) for _, mt, ref in items])
     monkeypatch.setattr(stage.bertscore, "load_bertscore",
                         lambda *a: lambda items: [0.5 * (answer == right) for answer, right in items])
@@ -413,6 +338,6 @@ def test_eval_shows_the_official_scores(raw, monkeypatch, capsys):
     told = capsys.readouterr().out
     assert "| mcif.test | TRANS-COMET | QA-BERTScore |" in told and "| 1.000 | 0.500 |" in told
     assert "mcif.test in en is not scored: no *short.en.ref.xml*" in told
-    results = json.load(open("work/iwslt26/results.json"))
-    assert {(r["language"], r["metric"], r["value"]) for r in results} == {("de", "TRANS-COMET", 1.0),
-                                                                           ("de", "QA-BERTScore", 0.5)}
+    with open("work/iwslt26/results.json") as file:
+        assert {(result["language"], result["metric"], result["value"]) for result in json.load(file)} == {
+            ("de", "TRANS-COMET", 1.0), ("de", "QA-BERTScore", 0.5)}

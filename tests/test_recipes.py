@@ -8,11 +8,14 @@ import os
 import sys
 import tarfile
 
+import downloads
 import httpx
 import numpy as np
 import pytest
 import soundfile
+from downloads import common_voice, covost_tsv, read_corpus, sound, split_files, talks_xml
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from test_bad_input import refused, write
 
 from data import acl6060, covost2, europarlst, recipe
 from data.recipe import begin, finish, finished
@@ -20,20 +23,8 @@ from speech_llm.cache import features_folder, load_rows, write_shard
 from speech_llm.files import write_json
 from speech_llm.rows import read_rows, remake, rows_file, write_rows
 
-RECIPES = ("acl6060", "commonvoice", "covost2", "europarlst", "multispeechqa", "speech_ifeval", "spokensquad")
-
-
-def write(path, text):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return str(path)
-
-
-def refused(function, *arguments):
-    """Return the message with which a function exits."""
-    with pytest.raises(SystemExit) as error:
-        function(*arguments)
-    return str(error.value)
+RECIPES = ("acl6060", "commonvoice", "covost2", "europarlst", "gigast", "librispeech", "librisqa", "mcif",
+           "multispeechqa", "speech_ifeval", "spokensquad")
 
 
 # --- data/recipe.py: processes, audio, rows, counts.
@@ -63,11 +54,10 @@ def test_report_counts_beside_the_paper_and_stops_below_half_of_it(tmp_path, cap
     assert listed == "train\tc/7\tbroken: first line\ntrain\tc/8\tbroken: second\ndev\tc/9\tempty\n"
 
     paper = {("train", "ST/MT de"): 7, ("test", "ASR en"): 2}
-    message = refused(recipe.report, str(tmp_path), "c", {"train": rows}, paper, dropped)
+    message = refused(recipe.report, str(tmp_path), "c", {"train": rows}, paper, dropped, says="--incomplete")
     assert "train: ST/MT de has 3 rows, the paper 7" in message and "test: ASR en has 0 rows, the paper 2" in message
-    assert "--incomplete" in message
     recipe.report(str(tmp_path), "c", {"train": rows}, paper, dropped, incomplete=True)
-    assert "everything was dropped" in refused(recipe.report, str(tmp_path), "c", {"train": []}, {}, dropped, True)
+    refused(recipe.report, str(tmp_path), "c", {"train": []}, {}, dropped, True, says="everything was dropped")
 
 
 # --- From the first look to the last file.
@@ -75,25 +65,18 @@ def test_report_counts_beside_the_paper_and_stops_below_half_of_it(tmp_path, cap
 def test_a_first_look_settles_nothing_and_begun_work_keeps_its_settings(tmp_path, capsys):
     work, folder = str(tmp_path), tmp_path / "rows" / "c"
     assert not finished(work, "c", {"seed": 0}) and not folder.exists()
-    assert not finished(work, "c", {"seed": 1})
     begin(work, "c", {"seed": 1})
-    assert "c was made with seed 1 (now 0)" in refused(finished, work, "c", {"seed": 0})
-    finish(work, "c", {"seed": 1}, "iwslt25")
+    refused(finished, work, "c", {"seed": 0}, says="c was made with seed 1 (now 0)")
+    finish(work, "c", {"seed": 1, "languages": "en,de,it"}, "iwslt25")
     assert capsys.readouterr().out == (f"rows in {folder}\nnext: python extract_features.py --preset iwslt25 "
                                        f"--work {work}\n")
-    assert finished(work, "c", {"seed": 1})
-    assert "c was made with seed 1 (now 0)" in refused(finished, work, "c", {"seed": 0})
+    assert finished(work, "c", {"seed": 1, "languages": "it,en"})            # of three languages
     assert f"{folder} is finished already; to make it again, remove it and run: " in capsys.readouterr().out
+    refused(finished, work, "c", {"seed": 0, "languages": "en"}, says="c was made with seed 1 (now 0)")
+    refused(finished, work, "c", {"seed": 1, "languages": "en,fr"}, says="with languages 'en,de,it' (now 'en,fr')")
 
 
-def test_more_languages_than_asked_for_are_finished(tmp_path):
-    finish(str(tmp_path), "c", {"languages": "en,de,it", "seed": 0})
-    assert finished(str(tmp_path), "c", {"languages": "it,en", "seed": 0})
-    message = refused(finished, str(tmp_path), "c", {"languages": "en,fr", "seed": 0})
-    assert "c was made with languages 'en,de,it' (now 'en,fr')" in message
-
-
-def test_commands_to_make_rows_carry_the_work_folder(tmp_path):
+def test_commands_to_make_rows_carry_the_work_folder():
     assert remake("work/rows/covost2-zh_en/test.jsonl") == "python -m data.covost2 --into-english zh"
     assert remake("work/rows/covost2-en_ar/test.jsonl") == "python -m data.covost2 --from-english ar"
     assert remake("work/rows/tiny-listeners/test.jsonl") == "python -m data.tiny_listeners"
@@ -107,13 +90,13 @@ def test_rows_of_a_recipe_that_did_not_finish_are_refused(tmp_path):
     for corpus in ("fakacl", "mine"):
         write_rows(tmp_path / "rows" / corpus / "train.jsonl", [row])
     assert read_rows(rows_file(work, "mine", "train"))[0]["target"] == "b"
-    message = refused(rows_file, work, "fakacl", "train")
-    assert "rows/fakacl is not finished" in message and f"python -m data.fakacl --work {work}" in message
+    message = refused(rows_file, work, "fakacl", "train", says="rows/fakacl is not finished")
+    assert f"python -m data.fakacl --work {work}" in message
     finish(work, "fakacl", {})
     assert rows_file(work, "fakacl", "train") == str(tmp_path / "rows" / "fakacl" / "train.jsonl")
     begin(work, "mine", {})
-    assert "rows/mine is not finished" in refused(rows_file, work, "mine", "train")
-    assert "rows/gigast is missing; run: python -m data.gigast" in refused(rows_file, work, "gigast", "train")
+    refused(rows_file, work, "mine", "train", says="rows/mine is not finished")
+    refused(rows_file, work, "gigast", "train", says="rows/gigast is missing; run: python -m data.gigast")
 
 
 def test_two_corpora_with_one_utterance_are_refused_by_name(tmp_path, capsys):
@@ -128,7 +111,7 @@ def test_two_corpora_with_one_utterance_are_refused_by_name(tmp_path, capsys):
         write_shard(folder, "frames-00000", {name: np.zeros((4, 8), np.float16)},
                     {"made": made, "dropped": [], "seconds": 1.0})
         write_json(os.path.join(folder, "config.json"), {**made, "width": 8, "utterances": 1})
-    assert "the corpora mine and yours share the names of 1 utterances" in refused(load_rows, c, "train", made)
+    refused(load_rows, c, "train", made, says="the corpora mine and yours share the names of 1 utterances")
     rows, features = load_rows(c._replace(corpora="mine,theirs"), "train", made)
     assert len(rows) == 2 and len(features["0001"]) == len(features["theirs/0001"]) == 4
     assert capsys.readouterr().out == "train: 2 rows (mine 1, theirs 1)\n"
@@ -206,20 +189,15 @@ def test_one_bad_sentence_of_common_voice_stops_nothing(tmp_path, written, read,
       for name in ("../a.mp3", "a\\b.mp3", "", "a\0.mp3", "a\u2215b.mp3"))])
 def test_a_damaged_tsv_is_named_with_its_line(tmp_path, text, told):
     path = write(tmp_path / "x.tsv", text)
-    message = refused(covost2.read_translations, path)
-    assert path in message and told in message and "download it again" in message
+    assert "download it again" in refused(covost2.read_translations, path, names=path, says=told)
 
 
-def test_one_bad_line_of_a_release_stops_nothing(tmp_path):
-    path, dropped = write(tmp_path / "x.tsv", TSV + "a.mp3\tA\ttrian\n../b.mp3\tB\ttest\nc.mp3\tC\ttest\n"), []
+def test_a_bad_line_of_a_release_stops_nothing_and_the_first_line_of_a_clip_stays(tmp_path, capsys):
+    path, dropped = write(tmp_path / "x.tsv", TSV + "a.mp3\tA\ttrian\n../b.mp3\tB\ttest\nc.mp3\tC\ttest\n"
+                          "c.mp3\tD\tdev\n"), []
     assert covost2.read_translations(path, dropped) == {"c.mp3": ("C", "test")}
     assert dropped == [("all", "x.tsv line 2", "bad line: unknown split 'trian'"),
                        ("all", "x.tsv line 3", "bad line: '../b.mp3' is no file name")]
-
-
-def test_the_first_line_of_a_clip_stays(tmp_path, capsys):
-    path = write(tmp_path / "x.tsv", TSV + "a.mp3\tA\ttest\na.mp3\tB\tdev\n")
-    assert covost2.read_translations(path) == {"a.mp3": ("A", "test")}
     assert "1 lines name a clip a second time" in capsys.readouterr().out
 
 
@@ -235,78 +213,75 @@ def test_the_english_test_set_survives_the_join(real, tmp_path):
     assert sum(text.startswith('"') and text.endswith('"') for text in found.values()) == 2968
 
 
-def pack(path, members):
-    """A .tar.gz of {member name: text}."""
-    with tarfile.open(path, "w:gz") as tar:
-        for name, text in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(text)
-            tar.addfile(member, io.BytesIO(text.encode()))
-
-
 def test_a_packed_tsv_is_read_without_unpacking(tmp_path):
-    text, path = TSV + "a.mp3\tA\ttest\n", tmp_path / "covost_v2.en_de.tsv"
-    archive = tmp_path / "covost_v2.en_de.tsv.tar.gz"
-    pack(archive, {"../escaped": "x", "./covost_v2.en_de.tsv": text})
+    path, archive = tmp_path / "covost_v2.en_de.tsv", tmp_path / "covost_v2.en_de.tsv.tar.gz"
+
+    def pack(**members):
+        with tarfile.open(archive, "w:gz") as tar:
+            for name, text in members.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(text)
+                tar.addfile(member, io.BytesIO(text.encode()))
+    pack(**{"../escaped": "x", f"./{path.name}": TSV + "a.mp3\tA\ttest\n"})
     assert covost2.read_translations(str(path)) == {"a.mp3": ("A", "test")}
     assert os.listdir(tmp_path) == [archive.name] and not (tmp_path.parent / "escaped").exists()
-    pack(archive, {path.name: TSV + "".join(f"{n}.mp3\t{hash(str(n))}\ttest\n" for n in range(5000))})
+    pack(**{path.name: TSV + "".join(f"{n}.mp3\t{hash(str(n))}\ttest\n" for n in range(5000))})
     for damaged in (archive.read_bytes()[:20_000], archive.read_bytes()[:20_000] + bytes(100), b"hello",
                     gzip.compress(b"hello" * 999)):
         archive.write_bytes(damaged)
-        assert f"{archive} is damaged" in refused(covost2.read_translations, str(path))
-    write(path, text)                                        # unpacked, it is what is read
-    assert covost2.read_translations(str(path)) == {"a.mp3": ("A", "test")}
+        refused(covost2.read_translations, str(path), says=f"{archive} is damaged")
+    write(path, TSV + "a.mp3\tB\ttest\n")                                    # unpacked, it is what is read
+    assert covost2.read_translations(str(path)) == {"a.mp3": ("B", "test")}
 
 
 def covost_download(raw):
     """Nine clips: two for training, one each for dev and test, the others with a defect."""
-    german = ["a\tHallo.\ttrain", "b\t\"Ja\"\ttrain_covost", "c\tNein.\tdev", "d\tGut.\ttest",
-              "e\t[TO REMOVE]\ttrain", "f\tFehlt.\ttrain", "g\tLeer.\ttrain", "h\tKaputt.\ttest",
-              "i\tUnbekannt.\tdev", "d2\tGut.\ttest_dup"]
-    chinese = ["a\t你好。\ttrain", "b\t\ttrain_covost", "c\t不。\tdev", "d\t好。\ttest", "e\t好。\ttrain",
-               "c2\t不。\tdev"]
-    for pair, lines in (("en_de", german), ("en_zh-CN", chinese)):
-        write(raw / f"covost_v2.{pair}.tsv", TSV + "".join(line.replace("\t", ".mp3\t", 1) + "\n" for line in lines))
-    write(raw / "en" / "validated.tsv", "client_id\tpath\tsentence\n" + "".join(
-        f"x\t{name}.mp3\tSentence {name}.\n" for name in ("d", "c", "b", "a", "e", "f", "g", "h", "unused")))
-    soundfile.write(raw / "a.mp3", np.zeros(4800), 48000, format="MP3")
-    (raw / "en" / "clips").mkdir()
-    for name in "abcde":
-        os.link(raw / "a.mp3", raw / "en" / "clips" / f"{name}.mp3")
-    write(raw / "en" / "clips" / "g.mp3", "")
-    write(raw / "en" / "clips" / "h.mp3", "not audio")
+    covost_tsv(raw, "en_de", [
+        ("a.mp3", "Hallo.", "train"), ("b.mp3", '"Ja"', "train_covost"), ("c.mp3", "Nein.", "dev"),
+        ("d.mp3", "Gut.", "test"), ("e.mp3", "[TO REMOVE]", "train"), ("f.mp3", "Fehlt.", "train"),
+        ("g.mp3", "Leer.", "train"), ("h.mp3", "Kaputt.", "test"), ("i.mp3", "Unbekannt.", "dev"),
+        ("d2.mp3", "Gut.", "test_dup")])
+    covost_tsv(raw, "en_zh-CN", [
+        ("a.mp3", "你好。", "train"), ("b.mp3", "", "train_covost"), ("c.mp3", "不。", "dev"), ("d.mp3", "好。", "test"),
+        ("e.mp3", "好。", "train"), ("c2.mp3", "不。", "dev")])
+    common_voice(raw / "en", sound(f"{raw}/a.mp3", 0.1, 48_000, format="MP3"),
+                 validated=[f"{name} x Sentence {name}." for name in ("d", "c", "b", "a", "e", "f", "g", "h", "unused")])
+    for name, content in (("f", None), ("g", b""), ("h", b"not audio")):
+        (raw / "en/clips" / f"{name}.mp3").unlink()                          # the clips are links to one file
+        if content is not None:
+            write(raw / "en/clips" / f"{name}.mp3", content)
 
 
 def test_covost2(tmp_path, capsys):
     raw, work = tmp_path / "download", tmp_path / "work"
     covost_download(raw)
-    arguments = ["--work", str(work), "--raw", str(raw), "--incomplete"]
-    message = refused(covost2.main, arguments[:-1])
-    assert "train: ASR en has 3 rows, the paper 289413" in message and not (work / "rows/covost2/config.json").exists()
-    covost2.main(arguments)
-    folder = work / "rows" / "covost2"
-    rows = {split: read_rows(folder / f"{split}.jsonl") for split in ("train", "dev", "test")}
-    assert {split: [row["id"] for row in split_rows] for split, split_rows in rows.items()} == {
-        "train": ["covost2/train/a/ASR.en", "covost2/train/a/ST.de", "covost2/train/a/ST.zh",
-                  "covost2/train/b/ASR.en", "covost2/train/b/ST.de",                 # its Chinese is empty
-                  "covost2/train/e/ASR.en", "covost2/train/e/ST.zh"],                # its German is to be removed
-        "dev": ["covost2/dev/c/ASR.en", "covost2/dev/c/ST.de", "covost2/dev/c/ST.zh"],
-        "test": ["covost2/test/d/ASR.en", "covost2/test/d/ST.de", "covost2/test/d/ST.zh"]}
+    arguments = ["--work", str(work), "--raw", str(raw)]
+    refused(covost2.main, arguments, says="train: ASR en has 3 rows, the paper 289413")
+    assert not (work / "rows/covost2/config.json").exists()
+    covost2.main([*arguments, "--incomplete"])
+    rows, dropped = read_corpus(work, "covost2")
+    assert {split: [row["id"].removeprefix(f"covost2/{split}/") for row in rows[split]] for split in rows} == {
+        "train": ["a/ASR.en", "a/ST.de", "a/ST.zh", "b/ASR.en", "b/ST.de",           # b's Chinese is empty
+                  "e/ASR.en", "e/ST.zh"],                                            # e's German is to be removed
+        "dev": ["c/ASR.en", "c/ST.de", "c/ST.zh"], "test": ["d/ASR.en", "d/ST.de", "d/ST.zh"]}
     assert rows["train"][4] == {
         "id": "covost2/train/b/ST.de", "utterance": "covost2/train/b", "audio": str(raw / "en" / "clips" / "b.mp3"),
         "transcript": "Sentence b.", "task": "ST", "language": "de", "target": '"Ja"', "answerable": True}
-    dropped = [line.split("\t") for line in (folder / "dropped.txt").read_text().splitlines()]
-    assert sorted((name, why.split(":")[0]) for _, name, why in dropped) == [
-        ("covost2/dev/c2", "not in validated.tsv"), ("covost2/dev/i", "not in validated.tsv"),
-        ("covost2/test/h", "cannot be decoded"), ("covost2/train/b/ST.zh", "empty translation"),
-        ("covost2/train/e/ST.de", "translation marked [TO REMOVE]"), ("covost2/train/f", "no such file"),
-        ("covost2/train/g", "empty file")]
+    assert sorted((name.removeprefix("covost2/"), why.split(":")[0]) for _, name, why in dropped) == [
+        ("dev/c2", "not in validated.tsv"), ("dev/i", "not in validated.tsv"), ("test/h", "cannot be decoded"),
+        ("train/b/ST.zh", "empty translation"), ("train/e/ST.de", "translation marked [TO REMOVE]"),
+        ("train/f", "no such file"), ("train/g", "empty file")]
     told = capsys.readouterr().out
     assert "| train: ASR en | 3 | 289413 | -289410 |" in told and "dropped: 7" in told
     assert told.endswith(f"next: python extract_features.py --preset iwslt25 --work {work}\n")
     covost2.main(["--work", str(work), "--raw", str(tmp_path)])             # wherever the download is by then
     assert f"remove it and run: python -m data.covost2 --work {work}\n" in capsys.readouterr().out
+
+    covost_tsv(raw, "en_zh-CN", [("a.mp3", "你好。", "test")])                # held out for Chinese: no German training
+    rows, dropped = covost2.make_rows(str(raw))
+    assert [row["id"] for row in rows["test"]][-2:] == ["covost2/test/a/ASR.en", "covost2/test/a/ST.zh"]
+    assert ("train", "covost2/train/a", "in dev or test of the other language") in dropped
+    assert not [row for row in rows["train"] if row["utterance"] == "covost2/train/a"]
 
 
 @pytest.mark.parametrize("place", ["en", ".", "cv-corpus-4-2019-12-10", "cv-corpus-4-2019-12-10/en"])
@@ -315,16 +290,7 @@ def test_common_voice_with_and_without_the_folders_of_language_and_version(tmp_p
     assert os.path.normpath(covost2.voice_folder(str(tmp_path), "en")) == os.path.normpath(tmp_path / place)
     assert covost2.voice_folder(str(tmp_path), "ar") == ""
     write(tmp_path / "cv-corpus-9" / "en" / "clips" / "common_voice_en_7.mp3", "")
-    assert "en is there in several versions" in refused(covost2.voice_folder, str(tmp_path), "en")
-
-
-def test_a_clip_held_out_for_one_language_is_no_training_data_for_the_other(tmp_path):
-    covost_download(tmp_path)
-    write(tmp_path / "covost_v2.en_zh-CN.tsv", TSV + "a.mp3\t你好。\ttest\n")
-    rows, dropped = covost2.make_rows(str(tmp_path))
-    assert [row["id"] for row in rows["test"]][-2:] == ["covost2/test/a/ASR.en", "covost2/test/a/ST.zh"]
-    assert ("train", "covost2/train/a", "in dev or test of the other language") in dropped
-    assert not [row for row in rows["train"] if row["utterance"] == "covost2/train/a"]
+    refused(covost2.voice_folder, str(tmp_path), "en", says="en is there in several versions")
 
 
 # --- Europarl-ST.
@@ -341,21 +307,6 @@ def m4a(path, seconds, front=False):
             container.mux(stream.encode(piece))
 
 
-def split_files(folder, target, segments):
-    """segments.{lst,en,<target>} of [(place, transcript, translation)]; the list has no final newline."""
-    for kind, lines in zip(("lst", "en", target), zip(*segments)):
-        write(folder / f"segments.{kind}", "\n".join(lines) + ("" if kind == "lst" else "\n"))
-
-
-def europarl_download(english, **segments):
-    """Six splits with one segment each, of a speech of its own; segments: {"it_test": [...]} instead."""
-    for target in ("de", "it"):
-        for split in ("train", "dev", "test"):
-            split_files(english / target / split, target,
-                        segments.get(f"{target}_{split}", [(f"en.{split} 0.0 0.5", "Yes.", f"{target}: Yes.")]))
-    (english / "audios").mkdir()
-
-
 def test_read_segments_of_the_released_dev_folder(real):
     segments = europarlst.read_segments(os.path.join(real, "europarl_st", "v1.1", "en", "de", "dev"), "de")
     assert len(segments) == 19 and {speech for speech, *_ in segments} == {"en.20080924.31.3-243"}
@@ -366,10 +317,9 @@ def test_read_segments_of_the_released_dev_folder(real):
 @pytest.mark.parametrize("place", ["en.1 0.0", "en.1 0.0 1.0 2.0", "en.1 0.0 1.2.3", "en.1 -1.0 2.0", "en.1 nan 1.0",
                                    "../en.1 0.0 1.0", "en\0.1 0.0 1.0", ""])
 def test_a_damaged_list_is_named_with_its_line(tmp_path, place):
-    segments = [("en.1 0.0 1.0", "Yes.", "Ja."), (place, "No.", "Nein."), ("en.1 3 4", "No.", "Nein.")]
-    split_files(tmp_path, "de", segments)
-    message = refused(europarlst.read_segments, str(tmp_path), "de")
-    assert f"{tmp_path}/segments.lst line 2: {place!r} is not 'speech start end'" in message
+    split_files(tmp_path, "de", [("en.1 0.0 1.0", "Yes.", "Ja."), (place, "No.", "Nein."), ("en.1 3 4", "No.", "Nein.")])
+    refused(europarlst.read_segments, str(tmp_path), "de",
+            says=f"{tmp_path}/segments.lst line 2: {place!r} is not 'speech start end'")
 
 
 def test_files_of_different_length_are_refused_with_the_counts(tmp_path):
@@ -379,7 +329,7 @@ def test_files_of_different_length_are_refused_with_the_counts(tmp_path):
     message = refused(europarlst.read_segments, str(tmp_path), "de")
     assert all(f"segments.{kind} has {count} lines" in message for kind, count in (("lst", 2), ("en", 2), ("de", 1)))
     write(tmp_path / "segments.de", b"J\xe4.\n")
-    assert "segments.de line 1 is not UTF-8" in refused(europarlst.read_segments, str(tmp_path), "de")
+    refused(europarlst.read_segments, str(tmp_path), "de", says="segments.de line 1 is not UTF-8")
 
 
 def test_segments_join_into_utterances():
@@ -400,36 +350,32 @@ def test_segments_join_into_utterances():
     assert rows[4] == {
         "id": "europarlst/en.1/2.0-4.0/ST.it", "utterance": "europarlst/en.1/2.0-4.0", "audio": "1.flac", "start": 2.0,
         "end": 4.0, "transcript": "Two.", "task": "ST", "language": "it", "target": "Due."}
-    assert [(name, why) for _, name, why in dropped] == [
-        ("europarlst/en.1/4.0-4.0/ST.de", "ends before it starts"),
-        ("europarlst/en.1/9.0-10.11/ST.de", "ends after its audio: 10.00 s"),
-        ("europarlst/en.2/0.0-1.0/ST.de", "speech without audio: cannot be decoded (noise: white)"),
-        ("europarlst/en.1/2.0-4.0/ST.it", "transcript differs over the targets, the first stays"),
-        ("europarlst/en.1/2.0-4.0/ST.it", "segment listed twice"),
-        ("europarlst/en.1/6.0-7.0/ST.it", "empty text"), ("europarlst/en.1/0.0-2.0/ST.it", "empty text")]
+    assert [(name.removeprefix("europarlst/"), why) for _, name, why in dropped] == [
+        ("en.1/4.0-4.0/ST.de", "ends before it starts"), ("en.1/9.0-10.11/ST.de", "ends after its audio: 10.00 s"),
+        ("en.2/0.0-1.0/ST.de", "speech without audio: cannot be decoded (noise: white)"),
+        ("en.1/2.0-4.0/ST.it", "transcript differs over the targets, the first stays"),
+        ("en.1/2.0-4.0/ST.it", "segment listed twice"), ("en.1/6.0-7.0/ST.it", "empty text"),
+        ("en.1/0.0-2.0/ST.it", "empty text")]
 
 
 @pytest.mark.parametrize("leak", ["it_test", "de_dev"])
-def test_a_speech_of_training_in_dev_or_test_is_refused(tmp_path, leak):
-    pytest.importorskip("av")                  # Europarl-ST is not started without PyAV
-    european = tmp_path / "v1.1" / "en"
-    europarl_download(european, **{leak: [("en.new 0.0 1.0", "Yes.", "Sì."), ("en.train 7.0 8.0", "Yes.", "Sì.")]})
-    message = refused(europarlst.main, ["--work", str(tmp_path / "work"), "--raw", str(tmp_path)])
-    assert f"speech en.train is in train and in {leak[3:]}" in message
+def test_a_speech_of_training_in_dev_or_test_is_refused(tmp_path, makers, leak):
+    segments = [("en.new 0.0 1.0", "Yes.", "Sì."), ("en.train 7.0 8.0", "Yes.", "Sì.")]
+    downloads.europarlst(tmp_path, 1, **{leak: segments})
+    refused(europarlst.main, ["--work", str(tmp_path / "work"), "--raw", str(tmp_path)],
+            says=f"speech en.train is in train and in {leak[3:]}")
 
 
 def test_europarlst_decodes_each_speech_once(tmp_path, capsys):
-    english, work = tmp_path / "v1.1" / "en", tmp_path / "work"
-    german = [(f"en.{name} 0.0 0.5", "Yes.", "Ja.") for name in ("cut", "junk", "gone")]
-    german += [("en.train 0.0 1.0", "Yes.", "Ja."), ("en.train 1.0 2.2", "No.", "Nein.")]
-    europarl_download(english, de_train=german)
-    m4a(english / "audios" / "en.train.m4a", 2.0)
-    m4a(english / "audios" / "en.dev.m4a", 0.5)
-    m4a(english / "audios" / "en.cut.m4a", 20.0, front=True)
-    os.truncate(english / "audios" / "en.cut.m4a", os.path.getsize(english / "audios" / "en.cut.m4a") // 2)
-    write(english / "audios" / "en.junk.m4a", "junk" * 100)
-    (work / "audio" / "europarlst").mkdir(parents=True)
-    soundfile.write(work / "audio" / "europarlst" / "en.test.flac", np.zeros(8000), 16000)     # from an earlier run
+    audios, work = tmp_path / "v1.1/en/audios", tmp_path / "work"
+    downloads.europarlst(tmp_path, 1, de_train=[
+        *((f"en.{name} 0.0 0.5", "Yes.", "Ja.") for name in ("cut", "junk", "gone")), ("en.train 0.0 1.0", "Yes.", "Ja."),
+        ("en.train 1.0 2.2", "No.", "Nein.")])
+    m4a(audios / "en.train.m4a", 2.0)
+    m4a(audios / "en.cut.m4a", 20.0, front=True)
+    os.truncate(audios / "en.cut.m4a", os.path.getsize(audios / "en.cut.m4a") // 2)
+    write(audios / "en.junk.m4a", "junk" * 100)
+    sound(work / "audio/europarlst/en.test.flac")                            # from an earlier run
     europarlst.main(["--work", str(work), "--raw", str(tmp_path), "--incomplete"])
 
     wave, rate = soundfile.read(work / "audio" / "europarlst" / "en.train.flac")
@@ -437,15 +383,15 @@ def test_europarlst_decodes_each_speech_once(tmp_path, capsys):
     assert np.argmax(np.abs(np.fft.rfft(wave[8000:24000]))) == 440           # Hz, in a second of it
     assert abs(np.abs(wave[8000:24000]).max() - 0.375) < 0.02                # the mean of 0.5 and 0.25
     assert sorted(os.listdir(work / "audio" / "europarlst")) == ["en.dev.flac", "en.test.flac", "en.train.flac"]
-    rows = read_rows(work / "rows" / "europarlst" / "train.jsonl")
-    assert [row["id"] for row in rows] == [
-        "europarlst/en.train/0.0-1.0/ASR.en", "europarlst/en.train/0.0-1.0/ST.de",
-        "europarlst/en.train/0.0-0.5/ASR.en", "europarlst/en.train/0.0-0.5/ST.it"]
+    rows, dropped = read_corpus(work, "europarlst")
+    assert [row["id"].removeprefix("europarlst/en.train/") for row in rows["train"]] == [
+        "0.0-1.0/ASR.en", "0.0-1.0/ST.de", "0.0-1.9/ASR.en", "0.0-1.9/ST.it"]
     told = capsys.readouterr().out
     assert "speeches without audio: 3 of 6" in told and "| train: ST/MT de | 1 | 32628 | -32627 |" in told
     assert "3 in train: speech without audio" in told and "1 in train: ends after its audio" in told
-    listed = (work / "rows" / "europarlst" / "dropped.txt").read_text()
-    assert "en.gone/0.0-0.5/ST.de\tspeech without audio: no such file\n" in listed and listed.count("be decoded (") == 2
+    reasons = {name: why for _, name, why in dropped}
+    assert reasons["europarlst/en.gone/0.0-0.5/ST.de"] == "speech without audio: no such file"
+    assert sum("be decoded (" in why for why in reasons.values()) == 2
 
 
 def test_without_pyav_the_program_ffmpeg_decodes(tmp_path, monkeypatch):
@@ -467,47 +413,26 @@ def test_without_pyav_the_program_ffmpeg_decodes(tmp_path, monkeypatch):
     assert soundfile.read(tmp_path / "flac" / "good one.flac", dtype="int16")[0].tolist() == [1, -1, 256, 7]
 
 
-def test_the_real_test_sets_of_europarlst(real, tmp_path, capsys):
-    """Lists rebuilt from the complete test sets; every speech is one recording of 20 minutes, there already."""
-    pytest.importorskip("av")                  # Europarl-ST is not started without PyAV
-    segments, work = {}, tmp_path / "work"
-    for target in ("de", "it"):
+def test_the_real_test_sets_of_europarlst(real):
+    """The complete lists; a recording lasts 20 minutes here."""
+    segments = {"train": {"de": [], "it": []}, "dev": {"de": [], "it": []}, "test": {"de": [], "it": []}}
+    for target, part in segments["test"].items():
         with open(os.path.join(real, "europarl_st", "manifests", f"en-{target}.test.jsonl"), encoding="utf-8") as file:
-            entries = [json.loads(line) for line in file]
-        names = [os.path.basename(entry["src_audio"]).removesuffix(".wav").replace("_", " ") for entry in entries]
-        segments[f"{target}_test"] = [(name, e["src_ref"], e["tgt_ref"]) for name, e in zip(names, entries)]
-    keys = {split: [place for place, _, _ in found] for split, found in segments.items()}
-    europarl_download(tmp_path / "v1.1" / "en", **segments)
-    audio = work / "audio" / "europarlst"
-    audio.mkdir(parents=True)
-    soundfile.write(tmp_path / "long.flac", np.zeros(20 * 60 * 16000, np.int16), 16000)
-    for speech in {place.split()[0] for places in keys.values() for place in places} | {"en.train", "en.dev"}:
-        os.link(tmp_path / "long.flac", audio / f"{speech}.flac")
-    europarlst.main(["--work", str(work), "--raw", str(tmp_path), "--incomplete"])        # three splits are made up
-    told = capsys.readouterr().out
-    assert "| test: ST/MT de | 1253 | 1253 | +0 |" in told and "| test: ST/MT it | 1130 | 1130 | +0 |" in told
-    assert "| test: ASR en | 1345 | 1345 | +0 |" in told and "dropped: 0\n" in told
-    rows = read_rows(work / "rows" / "europarlst" / "test.jsonl")
+            for entry in map(json.loads, file):
+                speech, start, end = os.path.basename(entry["src_audio"]).removesuffix(".wav").split("_")
+                part.append((speech, float(start), float(end), entry["src_ref"], entry["tgt_ref"]))
+    speeches = {segment[0] for part in segments["test"].values() for segment in part}
+    assert len(speeches) == 127                              # 126 of German, one more of Italian
+    splits, dropped = europarlst.join(segments, {speech: ("x.flac", 20 * 60.0) for speech in speeches})
+    assert not dropped and collections.Counter(map(recipe.kind, splits["test"])) == {
+        kind: europarlst.PAPER["test", kind] for kind in ("ASR en", "ST/MT de", "ST/MT it")}
     languages = collections.defaultdict(set)
-    for row in rows:
+    for row in splits["test"]:
         languages[row["utterance"]].add(row["language"])
-    assert sum(found == {"en", "de", "it"} for found in languages.values()) == 1038
-    assert len({row["audio"] for row in rows}) == 127        # 126 of German, one more of Italian
+    assert sum(len(spoken_and_written) == 3 for spoken_and_written in languages.values()) == 1038
 
 
 # --- ACL 60/60.
-
-XML = '<?xml version="1.0" encoding="UTF-8"?>\n<mteval>\n<srcset setid="s" srclang="English">\n{}</srcset>\n</mteval>\n'
-TALK = '<doc docid="{}" genre="presentations">\n<talkid>{}</talkid>\n<abstract>V&L models</abstract>\n{}</doc>\n'
-
-
-def talks_xml(talks):
-    """{talk: {segment id: text}} -> a file as released, raw & and all."""
-    text = ""
-    for talk, texts in talks.items():
-        text += TALK.format(talk, talk, "".join(f'<seg id="{n}">{text}</seg>\n' for n, text in texts.items()))
-    return XML.format(text)
-
 
 def test_texts_that_are_not_well_formed_are_read(tmp_path):
     path = write(tmp_path / "x.xml", talks_xml({"t.1": {"1": "Q&A", "2": " R&amp;D &#228; &lt;s> &nbsp; a<b <s> x < 5"},
@@ -524,8 +449,7 @@ def test_texts_that_are_not_well_formed_are_read(tmp_path):
       for number in ("one", "../1", "\uff12"))])
 def test_a_damaged_xml_is_named(tmp_path, change, told):
     path = write(tmp_path / "x.xml", change(talks_xml({"t.1": {"1": "A", "2": "B"}})))
-    message = refused(acl6060.read_segments, path)
-    assert path in message and told in message
+    refused(acl6060.read_segments, path, names=path, says=told)
 
 
 @pytest.mark.parametrize("german", [{"t.1": {"1": "A"}}, {"t.1": {"1": "A", "2": "B", "3": "C"}},
@@ -534,8 +458,8 @@ def test_segments_must_agree_over_the_languages(tmp_path, german):
     for language in ("en", "de", "zh"):
         write(tmp_path / "dev" / "text" / "xml" / f"ACL.6060.dev.en-xx.{language}.xml",
               talks_xml(german if language == "de" else {"t.1": {"1": "A", "2": "B"}}))
-    message = refused(acl6060.read_split, str(tmp_path), "dev")
-    assert "en-xx.en.xml" in message and "en-xx.de.xml differ in segment" in message
+    message = refused(acl6060.read_split, str(tmp_path), "dev", names="en-xx.en.xml")
+    assert "en-xx.de.xml differ in segment" in message
 
 
 @pytest.mark.parametrize("place", ["2/acl_6060", "acl_6060", "."])
@@ -544,53 +468,31 @@ def test_where_the_zip_may_be_unpacked(tmp_path, place):
     assert os.path.normpath(acl6060.find_folder(str(tmp_path))) == os.path.normpath(tmp_path / place)
 
 
-def test_acl6060_with_the_real_texts(real, tmp_path, capsys, monkeypatch):
-    """The official layout, eval as released; dev from its segment list and translations, its English made up."""
-    folder, source = tmp_path / "2" / "acl_6060", os.path.join(real, "acl6060")
-    soundfile.write(tmp_path / "1.wav", np.zeros(1600), 16000)
-    for split, size in (("dev", 468), ("eval", 416)):
-        (folder / split / "segmented_wavs" / "gold").mkdir(parents=True)
-        for number in range(1, size + 1):
-            os.link(tmp_path / "1.wav", folder / split / "segmented_wavs" / "gold" / f"sent_{number}.wav")
-    with open(os.path.join(source, "dev", "acl6060.dev.yaml"), encoding="utf-8") as file:
-        talks = [line.split("speaker_id: ")[1].split(",")[0] for line in file]
-    for language in ("en", "de", "zh"):
-        lines = [f"Sentence {n}." for n in range(468)]
-        if language != "en":
-            with open(os.path.join(source, "dev", f"tgt_segments.{language}.txt"), encoding="utf-8") as file:
-                lines = file.read().splitlines()
-        texts = collections.defaultdict(dict)
-        for number, (talk, line) in enumerate(zip(talks, lines, strict=True), 1):
-            texts[talk][str(number)] = line
-        assert list(texts) == [f"2022.acl-long.{n}" for n in (110, 117, 268, 367, 590)]
-        write(folder / "dev" / "text" / "xml" / f"ACL.6060.dev.en-xx.{language}.xml", talks_xml(texts))
-        name = f"ACL.6060.eval.en-xx.{language}.xml"
-        with open(os.path.join(source, "eval", "text", "xml", name), "rb") as file:
-            write(folder / "eval" / "text" / "xml" / name, file.read())
-    segments = acl6060.read_segments(str(folder / "eval" / "text" / "xml" / "ACL.6060.eval.en-xx.en.xml"))
-    assert collections.Counter(talk for talk, _ in segments.values()) == {
+def test_the_real_texts_of_acl6060(real):
+    """The test set as released: 416 segments of five talks."""
+    path = f"{real}/acl6060/eval/text/xml/ACL.6060.eval.en-xx.{{}}.xml"
+    english, german = (acl6060.read_segments(path.format(language)) for language in ("en", "de"))
+    assert collections.Counter(talk for talk, _ in english.values()) == {
         f"2022.acl-long.{n}": size for n, size in ((410, 100), (468, 84), (567, 56), (597, 91), (111, 85))}
+    assert english.keys() == german.keys() and german["1"][1].startswith("Hallo zusammen. Heute werde ich")
 
-    os.remove(folder / "dev" / "segmented_wavs" / "gold" / "sent_7.wav")
-    os.remove(folder / "eval" / "segmented_wavs" / "gold" / "sent_416.wav")
-    write(folder / "eval" / "segmented_wavs" / "gold" / "sent_416.wav", "not audio")
-    asked, model = [], str(tmp_path / "seamless")
-    os.mkdir(model)
 
-    def translate(texts, *more):
-        asked.append((len(texts), *more))
-        return [text.replace("Hi everyone.", "Ciao a tutti.") for text in texts]
-    monkeypatch.setattr(acl6060, "translate", translate)
-    acl6060.main(["--work", str(tmp_path / "work"), "--raw", str(tmp_path), "--seamless", model])
-    results = tmp_path / "work" / "made" / "acl6060" / "translate.it.jsonl"
-    assert asked == [(468 - 1 + 416 - 1, "it", model, str(results))]
-    told = capsys.readouterr().out
-    for kind in ("ASR en", "ST/MT de", "ST/MT it", "ST/MT zh"):
-        assert f"| dev: {kind} | 467 | 468 | -1 |" in told and f"| eval: {kind} | 415 | 416 | -1 |" in told
-    assert "1 in dev: no such file" in told and "1 in eval: cannot be decoded" in told
-    rows = read_rows(tmp_path / "work" / "rows" / "acl6060" / "eval.jsonl")
-    assert [row["id"] for row in rows[:4]] == [f"acl6060/eval/1/{x}" for x in ("ASR.en", "ST.de", "ST.it", "ST.zh")]
-    assert rows[1]["target"].startswith("Hallo zusammen. Heute werde ich")
-    assert rows[2]["target"].startswith("Ciao a tutti. Today I'm going")
-    assert rows[3]["audio"] == str(folder / "eval" / "segmented_wavs" / "gold" / "sent_1.wav")
-    assert len(read_rows(tmp_path / "work" / "rows" / "acl6060" / "dev.jsonl")) == 4 * 467
+def test_acl6060(tmp_path, makers, capsys):
+    """Of four segments a split, dev has one without a recording and eval a broken one; the English of 2 is empty."""
+    work, folder = str(tmp_path / "work"), tmp_path / "raw/2/acl_6060"
+    downloads.acl6060(tmp_path / "raw")
+    (folder / "dev/segmented_wavs/gold/sent_3.wav").unlink()
+    write(folder / "eval/segmented_wavs/gold/sent_4.wav", "not audio")
+    makers.setattr(acl6060, "translate", lambda texts, language, model, path: [
+        "" if "fox" in text else f"{language} {path.removeprefix(work)}" for text in texts])
+    acl6060.main(["--work", work, "--raw", str(tmp_path / "raw"), "--incomplete"])
+    told, (splits, dropped) = capsys.readouterr().out, read_corpus(work, "acl6060")
+    assert "| dev: ASR en | 3 | 468 | -465 |" in told and "| eval: ST/MT zh | 3 | 416 | -413 |" in told
+    assert [(name, why.split(":")[0]) for _, name, why in dropped] == [
+        ("acl6060/dev/3", "no such file"), ("acl6060/eval/4", "cannot be decoded"),
+        ("acl6060/dev/2/ST.it", "empty translation"), ("acl6060/eval/2/ST.it", "empty translation")]
+    wav = str(folder / "eval/segmented_wavs/gold/sent_1.wav")
+    assert [(row["id"], row["audio"], row["target"]) for row in splits["eval"][:4]] == [
+        (f"acl6060/eval/1/{task}", wav, target) for task, target in (
+            ("ASR.en", "The dog sleeps in Rome."), ("ST.de", "de: The dog sleeps in Rome."),
+            ("ST.it", "it /made/acl6060/translate.it.jsonl"), ("ST.zh", "zh: The dog sleeps in Rome."))]

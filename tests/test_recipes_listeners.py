@@ -8,14 +8,14 @@ from collections import Counter
 import numpy as np
 import pytest
 import soundfile
-from test_recipes import TSV, refused, write
+from downloads import common_voice, covost_tsv, read_corpus
+from test_bad_input import refused, write
 
 import extract_features
 from data import commonvoice, covost2
-from speech_llm.rows import read_rows
-
 
 SECONDS = 36                     # of every clip here: 0.01 hours
+NO_CLIPS = "client_id\tpath\tsentence\n"
 
 
 @pytest.fixture(scope="module")
@@ -27,52 +27,35 @@ def clip(tmp_path_factory):
     return path
 
 
-def common_voice(folder, clip, **splits):
-    """<split>.tsv for each {split: "name speaker sentence" lines}, and a recording of every clip."""
-    (folder / "clips").mkdir(parents=True, exist_ok=True)
-    for split, lines in splits.items():
-        fields = [line.split(" ", 2) for line in lines]
-        write(folder / f"{split}.tsv", "client_id\tpath\tsentence_id\tsentence\tlocale\n" + "".join(
-            f"{speaker}\t{name}.mp3\t0\t{sentence}\t{folder.name}\n" for name, speaker, sentence in fields))
-        for name, _, _ in fields:
-            if not (folder / "clips" / f"{name}.mp3").exists():
-                os.link(clip, folder / "clips" / f"{name}.mp3")
-
-
 @pytest.fixture
 def raw(tmp_path, clip):
     """Chinese with a train split of 12 sound clips, and Korean with 2, one more in validated.tsv, and a supplement."""
-    raw = tmp_path / "raw"
-    common_voice(raw / "cv-corpus-21.0-2025-03-14" / "zh-CN", clip,
-                 train=[f"z{n} s{n} 句子{n}。" for n in range(15)],
+    raw, cv = tmp_path / "raw", tmp_path / "raw/cv-corpus-21.0-2025-03-14"
+    common_voice(cv / "zh-CN", clip, train=[f"z{n} s{n} " + (f"句子{n}。" if n != 5 else " ") for n in range(15)],
                  dev=["d0 x 开发。", "d1 x 开发一。"], test=["t0 y 测试。", "t1 y 测试一。", "t2 y 测试二。"])
-    folder = raw / "cv-corpus-21.0-2025-03-14" / "zh-CN"
-    (folder / "clips" / "z3.mp3").unlink()
-    (folder / "clips" / "z4.mp3").unlink()
-    write(folder / "clips" / "z4.mp3", "not audio")                         # a new file: the clips are one by links
-    write(folder / "train.tsv", (folder / "train.tsv").read_text().replace("句子5。", " "))
-
-    held = {"dev": ["kd x 개발"], "test": ["kt y 시험"]}
-    train = ['k0 a "하나"', "k1 b 둘"]
-    common_voice(raw / "cv-corpus-21.0-2025-03-14" / "ko", clip, train=train, **held, validated=[
+    for name in ("z3", "z4"):
+        (cv / f"zh-CN/clips/{name}.mp3").unlink()
+    write(cv / "zh-CN/clips/z4.mp3", "not audio")
+    held, train = {"dev": ["kd x 개발"], "test": ["kt y 시험"]}, ['k0 a "하나"', "k1 b 둘"]
+    common_voice(cv / "ko", clip, train=train, **held, validated=[
         *train, *held["dev"], *held["test"], "k2 c 셋", "k3 x 넷", "k4 c 시험"])       # k3's speaker, k4's sentence
-    (raw / "supplement" / "ko").mkdir(parents=True)
+    write(raw / "supplement/ko.tsv", "path\tsentence\n" + "".join(f"ko/{n}.mp3\t제로 {n}\n" for n in range(5)))
+    (raw / "supplement/ko").mkdir()
     for n in range(4):
-        os.link(clip, raw / "supplement" / "ko" / f"{n}.mp3")
-    write(raw / "supplement" / "ko.tsv", "path\tsentence\n" + "".join(f"ko/{n}.mp3\t제로 {n}\n" for n in range(5)))
+        os.link(clip, raw / f"supplement/ko/{n}.mp3")
     return raw
 
 
-def make(raw, work, *more):
-    commonvoice.main(["--raw", str(raw), "--work", str(work), "--hours", "0.05", "--dev", "1", "--test", "2", *more])
-    folder = work / "rows" / "commonvoice"
-    return {split: read_rows(folder / f"{split}.jsonl") for split in ("train", "dev", "test")}
+def make(raw, work, languages, *more):
+    commonvoice.main(["--raw", str(raw), "--work", str(work), "--languages", languages, "--hours", "0.05", "--dev", "1",
+                      "--test", "2", *more])
+    return read_corpus(work, "commonvoice")
 
 
 def test_commonvoice(raw, tmp_path, capsys):
     """0.05 hours are five clips: five of Chinese; of Korean two, one from validated.tsv, two from the supplement."""
-    rows = make(raw, tmp_path / "work", "--languages", "zh,ko")
-    told, folder = capsys.readouterr().out, tmp_path / "work" / "rows" / "commonvoice"
+    rows, _ = make(raw, tmp_path / "work", "zh,ko")
+    told, counts = capsys.readouterr().out, (tmp_path / "work/rows/commonvoice/counts.md").read_text()
     assert {split: Counter(row["language"] for row in split_rows) for split, split_rows in rows.items()} == {
         "train": {"zh": 5, "ko": 5}, "dev": {"zh": 1, "ko": 1}, "test": {"zh": 2, "ko": 1}}
     korean = {row["utterance"]: row for row in rows["train"] if row["language"] == "ko"}
@@ -89,43 +72,41 @@ def test_commonvoice(raw, tmp_path, capsys):
     assert all(row["audio"].startswith(str(cv / "zh-CN" / "clips")) for row in rows["test"][:2])
 
     assert told.endswith(f"next: python extract_features.py --preset listeners --work {tmp_path}/work\n")
-    counts = (folder / "counts.md").read_text()
     assert "| train: ASR zh | 5 | | |" in counts and counts in told.replace("\n\n\n", "\n\n")
-    table = counts[counts.index("| hours |"):].splitlines()
-    assert table == ["| hours | train.tsv | validated.tsv | supplement | train | paper | dev | test |",
-                     "|---|---|---|---|---|---|---|---|",
-                     "| zh | 0.05 | 0.00 | 0.00 | 0.05 | 20 | 0.01 | 0.02 |",
-                     "| ko | 0.02 | 0.01 | 0.02 | 0.05 | 20, of them 19 h of Zeroth-Korean | 0.01 | 0.01 |"]
+    assert counts[counts.index("| hours |"):].splitlines() == [
+        "| hours | train.tsv | validated.tsv | supplement | train | paper | dev | test |",
+        "|---|---|---|---|---|---|---|---|",
+        "| zh | 0.05 | 0.00 | 0.00 | 0.05 | 20 | 0.01 | 0.02 |",
+        "| ko | 0.02 | 0.01 | 0.02 | 0.05 | 20, of them 19 h of Zeroth-Korean | 0.01 | 0.01 |"]
 
 
 def test_what_cannot_be_used_is_listed_and_the_hours_that_lack_are_told(raw, tmp_path, capsys):
     """Ten hours are more than there are: of 15 Chinese clips 12 are left, of the supplement's 5 those 4 that are."""
-    write(raw / "cv-corpus-21.0-2025-03-14" / "zh-CN" / "validated.tsv", "client_id\tpath\tsentence\n")
-    arguments = [raw, tmp_path / "work", "--languages", "zh,ko", "--hours", "10"]
-    message = refused(make, *arguments)
-    assert "  zh: 0.12 hours of train, of 10" in message and "--incomplete" in message
-    rows = make(*arguments, "--incomplete")
+    write(raw / "cv-corpus-21.0-2025-03-14/zh-CN/validated.tsv", NO_CLIPS)
+    arguments = [raw, tmp_path / "work", "zh,ko", "--hours", "10"]
+    assert "--incomplete" in refused(make, *arguments, says="  zh: 0.12 hours of train, of 10")
+    rows, dropped = make(*arguments, "--incomplete")
     assert Counter(row["language"] for row in rows["train"]) == {"zh": 12, "ko": 2 + 1 + 4}
-    dropped = [line.split("\t") for line in
-               (tmp_path / "work" / "rows" / "commonvoice" / "dropped.txt").read_text().splitlines()]
-    assert sorted((name, why.split(":")[0]) for _, name, why in dropped) == [
-        ("commonvoice/train/ko/supplement-6", "no such file"), ("commonvoice/train/zh/z3", "no such file"),
-        ("commonvoice/train/zh/z4", "cannot be decoded"), ("commonvoice/train/zh/z5", "empty sentence")]
+    assert sorted((name.removeprefix("commonvoice/train/"), why.split(":")[0]) for _, name, why in dropped) == [
+        ("ko/supplement-6", "no such file"), ("zh/z3", "no such file"), ("zh/z4", "cannot be decoded"),
+        ("zh/z5", "empty sentence")]
     told = capsys.readouterr().out
     assert "fewer than 10 hours of train: zh, ko; a supplement/<locale>.tsv adds more" in told and "dropped: 4" in told
 
 
-def test_the_draw_is_that_of_its_seed(raw, tmp_path, monkeypatch):
-    first = make(raw, tmp_path / "a", "--languages", "zh")
+def test_the_draw_is_that_of_its_seed_and_a_finished_corpus_needs_no_download(raw, tmp_path, monkeypatch):
+    first, _ = make(raw, tmp_path / "a", "zh")
     monkeypatch.setattr(commonvoice, "BLOCK", 2)                             # however many are looked at together
-    assert make(raw, tmp_path / "b", "--languages", "zh") == first
-    other = make(raw, tmp_path / "c", "--languages", "zh", "--seed", "1")
+    assert make(raw, tmp_path / "b", "zh")[0] == first
+    other, _ = make(raw, tmp_path / "c", "zh", "--seed", "1")
     assert [row["id"] for row in other["train"]] != [row["id"] for row in first["train"]]
+    shutil.rmtree(raw)
+    assert make(raw, tmp_path / "a", "zh")[0] == first
 
 
 def test_a_draw_stops_at_enough(raw):
     """At a length that whole clips cannot make, the last one goes beyond; what comes after is not looked at."""
-    clips = [(f"{n}", str(raw / "supplement" / "ko" / f"{n}.mp3"), "x") for n in (0, 1, 2, 3, 9)]
+    clips = [(f"{n}", str(raw / f"supplement/ko/{n}.mp3"), "x") for n in (0, 1, 2, 3, 9)]
     for limit, count, length in (({"seconds": 37}, 2, 72), ({"count": 3}, 3, 108), ({"count": 0}, 0, 0), ({}, 4, 144)):
         dropped = []
         rows, seconds = commonvoice.draw(clips, "ko", "train", (), dropped, **limit)
@@ -134,50 +115,40 @@ def test_a_draw_stops_at_enough(raw):
 
 def test_a_clip_whose_header_states_no_length_counts_as_long_as_it_is(tmp_path):
     """A FLAC written to a pipe: 0 samples in its header mean that the length is unknown."""
-    paths = [str(tmp_path / f"{n}.flac") for n in range(3)]
-    for path in paths:
-        soundfile.write(path, np.sin(np.arange(16_000)), 16_000)
-        with open(path, "r+b") as file:
-            header = file.read(26)
-            file.seek(0)
-            file.write(header[:21] + bytes([header[21] & 0xF0, 0, 0, 0, 0]))
-    clips = [(str(n), path, "x") for n, path in enumerate(paths)]
-    rows, seconds = commonvoice.draw(clips, "ko", "train", (), [], seconds=1.5)
+    path = tmp_path / "a.flac"
+    soundfile.write(path, np.sin(np.arange(16_000)), 16_000)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:21] + bytes([whole[21] & 0xF0, 0, 0, 0, 0]) + whole[26:])
+    rows, seconds = commonvoice.draw([(name, str(path), "x") for name in "abc"], "ko", "train", (), [], seconds=1.5)
     assert len(rows) == 2 and seconds == 2
 
 
 def test_a_test_clip_of_covost_2_is_not_trained_on(raw, tmp_path):
     """CoVoST 2's splits are Common Voice 4's: z0 and z1 are held out there, z2 is not. The file has its older name."""
-    write(tmp_path / "covost" / "covost_v2.zh_en.tsv", TSV + "z0.mp3\tA\ttest\nz1.mp3\tB\tdev\nz2.mp3\tC\ttrain\n")
-    write(raw / "cv-corpus-21.0-2025-03-14" / "zh-CN" / "validated.tsv", "client_id\tpath\tsentence\n")
-    rows = make(raw, tmp_path / "work", "--languages", "zh", "--hours", "0.2", "--covost", str(tmp_path / "covost"))
+    covost = tmp_path / "covost"
+    covost_tsv(covost, "zh_en", [("z0.mp3", "A", "test"), ("z1.mp3", "B", "dev"), ("z2.mp3", "C", "train")])
+    write(raw / "cv-corpus-21.0-2025-03-14/zh-CN/validated.tsv", NO_CLIPS)
+    rows, dropped = make(raw, tmp_path / "work", "zh", "--hours", "0.2", "--covost", str(covost))
     names = {row["utterance"].rpartition("/")[2] for row in rows["train"]}
     assert len(names) == 10 and "z2" in names and not names & {"z0", "z1"}
-    told = (tmp_path / "work" / "rows" / "commonvoice" / "dropped.txt").read_text()
-    assert told.count("in dev or test of CoVoST 2") == 2
-    write(tmp_path / "covost" / "covost_v2.en_ar.tsv", TSV + "e.mp3\tA\ttest\n")
-    write(tmp_path / "covost" / "covost_v2.en_tr.tsv", TSV + "f.mp3\tA\tdev\ng.mp3\tA\ttrain\n")
-    assert commonvoice.covost_clips(str(tmp_path / "covost"), "en") == {"e.mp3", "f.mp3"}
-    assert commonvoice.covost_clips(str(tmp_path / "covost"), "he") == set()
+    assert sum(why == "in dev or test of CoVoST 2" for _, _, why in dropped) == 2
+    covost_tsv(covost, "en_ar", [("e.mp3", "A", "test")])
+    covost_tsv(covost, "en_tr", [("f.mp3", "A", "dev"), ("g.mp3", "A", "train")])
+    assert commonvoice.covost_clips(str(covost), "en") == {"e.mp3", "f.mp3"}
+    assert commonvoice.covost_clips(str(covost), "he") == set()
 
 
-@pytest.mark.parametrize("damage, told", [
-    (lambda raw, cv: shutil.rmtree(cv / "ko"), "cv-corpus-<version>/ko/ is missing: unpack Common Voice there"),
-    (lambda raw, cv: shutil.copytree(cv / "ko", raw / "cv-corpus-4-2019-12-10" / "ko"), "ko is there in several"),
-    (lambda raw, cv: (cv / "ko" / "dev.tsv").unlink(), "ko/dev.tsv is missing"),
-    (lambda raw, cv: write(raw / "supplement" / "ko.tsv", "path\tsentence\nko/../../a\tA\n"), "line 2: 'ko/../../a'")])
-def test_a_damaged_download_is_named(raw, tmp_path, damage, told):
+@pytest.mark.parametrize("damage, languages, told", [
+    (lambda raw, cv: None, "zh,xx", "--languages xx: known are en, de,"),
+    (lambda raw, cv: shutil.rmtree(cv / "ko"), "zh,ko",
+     "cv-corpus-<version>/ko/ is missing: unpack Common Voice there"),
+    (lambda raw, cv: shutil.copytree(cv / "ko", raw / "cv-corpus-4-2019-12-10/ko"), "ko", "ko is there in several"),
+    (lambda raw, cv: (cv / "ko/dev.tsv").unlink(), "zh,ko", "ko/dev.tsv is missing"),
+    (lambda raw, cv: write(raw / "supplement/ko.tsv", "path\tsentence\nko/../../a\tA\n"), "ko", "line 2: 'ko/../../a'")])
+def test_a_damaged_download_is_named(raw, tmp_path, damage, languages, told):
     damage(raw, raw / "cv-corpus-21.0-2025-03-14")
-    assert told in refused(make, raw, tmp_path / "work", "--languages", "zh,ko")
-    assert not (tmp_path / "work" / "rows" / "commonvoice" / "config.json").exists()
-
-
-def test_without_a_language_s_download_the_others_can_be_made(raw, tmp_path):
-    assert "cv-corpus-<version>/he/ is missing" in refused(make, raw, tmp_path, "--languages", "zh,he")
-    assert "--languages xx: known are en, de," in refused(make, raw, tmp_path, "--languages", "xx")
-    rows = make(raw, tmp_path, "--languages", "zh")
-    shutil.rmtree(raw)                                      # a finished corpus does not look for its download
-    assert make(raw, tmp_path, "--languages", "zh") == rows
+    refused(make, raw, tmp_path / "work", languages, says=told)
+    assert not (tmp_path / "work/rows/commonvoice/config.json").exists()
 
 
 def test_a_real_clip(real, tmp_path):
@@ -186,44 +157,39 @@ def test_a_real_clip(real, tmp_path):
     sample = os.path.join(real, "librispeech_mini", "other", "common_voice_en_651325.mp3")
     common_voice(folder, sample, train=["common_voice_en_651325 s A sentence."], dev=["d x Dev."], test=["t y Test."],
                  validated=[])
-    rows = make(tmp_path / "raw", tmp_path / "work", "--languages", "en", "--incomplete")["train"]
-    assert [row["utterance"] for row in rows] == ["commonvoice/train/en/common_voice_en_651325"]
-    assert len(extract_features.read_audio(rows[0]["audio"])) == pytest.approx(2.38 * 16_000, abs=160)
-    assert sample.endswith(os.path.basename(rows[0]["audio"]))
-    table = (tmp_path / "work" / "rows" / "commonvoice" / "counts.md").read_text()
+    [row] = make(tmp_path / "raw", tmp_path / "work", "en", "--incomplete")[0]["train"]
+    assert row["utterance"] == "commonvoice/train/en/common_voice_en_651325"
+    assert len(extract_features.read_audio(row["audio"])) == pytest.approx(2.38 * 16_000, abs=160)
+    table = (tmp_path / "work/rows/commonvoice/counts.md").read_text()
     assert f"| en | {2.38 / 3600:.2f} | 0.00 |" in table and "fewer than 0.05 hours of train: en" in table
 
 
 # --- CoVoST 2 in pairs.
 
-def pairs_download(raw, clip):
-    """Chinese and Arabic into English, and English into Turkish: one clip a split, and a second one for training."""
-    for name, locale in (("zh_en", "zh-CN"), ("ar_en", "ar"), ("en_tr", "en")):
-        write(raw / f"covost_v2.{name}.tsv", TSV + f"{locale}_a.mp3\tA {name}.\ttrain\n{locale}_b.mp3\tB.\tdev\n"
-              f"{locale}_c.mp3\tC.\ttest\n{locale}_d.mp3\tD [TO REMOVE]\ttrain\n{locale}_e.mp3\tE.\ttrain\n")
-        common_voice(raw / locale, clip, validated=[f"{locale}_{name} s {locale} {name}." for name in "abcd"])
-
-
 def test_pairs_have_folders_of_their_own(tmp_path, clip, capsys):
+    """Chinese and Arabic into English, and English into Turkish: one clip a split, and a second one for training."""
     raw, work = tmp_path / "raw", tmp_path / "work"
-    pairs_download(raw, clip)
+    for pair, locale in (("zh_en", "zh-CN"), ("ar_en", "ar"), ("en_tr", "en")):
+        covost_tsv(raw, pair, [(f"{locale}_{name}.mp3", text, split) for name, text, split in (
+            ("a", f"A {pair}.", "train"), ("b", "B.", "dev"), ("c", "C.", "test"), ("d", "D [TO REMOVE]", "train"),
+            ("e", "E.", "train"))])
+        common_voice(raw / locale, clip, validated=[f"{locale}_{name} s {locale} {name}." for name in "abcd"])
     arguments = ["--raw", str(raw), "--work", str(work), "--into-english", "zh,ar", "--from-english", "tr",
                  "--incomplete"]
     covost2.main(arguments)
     told = capsys.readouterr().out
     assert sorted(os.listdir(work / "rows")) == ["covost2-ar_en", "covost2-en_tr", "covost2-zh_en"]
-    folder = work / "rows" / "covost2-zh_en"
-    assert read_rows(folder / "train.jsonl") == [
+    rows, dropped = read_corpus(work, "covost2-zh_en")
+    assert rows["train"] == [
         {"id": "covost2-zh_en/train/zh-CN_a/ST.en", "utterance": "covost2-zh_en/train/zh-CN_a", "task": "ST",
          "audio": str(raw / "zh-CN" / "clips" / "zh-CN_a.mp3"), "language": "en", "transcript": "zh-CN a.",
          "target": "A zh_en.", "answerable": True}]
-    assert [row["id"] for row in read_rows(folder / "test.jsonl")] == ["covost2-zh_en/test/zh-CN_c/ST.en"]
-    [turkish] = read_rows(work / "rows" / "covost2-en_tr" / "dev.jsonl")
+    assert [row["id"] for row in rows["test"]] == ["covost2-zh_en/test/zh-CN_c/ST.en"]
+    assert dropped == [["train", "covost2-zh_en/train/zh-CN_d/ST.en", "translation marked [TO REMOVE]"],
+                       ["train", "covost2-zh_en/train/zh-CN_e", "not in validated.tsv"]]
+    [turkish] = read_corpus(work, "covost2-en_tr")[0]["dev"]
     assert (turkish["id"], turkish["language"], turkish["transcript"], turkish["target"]) == (
         "covost2-en_tr/dev/en_b/ST.tr", "tr", "en b.", "B.")
-    assert (folder / "dropped.txt").read_text().splitlines() == [
-        "train\tcovost2-zh_en/train/zh-CN_d/ST.en\ttranslation marked [TO REMOVE]",
-        "train\tcovost2-zh_en/train/zh-CN_e\tnot in validated.tsv"]
     assert "| test: ST/MT en | 1 | 1695 | -1694 |" in told and "| train: ST/MT tr | 1 | 289430 | -289429 |" in told
     assert told.endswith(f"next: python extract_features.py --preset listeners_ast --work {work}\n")
     covost2.main(arguments)
@@ -233,7 +199,7 @@ def test_pairs_have_folders_of_their_own(tmp_path, clip, capsys):
 def test_which_pairs_there_are(tmp_path):
     """What lacks is listed for all pairs at once."""
     for option, language in (("--into-english", "ko"), ("--from-english", "fr"), ("--into-english", "en")):
-        assert f"{option} {language}: " in refused(covost2.main, [option, f"ar,{language}"])
+        refused(covost2.main, [option, f"ar,{language}"], says=f"{option} {language}: ")
     message = refused(covost2.main, ["--into-english", "--work", str(tmp_path)])
     assert message.count(".tsv.tar.gz is missing") == 13 and message.count("/clips is missing") == 13
 
@@ -248,19 +214,16 @@ def test_the_real_pairs(real, tmp_path, monkeypatch, capsys, source, removed):
     locale = covost2.LOCALES.get(source, source)
     released = covost2.read_translations(covost2.release(str(tmp_path), source, "en"))
     lost = next(name for name, (text, mark) in released.items() if mark == "train" and "[TO REMOVE]" not in text)
-    lines = ["client_id\tpath\tsentence\n"]
-    for name in released:
-        sentence = known.get(re.search(r"\d+", name)[0], {}).get("src_ref", "x")
-        lines += [f"s\t{name}\t{sentence}\n"] if name != lost else []
-    write(tmp_path / locale / "validated.tsv", "".join(lines))
+    sentences = {name: known.get(re.search(r"\d+", name)[0], {}).get("src_ref", "x") for name in released}
+    write(tmp_path / locale / "validated.tsv", NO_CLIPS + "".join(
+        f"s\t{name}\t{sentence}\n" for name, sentence in sentences.items() if name != lost))
     (tmp_path / locale / "clips").mkdir()
     monkeypatch.setattr(covost2, "unreadable", lambda paths: {})
     covost2.main(["--raw", str(tmp_path), "--work", str(tmp_path / "work"), "--into-english", source])
-    folder = tmp_path / "work" / "rows" / f"covost2-{source}_en"
-    rows = {split: read_rows(folder / f"{split}.jsonl") for split in ("train", "dev", "test")}
+    rows, _ = read_corpus(tmp_path / "work", f"covost2-{source}_en")
     sizes = covost2.INTO_ENGLISH[source]
-    assert [len(split_rows) for split_rows in rows.values()] == [
-        sizes[0] - 1, sizes[1] - removed[1], sizes[2] - removed[2]]
+    assert {split: len(rows[split]) for split in rows} == {
+        "train": sizes[0] - 1, "dev": sizes[1] - removed[1], "test": sizes[2] - removed[2]}
     assert f"| train: ST/MT en | {sizes[0] - 1} | {sizes[0]} | -1 |" in capsys.readouterr().out
     for row in rows["test"]:
         entry = known[re.search(r"\d+", row["utterance"].rpartition("/")[2])[0]]

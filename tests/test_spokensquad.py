@@ -1,22 +1,20 @@
 """data/spokensquad.py: the real test file's counts, where paragraphs are cut, a miniature corpus row by row."""
-import json
+import contextlib
+import io
 import os
 import random
-import re
 import shutil
 import zipfile
 from collections import Counter
 
-import numpy as np
 import pytest
-import soundfile
-from test_recipes import refused
+from conftest import replaced_makers
+from downloads import read_corpus, sound, squad_files
+from test_bad_input import refused, write
 
 from data import spokensquad
 from data.recipe import kind
 from speech_llm.prompts import NOT_ANSWERABLE
-from speech_llm.rows import read_rows
-
 
 # --- Where Spoken-SQuAD cuts: paragraph, answer, (number, text) of its recording.
 
@@ -41,12 +39,13 @@ def test_recording(paragraph, answer, expected):
     assert spokensquad.recording(paragraph, paragraph.index(answer), answer) == expected
 
 
-def test_of_several_human_answers_one_with_the_same_letters_counts_first_then_one_in_the_recording_of_ASR():
+@pytest.mark.parametrize("answer, number, expected", [
+    ("gold", 2, 0), ("ore", 1, 1), ("ore", 2, 2), ("ore", 0, 1), ("eighteen sixty", 2, 2), ("eighteen fifty", 0, 0),
+    ("something", 7, 0)])
+def test_a_human_answer_with_the_same_letters_counts_first_then_one_in_the_recording_of_ASR(answer, number, expected):
     text = "Gold was found in 1850. The town of Ore grew. By 1860 gold and Ore were gone."
     original = {"context": text, "answers": [("Gold", 0), ("1850", 18), ("Ore", 36), ("1860", 49), ("Ore", 63)]}
-    for answer, number, expected in (("gold", 2, 0), ("ore", 1, 1), ("ore", 2, 2), ("ore", 0, 1),
-                                    ("eighteen sixty", 2, 2), ("eighteen fifty", 0, 0), ("something", 7, 0)):
-        assert spokensquad.reference(original, answer, number)[0] == expected, (answer, number)
+    assert spokensquad.reference(original, answer, number)[0] == expected
 
 
 # --- The real test file.
@@ -90,80 +89,60 @@ LOST = ("The key was never found.", "the key was never found.",
 TRAIN, TEST = [[RIVER], [MILL], [FOXES], [CLOCK]], [[COOK, LOST], [SHIP]]
 
 
-def squad(themes, spoken):
-    """The file of Spoken-SQuAD, or the original one."""
-    def answers(context, texts):
-        return [{"text": t, "answer_start": context.index(t)} if isinstance(t, str) else
-                {"text": t[0], "answer_start": t[1]} for t in texts]
-    return {"version": "1.1", "data": [{"title": f"Theme_{n}", "paragraphs": [
-        {"context": asr if spoken else text,
-         "qas": [{"id": i, "question": q, "answers": answers(asr, a) if spoken else answers(text, b)}
-                 for i, q, a, b in questions if spoken or b]}
-        for text, asr, questions in theme]} for n, theme in enumerate(themes)]}
-
-
-@pytest.fixture
-def corpus(tmp_path, monkeypatch):
-    """The four files and two of three recordings in work/raw/spokensquad; dev is the first two themes of train."""
-    monkeypatch.chdir(tmp_path)
-    os.mkdir("model")
-    monkeypatch.setattr(spokensquad, "DEV_THEMES", 2)
-    monkeypatch.setitem(spokensquad.ENCODERS, "unified", "model")
-    folder = tmp_path / "work" / "raw" / "spokensquad"
-    for part in ("zip/test_wav", "zip/train_wav"):
-        (folder / part).mkdir(parents=True)
-    for name, themes, spoken in (("spoken_train", TRAIN, True), ("spoken_test", TEST, True), ("train", TRAIN, False),
-                                 ("dev", TEST, False)):
-        (folder / f"{name}-v1.1.json").write_text(json.dumps(squad(themes, spoken)), encoding="utf-8")
-    for name in ("test_wav/0_0_1", "test_wav/0_0_2", "test_wav/1_0_0", "train_wav/0_0_1"):
-        soundfile.write(folder / "zip" / f"{name}.wav", np.zeros(160), 16000)
-    return folder
-
-
-MODELS = [word for option in ("--seamless", "--kiwi", "--llm") for word in (option, "model")]
-
-
-def make(*more):
-    """Run the recipe on the miniature, which has far less than the paper."""
-    spokensquad.main([*MODELS, "--incomplete", *more])
-
-
 BAD = {("de", "mice"), ("it", "When do foxes hunt?"), ("it", "What do foxes eat?"), ("it", "night"),
        ("it", "stone"), ("zh", "What do foxes eat?"), ("zh", "It rang at night.")}     # translations below 0.85
 
 
+def translate(texts, language, *_):
+    return ["" if (language, text) == ("zh", "nine") else f"{language}: {text}" for text in texts]
+
+
+def quality(pairs, *_):
+    assert all(translation.strip() for _, translation in pairs)
+    return [0.8 if (translation[:2], source) in BAD else 0.85 for source, translation in pairs]
+
+
+def speak(texts, folder, model, seed):
+    return {name: None if "Tick" in text else write(f"{folder}/{name}.flac", f"{text} {seed}")
+            for name, text in texts.items()}
+
+
+def rewrite(triples, *_):
+    assert all(question[2] != ":" or question[:3] == answer[:3] for _, question, answer in triples)
+    return [{"de: nine": "It is\tnine.", "nine": ""}.get(answer, f"{answer} is it.") for _, _, answer in triples]
+
+
+def download(folder):
+    """Write the four files and the recordings of three of four test sentences below a folder."""
+    squad_files(f"{folder}/work/raw/spokensquad", TRAIN, TEST)
+    for name in ("test_wav/0_0_1", "test_wav/0_0_2", "test_wav/1_0_0", "train_wav/0_0_1"):
+        sound(f"{folder}/work/raw/spokensquad/zip/{name}.wav", 0.01)
+
+
+def make(folder, *more):
+    """Run the recipe in a folder; dev is the first two themes. Return {split: {id: row}}, dropped.txt, the output."""
+    with replaced_makers() as patch, contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()) as told:
+        for name, maker in (("data.translate.translate", translate), ("data.quality.quality", quality),
+                            ("data.rewrite.rewrite", rewrite), ("data.spokensquad.speak", speak)):
+            patch.setattr(name, maker)
+        patch.setattr(spokensquad, "DEV_THEMES", 2)
+        spokensquad.main([*more])
+        splits, dropped = read_corpus("work", "spokensquad")
+    return {split: {row["id"]: row for row in rows} for split, rows in splits.items()}, dropped, told.getvalue()
+
+
 @pytest.fixture
-def makers(monkeypatch):
-    """Makers without models: "de:" before a text is its translation, which is bad for what BAD holds."""
-    def translate(texts, language, model, path):
-        return ["" if (language, text) == ("zh", "nine") else f"{language}:{text}" for text in texts]
-
-    def quality(pairs, model, path):
-        assert all(translation.strip() for _, translation in pairs)
-        return [0.8 if (translation[:2], source) in BAD else 0.85 for source, translation in pairs]
-
-    def speak(texts, folder, model, seed):
-        os.makedirs(folder, exist_ok=True)
-        for name, text in texts.items():
-            with open(os.path.join(folder, f"{name}.flac"), "w", encoding="utf-8") as file:
-                file.write(f"{text} {seed}")
-        return {name: None if "Tick" in texts[name] else os.path.join(folder, f"{name}.flac") for name in texts}
-
-    def rewrite(triples, model, path):
-        assert all(question[2] != ":" or question[:3] == answer[:3] for _, question, answer in triples)
-        return [{"de:nine": "It is\tnine.", "nine": ""}.get(answer, f"{answer} is it.") for _, _, answer in triples]
-
-    def identify(texts):
-        return [text[:2] if text[2:3] == ":" else "en" for text in texts]
-    for name, maker in (("data.translate.translate", translate), ("data.quality.quality", quality),
-                        ("data.rewrite.rewrite", rewrite), ("metrics.language.identify", identify),
-                        ("data.spokensquad.speak", speak),
-                        ("data.spokensquad.missing_packages", lambda *names: [])):      # identify is replaced
-        monkeypatch.setattr(name, maker)
+def raw(tmp_path):
+    download(tmp_path)
+    return tmp_path / "work/raw/spokensquad"
 
 
-def rows_of(split):
-    return {row["id"]: row for row in read_rows(f"work/rows/spokensquad/{split}.jsonl")}
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Return what `make` does, which has far less than the paper, and its folder."""
+    folder = tmp_path_factory.mktemp("spokensquad")
+    download(folder)
+    return *make(folder, "--incomplete"), folder
 
 
 def kinds(rows):
@@ -171,24 +150,23 @@ def kinds(rows):
     return Counter(("fluent " if "fluent" in row_id else "") + kind(row) for row_id, row in rows.items())
 
 
-def test_the_test_split_row_by_row(corpus, makers):
+def test_the_test_split_row_by_row(made):
     """
     COOK: the answer "stone" lies in recording 1 ("Eva B. Stone" would need two), "she" and "bread" in 2; "bread " is a
     duplicate but for its space and stays, as in the paper's count. LOST has no recording. Every recording has an
     invalid question in each language (appendix B), also where the translation of its own question is not good enough.
     """
-    make()
-    rows = rows_of("test")
+    rows = made[0]["test"]
     assert kinds(rows) == {"SQA/QA en": 5, "SQA/QA de": 5, "SQA/QA it": 4, "SQA/QA zh": 5,        # it: "stone" is bad
                            **{f"SQA/QA {language} invalid": 5 for language in ("en", "de", "it", "zh")}}
     base = {"utterance": "spokensquad/test/0_0_1", "audio": "work/raw/spokensquad/zip/test_wav/0_0_1.wav",
             "task": "SQA", "transcript": "Stone."}
     assert rows["spokensquad/test/k1-1/SQA.de"] == {
-        "id": "spokensquad/test/k1-1/SQA.de", **base, "language": "de", "question": "de:Who is the cook?",
-        "target": "de:stone", "answerable": True}
+        "id": "spokensquad/test/k1-1/SQA.de", **base, "language": "de", "question": "de: Who is the cook?",
+        "target": "de: stone", "answerable": True}
     assert rows["spokensquad/test/k1-1/SQA-invalid.it"] == {
         "id": "spokensquad/test/k1-1/SQA-invalid.it", **base, "language": "it", "answerable": False,
-        "question": "it:Who sails the ship?", "target": NOT_ANSWERABLE["it"]}          # the other theme's only question
+        "question": "it: Who sails the ship?", "target": NOT_ANSWERABLE["it"]}         # the other theme's only question
     assert [(row_id.split("/")[2], row["target"], row["transcript"]) for row_id, row in rows.items()
             if row_id.endswith("/SQA.en")] == [
         ("k1-1", "stone", "Stone."), ("k2-1", "bread", "She bakes bread daily."),
@@ -196,70 +174,57 @@ def test_the_test_split_row_by_row(corpus, makers):
         ("s1", "nobody", "Nobody sails the ship.")]
 
 
-def test_the_train_split_row_by_row(corpus, makers):
+def test_the_train_split_row_by_row(made):
     """f3 begins before its sentence; c2 ("Tick ...") could not be spoken; f1, f2, c1 and c3 remain."""
-    make()
-    rows = rows_of("train")
+    rows = made[0]["train"]
     assert kinds(rows) == {
         "ASR en": 4, "SQA/QA en": 4, "SQA/QA de": 3, "SQA/QA it": 1, "SQA/QA zh": 2, "SQA/QA en invalid": 4,
         "SQA/QA de invalid": 3, "SQA/QA zh invalid": 2, "fluent SQA/QA en": 3, "fluent SQA/QA de": 2,
         "fluent SQA/QA it": 1, "fluent SQA/QA zh": 2, "MT de": 8, "MT it": 6, "MT zh": 6}
     base = {"utterance": "spokensquad/train/c3", "audio": "work/audio/spokensquad/c3.flac",
             "transcript": "It rang at night.", "answerable": True}
-    question = {"task": "SQA", "language": "de", "question": "de:When did it ring?"}
+    question = {"task": "SQA", "language": "de", "question": "de: When did it ring?"}
     for row_id, row in {
             "spokensquad/train/c3/ASR.en": {**base, "task": "ASR", "language": "en", "target": "It rang at night."},
-            "spokensquad/train/c3/SQA.de": {**base, **question, "target": "de:night"},
-            "spokensquad-fluent/train/c3/SQA.de": {**base, **question, "target": "de:night is it."},
+            "spokensquad/train/c3/SQA.de": {**base, **question, "target": "de: night"},
+            "spokensquad-fluent/train/c3/SQA.de": {**base, **question, "target": "de: night is it."},
             "spokensquad/train/c3/MT-sentence.de": {
-                "task": "ST", "language": "de", "transcript": "It rang at night.", "target": "de:It rang at night.",
+                "task": "ST", "language": "de", "transcript": "It rang at night.", "target": "de: It rang at night.",
                 "answerable": True}}.items():
         assert rows[row_id] == {"id": row_id, **row}
     invalid = rows["spokensquad/train/c3/SQA-invalid.zh"]
-    assert invalid["question"] == "zh:When do foxes hunt?" and invalid["target"] == NOT_ANSWERABLE["zh"]
-    with open("work/audio/spokensquad/c3.flac", encoding="utf-8") as file:
-        assert file.read() == "It rang at night. 0"
+    assert invalid["question"] == "zh: When do foxes hunt?" and invalid["target"] == NOT_ANSWERABLE["zh"]
+    assert (made[3] / base["audio"]).read_text() == "It rang at night. 0"              # the text and the seed
 
 
-def test_the_dev_split_is_the_first_themes_with_the_right_sentences(corpus, makers, capsys):
-    make()
-    rows = rows_of("dev")
+def test_the_dev_split_is_the_first_themes_with_the_right_sentences(made):
+    rows = made[0]["dev"]
     assert {row_id.split("/")[2] for row_id in rows} == {"r1", "m1", "m2"}
     assert rows["spokensquad/dev/m2/SQA.en"]["transcript"] == "The roof was of gold!"
     assert rows["spokensquad/dev/m1/SQA.en"]["transcript"] == "Ash built a mill."
     assert "dev: 4 questions, 4 answers, 4 without duplicates, 3 entries; of 2 answers that ASR has in one sentence " \
-           "only, 2 stand in the same sentence of the original" in capsys.readouterr().out
+           "only, 2 stand in the same sentence of the original" in made[2]
 
 
-def test_everything_dropped_is_listed_and_counted(corpus, makers, capsys):
-    make()
-    with open("work/rows/spokensquad/dropped.txt", encoding="utf-8") as file:
-        dropped = [line.rstrip("\n").split("\t") for line in file]
-    assert sorted(dropped) == sorted([
-        ["test", "spokensquad/test/k1-2", "empty answer"],
-        ["test", "spokensquad/test/k1-1/SQA.it", "below 0.85: target 0.800"],
-        ["test", "spokensquad/test/l1", "no recording: 0_1_0.wav is not there"],
-        ["test", "spokensquad/test/l2", "empty question"],
-        ["dev", "spokensquad/dev/m3", "question not in the original SQuAD"],
-        ["train", "spokensquad/train/f3", "answer in more than one recording"],
-        ["train", "spokensquad/train/c2", "could not be spoken"],
-        ["train", "spokensquad/train/f2/SQA.de", "below 0.85: target 0.800"],
-        ["train", "spokensquad/train/f1/SQA.it", "below 0.85: question 0.800, target 0.800"],
-        ["train", "spokensquad/train/f2/SQA.it", "below 0.85: question 0.800"],
-        ["train", "spokensquad/train/c3/SQA.it", "below 0.85: target 0.800"],
-        ["train", "spokensquad/train/f1/MT-question.it", "below 0.85: target 0.800"],
-        ["train", "spokensquad/train/f2/MT-question.it", "below 0.85: target 0.800"],
-        ["train", "spokensquad/train/c1/SQA.it", "no question of another theme for an invalid row"],
-        ["train", "spokensquad/train/f2/SQA.zh", "below 0.85: question 0.800"],
-        ["train", "spokensquad/train/f2/MT-question.zh", "below 0.85: target 0.800"],
-        ["train", "spokensquad/train/c1/SQA.zh", "empty translation: target"],
-        ["train", "spokensquad/train/c3/MT-sentence.zh", "below 0.85: target 0.800"],
-        ["train", "spokensquad-fluent/train/c1/SQA.en", "empty answer in en"],
-        ["train", "spokensquad-fluent/train/c1/SQA.de", "not in de: en: It is nine."]])
-    out = capsys.readouterr().out
-    assert "| train: MT de | 8 | 39362 | -39354 |" in out and "| test: SQA/QA zh invalid | 5 | 8026 | -8021 |" in out
-    assert "| train: spokensquad-fluent SQA/QA en | 3 | 32320 | -32317 |" in out
-    assert out.rstrip().endswith("next: python extract_features.py --preset iwslt25")
+def test_everything_dropped_is_listed_and_counted(made):
+    _, dropped, told, _ = made
+    assert sorted((name.removeprefix("spokensquad"), why) for _, name, why in dropped) == sorted([
+        ("/test/k1-2", "empty answer"), ("/test/k1-1/SQA.it", "below 0.85: target 0.800"),
+        ("/test/l1", "no recording: 0_1_0.wav is not there"), ("/test/l2", "empty question"),
+        ("/dev/m3", "question not in the original SQuAD"), ("/train/f3", "answer in more than one recording"),
+        ("/train/c2", "could not be spoken"), ("/train/f2/SQA.de", "below 0.85: target 0.800"),
+        ("/train/f1/SQA.it", "below 0.85: question 0.800, target 0.800"),
+        ("/train/f2/SQA.it", "below 0.85: question 0.800"), ("/train/c3/SQA.it", "below 0.85: target 0.800"),
+        ("/train/f1/MT-question.it", "below 0.85: target 0.800"),
+        ("/train/f2/MT-question.it", "below 0.85: target 0.800"),
+        ("/train/c1/SQA.it", "no question of another theme for an invalid row"),
+        ("/train/f2/SQA.zh", "below 0.85: question 0.800"), ("/train/f2/MT-question.zh", "below 0.85: target 0.800"),
+        ("/train/c1/SQA.zh", "empty translation: target"), ("/train/c3/MT-sentence.zh", "below 0.85: target 0.800"),
+        ("-fluent/train/c1/SQA.en", "empty answer in en"), ("-fluent/train/c1/SQA.de", "not in de: en: It is nine.")])
+    assert all(split in name for split, name, _ in dropped)
+    assert "| train: MT de | 8 | 39362 | -39354 |" in told and "| test: SQA/QA zh invalid | 5 | 8026 | -8021 |" in told
+    assert "| train: spokensquad-fluent SQA/QA en | 3 | 32320 | -32317 |" in told
+    assert told.rstrip().endswith("next: python extract_features.py --preset iwslt25")
 
 
 def test_an_invalid_question_is_of_another_theme_and_the_seed_draws_it():
@@ -274,66 +239,59 @@ def test_an_invalid_question_is_of_another_theme_and_the_seed_draws_it():
     assert draw(3) == draw(3) != draw(4)
 
 
-def test_the_zip_of_the_download_is_unpacked(corpus, makers):
+def test_the_zip_of_the_download_is_unpacked(raw, tmp_path):
     """Spoken-SQuAD_audio.zip holds train_wav.zip and dev_wav.zip; dev_wav.zip holds the test recordings."""
     names = ("0_0_1", "0_0_2", "1_0_0")
     for part in ("train", "dev"):
-        with zipfile.ZipFile(f"{part}_wav.zip", "w") as archive:
+        with zipfile.ZipFile(tmp_path / f"{part}_wav.zip", "w") as archive:
             for name in names:
-                archive.write(corpus / "zip" / "test_wav" / f"{name}.wav", f"{part}_wav/{name}.wav")
+                archive.write(raw / f"zip/test_wav/{name}.wav", f"{part}_wav/{name}.wav")
             archive.writestr("../escaped_0_0_0.wav", "x")
-    for name in names:
-        os.remove(corpus / "zip" / "test_wav" / f"{name}.wav")                  # train_wav/0_0_1.wav is still there
-    message = refused(spokensquad.main, MODELS)
-    assert "raw/spokensquad/Spoken-SQuAD_audio.zip is missing: download http://speech.ee.ntu.edu.tw" in message
-    with zipfile.ZipFile(corpus / "Spoken-SQuAD_audio.zip", "w") as archive:
+    shutil.rmtree(raw / "zip/test_wav")                                                # train_wav/0_0_1.wav stays
+    refused(make, tmp_path, says="raw/spokensquad/Spoken-SQuAD_audio.zip is missing: download http://speech.ee.ntu.edu")
+    with zipfile.ZipFile(raw / "Spoken-SQuAD_audio.zip", "w") as archive:
         for part in ("train", "dev"):
-            archive.write(f"{part}_wav.zip", f"Spoken-SQuAD_audio/{part}_wav.zip")
-    assert "test: SQA/QA en has 5 rows" in refused(spokensquad.main, MODELS)
-    assert sorted(os.listdir("work/audio/spokensquad/test")) == [f"{name}.wav" for name in names]
-    assert {row["audio"] for row in rows_of("test").values()} == {
-        f"work/audio/spokensquad/test/{name}.wav" for name in names}
-    (corpus / "dev_wav.zip").write_bytes(b"PK")
-    assert "dev_wav.zip is damaged (" in refused(spokensquad.unpack_recordings, str(corpus / "dev_wav.zip"), "new")
+            archive.write(tmp_path / f"{part}_wav.zip", f"Spoken-SQuAD_audio/{part}_wav.zip")
+    refused(make, tmp_path, says="test: SQA/QA en has 5 rows")
+    folder = "work/audio/spokensquad/test"
+    assert sorted(os.listdir(tmp_path / folder)) == [f"{name}.wav" for name in names]
+    rows = read_corpus(tmp_path / "work", "spokensquad")[0]["test"]
+    assert {row["audio"] for row in rows} == {f"{folder}/{name}.wav" for name in names}
+    damaged = write(raw / "dev_wav.zip", "PK")
+    refused(spokensquad.unpack_recordings, damaged, "new", says="dev_wav.zip is damaged (")
 
 
-def test_with_incomplete_and_without_recordings_there_is_no_test_split(corpus, makers):
-    shutil.rmtree(corpus / "zip" / "test_wav")
-    make()
-    assert not os.path.exists("work/rows/spokensquad/test.jsonl") and rows_of("train")
-
-
-def test_a_broken_recording_costs_its_rows_only(corpus, makers):
-    (corpus / "zip" / "test_wav" / "1_0_0.wav").write_bytes(b"RIFF")
-    make()
-    assert {row_id.split("/")[2] for row_id in rows_of("test")} == {"k1-1", "k2-1", "k2-2", "k2-3"}
+def test_test_recordings_that_are_broken_missing_or_there_twice(raw, tmp_path):
+    """A broken one costs its rows only; with --incomplete and none there is no test split; no choice of two is made."""
+    write(raw / "zip/test_wav/1_0_0.wav", "RIFF")
+    rows, _, _ = make(tmp_path, "--incomplete")
+    assert {row_id.split("/")[2] for row_id in rows["test"]} == {"k1-1", "k2-1", "k2-2", "k2-3"}
+    shutil.rmtree(tmp_path / "work/rows")
+    sound(raw / "zip/test_wav_noise/1_0_0.wav", 0.01)
+    refused(make, tmp_path, "--incomplete", says="two test recordings of one name")
+    for folder in ("test_wav", "test_wav_noise"):
+        shutil.rmtree(raw / "zip" / folder)
+    assert make(tmp_path, "--incomplete")[0].keys() == {"train", "dev"}
 
 
 # --- Bad input.
 
 def one_question(context="Anna has a cat.", **values):
-    """A file of one question, with other values in it."""
+    """Return a file of one question, with other values in it."""
     question = {"id": "q1", "question": "Who?", "answers": [{"text": "Anna", "answer_start": 0}], **values}
-    return json.dumps({"data": [{"paragraphs": [{"context": context, "qas": [question]}]}]})
+    return {"data": [{"paragraphs": [{"context": context, "qas": [question]}]}]}
 
 
 FORMAT = "is not in SQuAD 1.1's format"
 
 
-@pytest.mark.parametrize("content, told", [
-    ('{"data": null}', FORMAT), ('{"data": [7]}', FORMAT), ("[1, 2]", "is damaged .not a JSON object."),
-    ('{"data": [{"paragraphs": []}, {}]}', FORMAT + r" \(KeyError: 'paragraphs'\)"),
+@pytest.mark.parametrize("content, says", [
+    ({"data": None}, FORMAT), ({"data": [7]}, FORMAT), ([1, 2], "is damaged (not a JSON object)"),
+    ({"data": [{"paragraphs": []}, {}]}, FORMAT + " (KeyError: 'paragraphs')"),
     (one_question(question=5), FORMAT), (one_question(id=7), FORMAT), (one_question(context=["x"]), FORMAT),
     (one_question(answers=[{"text": 7, "answer_start": 0}]), FORMAT),
     (one_question(answers=[{"text": "a", "answer_start": "here"}]), FORMAT)])
-def test_another_format(tmp_path, content, told):
-    (tmp_path / "spoken_test-v1.1.json").write_text(content)
-    message = refused(spokensquad.read_squad, str(tmp_path / "spoken_test-v1.1.json"), spokensquad.SPOKEN)
-    assert re.search("spoken_test-v1.1.json.*" + told, message) and message.endswith(spokensquad.SPOKEN)
-
-
-def test_two_recordings_of_one_name(corpus, makers):
-    (corpus / "zip" / "test_wav_noise").mkdir()
-    soundfile.write(corpus / "zip" / "test_wav_noise" / "1_0_0.wav", np.zeros(160), 16000)
-    with pytest.raises(SystemExit, match="two test recordings of one name"):
-        make()
+def test_another_format(tmp_path, content, says):
+    path = write(tmp_path / "spoken_test-v1.1.json", content)
+    message = refused(spokensquad.read_squad, path, spokensquad.SPOKEN, names=path, says=says)
+    assert message.endswith(spokensquad.SPOKEN)

@@ -65,7 +65,7 @@ def read_samples(path):
         samples = tasks.setdefault((task.get("track"), task.get("text_lang")), {})
         for sample in task.iter("sample"):
             if not sample.get("id") or sample.get("id") in samples:
-                raise SystemExit(f"{path}: sample id {sample.get('id')!r} is missing or there twice")
+                raise SystemExit(f"{path}: sample id {sample.get('id')!r} is missing or there twice; get it again")
             samples[sample.get("id")] = sample
     return tasks
 

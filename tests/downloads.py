@@ -231,7 +231,8 @@ def librisqa(raw, count=3, speakers=10):
         parts = {"I": [], "II": []}
         for speaker in range(1, people + 1):
             for n in range(count):
-                item = {"speech_path": f"{part}/{speaker}/7/{speaker}-7-000{n}.flac", "text": f"speech {n} of {speaker}"}
+                item = {"speech_path": f"{part}/{speaker}/7/{speaker}-7-000{n}.flac",
+                        "text": f"speech {n} of {speaker}"}
                 parts["I"].append({**item, "question": f"Who is {n} of {speaker}?", "answer": f"Cat {n} of {speaker}."})
                 parts["II"].append({**item, "answer": "ABCD"[n % 4], "question_and_option":
                                     f"Question: What is {n} of {speaker}?\nOptions:\nA. a {n}\nB. b\nC. c\nD. d"})
@@ -289,20 +290,19 @@ def random_llm(folder, family, tokenizer=""):
     which has the family's markers.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, CohereConfig, LlamaConfig, Qwen3Config
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from data.tiny_models import FAMILIES, make_tokenizer
     if os.path.isdir(tokenizer):
         tokenizer = AutoTokenizer.from_pretrained(tokenizer)
     else:
         tokenizer = make_tokenizer([sentence(n) for n in range(64)], 400, family)
     names = [name for name in FAMILIES[family][2] if name in tokenizer.get_vocab()]
-    config = {"llama": LlamaConfig, "qwen3": Qwen3Config, "cohere": CohereConfig}[family]
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, tie_word_embeddings=True, initializer_range=0.2, max_position_embeddings=2048,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.convert_tokens_to_ids(names),
-        pad_token_id=tokenizer.pad_token_id, **({} if family == "cohere" else {"head_dim": 8})))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(
+        family, vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2, tie_word_embeddings=True, initializer_range=0.2,
+        max_position_embeddings=2048, bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.convert_tokens_to_ids(names), **({} if family == "cohere" else {"head_dim": 8})))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)

@@ -1,6 +1,4 @@
 """data/mcif.py and metrics/mcif.py: what is asked, the XML both ways, the official protocol; real files and vectors."""
-import gzip
-import json
 import os
 import re
 import sys
@@ -13,7 +11,9 @@ import pytest
 from downloads import FIXED, definition, read_corpus, reference, sound
 from references import vectors
 from test_bad_input import refused, write
+from test_eval import answered, evaluate, write_predictions
 
+import eval as stage
 from data import mcif as recipe
 from metrics import mcif
 from speech_llm.prompts import NOT_ANSWERABLE
@@ -117,20 +117,6 @@ def test_parquet_needs_a_package(raw, monkeypatch):
     write(raw / "short_fixedprompt" / "x.parquet", "")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     refused(run_recipe, says="the package pyarrow is missing: pip install pyarrow")
-
-
-TEST = '<testset><task track="short" text_lang="de">{}</task></testset>'
-PACKED = gzip.compress(TEST.encode(), mtime=0)
-
-
-@pytest.mark.parametrize("content, says", [
-    (PACKED[:-9], "is no test set"), (b"\x1f\x8b", "is no test set"), (PACKED[:-4] + bytes(4), "is no test set"),
-    (TEST.format("<sample/>"), "sample id None is missing"),
-    (TEST.format('<sample id="1"/><sample id="1"/>'), "there twice"),
-    (TEST.format("<sample id='1'>\x01</sample>"), "is no test set")])
-def test_a_damaged_xml_is_named(tmp_path, content, says):
-    path = write(tmp_path / "x.xml", content)
-    refused(mcif.read_samples, path, names=path, says=says)
 
 
 @pytest.mark.parametrize("sample, says", [
@@ -323,21 +309,18 @@ def test_real_outputs_of_two_systems(real, language, system):
 
 def test_eval_shows_the_official_scores(raw, monkeypatch, capsys):
     """Answers of C -> the XML -> a column of the table: one talk of two sentences, one question."""
-    import eval as stage
     german = {"mcif/short/de/0": "Anna.", "mcif/short/de/3": "Ja.", "mcif/short/de/4": "Nein."}
-    rows, folder = run_recipe(), "work/iwslt26/predictions/C"
+    rows = run_recipe()
     answers = {row["id"]: german.get(row["id"], "") for row in rows}
-    write(f"{folder}/mcif.test.jsonl", "".join(json.dumps(
-        {"id": row["id"], "task": row["task"], "prediction": answers[row["id"]], "tokens": 1, "capped": False,
-         "loops": False}) + "\n" for row in rows))
-    mcif.write_output(f"{folder}/mcif.test.xml", "ours", answers)
+    write_predictions("C", answered(rows, answers.values()), "mcif.test", "iwslt26")
+    mcif.write_output("work/iwslt26/predictions/C/mcif.test.xml", "ours", answers)
     monkeypatch.setattr(stage, "load_comet", lambda c: lambda items: [float(mt == ref) for _, mt, ref in items])
     monkeypatch.setattr(stage.bertscore, "load_bertscore",
                         lambda *a: lambda items: [0.5 * (answer == right) for answer, right in items])
-    stage.main(["--preset", "iwslt26", "--systems", "C", "--test_sets", "mcif.test", "--metrics", "WER"])
+    results = evaluate("--preset", "iwslt26", "--systems", "C", "--test_sets", "mcif.test", "--metrics", "WER",
+                       run="iwslt26")
+    assert {(language, metric): value for (_, language, metric), (value, _) in results.items()} == {
+        ("de", "TRANS-COMET"): 1.0, ("de", "QA-BERTScore"): 0.5}
     told = capsys.readouterr().out
     assert "| mcif.test | TRANS-COMET | QA-BERTScore |" in told and "| 1.000 | 0.500 |" in told
     assert "mcif.test in en is not scored: no *short.en.ref.xml*" in told
-    with open("work/iwslt26/results.json") as file:
-        assert {(result["language"], result["metric"], result["value"]) for result in json.load(file)} == {
-            ("de", "TRANS-COMET", 1.0), ("de", "QA-BERTScore", 0.5)}

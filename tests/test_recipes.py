@@ -15,10 +15,11 @@ import pytest
 import soundfile
 from downloads import common_voice, covost_tsv, read_corpus, sound, split_files, talks_xml
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-from test_bad_input import refused, write
+from test_bad_input import DEEP, refused, write
 
-from data import acl6060, covost2, europarlst, recipe
+from data import acl6060, covost2, europarlst, gigast, librispeech, librisqa, recipe, spokensquad
 from data.recipe import begin, finish, finished
+from metrics import mcif
 from speech_llm.cache import features_folder, load_rows, write_shard
 from speech_llm.files import write_json
 from speech_llm.rows import read_rows, remake, rows_file, write_rows
@@ -31,12 +32,11 @@ RECIPES = ("acl6060", "commonvoice", "covost2", "europarlst", "gigast", "librisp
 
 def test_every_slice_of_jobs_has_its_own_process_and_a_failing_one_ends_the_work(tmp_path, monkeypatch):
     monkeypatch.setattr(recipe, "SLICE", 2)
-    paths = [tmp_path / str(n) for n in range(5)]
-    recipe.in_processes(os.system, [f"echo $PPID > {path}" for path in paths], "jobs")
-    pids = [path.read_text() for path in paths]
-    assert pids[0] == pids[1] and pids[2] == pids[3] and len(set(pids)) == 3 and f"{os.getpid()}\n" not in pids
+    recipe.in_processes(os.system, [f"echo $PPID > {tmp_path}/{n}" for n in range(3)], "jobs")
+    first, second, third = ((tmp_path / str(n)).read_text() for n in range(3))
+    assert first == second != third and f"{os.getpid()}\n" not in (first, third)
     with pytest.raises(RuntimeError, match="jobs: a process ended with exit code 1"):
-        recipe.in_processes(int, ["1", "2", "three", "4"], "jobs")
+        recipe.in_processes(int, ["1", "two", "3"], "jobs")
 
 
 def test_report_counts_beside_the_paper_and_stops_below_half_of_it(tmp_path, capsys):
@@ -152,10 +152,88 @@ def test_everything_that_lacks_is_listed_at_once_before_any_work(name, tmp_path,
     assert "--raw" in (text := capsys.readouterr().out) and "https://" in text
 
 
-# --- CoVoST 2.
+# --- Damaged files of all downloads.
 
 TSV = "path\ttranslation\tsplit\n"
+XML = talks_xml({"t.1": {"1": "A", "2": "B"}})
+MCIF = '<testset><task track="short" text_lang="de">{}</task></testset>'
+PACKED = gzip.compress(MCIF.encode(), mtime=0)
+GIGAST, GIGASPEECH = "is not in GigaST's format", "item 1 is not in GigaSpeech's format"
+SQUAD, LIST = "is not in SQuAD 1.1's format", "'audios' ("
 
+
+def audios(*segments, **values):
+    """Return a GigaSpeech.json of one recording, with other values in it."""
+    return {"audios": [{**downloads.recording("POD1", *segments), **values}]}
+
+
+def question(context="Anna has a cat.", **values):
+    """Return a file of SQuAD with one question, with other values in it."""
+    asked = {"id": "q1", "question": "Who?", "answers": [{"text": "Anna", "answer_start": 0}], **values}
+    return {"data": [{"paragraphs": [{"context": context, "qas": [asked]}]}]}
+
+
+READERS = {  # file: how its recipe reads it
+    "a.tsv": covost2.read_translations, "ACL.xml": acl6060.read_segments, "MCIF.xml": mcif.read_samples,
+    "10-20.trans.txt": librispeech.read_transcripts,
+    "segments.lst": lambda path: europarlst.read_segments(os.path.dirname(path), "de"),
+    "GigaST.de.json": lambda path: gigast.read_translations(os.path.dirname(path)),
+    "GigaSpeech.json": lambda path: list(gigast.recordings(os.path.dirname(path))),
+    "LibriSQA-PartI-train.json": lambda path: librisqa.read_entries(os.path.dirname(path), "train", []),
+    "spoken_test-v1.1.json": lambda path: spokensquad.read_squad(path, spokensquad.SPOKEN)}
+DAMAGED = {  # file: its content, and what is said of it
+    "a.tsv": [
+        ("path\tsplit\n", "line 1: no column translation"), ("", "is empty: no column path, translation, split"),
+        ("path,translation,split\n", "line 1: no column"), (TSV.encode("utf-16"), "line 1 is not UTF-8"),
+        (TSV + "a.mp3\tA\ttest\nb.mp3\tB", "line 3: 2 fields, expected 3, and the file ends there"),
+        (TSV + "a.mp3\tA\tte", "line 2: unknown split 'te'"),
+        *((TSV + f"{name}\tA\ttest\n", f"line 2: {name!r} is no file name")
+          for name in ("../a.mp3", "a\\b.mp3", "", "a\0.mp3", "a\u2215b.mp3"))],
+    "segments.lst": [
+        (f"en.1 0.0 1.0\n{place}\nen.1 3 4", f"line 2: {place!r} is not 'speech start end'")
+        for place in ("en.1 0.0", "en.1 0.0 1.0 2.0", "en.1 0.0 1.2.3", "en.1 -1.0 2.0", "en.1 nan 1.0",
+                      "../en.1 0.0 1.0", "en\0.1 0.0 1.0", "")],
+    "ACL.xml": [
+        (XML[:-30], "is damaged: no element found: line 8"), (XML.replace(' id="2"', ""), "segment id '' is no number"),
+        *((XML.replace('id="2"', f'id="{number}"'), f"segment id {number!r} is no number, or there twice")
+          for number in ("1", "one", "../1", "\uff12"))],
+    "MCIF.xml": [
+        (PACKED[:-9], "is no test set"), (PACKED[:-4] + bytes(4), "is no test set"), (b"\x1f\x8b", "is no test set"),
+        (MCIF.format("<sample id='1'>\x01</sample>"), "is no test set"),
+        (MCIF.format("<sample/>"), "sample id None is missing"),
+        (MCIF.format('<sample id="1"/><sample id="1"/>'), "sample id '1' is missing or there twice")],
+    "10-20.trans.txt": [
+        ("10-20-0000 ONE\n10-20-0000", "line 2: a second transcript of 10-20-0000"), (b"\xff", "line 1 is not UTF-8"),
+        ("HELLO", "line 1: 'HELLO' is no utterance"), ("10-21-0 X", "line 1: '10-21-0 X' is no utterance of 10-20")],
+    "GigaST.de.json": [
+        (b"[]", "is damaged after item 0 of " + LIST), (b'{"other": []}', LIST), (b'{"audios": 7}', LIST),
+        (b'{"audios": [{"segments": []} 2]}', "is damaged after item 1 of " + LIST), (b'{"audios": ["\xff"]}', LIST),
+        (b'{"audios": [' + DEEP, LIST), (b'{"audios": [1' + b"0" * 5000 + b"]}", LIST), ({"audios": [7]}, GIGAST),
+        ({"audios": [{"segments": [{"text_raw": "x"}]}]}, GIGAST + " (KeyError: 'sid')"),
+        ({"audios": [{"segments": [{"sid": "a", "text_raw": 7}]}]}, GIGAST)],
+    "GigaSpeech.json": [
+        ({"audios": [{"path": "x"}]}, GIGASPEECH + " (KeyError: "), (audios(path=7), GIGASPEECH + " (TypeError: "),
+        (audios((1, 0, "late", "HI")), GIGASPEECH + " (ValueError: "), (audios((1, 0, 1.5, 7)), GIGASPEECH)],
+    "LibriSQA-PartI-train.json": [
+        (content, "is damaged (") for content in (b'[{"text": "', {}, [1, 2], b'["\xff"]', DEEP)],
+    "spoken_test-v1.1.json": [
+        ([1, 2], "is damaged (not a JSON object)"), ({"data": None}, SQUAD), ({"data": [7]}, SQUAD),
+        ({"data": [{"paragraphs": []}, {}]}, SQUAD + " (KeyError: 'paragraphs')"), (question(question=5), SQUAD),
+        (question(id=7), SQUAD), (question(context=["x"]), SQUAD), (question(answers=[{"text": "a"}]), SQUAD),
+        (question(answers=[{"text": 7, "answer_start": 0}]), SQUAD),
+        (question(answers=[{"text": "a", "answer_start": "here"}]), SQUAD)]}
+
+
+@pytest.mark.parametrize("name, content, says", [(name, *case) for name, cases in DAMAGED.items() for case in cases])
+def test_a_damaged_file_of_a_download_is_named(tmp_path, name, content, says):
+    for kind in ("en", "de"):
+        write(tmp_path / f"segments.{kind}", "Yes.\n" * 3)                    # beside segments.lst
+    path = write(tmp_path / name, content)
+    message = refused(READERS[name], path, names=path, says=says)
+    assert "again" in message or "download it from " in message or "see https://" in message
+
+
+# --- CoVoST 2.
 
 @pytest.mark.parametrize("written, read", [
     (b'"Oh!"', '"Oh!"'), (b'a "b', 'a "b'),                                  # quotes are characters
@@ -178,18 +256,6 @@ def test_one_bad_sentence_of_common_voice_stops_nothing(tmp_path, written, read,
     assert [name for _, name, _ in dropped] == [f"x.tsv line {n}" for n in ((2, 3) if b"\n" in written else
                                                                             (2,) if read is None else ())]
     assert ("lines are left out, the first is line 2: " in capsys.readouterr().out) == bool(dropped)
-
-
-@pytest.mark.parametrize("text, told", [
-    ("path\tsplit\n", "line 1: no column translation"), ("", "no column path, translation, split"),
-    ("path,translation,split\n", "line 1: no column"), (TSV.encode("utf-16"), "line 1 is not UTF-8"),
-    (TSV + "a.mp3\tA\ttest\nb.mp3\tB", "line 3: 2 fields, expected 3, and the file ends there"),
-    (TSV + "a.mp3\tA\tte", "line 2: unknown split 'te'"),
-    *((TSV + f"{name}\tA\ttest\n", f"line 2: {name!r} is no file name")
-      for name in ("../a.mp3", "a\\b.mp3", "", "a\0.mp3", "a\u2215b.mp3"))])
-def test_a_damaged_tsv_is_named_with_its_line(tmp_path, text, told):
-    path = write(tmp_path / "x.tsv", text)
-    assert "download it again" in refused(covost2.read_translations, path, names=path, says=told)
 
 
 def test_a_bad_line_of_a_release_stops_nothing_and_the_first_line_of_a_clip_stays(tmp_path, capsys):
@@ -245,7 +311,7 @@ def covost_download(raw):
         ("a.mp3", "你好。", "train"), ("b.mp3", "", "train_covost"), ("c.mp3", "不。", "dev"), ("d.mp3", "好。", "test"),
         ("e.mp3", "好。", "train"), ("c2.mp3", "不。", "dev")])
     common_voice(raw / "en", sound(f"{raw}/a.mp3", 0.1, 48_000, format="MP3"),
-                 validated=[f"{name} x Sentence {name}." for name in ("d", "c", "b", "a", "e", "f", "g", "h", "unused")])
+                 validated=[f"{name} x Sentence {name}." for name in "dcbaefgh"] + ["unused x Sentence."])
     for name, content in (("f", None), ("g", b""), ("h", b"not audio")):
         (raw / "en/clips" / f"{name}.mp3").unlink()                          # the clips are links to one file
         if content is not None:
@@ -314,14 +380,6 @@ def test_read_segments_of_the_released_dev_folder(real):
     assert segments[0][3].startswith("Madam President,") and segments[0][4].startswith("Frau Präsidentin!")
 
 
-@pytest.mark.parametrize("place", ["en.1 0.0", "en.1 0.0 1.0 2.0", "en.1 0.0 1.2.3", "en.1 -1.0 2.0", "en.1 nan 1.0",
-                                   "../en.1 0.0 1.0", "en\0.1 0.0 1.0", ""])
-def test_a_damaged_list_is_named_with_its_line(tmp_path, place):
-    split_files(tmp_path, "de", [("en.1 0.0 1.0", "Yes.", "Ja."), (place, "No.", "Nein."), ("en.1 3 4", "No.", "Nein.")])
-    refused(europarlst.read_segments, str(tmp_path), "de",
-            says=f"{tmp_path}/segments.lst line 2: {place!r} is not 'speech start end'")
-
-
 def test_files_of_different_length_are_refused_with_the_counts(tmp_path):
     split_files(tmp_path, "de", [("en.1 0.0 1.0", "Yes.", "Ja."), ("en.1 1.0 2.0", "No.", "Nein.")])
     assert len(europarlst.read_segments(str(tmp_path), "de")) == 2
@@ -369,8 +427,8 @@ def test_a_speech_of_training_in_dev_or_test_is_refused(tmp_path, makers, leak):
 def test_europarlst_decodes_each_speech_once(tmp_path, capsys):
     audios, work = tmp_path / "v1.1/en/audios", tmp_path / "work"
     downloads.europarlst(tmp_path, 1, de_train=[
-        *((f"en.{name} 0.0 0.5", "Yes.", "Ja.") for name in ("cut", "junk", "gone")), ("en.train 0.0 1.0", "Yes.", "Ja."),
-        ("en.train 1.0 2.2", "No.", "Nein.")])
+        (f"en.{place}", "Yes.", "Ja.") for place in ("cut 0.0 0.5", "junk 0.0 0.5", "gone 0.0 0.5", "train 0.0 1.0",
+                                                     "train 1.0 2.2")])
     m4a(audios / "en.train.m4a", 2.0)
     m4a(audios / "en.cut.m4a", 20.0, front=True)
     os.truncate(audios / "en.cut.m4a", os.path.getsize(audios / "en.cut.m4a") // 2)
@@ -441,17 +499,6 @@ def test_texts_that_are_not_well_formed_are_read(tmp_path):
                                            "3": ("t.2", "\u4e2d\u2028\u6587")}
 
 
-@pytest.mark.parametrize("change, told", [
-    (lambda text: text[:-30], "no element found: line 8"),
-    (lambda text: text.replace('id="2"', 'id="1"'), "segment id '1' is no number, or there twice"),
-    (lambda text: text.replace(' id="2"', ""), "segment id '' is no number"),
-    *((lambda text, number=number: text.replace('id="2"', f'id="{number}"'), f"segment id {number!r} is no number")
-      for number in ("one", "../1", "\uff12"))])
-def test_a_damaged_xml_is_named(tmp_path, change, told):
-    path = write(tmp_path / "x.xml", change(talks_xml({"t.1": {"1": "A", "2": "B"}})))
-    refused(acl6060.read_segments, path, names=path, says=told)
-
-
 @pytest.mark.parametrize("german", [{"t.1": {"1": "A"}}, {"t.1": {"1": "A", "2": "B", "3": "C"}},
                                     {"t.1": {"1": "A"}, "t.2": {"2": "B"}}])
 def test_segments_must_agree_over_the_languages(tmp_path, german):
@@ -478,7 +525,7 @@ def test_the_real_texts_of_acl6060(real):
 
 
 def test_acl6060(tmp_path, makers, capsys):
-    """Of four segments a split, dev has one without a recording and eval a broken one; the English of 2 is empty."""
+    """Of four segments a split, dev has one without a recording and eval a broken one; 2 has no translation."""
     work, folder = str(tmp_path / "work"), tmp_path / "raw/2/acl_6060"
     downloads.acl6060(tmp_path / "raw")
     (folder / "dev/segmented_wavs/gold/sent_3.wav").unlink()
@@ -492,7 +539,7 @@ def test_acl6060(tmp_path, makers, capsys):
         ("acl6060/dev/3", "no such file"), ("acl6060/eval/4", "cannot be decoded"),
         ("acl6060/dev/2/ST.it", "empty translation"), ("acl6060/eval/2/ST.it", "empty translation")]
     wav = str(folder / "eval/segmented_wavs/gold/sent_1.wav")
-    assert [(row["id"], row["audio"], row["target"]) for row in splits["eval"][:4]] == [
+    assert [(row["id"], row["audio"], row["target"]) for row in splits["eval"][3:7]] == [
         (f"acl6060/eval/1/{task}", wav, target) for task, target in (
             ("ASR.en", "The dog sleeps in Rome."), ("ST.de", "de: The dog sleeps in Rome."),
             ("ST.it", "it /made/acl6060/translate.it.jsonl"), ("ST.zh", "zh: The dog sleeps in Rome."))]

@@ -272,26 +272,3 @@ def test_test_recordings_that_are_broken_missing_or_there_twice(raw, tmp_path):
     for folder in ("test_wav", "test_wav_noise"):
         shutil.rmtree(raw / "zip" / folder)
     assert make(tmp_path, "--incomplete")[0].keys() == {"train", "dev"}
-
-
-# --- Bad input.
-
-def one_question(context="Anna has a cat.", **values):
-    """Return a file of one question, with other values in it."""
-    question = {"id": "q1", "question": "Who?", "answers": [{"text": "Anna", "answer_start": 0}], **values}
-    return {"data": [{"paragraphs": [{"context": context, "qas": [question]}]}]}
-
-
-FORMAT = "is not in SQuAD 1.1's format"
-
-
-@pytest.mark.parametrize("content, says", [
-    ({"data": None}, FORMAT), ({"data": [7]}, FORMAT), ([1, 2], "is damaged (not a JSON object)"),
-    ({"data": [{"paragraphs": []}, {}]}, FORMAT + " (KeyError: 'paragraphs')"),
-    (one_question(question=5), FORMAT), (one_question(id=7), FORMAT), (one_question(context=["x"]), FORMAT),
-    (one_question(answers=[{"text": 7, "answer_start": 0}]), FORMAT),
-    (one_question(answers=[{"text": "a", "answer_start": "here"}]), FORMAT)])
-def test_another_format(tmp_path, content, says):
-    path = write(tmp_path / "spoken_test-v1.1.json", content)
-    message = refused(spokensquad.read_squad, path, spokensquad.SPOKEN, names=path, says=says)
-    assert message.endswith(spokensquad.SPOKEN)

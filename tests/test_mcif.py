@@ -129,14 +129,6 @@ def test_a_definition_that_is_unlike_others_is_named(raw, sample, says):
     refused(run_recipe, names="x.xml: ", says=says)
 
 
-@pytest.mark.parametrize("ids, task, recordings, text, language", [
-    ("1", "QA", "a.wav", "", "de"), ("1", "", "a.wav", "x", "de"), ("1,2", "ASR", "a.wav", "x", "de"),
-    ("1", "QA", "a.wav", "x", "it")])
-def test_a_reference_that_is_not_whole_or_of_another_language_is_named(tmp_path, ids, task, recordings, text, language):
-    path = reference(tmp_path / "r.xml", [(ids, task, recordings, text, "", "")])
-    refused(mcif.read_references, path, "short", language, names=path)
-
-
 @pytest.mark.parametrize("sample", [("3,4", "TRANS", "a.wav,a.wav", "Ja.\nNein.", "Yes.\nNo.", ""),
                                     ("3", "QA", "a.wav", "Anna.", "", "A")])
 def test_a_reference_that_is_of_another_task_or_recording_stops_the_recipe(raw, sample):

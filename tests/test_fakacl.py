@@ -55,12 +55,11 @@ def test_lists():
     assert fakacl.read_list("\n \n**Titles:**\n1.\n") == []
 
 
-def split_plainly(text):
-    """Stand for spaCy: a sentence ends at every mark that a space follows."""
-    return SimpleNamespace(sents=[SimpleNamespace(text=sentence) for sentence in re.split(r"(?<=[.?!])\s+", text)])
-
-
-SCRIPT = '''**Title: Why Mice?**
+def test_a_script_becomes_spoken_sentences(monkeypatch):
+    """A sentence ends here at every mark that a space follows."""
+    monkeypatch.setattr(fakacl, "load_spacy", lambda: lambda text: SimpleNamespace(sents=[
+        SimpleNamespace(text=sentence) for sentence in re.split(r"(?<=[.?!])\s+", text)]))
+    assert fakacl.read_script('''**Title: Why Mice?**
 
 [Slide 1]
 **Speaker:** "Good morning, everyone. Today, I present *On Mice*.
@@ -70,12 +69,7 @@ SCRIPT = '''**Title: Why Mice?**
 (applause.)
 Thank you for your attention."
 ---
-Let me know if you want more'''
-
-
-def test_a_script_becomes_spoken_sentences(monkeypatch):
-    monkeypatch.setattr(fakacl, "load_spacy", lambda: split_plainly)
-    assert fakacl.read_script(SCRIPT) == [
+Let me know if you want more''') == [
         "Good morning, everyone.", "Today, I present On Mice.", "We gain eighteen percent on MS-COCO.", "Is it good?",
         "Yes!", "Thank you for your attention."]
 

@@ -4,7 +4,6 @@ import re
 import sys
 import types
 from collections import Counter
-from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -75,7 +74,9 @@ def run_recipe(work="work"):
 
 def test_rows_one_by_one(raw, capsys):
     definition(raw / "MCIF0.2.IF.long.en.src.fixedprompts.xml", [("en", "7", "talk.wav", "Summarize it.")], "long")
-    definition(raw / "mixed" / "de.xml", [("de", "3", "a.wav", OTHER["de"][0])])
+    definition(raw / "mixed" / "de.xml", [("de", "3", "a.wav", OTHER["de"][0]),
+                                          ("de", "6", "a.wav", OTHER["de"][1] + "Wer fehlt?")])
+    reference(raw / "MCIF.short.de.ref.xml.gz", [*ANSWERS, ("6", "QA", "a.wav", "Nicht zu beantworten.", "", "NA")])
     rows = {row.pop("id"): row for row in run_recipe()}
     told = capsys.readouterr().out
     folder = "work/raw/mcif/MCIF_DATA/SHORT_AUDIOS"
@@ -88,10 +89,12 @@ def test_rows_one_by_one(raw, capsys):
         "mcif/short/en/1": row("a", "ASR", "en"),
         "mcif/short/de/0": row("a", "SQA", "de", "Anna.", question="Wer spricht?"),
         "mcif/short/de/3": row("a", "ST", "de"), "mcif/short/de/4": row("b", "ST", "de"),
-        "mcif/short/de/5": row("b", "MCQ", "de", question="Welche ist besser?\nA: Ja.\nB: Nein.")}
+        "mcif/short/de/5": row("b", "MCQ", "de", question="Welche ist besser?\nA: Ja.\nB: Nein."),
+        "mcif/short/de/6": row("a", "SQA", "de", "Nicht zu beantworten.", question="Wer fehlt?", answerable=False)}
     assert "ST de: 3 instructions in 2 wordings" in told and "1 recordings cannot be read; their rows stay" in told
     assert "1 in test: the long track" in told
-    assert "| test: SQA/QA de | 1 | 195 | -194 |" in told and "| test: SQA/QA en | 1 | 220 | -219 |" in told
+    assert "| test: SQA/QA de | 1 | 195 | -194 |" in told and "| test: SQA/QA de invalid | 1 | 25 | -24 |" in told
+    assert "| test: SQA/QA en | 1 | 220 | -219 |" in told
 
 
 def test_a_parquet_file_of_the_hub(raw):
@@ -144,25 +147,15 @@ def test_a_recording_cannot_point_outside(raw):
     assert run_recipe()[-1]["audio"] == "work/raw/mcif/passwd"
 
 
-def test_the_real_test_rebuilt_from_its_references(real, tmp_path, monkeypatch, capsys):
-    """The definitions themselves are not at hand: ids, recordings and answers are real, the questions made up."""
-    monkeypatch.chdir(tmp_path)
-    for language in ("de", "it", "zh"):
-        path = Path(real, "mcif", "refs", f"MCIF0.2.IF.short.{language}.ref.xml")
-        definition(f"work/raw/mcif/{language}.src.fixedprompts.xml", [
-            (language, name, recording, FIXED[language][one["task"] == "QA"] + one["task"].replace("TRANS", ""))
-            for one in mcif.read_references(str(path), "short", language)
-            for name, recording in zip(one["ids"], one["audio"])])
-        write(f"work/raw/mcif/{path.name}", path.read_bytes())
-    rows = run_recipe()
-    assert len(rows) == 3 * 890 and len({row["utterance"] for row in rows}) == 755
-    for language in ("de", "it", "zh"):
-        samples = [row for row in rows if row["language"] == language]
-        assert Counter((row["task"], row["answerable"]) for row in samples) == {
-            ("ST", True): 670, ("SQA", True): 195, ("SQA", False): 25}
-        assert {row["target"] for row in samples if not row["answerable"]} == {NOT_ANSWERABLE[language]}
-    told = capsys.readouterr().out
-    assert "| test: ST/MT zh | 670 | 670 | +0 |" in told and "| test: SQA/QA it invalid | 25 | 25 | +0 |" in told
+def test_the_real_references(real):
+    """670 segments of talks and 220 questions in each language, 25 of them without an answer; 755 recordings."""
+    answers = recipe.read_answers(os.path.join(real, "mcif", "refs"))
+    assert Counter((language, task, qa_type == "NA") for (language, _), (_, task, _, qa_type) in answers.items()) == {
+        (language, *kind): count for language in ("de", "it", "zh")
+        for kind, count in ((("ST", False), 670), (("SQA", False), 195), (("SQA", True), 25))}
+    assert all(text == NOT_ANSWERABLE[language] for (language, _), (_, _, text, qa_type) in answers.items()
+               if qa_type == "NA")
+    assert len({recording for recording, *_ in answers.values()}) == 755
 
 
 # --- The XML that is submitted.

@@ -289,20 +289,17 @@ def test_the_english_test_set_survives_the_join(real, tmp_path):
 
 def test_a_packed_tsv_is_read_without_unpacking(tmp_path):
     path, archive = tmp_path / "covost_v2.en_de.tsv", tmp_path / "covost_v2.en_de.tsv.tar.gz"
-
-    def pack(**members):
-        with tarfile.open(archive, "w:gz") as tar:
-            for name, text in members.items():
-                member = tarfile.TarInfo(name)
-                member.size = len(text)
-                tar.addfile(member, io.BytesIO(text.encode()))
-    pack(**{"../escaped": "x", f"./{path.name}": TSV + "a.mp3\tA\ttest\n"})
-    assert covost2.read_translations(str(path)) == {"a.mp3": ("A", "test")}
+    lines = TSV + "".join(f"{n}.mp3\t{hash(str(n))}\ttest\n" for n in range(5000))
+    with tarfile.open(archive, "w:gz") as tar:
+        for name, text in (("../escaped", "x"), (f"./{path.name}", lines)):
+            member = tarfile.TarInfo(name)
+            member.size = len(text)
+            tar.addfile(member, io.BytesIO(text.encode()))
+    assert covost2.read_translations(str(path))["7.mp3"] == (str(hash("7")), "test")
     assert os.listdir(tmp_path) == [archive.name] and not (tmp_path.parent / "escaped").exists()
-    pack(**{path.name: TSV + "".join(f"{n}.mp3\t{hash(str(n))}\ttest\n" for n in range(5000))})
-    for damaged in (archive.read_bytes()[:20_000], archive.read_bytes()[:20_000] + bytes(100), b"hello",
-                    gzip.compress(b"hello" * 999)):
-        archive.write_bytes(damaged)
+    whole = archive.read_bytes()
+    for damaged in (whole[:20_000], whole[:20_000] + bytes(100), b"hello", gzip.compress(b"hello" * 999)):
+        write(archive, damaged)
         refused(covost2.read_translations, str(path), says=f"{archive} is damaged")
     write(path, TSV + "a.mp3\tB\ttest\n")                                    # unpacked, it is what is read
     assert covost2.read_translations(str(path)) == {"a.mp3": ("B", "test")}

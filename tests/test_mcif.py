@@ -1,4 +1,5 @@
 """data/mcif.py and metrics/mcif.py: what is asked, the XML both ways, the official protocol; real files and vectors."""
+import json
 import os
 import re
 import sys
@@ -10,7 +11,7 @@ import pytest
 from downloads import FIXED, definition, read_corpus, reference, sound
 from references import vectors
 from test_bad_input import refused, write
-from test_eval import answered, evaluate, write_predictions
+from test_eval import answered, write_predictions
 
 import eval as stage
 from data import mcif as recipe
@@ -302,10 +303,10 @@ def test_eval_shows_the_official_scores(raw, monkeypatch, capsys):
     monkeypatch.setattr(stage, "load_comet", lambda c: lambda items: [float(mt == ref) for _, mt, ref in items])
     monkeypatch.setattr(stage.bertscore, "load_bertscore",
                         lambda *a: lambda items: [0.5 * (answer == right) for answer, right in items])
-    results = evaluate("--preset", "iwslt26", "--systems", "C", "--test_sets", "mcif.test", "--metrics", "WER",
-                       run="iwslt26")
-    assert {(language, metric): value for (_, language, metric), (value, _) in results.items()} == {
-        ("de", "TRANS-COMET"): 1.0, ("de", "QA-BERTScore"): 0.5}
+    stage.main(["--preset", "iwslt26", "--systems", "C", "--test_sets", "mcif.test", "--metrics", "WER"])
+    with open("work/iwslt26/results.json") as file:
+        assert {(result["language"], result["metric"], result["value"]) for result in json.load(file)} == {
+            ("de", "TRANS-COMET", 1.0), ("de", "QA-BERTScore", 0.5)}
     told = capsys.readouterr().out
     assert "| mcif.test | TRANS-COMET | QA-BERTScore |" in told and "| 1.000 | 0.500 |" in told
     assert "mcif.test in en is not scored: no *short.en.ref.xml*" in told

@@ -13,6 +13,7 @@ several processes, the table of counts at its end.
 Every recipe has missing(work, raw="") at its top level: [(what lacks, how to mend it)], empty if the recipe can run.
 """
 import argparse
+import glob
 import importlib.util
 import multiprocessing
 import os
@@ -26,6 +27,7 @@ from tqdm import tqdm
 
 from speech_llm.audio import duration
 from speech_llm.files import differences, lock, read_json, replace_file, write_json
+from speech_llm.index import open_index
 from speech_llm.rows import corpus_of, remake, work_option, write_rows
 
 SLICE = 64                                  # jobs that one process does before a fresh one takes over
@@ -353,10 +355,12 @@ def begin(work, corpus, settings):
 
 def finish(work, corpus, settings, preset=""):
     """
-    Write the last file of a recipe, config.json: a rows folder with it is complete.
+    Write the last files of a recipe: the index of each split, then config.json. A rows folder with it is complete.
     preset: the system whose first stage is printed as the next command; a recipe without it prints its own.
     """
     folder = os.path.join(work, "rows", corpus)
+    for path in glob.glob(os.path.join(glob.escape(folder), "*.jsonl")):
+        open_index(path)
     write_json(os.path.join(folder, "config.json"), settings)
     Path(folder, "started.json").unlink(missing_ok=True)
     if folder in LOCKS:

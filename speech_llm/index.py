@@ -21,6 +21,7 @@ from speech_llm.files import replace_file, write_json
 from speech_llm.rows import corpus_of, defect, parse_row, refuse_row
 
 FIELDS = np.dtype([("offset", "<u8"), ("utterance", "<u8"), ("kind", "<u2")])       # in bytes; a hash or 0; a number
+KINDS = 2**16 - 1
 Kind = namedtuple("Kind", "task language answerable corpus speech")
 Utterances = namedtuple("Utterances", "hashes numbers read")           # read(number) -> a row of the utterance
 
@@ -94,9 +95,8 @@ def open_rows(paths, features=None):
     for corpus, index, table, start in zip(paths, indices, tables, files.starts):
         usable = np.ones(len(index), bool)
         if features is not None:
-            usable = index["utterance"] == 0
-            if corpus in features:
-                usable |= features[corpus].holds(index["utterance"])
+            speech = np.flatnonzero(index["utterance"])
+            usable[speech] = corpus in features and features[corpus].holds(index["utterance"][speech])
             missing += int((~usable).sum())
         for number, kind in enumerate(table):
             rows = np.flatnonzero((index["kind"] == number) & usable)
@@ -137,7 +137,7 @@ def make_index(path):
     Read and check every row of a file; return (index, [Kind]). ValueError for a defect in a row, an id that is used
     twice, an utterance with two recordings.
     """
-    kinds, columns = {}, [array("Q") for _ in range(5)]                # offset, utterance, kind, id, recording
+    kinds, columns = {}, [array(code) for code in "QQHqq"]             # offset, utterance, kind, id, recording
     offset = 0
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
@@ -145,25 +145,30 @@ def make_index(path):
             if wrong := defect(row):
                 refuse_row(path, number, row, wrong)
             utterance = hash_of(row["utterance"]) if "utterance" in row else 0
-            recording = hash_of(json.dumps([row.get(key) for key in ("audio", "start", "end")]))
+            recording = hash((row.get("audio"), row.get("start"), row.get("end")))       # 64 bits, of this process
             kind = kinds.setdefault(kind_of(row), len(kinds))
-            for column, value in zip(columns, (offset, utterance, kind, hash_of(row["id"]), recording)):
+            if kind > KINDS:
+                refuse_row(path, number, row, f"over {KINDS} kinds of rows: does every id begin with its corpus?")
+            for column, value in zip(columns, (offset, utterance, kind, hash(row["id"]), recording)):
                 column.append(value)
             offset += len(line)
-    offsets, utterances, kind_numbers, ids, recordings = (np.frombuffer(column, np.uint64) for column in columns)
+    offsets, utterances, kind_numbers, ids, recordings = (np.frombuffer(column, column.typecode) for column in columns)
     if not len(ids):
         refuse_row(path, 0, None, "the file has no rows")
-    order = np.argsort(ids, kind="stable")
-    later = order[1:][ids[order[1:]] == ids[order[:-1]]]
-    if len(later):
-        refuse_row(path, int(later.min()) + 1, read_line(path, offsets[later.min()]), "duplicate id")
-    order = np.lexsort([recordings, utterances])
-    same = (utterances[order[1:]] == utterances[order[:-1]]) & (utterances[order[1:]] > 0)
+    ordered = np.sort(ids)                               # half the memory of argsort, which only an error needs
+    if (ordered[1:] == ordered[:-1]).any():
+        order = np.argsort(ids, kind="stable")
+        later = order[1:][ids[order[1:]] == ids[order[:-1]]].min()
+        refuse_row(path, int(later) + 1, read_line(path, offsets[later]), "duplicate id")
+    order = np.flatnonzero(utterances)
+    order = order[np.lexsort([recordings[order], utterances[order]])]
+    same = utterances[order[1:]] == utterances[order[:-1]]
     other = order[1:][same & (recordings[order[1:]] != recordings[order[:-1]])]
     if len(other):
         refuse_row(path, int(other[0]) + 1, read_line(path, offsets[other[0]]),
                    "another row of its utterance has another audio, start or end")
-    index = np.empty(len(ids), FIELDS)
+    del columns, column, ids, ordered, recordings        # 26 bytes a row
+    index = np.empty(len(offsets), FIELDS)
     index["offset"], index["utterance"], index["kind"] = offsets, utterances, kind_numbers
     return index, list(kinds)
 

@@ -5,6 +5,7 @@ import os
 import pytest
 from test_bad_input import refused
 
+from speech_llm.index import open_index
 from speech_llm.rows import corpus_of, read_rows, source_language, write_rows
 
 ROW = {"id": "tiny/test/1/SQA.de", "utterance": "tiny/test/1", "audio": "1.wav", "start": 0, "end": 1.5,
@@ -80,12 +81,17 @@ LINE = json.dumps(ROW).encode()
     (b"{}", "line 2, row None: no id"), (LINE.replace(b'"start": 0', b'"start": 1' + b"0" * 400), "are no slice"),
     (LINE.replace(b"1.5", b"1e999"), "end must be a number of seconds, got inf"),
     (LINE, "line 2, row 'tiny/test/1/SQA.de': duplicate id"),
-    (LINE.replace(b"SQA.de", b"b").replace(b"1.wav", b"2.wav"), "'tiny/test/1' has another audio")])
+    (LINE.replace(b"SQA.de", b"b").replace(b"1.wav", b"2.wav"), "has another audio, start or end")])
 def test_a_broken_line_is_named(tmp_path, second, message):
     path = tmp_path / "train.jsonl"
     path.write_bytes(LINE + b"\n" + second + b"\n")
-    with pytest.raises(ValueError, match=message):
-        read_rows(path)
+    for read in (read_rows, open_index):
+        with pytest.raises(ValueError, match=message):
+            read(path)
+    path.write_bytes(LINE + b"\n")                                    # another file: an index of its own
+    assert len(open_index(path)[0]) == len(open_index(path)[0]) == 1
+    path.write_bytes(LINE + b"\n" + line_of(task="ASR", utterance="tiny/b"))
+    assert [kind.task for kind in open_index(path)[1]] == ["SQA", "ASR"]
 
 
 def test_a_missing_and_an_empty_file_name_the_recipe(tmp_path):

@@ -2,7 +2,7 @@
 What 26 million rows cost a training process, and whether the loop waits for its samples.
 
     python -m tests.scale rows --rows 5000000        # seconds and memory up to the first draw; 2 GB below --work
-    python -m tests.scale steps --tokenizers FOLDER  # micro-batches, padding and waiting; FOLDER: llama3_1_hf, qwen3_4b_...
+    python -m tests.scale steps --tokenizers FOLDER  # micro-batches, padding, waiting; FOLDER holds two real tokenizers
 
 rows: rows like GigaST's with frames of the real sizes; the files of frames have holes in place of numbers. Every figure
 is of a fresh process. Memory is its peak, with torch and the pages of the index that it shares with other processes.
@@ -41,9 +41,9 @@ from train_projector import PADDING, AnswerObjective, make_projector, positions
 
 
 ALL = 26_000_000                            # rows of GigaST; 2026, Table 5
-COMMON = ("the of and to in is that it was for on are with as they at be this have from or one had by word but not what "
-          "all were we when your can there use an each which she do how their if will up other about out many then them "
-          "these so her would like him into time has look two more write go see number way could people").split()
+COMMON = """the of and to in is that it was for on are with as they at be this have from or one had by word but not what
+all were we when your can there use an each which she do how their if will up other about out many then them these so
+her would like him into time has look two more write go see number way could people""".split()
 SHARD = 18_000                              # utterances: 2 million frames of GigaST
 WIDTH = 1024                                # of SeamlessM4T's frames
 CPU = torch.device("cpu")
@@ -150,7 +150,7 @@ def objective_of(stage, tokenizers, features):
 
 
 def run_steps(o, stage, draws, objective):
-    """Yield (samples, micro-batches, seconds waited) of every step but the first, of the first of A' four processes."""
+    """Yield (samples, micro-batches, seconds waited) of every step but the first; A' is the first of four processes."""
     world, accumulate = (4, 8) if stage == "A'" else (1, 16)
     run = SimpleNamespace(c=SimpleNamespace(steps=o.steps + 1, accumulate=accumulate), step=0, rank=0, world=world)
     stream = Run.samples(run, draws, objective)
@@ -183,8 +183,8 @@ def steps_table(o):
             with mock.patch("speech_llm.run.in_background", lambda iterator: iterator):
                 unthreaded = [wait for *_, wait in run_steps(o, stage, draws(), objective)]
             windows, cuts, waits = zip(*run_steps(o, stage, draws(), objective))
-            size = (lambda sample: len(sample["frames"])) if stage == "A'" else positions
-            others = [[*cut_by_length(samples, size, 12_000 if stage == "A'" else 8192, PADDING)] for samples in windows]
+            size, most = (lambda s: len(s["frames"]), 12_000) if stage == "A'" else (positions, 8192)
+            others = [[*cut_by_length(samples, size, most, PADDING)] for samples in windows]
             used = sum(size(sample) for sample in chain(*windows))
 
             def padding(groups):
@@ -196,7 +196,7 @@ def steps_table(o):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(allow_abbrev=False, description="What 26 million rows cost; whether the loop waits")
+    parser = argparse.ArgumentParser(allow_abbrev=False, description="What rows cost; whether the loop waits")
     parser.add_argument("table", choices=("rows", "steps"))
     parser.add_argument("--rows", type=int, default=5_000_000)
     parser.add_argument("--steps", type=int, default=5)

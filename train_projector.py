@@ -391,7 +391,7 @@ def main(argv=None):
     if llm:
         draws = draw(rows, c.mixture, c.shares, c.batch, c.batch_sqa, c.seed)
     else:
-        draws = draw_frames(rows, features, c.batch_frames, c.seed)
+        draws = draw_frames(rows, c.batch_frames, c.seed)
     objective.features = dev_features                    # an utterance of dev may have the name of one of train
     picked = pick_validation(dev_rows, c.mixture, c.shares, c.validate_rows)
     dev = [sample for sample in (objective.sample(row, False) for row in picked) if sample]

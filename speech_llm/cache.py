@@ -49,13 +49,13 @@ class Features:
     def __len__(self):
         return len(self.hashes)
 
-    def holds(self, hashes):
-        """Return (N,) bool: which hashes of utterances (N,) have frames."""
+    def lengths(self, hashes):
+        """Return (N,) uint32: the number of frames of each utterance, by their hashes (N,); 0 for one without."""
         numbers = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)
-        return self.hashes[numbers] == hashes
+        return np.where(self.hashes[numbers] == hashes, self.places["length"][numbers], np.uint32(0))
 
     def __contains__(self, utterance):
-        return bool(self.holds(np.array([hash_of(utterance)], np.uint64))[0])
+        return bool(self.lengths(np.array([hash_of(utterance)], np.uint64))[0])
 
     def __getitem__(self, utterance):
         number = np.searchsorted(self.hashes, np.uint64(hash_of(utterance)))

@@ -60,7 +60,7 @@ def draw(rows, mixture, shares, batch, batch_sqa, seed, paired_text=False, mixed
         corpus = rng.choices(list(corpora), weights if any(weights) else [len(pool) for pool in corpora.values()])[0]
         if (kind, corpus) not in orders:
             orders[kind, corpus] = endless(corpora[corpus], shuffle)
-        return [rows[next(orders[kind, corpus])] for _ in range(count)]
+        return [next(orders[kind, corpus]) for _ in range(count)]
 
     while True:
         task = rng.choices(list(mixture), [share for share, _ in mixture.values()])[0]
@@ -70,7 +70,7 @@ def draw(rows, mixture, shares, batch, batch_sqa, seed, paired_text=False, mixed
         for name in (task, TEXT_TASK[task]) if paired_text and task in TEXT_TASK else (task,):
             count = 1 if mixed else batch_sqa if name == "SQA" else batch
             pools_drawn = [(name, *kind) for _, *kind, _ in drawn]
-            yield [row for pool in pools_drawn for row in next_rows(pool, count)], name in TEXT_TASK.values()
+            yield rows.drawn(sum((next_rows(pool, count) for pool in pools_drawn), [])), name in TEXT_TASK.values()
 
 
 def print_undrawn(pools, kinds, shares):
@@ -101,15 +101,16 @@ def endless(numbers, shuffle):
         yield from shuffle.permutation(numbers)
 
 
-def draw_frames(rows, features, batch_frames, seed):
+def draw_frames(rows, batch_frames, seed):
     """Yield draws (ASR rows, False) of at least `batch_frames` frames; each row comes once before any comes twice."""
-    numbers = [numbers for kind, numbers in rows.of_kind.items() if kind.task == "ASR" and kind.speech]
+    kinds = [kind for kind in rows.of_kind if kind.task == "ASR" and kind.speech]
+    numbers, lengths = (np.concatenate([of_kind[kind] for kind in kinds]) for of_kind in (rows.of_kind, rows.frames))
     drawn, frames = [], 0
-    for number in endless(np.concatenate(numbers), np.random.default_rng(seed)):
-        drawn.append(rows[number])
-        frames += len(features[drawn[-1]["utterance"]])
+    for place in endless(np.arange(len(numbers), dtype=np.uint32), np.random.default_rng(seed)):
+        drawn.append(numbers[place])
+        frames += int(lengths[place])
         if frames >= batch_frames:
-            yield drawn, False
+            yield rows.drawn(drawn), False
             drawn, frames = [], 0
 
 

@@ -4,6 +4,7 @@ Rows through an index: a file of 26 million rows is opened in seconds, and a row
     rows = open_rows({"covost2": "work/rows/covost2/train.jsonl"})
     rows.of_kind                    # {Kind(task, language, answerable, corpus, speech): numbers (N,) of its rows}
     rows[rows.of_kind[kind][0]]     # a row, as speech_llm/rows.py describes it
+    rows.drawn([7, 5])              # a list of rows that are read when they are looked at
 
 Beside <split>.jsonl lie <split>.jsonl.index.npy, 18 bytes a row, memory-mapped, and, written after it, .index.json with
 the kinds and with the size and time of the file that was indexed. Another size or time makes the index anew.
@@ -13,6 +14,7 @@ import json
 import os
 from array import array
 from collections import namedtuple
+from collections.abc import Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -42,19 +44,41 @@ def kind_of(row):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-class Rows:
-    """Rows that are read one by one. of_kind: {Kind: numbers}; read(number) -> a row."""
+class Drawn(Sequence):
+    """Rows of some numbers, each read when it is looked at: a run that goes on after a kill passes over many draws."""
 
-    def __init__(self, of_kind, read):
-        self.of_kind, self.read = of_kind, read
+    def __init__(self, read, numbers):
+        self.read, self.numbers = read, numbers
+
+    def __len__(self):
+        return len(self.numbers)
+
+    def __getitem__(self, place):
+        return self.read(self.numbers[place])
+
+
+class Rows:
+    """
+    Rows that are read one by one. of_kind: {Kind: numbers (N,)}; read(number) -> a row; frames: {Kind: (N,)}, the
+    number of frames of each row, for speech whose cache is open.
+    """
+
+    def __init__(self, of_kind, read, frames=None):
+        self.of_kind, self.read, self.frames = of_kind, read, frames or {}
 
     @classmethod
-    def of(cls, rows):
-        """Return a list of rows as Rows."""
+    def of(cls, rows, features=None):
+        """Return a list of rows as Rows. features: {utterance: frames (T, W)} of rows that all have speech."""
         numbers = {}
         for number, row in enumerate(rows):
             numbers.setdefault(kind_of(row), []).append(number)
-        return cls({kind: np.array(of_kind, np.uint32) for kind, of_kind in numbers.items()}, rows.__getitem__)
+        return cls({kind: np.array(of_kind, np.uint32) for kind, of_kind in numbers.items()}, rows.__getitem__,
+                   {kind: np.array([len(features[rows[number]["utterance"]]) for number in of_kind], np.uint32)
+                    for kind, of_kind in numbers.items()} if features else None)
+
+    def drawn(self, numbers):
+        """Return the rows of these numbers as a sequence."""
+        return Drawn(self.read, numbers)
 
     def __len__(self):
         return sum(map(len, self.of_kind.values()))
@@ -91,19 +115,23 @@ def open_rows(paths, features=None):
     Features}; with it, speech rows without frames are left out, else no frames are looked for.
     """
     indices, tables = zip(*[open_index(path) for path in paths.values()])
-    files, of_kind, missing = RowFiles(list(paths.values()), indices), {}, 0
+    files, of_kind, frames, missing = RowFiles(list(paths.values()), indices), {}, {}, 0
     for corpus, index, table, start in zip(paths, indices, tables, files.starts):
         usable = np.ones(len(index), bool)
         if features is not None:
-            speech = np.flatnonzero(index["utterance"])
-            usable[speech] = corpus in features and features[corpus].holds(index["utterance"][speech])
+            speech, lengths = np.flatnonzero(index["utterance"]), np.zeros(len(index), np.uint32)
+            if corpus in features:
+                lengths[speech] = features[corpus].lengths(index["utterance"][speech])
+            usable[speech] = lengths[speech] > 0
             missing += int((~usable).sum())
         for number, kind in enumerate(table):
             rows = np.flatnonzero((index["kind"] == number) & usable)
             if len(rows):
                 earlier = of_kind.get(kind, np.empty(0, np.uint32))
                 of_kind[kind] = np.concatenate([earlier, (rows + start).astype(np.uint32)])
-    return Rows(of_kind, files), missing
+                if features is not None and kind.speech:
+                    frames[kind] = np.concatenate([frames.get(kind, np.empty(0, np.uint32)), lengths[rows]])
+    return Rows(of_kind, files, frames), missing
 
 
 def open_utterances(path):

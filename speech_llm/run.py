@@ -79,17 +79,13 @@ class Run:
         Yield (samples, micro-batches, dropped) of every step that is left, made in the background. A step has
         c.accumulate draws, of which this process takes every world-th; `dropped` counts rows that give no sample.
         """
-        def steps():
-            for _ in range(self.c.steps):
-                window = [next(draws) for _ in range(self.c.accumulate)][self.rank::self.world]
-                yield [(row, text) for rows, text in window for row in rows]
-
         first = self.step                                # after a kill: the draws of earlier steps are passed over
 
         def encoded():
-            for number, rows in enumerate(steps()):
+            for number in range(self.c.steps):
+                window = [next(draws) for _ in range(self.c.accumulate)][self.rank::self.world]
                 if number >= first:
-                    samples = [objective.sample(row, text) for row, text in rows]
+                    samples = [objective.sample(row, text) for rows, text in window for row in rows]
                     there = [sample for sample in samples if sample]
                     yield there, objective.batches(there), len(samples) - len(there)
         return in_background(encoded())

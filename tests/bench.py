@@ -310,8 +310,8 @@ def mapping(c):
         rng, needed = np.random.default_rng(seed), c.frame_draws * c.frames // 50
         rows = random.Random(seed).sample([row for row in make_rows() if row["task"] == "ASR"], needed)
         samples = {row["id"]: make_sample(rng, row, False, len(table), c.width, 2, mapper.slots) for row in rows}
-        stream = draw_frames(Rows.of([{**row, "utterance": row["id"]} for row in rows]),
-                             {name: sample["frames"] for name, sample in samples.items()}, c.frames, seed)
+        stream = draw_frames(Rows.of([{**row, "utterance": row["id"]} for row in rows],
+                                     {name: sample["frames"] for name, sample in samples.items()}), c.frames, seed)
         return [[samples[row["id"]] for row in next(stream)[0]] for _ in range(c.frame_draws)]
 
     def step(objective, optimizer, window):

@@ -99,7 +99,7 @@ def first_draw(work, stage):
         origin = {"encoder": c.encoder, "mean": c.mean, "pad": c.pad} if stage != "B" else None
         rows, features = load_rows(c, "train", origin)
         mixture = {"MT": (1.0, {"de": 0.4, "it": 0.3, "zh": 0.3})} if stage == "B" else {"ASR": (1.0, {"en": 1.0})}
-        next(draw_frames(rows, features, 12_000, 0) if stage == "A'" else draw(rows, mixture, {}, 16, 8, 0))
+        next(draw_frames(rows, 12_000, 0) if stage == "A'" else draw(rows, mixture, {}, 16, 8, 0))
     return time.process_time() - start, peak_gigabytes(CPU)
 
 
@@ -178,7 +178,7 @@ def steps_table(o):
 
             def draws():
                 if stage == "A'":
-                    return draw_frames(rows, features, 12_000, 0)
+                    return draw_frames(rows, 12_000, 0)
                 return draw(rows, constants.mixture, SHARES[stage], 16, 16, 0, paired_text=stage == "C")
             with mock.patch("speech_llm.run.in_background", lambda iterator: iterator):
                 unthreaded = [wait for *_, wait in run_steps(o, stage, draws(), objective)]

@@ -150,7 +150,7 @@ def test_draws_of_frames_are_full_and_use_every_row_once():
     features = {f"tiny/{n}": [0] * n for n in range(1, 10)}
     rows = [{"id": name, "utterance": name, "task": "ASR", "language": "en", "answerable": True} for name in features]
     stream = [[row["utterance"] for row in drawn] for drawn, _ in
-              islice(draws.draw_frames(Rows.of(rows), features, 20, seed=0), 8)]
+              islice(draws.draw_frames(Rows.of(rows, features), 20, seed=0), 8)]
     assert all(20 <= sum(len(features[name]) for name in drawn) < 29 for drawn in stream)
     assert len({*sum(stream, [])[:9]}) == 9
 

@@ -88,10 +88,14 @@ def test_a_broken_line_is_named(tmp_path, second, message):
     for read in (read_rows, open_index):
         with pytest.raises(ValueError, match=message):
             read(path)
-    path.write_bytes(LINE + b"\n")                                    # another file: an index of its own
+
+
+def test_a_changed_file_is_indexed_anew(tmp_path):
+    path, other = tmp_path / "train.jsonl", LINE.replace(b"SQA.de", b"b").replace(b'"SQA"', b'"ASR"')
+    path.write_bytes(LINE + b"\n")
     assert len(open_index(path)[0]) == len(open_index(path)[0]) == 1
-    path.write_bytes(LINE + b"\n" + line_of(task="ASR", utterance="tiny/b"))
-    assert [kind.task for kind in open_index(path)[1]] == ["SQA", "ASR"]
+    path.write_bytes(LINE + b"\n" + other)
+    assert [kind.task for kind in open_index(path)[1]] == ["SQA", "ASR"] and len(open_index(path)[0]) == 2
 
 
 def test_a_missing_and_an_empty_file_name_the_recipe(tmp_path):

@@ -3,6 +3,7 @@ What 26 million rows cost a training process, and whether the loop waits for its
 
     python -m tests.scale rows --rows 5000000        # seconds and memory up to the first draw; 2 GB below --work
     python -m tests.scale steps --tokenizers FOLDER  # micro-batches, padding, waiting; FOLDER holds two real tokenizers
+    python -m tests.scale front-end                  # reading audio and making filterbanks, by threads and processes
 
 rows: rows like GigaST's with frames of the real sizes; the files of frames have holes in place of numbers. Every figure
 is of a fresh process. Memory is its peak, with torch and the pages of the index that it shares with other processes.
@@ -18,16 +19,20 @@ import os
 import random
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import chain, count, islice
 from statistics import mean
 from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
+import soundfile
 import torch
+import torchaudio
 
 import train_projector
+from extract_features import filterbank
+from speech_llm.audio import SAMPLE_RATE, read_audio
 from speech_llm.batches import cut_by_length
 from speech_llm.cache import features_folder, load_rows
 from speech_llm.draws import draw, draw_frames
@@ -47,6 +52,7 @@ her would like him into time has look two more write go see number way could peo
 SHARD = 18_000                              # utterances: 2 million frames of GigaST
 WIDTH = 1024                                # of SeamlessM4T's frames
 CPU = torch.device("cpu")
+A100 = 312e12 / 2 / 58e9                    # audio s/s: half of its peak, 58 GFLOP an audio second in SeamlessM4T
 PAUSE = {"A": 2.0, "A'": 0.35, "C": 2.0}    # s a step; A': as in the paper; A and C take 26 and 22 s there
 
 
@@ -149,17 +155,17 @@ def objective_of(stage, tokenizers, features):
                               12_000)
 
 
-def run_steps(o, stage, draws, objective):
+def run_steps(o, stage, draws, objective, clock=time.perf_counter, pause=0.0):
     """Yield (samples, micro-batches, seconds waited) of every step but the first; A' is the first of four processes."""
     world, accumulate = (4, 8) if stage == "A'" else (1, 16)
     run = SimpleNamespace(c=SimpleNamespace(steps=o.steps + 1, accumulate=accumulate), step=0, rank=0, world=world)
     stream = Run.samples(run, draws, objective)
     for number in range(o.steps + 1):
-        start = time.perf_counter()
+        start = clock()
         samples, batches, _ = next(stream)
         if number:
-            yield samples, batches, time.perf_counter() - start
-        end = time.perf_counter() + PAUSE[stage]
+            yield samples, batches, clock() - start
+        end = time.perf_counter() + pause
         while time.perf_counter() < end:
             pass
 
@@ -167,7 +173,7 @@ def run_steps(o, stage, draws, objective):
 def steps_table(o):
     """Yield the lines of the table: how a step is cut, and what the loop waits."""
     yield ("stage|rows a step|micro-batches|% padding|with the LLM's limit of padding: micro-batches|% padding|"
-           "ms to prepare a step|ms that the loop waits")
+           "CPU ms to prepare a step|ms that the loop waits")
     for stage, corpora, k in (("A", "covost2,europarlst", 3), ("A'", "gigast,covost2,europarlst", 2),
                               ("C", "covost2,europarlst,spokensquad", 3)):
         with tempfile.TemporaryDirectory(dir=o.work) as work:
@@ -181,8 +187,8 @@ def steps_table(o):
                     return draw_frames(rows, 12_000, 0)
                 return draw(rows, constants.mixture, SHARES[stage], 16, 16, 0, paired_text=stage == "C")
             with mock.patch("speech_llm.run.in_background", lambda iterator: iterator):
-                unthreaded = [wait for *_, wait in run_steps(o, stage, draws(), objective)]
-            windows, cuts, waits = zip(*run_steps(o, stage, draws(), objective))
+                unthreaded = [wait for *_, wait in run_steps(o, stage, draws(), objective, time.process_time)]
+            windows, cuts, waits = zip(*run_steps(o, stage, draws(), objective, pause=PAUSE[stage]))
             size, most = (lambda s: len(s["frames"]), 12_000) if stage == "A'" else (positions, 8192)
             others = [[*cut_by_length(samples, size, most, PADDING)] for samples in windows]
             used = sum(size(sample) for sample in chain(*windows))
@@ -195,20 +201,52 @@ def steps_table(o):
                    f"{1e3 * mean(waits):.1f}")
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# front end
+def front_end_table(o):
+    """Yield the lines of the table: audio seconds a second from files and waves to what the encoder reads."""
+    rng, rates = np.random.default_rng(0), {}
+    lengths = [round(SAMPLE_RATE * draw_seconds(rng, "covost2")) for _ in range(64)]
+    waves, seconds = [rng.normal(0, 0.1, length).astype(np.float32) for length in lengths], sum(lengths) / SAMPLE_RATE
+    spawn = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory(dir=o.work) as folder, ThreadPoolExecutor(2) as threads, \
+            ProcessPoolExecutor(2, spawn, torch.set_num_threads, (1,)) as processes:
+        inputs = {"filterbank of SeamlessM4T": (filterbank, waves)}
+        for ending, hertz in (("flac", SAMPLE_RATE), ("mp3", 48_000), ("opus", 48_000)):
+            names = [f"{folder}/{n}.{ending}" for n in range(len(waves))]
+            for name, wave in zip(names, waves):
+                wave = torchaudio.functional.resample(torch.from_numpy(wave), SAMPLE_RATE, hertz).numpy()
+                kind = dict(format="OGG", subtype="OPUS") if ending == "opus" else {}
+                soundfile.write(name, wave.clip(-1, 1), hertz, **kind)
+            inputs[f"read_audio, {ending} of {hertz} Hz"] = read_audio, names
+        for part, (function, items) in inputs.items():
+            for every in (map, threads.map, processes.map):
+                list(every(function, items[:8]))                       # warm up
+                start = time.perf_counter()
+                list(every(function, items))
+                rates.setdefault(part, []).append(seconds / (time.perf_counter() - start))
+    yield "part|audio s/s, one thread|two threads|two processes|cores for an A100's encoder"
+    for part, of_part in rates.items():
+        cores = A100 * (1 / of_part[0] + 1 / rates["filterbank of SeamlessM4T"][0])
+        yield "|".join([part, *(f"{rate:.0f}" for rate in of_part), f"{cores:.0f}" if "read" in part else ""])
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(allow_abbrev=False, description="What rows cost; whether the loop waits")
-    parser.add_argument("table", choices=("rows", "steps"))
+    parser.add_argument("table", choices=TABLES)
     parser.add_argument("--rows", type=int, default=5_000_000)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--tokenizers", default="../shared/real/tokenizers")
     parser.add_argument("--work", help="a folder for the temporary files; else the system's")
     o = parser.parse_args(argv)
     torch.set_num_threads(1)
-    header, *rows = (rows_table if o.table == "rows" else steps_table)(o)
+    header, *rows = TABLES[o.table](o)
     print(f"{machine(CPU, 1)}, {datetime.date.today().isoformat()}")
     for line in (header, "|".join("---" for _ in header.split("|")), *rows):
         print("| " + line.replace("|", " | ") + " |")
 
+
+TABLES = {"rows": rows_table, "steps": steps_table, "front-end": front_end_table}
 
 if __name__ == "__main__":
     main()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests import bench, growth
+from tests import bench, growth, scale
 from train_projector import PADDING, make_projector, positions
 from speech_llm.batches import cut_by_length
 
@@ -80,3 +80,11 @@ def test_padding_of_the_papers_steps(stage, most):
     computed = sum(len(batch) * positions(batch[0]) for step in steps
                    for batch in cut_by_length(step, positions, real.micro[stage], PADDING))
     assert 100 * (1 - used / computed) < most
+
+
+def test_every_stage_draws_from_rows_like_gigasts(tmp_path):
+    """5 segments have 17 rows; the index comes first, as a recipe makes it."""
+    scale.write_gigast(str(tmp_path), 1700)
+    for stage in ("index", "A", "A'", "B"):
+        seconds, gigabytes = scale.first_draw(str(tmp_path), stage)
+        assert seconds > 0 < gigabytes and (tmp_path / "rows" / "gigast" / "train.jsonl.index.json").exists()

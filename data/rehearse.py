@@ -5,8 +5,9 @@ Rehearse a real run in miniature: every command, with the system's page and mode
     bash run_all.sh iwslt26 rehearse sweep                # after it: those of the sweep; or of the ablations
 
 reads   the downloads in <work>/raw and the models; both may be incomplete
-writes  <work>/rehearsal/: rows, features, stages, predictions and tables of the miniature; logs/ with the output of
-        every command; rehearsal.md, the report; rehearsal-<preset>.md of a variant, rehearsal-sweep.md of the sweep
+writes  <work>/rehearsal/: rows, features, stages, predictions and tables of the miniature; in the system's folder
+        rehearsal.md, the report; rehearsal-<preset>.md of a variant, rehearsal-sweep.md of the sweep; logs/ with the
+        output of every command
 
 A recipe takes LIMIT utterances of every split, a training stage makes STEPS optimizer steps of the full size, and
 eval.py gives every score that is installed. A command that fails stops nothing: later ones do without its corpora and
@@ -209,8 +210,8 @@ def main(argv=None):
     commands = [command for group in PARTS[args.part](page, args.preset, work, args.seed) for command in group]
     name = os.path.basename(args.preset).removesuffix(".py")
     name = "-".join(["rehearsal", *[name] * (name != page["run"]), *[args.part] * bool(args.part)])
-    results = run_all(commands, page, work, os.path.join(work, "logs", name), args.limit)
-    path = os.path.join(work, f"{name}.md")
+    results = run_all(commands, page, work, os.path.join(work, page["run"], "logs", name), args.limit)
+    path = os.path.join(work, page["run"], f"{name}.md")
     write_report(path, args.preset, page, work, results, lacks)
     failed = sum(code != 0 for _, code, *_ in results)
     print(f"{len(results) - failed} of {len(results)} commands ran; the report is {path}")

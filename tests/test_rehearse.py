@@ -201,7 +201,7 @@ def test_rehearsal_of_iwslt25_with_its_variants_ablations_and_sweep(rehearsed):
         assert f"| {table}: " in results, table
     for told in ("## What is missing", "| projector |", "| lora |", "| merged |", "15,090 steps", "618 h of speech",
                  "| 2025 Table 11 | `bash run_all.sh iwslt25 ablations` |"):
-        assert told in texts["rehearsal.md"], told
+        assert told in texts["iwslt25/rehearsal.md"], told
     assert "| 2025 poster: mcif.test |" in poster and empty_cells(poster) == []
     assert not [row for _, row, _ in empty_cells(texts["iwslt26/results.md"]) if row.startswith("iwslt25")]
 
@@ -218,7 +218,7 @@ def test_rehearsal_of_iwslt26(rehearsed):
     for told in ("## What is missing", "| projector |", "| extract_features |", "10,950 h of speech", "2,018",
                  "| 2026 Table 1 | `bash run_all.sh iwslt26_setup2` | C-setup2 |",
                  "| 2026 Table 4 | `bash run_all.sh iwslt26_test` | C, iwslt25-C |"):
-        assert told in texts["rehearsal.md"], told
+        assert told in texts["iwslt26/rehearsal.md"], told
     assert "| 2026 Table 4: iwslt26.test |" in results
 
 

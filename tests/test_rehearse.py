@@ -158,12 +158,11 @@ def machine(monkeypatch):
     monkeypatch.setattr("huggingface_hub.auth_check", auth_check)
     monkeypatch.setattr("importlib.util.find_spec",
                         lambda name: has.py3langid if name == "py3langid" else find_spec(name))
-    monkeypatch.setattr("data.europarlst.find_decoder", lambda: print)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=has.free))
     return has
 
 
-def test_everything_that_lacks_is_told_at_once(machine, tmp_path, capsys):
+def test_everything_that_lacks_is_told_at_once(machine, tmp_path, monkeypatch, capsys):
     """
     No downloads, no py3langid, no licence for Llama, 50 GB of disk, no GPU: one list, in seconds. With all downloads
     but one, four entries. Mended, the run has all that it needs.
@@ -180,6 +179,7 @@ def test_everything_that_lacks_is_told_at_once(machine, tmp_path, capsys):
         assert told in costs and told not in stops, told
 
     get(work, *IWSLT25)
+    monkeypatch.setattr("data.europarlst.find_decoder", lambda: print)
     os.rename(work / "raw" / "europarlst", tmp_path / "elsewhere")
     assert [what.split(",")[0].replace(str(work), "work") for what, _ in check.check("iwslt25", "", str(work))[0]] == [
         "work/raw/europarlst/v1.1/en", "the package py3langid", LLAMA, "disk (frames of covost2"]

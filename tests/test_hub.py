@@ -107,8 +107,6 @@ def rows(tmp_path, monkeypatch):
     return rows[:5]
 
 
-# --- Qwen2-Audio and Granite-Speech.
-
 @pytest.mark.parametrize("name", ["qwen2_audio", "granite_speech"])
 def test_a_batch_of_the_hub_s_model_equals_single_rows(name, rows, request):
     """The rows are of unlike lengths; the row without audio has no answer, and the others have theirs."""
@@ -156,10 +154,7 @@ def test_the_turn_holds_the_audio_once_and_the_words_of_the_row(qwen2_audio, gra
 
 
 def test_infer_writes_the_predictions_of_a_hub_model_once_and_eval_scores_them(qwen2_audio, rows, capsys):
-    """
-    The folder of the predictions is the model's last name. Answers that were made elsewhere, a file with id, task and
-    prediction a line, stand beside them: all questions and no transcript are right. Files are answered, too.
-    """
+    """Answers made elsewhere (id, task, prediction) stand beside them: all questions and no transcript are right."""
     page = ["--preset", "tiny_listeners"]
     arguments = [*page, "--systems", f"hub:{qwen2_audio}", "--max_new_tokens", "6"]
     infer.main([*arguments, "--test_sets", "bench.test"])
@@ -186,8 +181,6 @@ def test_infer_writes_the_predictions_of_a_hub_model_once_and_eval_scores_them(q
     assert capsys.readouterr().out.count("\n") == 2
     refused(infer.main, [*arguments, "--audio", "test-3.wav"], says="test-3.wav: no such file")
 
-
-# --- Qwen2.5-Omni: its encoder and its LLM through the stages.
 
 def write_omni(folder):
     """Write a random Qwen2.5-Omni whose answers depend on the audio, in the hub's format -> (thinker, tokenizer)."""
@@ -236,10 +229,7 @@ infer = dict(max_new_tokens=8)
 
 
 def test_omni_answers_as_transformers_own_thinker_and_is_trained(tmp_path, monkeypatch):
-    """
-    From audio to answer: stage 0's cache, in batches, and the identity, against one row after the other. Stage A holds
-    no tensors, C trains the adapters alone: seven matrices in each of two layers, rank 32.
-    """
+    """Batched answers are those of one row after the other. A has no tensors, C seven adapters a layer, rank 32."""
     monkeypatch.chdir(tmp_path)
     os.makedirs("work/models/tiny-omni")
     thinker, tokenizer = write_omni("work/models/tiny-omni")

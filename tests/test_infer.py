@@ -23,8 +23,6 @@ def answers_of(system, test_set="tiny.test", out="predictions"):
     return read_json_lines(f"work/tiny/{out}/{system}/{test_set}.jsonl", "")
 
 
-# --- Test sets.
-
 def test_every_system_predicts_its_rows_in_order_whatever_the_batch(after_training, run_stage, capsys):
     """A row without speech is for text systems alone; an utterance without frames counts as wrong."""
     path, index = "work/rows/tiny/test.jsonl", "work/features/tiny-seamless-mean3/tiny/test/frames-00000.json"
@@ -50,10 +48,7 @@ def test_every_system_predicts_its_rows_in_order_whatever_the_batch(after_traini
 
 
 def test_what_is_left_out_and_what_is_refused(after_training, run_stage, seamless, capsys):
-    """
-    Transcripts are not transcribed, MCIF has none, and Seamless answers no questions. Of Spoken-SQuAD the recipe could
-    not make the test split.
-    """
+    """Transcripts are not transcribed, MCIF has none, Seamless answers nothing; Spoken-SQuAD's test is not there."""
     rows = read_rows("work/rows/tiny/test.jsonl")
     for corpus, tasks in (("librispeech", ["ASR"]), ("librisqa", ["SQA"]), ("mcif", ["ASR", "ST", "SQA"])):
         write_rows(f"work/rows/{corpus}/test.jsonl", [row for row in rows if row["task"] in tasks])
@@ -88,8 +83,6 @@ def test_a_system_that_cannot_run_stops_no_other(after_training, run_stage):
     assert len(answers_of("C")) == 48
 
 
-# --- Loops inside an answer (2025, appendix B.1).
-
 @pytest.mark.parametrize("ids, loop", [
     ([1, 2] + [7, 8, 9, 5] * 4, (6, 4)),                # four copies of four, 16 in all: the first copy ends at 6
     ([1, 2] + [7, 8, 9, 5] * 3 + [7, 8], None),         # three and a half
@@ -97,7 +90,7 @@ def test_a_system_that_cannot_run_stops_no_other(after_training, run_stage):
     ([3] + [7, 8] * 8 + [4], (3, 2)), ([3] + [7, 8] * 7, None),
     (list(range(33)) * 4, None), (list(range(32)) * 4, (32, 32)),        # a unit of 33 tokens is too long
     ([], None)])
-def test_a_loop_is_four_copies_and_sixteen_tokens(ids, loop):
+def test_a_loop_is_four_copies_and_sixteen_tokens(ids, loop):                 # 2025, appendix B.1
     assert find_loop(ids) == loop
 
 
@@ -112,13 +105,8 @@ def test_loops_are_counted_and_trimmed_only_when_asked(llama, tmp_path, capsys):
         assert "0.0 % stopped by the cap of 30 tokens, 100.0 % loop" in capsys.readouterr().out
 
 
-# --- Test-time LoRA scaling.
-
 def test_a_sweep_of_scales_from_the_base_llm_to_the_trained_one(after_training, run_stage, monkeypatch):
-    """
-    One command, a system a scale; at 0 the tokens of the LLM without adapters, at 1 those of the trained one. The LLM
-    of B and of C is loaded once each. B's matrices are made large, so that the answers differ.
-    """
+    """A system a scale: 0 is the LLM without adapters, 1 the trained one; each is loaded once. B is made large."""
     loads, load = [], infer.load_speech_llm
     monkeypatch.setattr(infer, "load_speech_llm", lambda *given: loads.append(given[1].folder) or load(*given))
     for folder in ("lora", "merged"):
@@ -145,8 +133,6 @@ def test_a_sweep_of_scales_from_the_base_llm_to_the_trained_one(after_training, 
     run_stage("infer", "--systems", "C:merged", "--out", "base")
     assert answers_of("C", out="base") == answers["C@0"]
 
-
-# --- SeamlessM4T-v2 itself, and the cascade: Whisper, then the text LLM.
 
 @pytest.fixture
 def recorded(after_training):
@@ -178,10 +164,7 @@ def test_the_seamless_baseline_hears_and_reads(recorded, run_stage, seamless):
 
 
 def test_the_cascade_is_the_text_llm_on_what_whisper_transcribes(recorded, run_stage, whisper, capsys):
-    """
-    A question that is spoken (the listeners'; here the English ones) is asked as Whisper transcribes it, too. 5 s are
-    two pieces for a window of 3 s; their transcripts are joined.
-    """
+    """English questions are spoken, and asked as transcribed. 5 s are two windows of 3 s, whose texts are joined."""
     rows, lost = recorded
     rows = [{**row, "question": row["transcript"]} if (row["task"], row["language"]) == ("SQA", "en") else row
             for row in rows if row["language"] in ("en", "de")]
@@ -216,8 +199,6 @@ def test_the_cascade_is_the_text_llm_on_what_whisper_transcribes(recorded, run_s
     origin = read_json("work/tiny/predictions/cascade/tiny.test.made.json", "")
     assert origin["whisper"] == whisper and origin["llm"] == "models/tiny-llama"
 
-
-# --- One audio file.
 
 @pytest.fixture
 def encoders(after_training, seamless, whisper):

@@ -24,8 +24,6 @@ def small_qformer():
     return QFormer(width=12, llm_width=20, layers=2, heads=2, ffn=24, dropout=0.0, middle=16)
 
 
-# --- The window Q-Former.
-
 def test_the_qformer_of_the_paper():
     """At Whisper large-v3's width, as counted in the published code; with its norm and the map to Aya 23,631,104."""
     with torch.device("meta"):
@@ -90,8 +88,6 @@ def test_bert_is_loaded_where_it_fits(tmp_path):
     assert start_from_bert(wide, str(tmp_path / "bert")) == (20, 27)
 
 
-# --- The prompt.
-
 def test_the_question_is_what_is_spoken():
     """(A.6) no text beside a spoken question, the paper's instruction beside ASR."""
     assert user_turn(ROW, prompt="listeners") == ("<Speech>", "</Speech>")
@@ -105,8 +101,6 @@ def test_the_question_is_what_is_spoken():
     with pytest.raises(ValueError, match="row x/1: no prompt to translate into 'ko'"):
         user_turn({**ROW, "task": "ST", "language": "ko"}, prompt="listeners")
 
-
-# --- The mixtures.
 
 TEN = {"en", "fr", "nl", "tr", "de", "ar", "es", "ru", "id", "pl"}
 
@@ -127,8 +121,6 @@ def test_the_mixtures_of_the_listeners(page, languages):
     assert (omni.random_r, omni.batch * omni.accumulate) == (32, 256) and round(3 * 23 * 90_000 / 256) == omni.steps
     assert omni.mixture["SQA"][1].keys() == ALL_LANGUAGES.keys()
 
-
-# --- The pipeline.
 
 @pytest.mark.parametrize("name", ["listeners", "listeners_ast", "listeners_ten", "listeners_ten_ast", "omni"])
 def test_nothing_is_extracted_that_no_stage_reads(name):

@@ -53,11 +53,6 @@ def test_slots_hold_the_normalised_tokens_then_the_pad(llama):
     assert "".join(LETTERS[letter - 1] for letter in sample["letters"]) == "anna's 3 cats in rome"
 
 
-def test_the_pad_is_the_token_151664_of_qwen(tokenizers):
-    """2026, section 6.1: a reserved token of the real vocabulary."""
-    assert SlotTargets(tokenizers["qwen3"], train_projector.Config.pad_token, True).pad == 151_664
-
-
 def fixed(output, letters=None):
     """Return a mapper with a given output, (B, slots, D), and given scores of the letters, (B, T, labels)."""
     mapper = torch.nn.Module()

@@ -7,20 +7,15 @@ import pytest
 import torch
 
 from speech_llm.batches import Batch, cut_by_length, micro_batches
-from speech_llm.llm import load_llm
+from speech_llm.llm import load_llm, load_tokenizer
 from speech_llm.training import in_background, learning_rate, optimizer_step
 from train_projector import (AnswerObjective, Projector, answer_loss, encode_sample, make_projector,
                              positions, splice)
 
 
 @pytest.fixture(scope="module")
-def loaded(llama):
-    return load_llm(llama, torch.device("cpu"))
-
-
-@pytest.fixture(scope="module")
-def llm(loaded):
-    return loaded[0]
+def llm(llama):
+    return load_llm(llama, torch.device("cpu"))[0]
 
 
 def sample(name, before, speech, after, answer, seed=0):
@@ -85,10 +80,9 @@ def test_splice_is_before_speech_after_answer(llm):
             assert torch.allclose(sequence[n:n + s["slots"]], projector(frames, torch.tensor([s["slots"]])), atol=1e-5)
 
 
-def test_a_sample_holds_the_prompt_the_frames_and_the_answer_with_its_end(loaded):
-    _, tokenizer = loaded
+def test_a_sample_holds_the_prompt_the_frames_and_the_answer_with_its_end(llama):
+    tokenizer, frames = load_tokenizer(llama), np.zeros((7, 12), np.float16)
     row = {"id": "x", "utterance": "u", "task": "ST", "language": "de", "transcript": "Yes.", "target": "Ja."}
-    frames = np.zeros((7, 12), np.float16)
     speech, text = (encode_sample(row, t, tokenizer, {"u": frames}, slots=lambda frames: frames // 2)
                     for t in (False, True))
     assert speech["frames"] is frames and (speech["slots"], text["slots"], text["frames"]) == (3, 0, None)

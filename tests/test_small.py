@@ -20,8 +20,6 @@ from speech_llm.token_objective import TokenObjective
 from speech_llm.training import optimizer_step
 
 
-# --- The world of small_cpu.
-
 def squad(articles):
     """Return articles of one paragraph each in SQuAD's format. articles: [(context, [(question, answer)])]."""
     return {"data": [{"title": context, "paragraphs": [{"context": context, "qas": [
@@ -93,8 +91,6 @@ def test_what_lacks_is_told_with_the_command_that_mends_it(tmp_path):
         assert words in str(stop.value)
 
 
-# --- Tokens in the order of time.
-
 TABLE = torch.eye(6)                                     # token 0 is the blank, 1 to 5 are the letters a to e
 LETTERS = SimpleNamespace(pad=0, tokens=lambda row: ["_abcde".index(letter) for letter in row["transcript"].lower()])
 
@@ -141,8 +137,6 @@ def test_training_writes_the_tokens_in_order(objective):
     assert all(last < first / 4 for last, first in zip(losses[-1], losses[0]))
     assert before["token errors"] > 0 == after["token errors"]
 
-
-# --- Real models.
 
 @pytest.mark.parametrize("name", ["whisper-tiny", "whisper-base"])
 def test_frames_of_a_real_whisper_are_those_of_transformers(small_models, real, name):

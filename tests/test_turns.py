@@ -1,7 +1,4 @@
-"""
-The prompts of the papers byte for byte and the turns of any chat LLM; words that look like the marks of a turn stay
-words, wherever an LLM reads them.
-"""
+"""Prompts byte for byte, the turns of any chat LLM, and words that look like the marks of a turn and stay words."""
 import functools
 import os
 import re
@@ -10,7 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
+from test_bad_input import refused
 
+import train_projector
 from data import rewrite
 from data.tiny_models import make_tokenizer
 from metrics import chat, judge, pairwise, speech_ifeval
@@ -19,10 +18,6 @@ from speech_llm.turns import CHAT, Turn, encode_text, end_id, turn_of
 
 ROW = {"id": "tiny/1", "task": "SQA", "language": "en", "transcript": "Anna has a cat.", "question": "Who has a cat?",
        "target": "Anna"}
-
-
-# --- The user's words.
-
 SPOKEN = {"id": "tiny/1", "transcript": " The cat sleeps. ", "question": "Who sleeps?", "target": "x"}
 WORDS = [  # task, language, question (2025, Table 5), suffix (2026, Table 7: two of four have a space at their end)
     ("ASR", "en", "Can you transcribe the Speech content into English text?",
@@ -53,15 +48,12 @@ def test_a_question_of_several_lines_becomes_one(lines):
 
 
 @pytest.mark.parametrize("task, language, prompt, says", [
-    ("ASR", "de", "2025", "row tiny/1: no prompt for ASR in 'de'; there is one for .*'zh'"),
+    ("ASR", "de", "2025", "row tiny/1: no prompt for ASR in 'de'; there is one for [('ASR', 'en')"),
     ("ST", "en", "2025", "row tiny/1: no prompt for ST in 'en'"), ("TTS", "en", "2026", "no prompt for TTS in 'en'"),
     ("ASR", "en", "2027", "prompt '2027' is not one of 2025, 2026, 2026-zero-shot")])
 def test_a_prompt_that_is_not_there_is_an_error_that_names_the_row_or_the_prompt(task, language, prompt, says):
-    with pytest.raises(ValueError, match=says):
-        user_turn({**SPOKEN, "task": task, "language": language}, prompt=prompt)
+    refused(user_turn, {**SPOKEN, "task": task, "language": language}, False, prompt, says=says)
 
-
-# --- Turns, from chat templates as they are published (in short).
 
 def template(user, assistant, header, before=""):
     """Return a chat template: a user's turn, an assistant's, {} for their words, and the header of the next answer."""
@@ -108,10 +100,7 @@ TEMPLATES = {  # template, turn
 
 
 def make_chat(template, words=" ", special=True):
-    """
-    Return a tokenizer with a template, whose marks are its tokens, called special or not: byte-level, or one that marks
-    a text's first word with a space as Llama-2's does.
-    """
+    """Return a tokenizer with a template and its marks; one with "▁" sets a space before a text, as Llama-2's does."""
     tokenizer = make_tokenizer(["Anna has a cat. Who has a cat? USER: ASSISTANT:"] * 9, 400, "qwen3")
     if words == "▁":
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -153,8 +142,7 @@ def test_a_tokenizer_without_a_usable_template_is_refused_by_name(template, says
     from tokenizers import Tokenizer, models
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
     tokenizer.chat_template, tokenizer.name_or_path = template, "hub/chat"
-    with pytest.raises(ValueError, match=says):
-        turn_of(tokenizer)
+    refused(turn_of, tokenizer, says=says)
 
 
 @pytest.mark.parametrize("family, file", [*((family, "") for family in CHAT), ("cohere", "cohere"),
@@ -169,8 +157,6 @@ def test_published_templates_and_none_but_published_markers_give_the_published_t
             tokenizer.chat_template = text.read()
     assert turn_of(tokenizer) == Turn(*CHAT[family])
 
-
-# --- Ids in real vocabularies.
 
 ASR, ST = {**SPOKEN, "task": "ASR", "language": "en"}, {**SPOKEN, "task": "ST", "language": "de"}
 
@@ -193,6 +179,7 @@ def test_ids_of_qwen_in_2026(tokenizers):
     one_newline = encode_prompt(tokenizers["qwen3"], ASR)[1]
     assert after[-8:] == [7771, 4226, 25, 151645, 198, 151644, 77091, 198] == one_newline[-8:]
     assert len(after) == len(one_newline) and [a for a, b in zip(after, one_newline) if a != b] == [1939]
+    assert tokenizers["qwen3"].convert_tokens_to_ids(train_projector.Config.pad_token) == 151_664     # section 6.1
 
 
 @pytest.mark.parametrize("model, end", [("llama", 128009), ("qwen3", 151645)])
@@ -203,7 +190,7 @@ def test_a_text_turn_is_tokenised_whole_and_an_answer_is_stripped_and_ends_its_t
     assert ids[-1] == end and end not in ids[:-1] and tokenizers[model].decode(ids[:-1]) == "The cat."
 
 
-def test_ids_of_smollm2(small_models, capsys):
+def test_ids_of_smollm2(small_models):
     """model_type "llama", with Qwen's markers and its template's system text."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(os.path.join(small_models, "smollm2-135m-instruct"))
     before, after = encode_prompt(tokenizer, ROW)
@@ -216,8 +203,6 @@ def test_ids_of_smollm2(small_models, capsys):
                                           add_generation_prompt=True)["input_ids"]
     assert encode_prompt(tokenizer, ROW, text=True)[0] == whole
 
-
-# --- Words that look like the marks of a turn.
 
 @pytest.fixture(params=["tiny llama", "cohere", "Cohere, with a mark before the answer", "llama", "qwen3"])
 def tokenizer(request):

@@ -5,9 +5,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 import transformers
-from downloads import sound, write
+from test_bad_input import write
 
 import extract_features
 from data import small_cpu
@@ -41,19 +42,20 @@ def test_a_passage_is_whole_sentences_and_has_the_questions_whose_answers_it_hol
 
 def test_a_world_in_miniature(tmp_path):
     """20 recordings of noise as LJ Speech has them, one of LibriSpeech, eight articles of two questions each."""
-    raw, models = tmp_path / "raw", tmp_path / "models"
-    for n in range(1, 21):
-        sound(f"{raw}/ljspeech/wavs/LJ001-{n:04d}.wav", 1.0)
-    write(f"{raw}/ljspeech/metadata.csv", "".join(f"LJ001-{n:04d}|No. {n}|Number {n}\n" for n in range(1, 21)))
-    sound(f"{raw}/LibriSpeech/test-clean/1/2/1-2-0000.flac", 1.0)
-    write(f"{raw}/LibriSpeech/test-clean/1/2/1-2.trans.txt", "1-2-0000 HE SLEPT\n")
-    write(f"{raw}/spoken_squad/spoken_test-v1.1.json", json.dumps(squad([
+    raw, models, noise = tmp_path / "raw", tmp_path / "models", np.random.default_rng(0).uniform(-0.1, 0.1, 16000)
+    speech, reader = raw / "ljspeech", raw / "LibriSpeech" / "test-clean" / "1" / "2"
+    write(speech / "metadata.csv", "".join(f"LJ001-{n:04d}|No. {n}|Number {n}\n" for n in range(1, 21)))
+    write(reader / "1-2.trans.txt", "1-2-0000 HE SLEPT\n")
+    (speech / "wavs").mkdir()
+    for path in (reader / "1-2-0000.flac", *(speech / "wavs" / f"LJ001-{n:04d}.wav" for n in range(1, 21))):
+        soundfile.write(path, noise, 16000)
+    write(raw / "spoken_squad" / "spoken_test-v1.1.json", squad([
         (f"word{n} lives in rome. the cat of word{n} sleeps",
          [(f"Where does word{n} live?", "rome"), (f"What does the cat of word{n} do?", "sleeps")])
-        for n in "abcdefgh"])))
+        for n in "abcdefgh"]))
     for name in small_cpu.model_names("small_cpu"):
-        write(f"{models}/{name}/config.json", "{}")
-    write(f"{tmp_path}/page.py", 'base = "small_cpu"\n'
+        write(models / name / "config.json", "{}")
+    write(tmp_path / "page.py", 'base = "small_cpu"\n'
           'world = dict(recipe="small_cpu", human=20, words=12, train=2, dev=1, test=1)\n')
     small_cpu.main(["--work", str(tmp_path / "work"), "--raw", str(raw), "--models", str(models),
                     "--preset", str(tmp_path / "page.py")])

@@ -464,9 +464,9 @@ def llm_model(tokenizer, family):
 def llm_optimizers(model, family):
     """Return the optimizers of llm_model's LLM."""
     embedding = model.model.embed_tokens.weight
-    rate, rate_embedding = 5e-3, 3e-3
+    rate, rate_embedding = 1e-2, 6e-3
     if family == "cohere":  # its logits are scaled down: they need large embeddings, which large steps move
-        rate, rate_embedding = 1e-2, 2e-2
+        rate_embedding = 2e-2
         with torch.no_grad():
             embedding *= 10
     matrices = [p for p in model.parameters() if p is not embedding]

@@ -464,9 +464,9 @@ def llm_model(tokenizer, family):
 def llm_optimizers(model, family):
     """Return the optimizers of llm_model's LLM."""
     embedding = model.model.embed_tokens.weight
-    rate, rate_embedding = 1e-2, 6e-3
+    rate, rate_embedding = 5e-3, 3e-3
     if family == "cohere":  # its logits are scaled down: they need large embeddings, which large steps move
-        rate_embedding = 2e-2
+        rate, rate_embedding = 1e-2, 2e-2
         with torch.no_grad():
             embedding *= 10
     matrices = [p for p in model.parameters() if p is not embedding]
@@ -543,10 +543,9 @@ def make_llm(folder, draw_rows, steps, seed, hesitate_from=0, family="llama", se
     model = llm_model(tokenizer, family)
 
     def losses_of(step):
-        like_speech = step >= hesitate_from and rng.random() < 0.5      # a step of one kind has like lengths
         batch = []
         for _ in range(sentences):
-            rows = draw_rows(rng)
+            rows, like_speech = draw_rows(rng), step >= hesitate_from and rng.random() < 0.5
             questions = encode_prompts(tokenizer, family, rows, rng.choice(prompts), rng, like_speech)
             batch.append([(question, encode_answer(tokenizer, row)) for question, row in zip(questions, rows)])
         tokens, labels, positions, visible = pack(batch)

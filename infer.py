@@ -287,8 +287,7 @@ def nearest_tokens(llm, tokenizer, projector, frames):
     that has the largest cosine with it.
     """
     table = llm.get_input_embeddings().weight.float()
-    batch = Batch.of([{"frames": frames}])
-    output = projector(batch.frames.to(table.device), batch.lengths.to(table.device))[0].float()     # (slots, D)
+    output = projector(*Batch.of([{"frames": frames}]).speech(table.device))[0].float()              # (slots, D)
     cosines, ids = (F.normalize(output) @ F.normalize(table).T).max(1)
     return [tokenizer.decode([token]) for token in ids.tolist()], cosines.tolist()
 

@@ -198,7 +198,7 @@ def splice(llm, projector, batch):
     ids = [torch.tensor(s["before"] + s["after"] + s["answer"]) for s in batch.samples]
     embedded = table(torch.cat(ids).to(device, non_blocking=True)).split([len(i) for i in ids])
     if batch.frames is not None:
-        speech = projector(batch.frames.to(device, non_blocking=True), batch.lengths.to(device, non_blocking=True))
+        speech = projector(*batch.speech(device))
         speech = iter((speech * embedding_scale(llm)).to(table.weight.dtype))                        # (B, slots, D)
     sequences = []
     for sample, tokens in zip(batch.samples, embedded):

@@ -146,8 +146,7 @@ class TableObjective:
         """Return the sums (4,) of L1, cosine and softmax over a micro-batch's slots, and of CTC over its utterances."""
         device = self.table.device
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            middle, middle_lengths = self.mapper.first(batch.frames.to(device, non_blocking=True),
-                                                       batch.lengths.to(device, non_blocking=True))  # (B, T', M)
+            middle, middle_lengths = self.mapper.first(*batch.speech(device))                        # (B, T', M)
             output, lengths = self.mapper.second(middle, middle_lengths)                             # (B, slots, D)
             labels = self.head(middle)                                                               # (B, T', labels)
         ctc = ctc_loss(labels, middle_lengths, [s["letters"] for s in batch.samples], 0)
@@ -216,7 +215,7 @@ def slot_outputs(projector, batches, device):
     """Yield (output (N, D) float32 of all slots of a batch, the batch) without dropout."""
     projector.eval()
     for batch in batches:
-        output = projector(batch.frames.to(device), batch.lengths.to(device))                        # (B, slots, D)
+        output = projector(*batch.speech(device))                                                    # (B, slots, D)
         slots = torch.tensor([s["slots"] for s in batch.samples if s["frames"] is not None], device=device)
         yield output.float()[~padding_mask(output, slots)], batch
     projector.train()

@@ -25,6 +25,7 @@ import math
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -35,7 +36,8 @@ from tqdm import tqdm
 
 from speech_llm.audio import SAMPLE_RATE, cut_at_pauses, duration, read_audio
 from speech_llm.cache import committed, features_folder, finish_cache, write_shard
-from speech_llm.constants import configure, fingerprint, locate, next_command, pick_device, provenance, require
+from speech_llm.constants import (configure, fingerprint, locate, mixed_precision, next_command, pick_device,
+                                  provenance, require)
 from speech_llm.files import lock
 from speech_llm.index import open_utterances
 from speech_llm.llm import load_checkpoint, loading
@@ -191,7 +193,8 @@ def encode(encoder, features, pad=False):
         frames = frames.last_hidden_state.float().cpu().split([(length + 1) // 2 // 2 for length in lengths])
         return [row.numpy() for row in frames]
     if window:
-        frames = encoder(fill_window(features, window).to(weight)).last_hidden_state           # (B, window, W)
+        with mixed_precision(weight.device) if weight.device.type == "cpu" else nullcontext():
+            frames = encoder(fill_window(features, window).to(weight)).last_hidden_state       # (B, window, W)
         lengths = [window if pad else length - TAIL for length in lengths]
     else:
         padded, mask = pad_features(features, weight)

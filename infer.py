@@ -284,12 +284,13 @@ def answer_pieces(c, config, encoder, loaded, path, pieces):
 def nearest_tokens(llm, tokenizer, projector, frames):
     """
     Return (tokens, cosines) of frames (T, W): for each output vector of the projector the token of the LLM's table
-    that has the largest cosine with it.
+    that has the largest cosine with it; "" and 0 for a vector of zeros, which the LLM does not read.
     """
     table = llm.get_input_embeddings().weight.float()
     output = projector(*Batch.of([{"frames": frames}]).speech(table.device))[0].float()              # (slots, D)
     cosines, ids = (F.normalize(output) @ F.normalize(table).T).max(1)
-    return [tokenizer.decode([token]) for token in ids.tolist()], cosines.tolist()
+    tokens = [tokenizer.decode([token]) if cosine else "" for token, cosine in zip(ids.tolist(), cosines.tolist())]
+    return tokens, cosines.tolist()
 
 
 def draw_slots(path, wave, tokens, cosines, text):

@@ -150,8 +150,8 @@ def train(c):
             print(f"warning: {stage.folder} was trained with other prompts: {different}")
     run = Run(c, {"projector": (projector.state_dict, projector.load_state_dict),
                   "lora": (lambda: lora_state_dict(llm), lambda state: load_lora(llm, state))},
-              optimizers, llm, **origin, llm=stage_a.config["llm"], sizes=stage_a.config["sizes"], prompts=prompts,
-              **adapters)
+              optimizers, llm, projector.buffers(), **origin, llm=stage_a.config["llm"], sizes=stage_a.config["sizes"],
+              prompts=prompts, **adapters)
     draws = draw(rows, c.mixture, c.shares, c.batch, c.batch, c.seed, paired_text=c.text, mixed=c.mixed)
     objective = AnswerObjective(llm, tokenizer, projector, c.prompt, dev_features, c.micro_tokens)
     dev = [objective.sample(row, False) for row in pick_validation(dev_rows, c.mixture, c.shares, c.validate_rows)]

@@ -5,6 +5,7 @@
 # bash run_all.sh tiny sweep      after it: Speech-IFEval, what each stage forgets and what weaker adapters give back
 # bash run_all.sh iwslt25 rehearse   before a real run: what is missing, and all of it in miniature; data/rehearse.py
 # WORK=folder SEED=n NPROC=gpus bash run_all.sh ...     another root folder, another seed, several GPUs
+# BF16=1 bash run_all.sh ...      a CPU that has bfloat16 instructions (lscpu: avx512_bf16, amx_bf16) is twice as fast
 #
 # The commands are those of the system's page; `python -m speech_llm.pipeline tiny --dry` prints them.
 # A finished stage says so and is not run again; a stage that was killed goes on where it was.

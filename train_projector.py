@@ -21,7 +21,7 @@ from torch import nn
 from metrics.dev_scores import best_steps, score_answers
 from speech_llm.batches import Batch, micro_batches, padding_mask
 from speech_llm.cache import load_rows
-from speech_llm.constants import configure, locate, next_command, pick_device
+from speech_llm.constants import configure, locate, mixed_precision, next_command, pick_device
 from speech_llm.decode import generate
 from speech_llm.draws import draw, draw_frames, pick_validation
 from speech_llm.llm import (decode_text, embedding_scale, load_llm, load_table, load_tokenizer, logits_at,
@@ -33,7 +33,7 @@ from speech_llm.run import Run
 from speech_llm.stage import already_finished, open_stage
 from speech_llm.speechmapper import (SlotTargets, SpeechMapper, TableObjective, encoder_layers, root_mean_square,
                                      slot_outputs)
-from speech_llm.token_objective import TokenObjective
+from speech_llm.token_objective import Speller, TokenObjective, units_of, with_merges
 from speech_llm.training import learning_rate, processes, set_rate, total_loss, validate
 
 
@@ -49,7 +49,7 @@ class Config:                               # the 2025 paper's values; a page of
     pad: bool = False                       # whether Whisper's frames are those of its whole window
     llm: str = "meta-llama/Llama-3.1-8B-Instruct"
     prompt: str = "2025"                    # whose prompt; speech_llm/prompts.py
-    objective: str = "answers"              # "embeddings", "tokens": on its table alone (SpeechMapper)
+    objective: str = "answers"              # on its table alone: "embeddings" (SpeechMapper), "tokens" (speller)
     mixture: dict = field(default_factory=lambda: {                  # A.1; section 5.1
         "ASR": (0.4, {"en": 1.0}),
         "ST": (0.6, {"de": 0.3, "it": 0.3, "zh": 0.4})})             # the text; Table 13: it 0.4, zh 0.3 (our choice)
@@ -64,6 +64,7 @@ class Config:                               # the 2025 paper's values; a page of
     start: str = ""                         # a finished projector to go on from, a folder of <work>/<run>
     sigma: float = 0.0                      # share of the embeddings' squared error in the loss (SpeechMapper, stage 2)
     pad_token: str = "<|file_sep|>"         # its embedding fills SpeechMapper's spare slots; 2026, section 6.1
+    merges: int = 0                         # of the LLM's tokenizer that spell the targets; 0: all (our choice)
     normalize: bool = True                  # SpeechMapper's targets are MMS-normalised; 2026 is silent (our choice)
     batch: int = 16                         # rows in a draw; section 5.1
     batch_sqa: int = 8                      # appendix C.1
@@ -135,8 +136,9 @@ class Identity(nn.Module):
         return frames
 
 
-TABLE_OBJECTIVES = {"embeddings": TableObjective, "tokens": TokenObjective}      # of SpeechMapper, without the LLM
-PROJECTORS = {"transformer": Projector, "mapper": SpeechMapper, "qformer": QFormer, "identity": Identity}
+TABLE_OBJECTIVES = {"embeddings": TableObjective, "tokens": TokenObjective}                    # without the LLM
+PROJECTORS = {"transformer": Projector, "speller": Speller, "mapper": SpeechMapper, "qformer": QFormer,
+              "identity": Identity}
 
 
 def make_projector(kind, **sizes):
@@ -145,7 +147,7 @@ def make_projector(kind, **sizes):
         raise SystemExit(f"--projector {kind} is not one of {', '.join(PROJECTORS)}")
     if kind == "identity":
         return Identity(**sizes)
-    inside = sizes["width"] if kind == "transformer" else sizes["middle"]
+    inside = sizes.get("middle", sizes["width"])
     for width in {sizes["width"], inside} if kind == "mapper" else {inside}:
         if width % sizes["heads"]:
             raise SystemExit(f"--heads {sizes['heads']} does not divide the projector's width {width}")
@@ -187,7 +189,7 @@ def encode_sample(row, text, tokenizer, features, prompt="2025", slots=Projector
 
 
 def positions(sample):
-    """Return the length L of the sequence that the LLM reads for a sample."""
+    """Return the length L of the sequence that the LLM reads for a sample; of a speller's at most."""
     return len(sample["before"]) + sample["slots"] + len(sample["after"]) + len(sample["answer"])
 
 
@@ -203,8 +205,9 @@ def splice(llm, projector, batch):
     sequences = []
     for sample, tokens in zip(batch.samples, embedded):
         if sample["frames"] is not None:
-            n = len(sample["before"])
-            tokens = torch.cat([tokens[:n], next(speech)[:sample["slots"]], tokens[n:]])             # (L, D)
+            n, slots = len(sample["before"]), next(speech)[:sample["slots"]]
+            slots = slots[slots.any(1)] if isinstance(projector, Speller) else slots
+            tokens = torch.cat([tokens[:n], slots, tokens[n:]])                                      # (L, D)
         sequences.append(tokens)
     return sequences
 
@@ -216,11 +219,12 @@ def answer_loss(llm, projector, batch):
     of a sample ever looks at the padding behind it.
     """
     device = next(llm.parameters()).device
-    places = [(b, positions(s) - len(s["answer"]) - 1 + i) for b, s in enumerate(batch.samples)
-              for i in range(len(s["answer"]))]                        # position i predicts token i + 1
-    row, column = torch.tensor(places).to(device, non_blocking=True).unbind(1)
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        inputs = nn.utils.rnn.pad_sequence(splice(llm, projector, batch), batch_first=True)          # (B, L, D)
+    with mixed_precision(device):
+        sequences = splice(llm, projector, batch)
+        places = [(b, len(sequences[b]) - len(s["answer"]) - 1 + i) for b, s in enumerate(batch.samples)
+                  for i in range(len(s["answer"]))]                    # position i predicts token i + 1
+        row, column = torch.tensor(places).to(device, non_blocking=True).unbind(1)
+        inputs = nn.utils.rnn.pad_sequence(sequences, batch_first=True)                              # (B, L, D)
         logits = logits_at(llm, row, column, inputs_embeds=inputs, use_cache=False)                  # (N, V)
     target = torch.tensor([token for s in batch.samples for token in s["answer"]]).to(device, non_blocking=True)
     return F.cross_entropy(logits, target, reduction="sum")[None]                                    # (1,)
@@ -306,7 +310,7 @@ class MixedObjective(AnswerObjective):
 def answer(llm, tokenizer, projector, samples, max_new_tokens):
     """Return a list of new token ids for each sample of encode_sample. The LLM does not see the sample's own answer."""
     device = next(llm.parameters()).device
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+    with torch.no_grad(), mixed_precision(device):
         prompts = splice(llm, projector, Batch.of([{**s, "answer": []} for s in samples]))
         return generate(llm, prompts, max_new_tokens, stop_ids(llm, tokenizer))
 
@@ -334,13 +338,17 @@ def rows_to_decode(c, dev_rows, picked):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-def build_projector(c, width, llm_width, device):
-    """Return (projector, its sizes): fresh, from a BERT (--text_encoder), or a finished one (--start)."""
+def build_projector(c, width, llm_width, device, units=0):
+    """Return (projector, its sizes): fresh, from a BERT (--text_encoder), or finished (--start). units: a speller's."""
+    if (c.projector == "speller") != (c.objective == "tokens"):
+        raise SystemExit("--objective tokens and --projector speller need each other")
     sizes = dict(kind=c.projector, width=width, llm_width=llm_width)
     if c.projector != "identity":
         sizes |= dict(layers=c.layers, heads=c.heads, ffn=c.ffn, dropout=c.dropout)
     if c.projector in ("mapper", "qformer"):
         sizes["middle"] = c.middle
+    if c.projector == "speller":
+        sizes["units"] = units
     projector = make_projector(**sizes)
     if c.text_encoder:
         copied, fresh = start_from_bert(projector, locate(c.work, c.text_encoder))
@@ -366,10 +374,11 @@ def main(argv=None):
     path, width = locate(c.work, c.llm), features.maps[0].config["width"]
     if c.objective in TABLE_OBJECTIVES:
         llm, tokenizer, table = None, load_tokenizer(path), load_table(path, device)
-        projector, sizes = build_projector(c, width, table.shape[1], device)
-        targets = SlotTargets(tokenizer, c.pad_token, c.normalize)
+        targets = SlotTargets(with_merges(tokenizer, c.merges), c.pad_token, c.normalize)
+        units = units_of(targets.tokenizer, targets.pad) if c.projector == "speller" else []
+        projector, sizes = build_projector(c, width, table.shape[1], device, len(units))
         objective = TABLE_OBJECTIVES[c.objective](projector, table, targets, features, c.micro_tokens)
-        modules = {"projector": projector, "ctc_head": objective.head}
+        modules = {"projector": projector} | ({"ctc_head": objective.head} if c.objective == "embeddings" else {})
     else:
         llm, tokenizer = load_llm(path, device)
         projector, sizes = build_projector(c, width, llm.get_input_embeddings().weight.shape[1], device)
@@ -382,7 +391,7 @@ def main(argv=None):
         raise SystemExit(f"--projector {c.projector} has nothing to train: set --steps 0")
     optimizer = torch.optim.AdamW([{"params": parameters}], lr=c.lr, weight_decay=c.weight_decay)
     run = Run(c, {name: (module.state_dict, module.load_state_dict) for name, module in modules.items()}, [optimizer],
-              llm, sizes=sizes, **({"prompts": prompts_of(tokenizer, c.prompt)} if llm else {}))
+              llm, projector.buffers(), sizes=sizes, **({"prompts": prompts_of(tokenizer, c.prompt)} if llm else {}))
     if not c.steps:                                      # a fresh projector: stage C trains it together with LoRA
         run.finish(next_command("train_projector", c))
         return

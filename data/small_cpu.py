@@ -15,7 +15,7 @@ models in <work>/models, or pass --models: those that the page names
 
 reads   `world` in the preset's page, and these
 writes  <work>/rows/small_cpu/{train,dev,test,human,readers,closed,plain}.jsonl, <work>/audio/small_cpu/*.flac,
-        <work>/rows/small_cpu/config.json last
+        <work>/models/whisper-base-12s, <work>/rows/small_cpu/config.json last
 
 train   ASR rows of the human recordings (corpus small_cpu-human); of every spoken passage an ASR row, SQA rows of its
         questions, and as many unanswerable ones: questions about another article
@@ -45,6 +45,8 @@ RATES = (150, 200)                          # words a minute of the passages
 HOLD_OUT = 10                               # every tenth human recording: in turn of dev and of human
 CONSTRAINED = 10                            # test passages of closed and plain, three rows each
 TEST_ARTICLES, DEV_ARTICLES = 4, 2          # of 48
+WINDOW = 12                                 # seconds that the encoder reads at once: a third of the time of 30 s
+FRAME_RATE = 50                             # Hz, Whisper's positions
 
 
 def missing(work, raw="", models=""):
@@ -64,7 +66,18 @@ def model_names(preset):
     """Return the names of the models below models/ that a page reads."""
     from speech_llm.constants import read_page
     common = read_page(preset)["common"]
-    return [common[key].removeprefix("models/") for key in ("encoder", "llm")]
+    return [common[key].removeprefix("models/") for key in ("whisper", "llm")]
+
+
+def shorten_window(folder, out, seconds):
+    """Write a copy of the Whisper in a folder that reads so many seconds in place of 30: the first positions alone."""
+    import torch
+    from transformers import WhisperForConditionalGeneration
+    whisper = WhisperForConditionalGeneration.from_pretrained(folder)
+    whisper.config.max_source_positions = seconds * FRAME_RATE
+    places = whisper.model.encoder.embed_positions
+    places.weight = torch.nn.Parameter(places.weight[:seconds * FRAME_RATE].detach().clone(), requires_grad=False)
+    whisper.save_pretrained(out)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -184,6 +197,8 @@ def main(argv=None):
             link = os.path.join(work, "models", name)
             if not os.path.exists(link):
                 os.symlink(os.path.abspath(os.path.join(args.models, name)), link)
+    whisper = os.path.join(work, "models", model_names(args.preset)[0])
+    shorten_window(whisper, f"{whisper}-{WINDOW}s", WINDOW)
     articles = read_passages(os.path.join(raw, "spoken_squad", "spoken_test-v1.1.json"), settings["words"])
     splits, jobs = spoken_rows(work, articles, settings, args.seed)
     human = human_rows(raw, settings["human"])

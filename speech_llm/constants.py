@@ -177,6 +177,20 @@ def pick_device():
     return torch.device("cpu")
 
 
+def in_bfloat16(device):
+    """
+    Return whether matrices are multiplied in bfloat16: on a GPU, and on a CPU with BF16=1 in the environment. Where the
+    CPU has instructions for it (AVX512_BF16, AMX) it is 2.5 times as fast; without them it is slower (our choice).
+    """
+    return device.type == "cuda" or os.environ.get("BF16") == "1"
+
+
+def mixed_precision(device):
+    """Return the context in which float32 tensors are multiplied in bfloat16, where `in_bfloat16` says so."""
+    import torch
+    return torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16(device))
+
+
 def gpu_memory():
     """Return {"peak_gb": the most memory of the GPU that this process has held}; {} without a GPU."""
     import torch

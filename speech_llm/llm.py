@@ -13,6 +13,7 @@ from textwrap import shorten
 
 import torch
 
+from speech_llm.constants import in_bfloat16
 from speech_llm.thoughts import after_thought, ids_after_thought
 from speech_llm.turns import end_id, turn_of
 
@@ -134,15 +135,15 @@ def require_readable(llm, path):
 
 def load_llm(path, device):
     """
-    Return (LLM, tokenizer), frozen, in eval mode; bfloat16 on a GPU, float32 on the CPU. Of a model that also sees or
-    hears it is the text part. ValueError for a model that cannot be loaded, prompted or decoded.
+    Return (LLM, tokenizer), frozen, in eval mode; bfloat16 where `in_bfloat16` says so, else float32. Of a model that
+    also sees or hears it is the text part. ValueError for a model that cannot be loaded, prompted or decoded.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
     with loading(path):
         config, names = text_part(AutoConfig.from_pretrained(path))
     if getattr(config, "attn_logit_softcapping", None):             # Gemma 2: PyTorch's fused attention has no cap
         config._attn_implementation = "eager"
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = torch.bfloat16 if in_bfloat16(device) else torch.float32
     llm = load_checkpoint(AutoModelForCausalLM, path, config=config, key_mapping=names, dtype=dtype).to(device)
     require_readable(llm, path)
     tokenizer = load_tokenizer(path)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from speech_llm.batches import micro_batches, padding_mask
+from speech_llm.constants import mixed_precision
 from speech_llm.normalize import mms_normalize
 from speech_llm.turns import encode_text
 
@@ -145,7 +146,7 @@ class TableObjective:
     def loss(self, batch):
         """Return the sums (4,) of L1, cosine and softmax over a micro-batch's slots, and of CTC over its utterances."""
         device = self.table.device
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with mixed_precision(device):
             middle, middle_lengths = self.mapper.first(*batch.speech(device))                        # (B, T', M)
             output, lengths = self.mapper.second(middle, middle_lengths)                             # (B, slots, D)
             labels = self.head(middle)                                                               # (B, T', labels)

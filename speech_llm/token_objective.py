@@ -1,68 +1,141 @@
 """
-The third objective of stage A: the transcript's tokens on the LLM's table, where they are spoken (our choice).
+The third objective of stage A: spell the transcript with few tokens of the LLM, each where it is spoken (our choice).
 
-B batch   D LLM width   V vocabulary   N slots of a batch   R tokens that compete
+B batch   T frames   W encoder width   D LLM width   U units
 """
+import json
+
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from speech_llm.batches import padding_mask
-from speech_llm.speechmapper import CHUNK, TableObjective, ctc_loss, root_mean_square, slot_outputs
+from speech_llm.batches import micro_batches, padding_mask
+from speech_llm.constants import mixed_precision
+from speech_llm.speechmapper import PADDING, ctc_loss, encoder_layers
 
-RIVALS = 4096                                # random tokens of the table beside those of a batch (our choice)
-SHARPNESS = 25                               # the cosines' factor in the softmax over the table (our choice)
+PENALTY = 5                                  # what the blank's bias is lowered by at the start (our choice)
 
 
-class TokenObjective(TableObjective):
+def with_merges(tokenizer, count):
     """
-    The transcript's tokens in the order of time, at slots that the projector finds, by CTC (our choice). SpeechMapper's
-    own targets stand at the first slots, so that it has to count; these have to be near the right token only. A slot's
-    score for a token is the cosine of output and embedding, both less the table's mean, times SHARPNESS: in the tables
-    of real LLMs two random tokens have a cosine of 0.4, of which the mean is the cause. The pad token is the blank.
+    Return the tokenizer of an LLM with the first `count` merges of its byte-pair encoding alone; 0: all. It spells a
+    text with few kinds of tokens, "Ġpr", "is", "on", which have the LLM's ids. SystemExit for another kind.
     """
-    losses = {"tokens": 1.0, "size": 1.0, "CTC": 1.0}
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+    if not count:
+        return tokenizer
+    settings = json.loads(tokenizer.backend_tokenizer.to_str())
+    if settings["model"]["type"] != "BPE":
+        raise SystemExit(f"--merges {count}: the LLM's tokenizer is a {settings['model']['type']}, not a BPE")
+    settings["model"] |= {"merges": settings["model"]["merges"][:count], "ignore_merges": False}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(settings)))
 
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        self.mean = self.table.mean(0)
-        centred = self.table - self.mean
-        self.directions, self.radius = F.normalize(centred), centred.square().sum(1).mean().sqrt()
 
-    def target(self, row, slots):
-        """Return the transcript's tokens; None if CTC needs more slots for them."""
-        tokens = self.targets.tokens(row)
-        repeats = sum(first == second for first, second in zip(tokens, tokens[1:]))
-        return tokens if len(tokens) + repeats <= slots else None
+def units_of(tokenizer, blank):
+    """Return the ids (U,) of the blank and then of all tokens that a byte-pair encoding can write, int64."""
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    merged = {first + second for first, second in model["merges"]}
+    ids = {number for token, number in model["vocab"].items() if len(token) == 1 or token in merged}
+    return torch.tensor([blank, *sorted(ids - {blank})])
+
+
+class Speller(nn.Module):
+    """
+    The layers of the 2025 projector. Their output is a probability for every unit, and the slot is the mean of the
+    units' embeddings in the LLM, weighted by the probabilities (LegoSLM, arXiv 2505.11352). A slot becomes zeros, which
+    the LLM does not read, if its likeliest unit is the blank or that of the slot before it: CTC's rule. Speech is then
+    as short as its text (CTC compression, Gaido et al. 2021; our choice).
+    """
+
+    def __init__(self, units, width, llm_width, layers, heads, ffn, dropout):
+        super().__init__()
+        self.layers = encoder_layers(layers, width, heads, ffn, dropout)
+        for layer in self.layers:                                        # each starts as the identity, as Projector's
+            nn.init.zeros_(layer.self_attn.out_proj.weight)
+            nn.init.zeros_(layer.linear2.weight)
+        self.norm, self.output = nn.LayerNorm(width), nn.Linear(width, units)
+        with torch.no_grad():
+            self.output.bias[0] -= PENALTY
+        self.register_buffer("units", torch.zeros(units, llm_width))     # rows of the LLM's table; the blank's first
+
+    @staticmethod
+    def slots(frames):
+        """Return the number of output vectors for a number of frames, zeros too."""
+        return frames
+
+    def logits(self, frames, lengths):
+        """frames (B, T, W), lengths (B,) -> (B, T, U) float32."""
+        for layer in self.layers:
+            frames = layer(frames, src_key_padding_mask=padding_mask(frames, lengths))
+        return self.output(self.norm(frames)).float()
+
+    def forward(self, frames, lengths):
+        """frames (B, T, W), lengths (B,) -> (B, T, D)."""
+        logits = self.logits(frames, lengths)
+        best = logits.argmax(-1)
+        read = (best != 0) & (best != F.pad(best[:, :-1], (1, 0)))
+        return logits.softmax(-1) @ self.units * read[..., None]
+
+
+class TokenObjective:
+    """
+    The loss is CTC over the units of the transcript, at slots that the projector finds (our choice); the pad token is
+    the blank. SpeechMapper's targets stand at the first slots, so that it has to count. With few merges every unit is
+    in many transcripts, and an hour of speech is enough to learn it. See speech_llm/training.py for the methods of an
+    objective.
+    """
+    losses = {"tokens": 1.0}
+
+    def __init__(self, projector, table, targets, features, micro_frames):
+        self.projector, self.table, self.targets = projector, table, targets
+        self.features, self.micro_frames = features, micro_frames
+        units = units_of(targets.tokenizer, targets.pad)
+        projector.units.copy_(table[units])
+        self.number = {unit: number for number, unit in enumerate(units.tolist())}
+
+    def sample(self, row, text=False):
+        """Return a sample: frames and the numbers of the transcript's units; None if CTC needs more slots for them."""
+        frames = self.features[row["utterance"]]                                                     # (T, W)
+        slots, target = self.projector.slots(len(frames)), [self.number[token] for token in self.targets.tokens(row)]
+        repeats = sum(first == second for first, second in zip(target, target[1:]))
+        if len(target) + repeats > slots:
+            return None
+        return {"id": row["id"], "frames": frames, "slots": slots, "target": target}
+
+    def batches(self, samples):
+        """Return micro-batches of at most `micro_frames` padded frames."""
+        return micro_batches(samples, lambda sample: len(sample["frames"]), self.micro_frames, PADDING)
 
     def counts(self, samples):
-        """Return how many terms each loss has: utterances, slots, utterances."""
-        return torch.tensor([len(samples), sum(s["slots"] for s in samples), len(samples)], dtype=torch.float32)
+        """Return the number of utterances, (1,)."""
+        return torch.tensor([float(len(samples))])
 
-    def table_losses(self, batch, output, lengths):
-        """Return the sums (2,) of CTC a token over utterances and of the squared error of the size over slots."""
-        centred = output - self.mean
-        sizes = (centred.norm(dim=2) / self.radius - 1).square()[~padding_mask(output, lengths)]
-        spoken = torch.tensor([self.targets.pad, *(token for s in batch.samples for token in s["target"])])
-        rows = torch.cat([spoken, torch.randint(len(self.table), (RIVALS,))]).unique()               # (R,), sorted
-        scores = SHARPNESS * F.normalize(centred, dim=2) @ self.directions[rows.to(output.device)].T     # (B, slots, R)
-        places = [torch.searchsorted(rows, torch.tensor(s["target"])).tolist() for s in batch.samples]
-        ctc = ctc_loss(scores, lengths, places, torch.searchsorted(rows, self.targets.pad).item())
-        return torch.stack([ctc, sizes.sum()])
+    def logits(self, batch):
+        """Return the logits (B, slots, U) of a micro-batch."""
+        with mixed_precision(self.table.device):
+            return self.projector.logits(*batch.speech(self.table.device))
 
+    def loss(self, batch):
+        """Return the sum (1,) of CTC a unit over the utterances of a micro-batch."""
+        logits = self.logits(batch)
+        lengths = torch.tensor([s["slots"] for s in batch.samples], device=logits.device)
+        return ctc_loss(logits, lengths, [s["target"] for s in batch.samples], 0)[None]
+
+    @torch.no_grad()
     def report(self, samples):
         """
-        Return "RMS" and "table RMS", the sizes of the output and of the embeddings; "token errors", in % of the
-        transcripts' tokens, of the nearest tokens without repeats and blanks; "blank", % of slots that are blank.
+        Return "token errors", in % of the transcripts' units, of the likeliest units by CTC's rule; "blank", % of slots
+        whose likeliest unit is the blank.
         """
         from torchaudio.functional import edit_distance
-        squares, errors, blanks, slots = 0.0, 0, 0, sum(s["slots"] for s in samples)
-        for output, batch in slot_outputs(self.mapper, self.batches(samples), self.table.device):
-            squares += output.square().mean(1).sum().item()
-            nearest = torch.cat([(F.normalize(rows - self.mean) @ self.directions.T).argmax(1)
-                                 for rows in output.split(CHUNK)])
-            blanks += nearest.eq(self.targets.pad).sum().item()
-            for sample, tokens in zip(batch.samples, nearest.split([s["slots"] for s in batch.samples])):
-                path = [token for token in tokens.unique_consecutive().tolist() if token != self.targets.pad]
-                errors += edit_distance(path, sample["target"])
-        return {"RMS": (squares / slots) ** 0.5, "table RMS": root_mean_square(self.table),
-                "token errors": 100 * errors / sum(len(s["target"]) for s in samples), "blank": 100 * blanks / slots}
+        self.projector.eval()
+        errors = blanks = 0
+        for batch in self.batches(samples):
+            for sample, logits in zip(batch.samples, self.logits(batch)):
+                best = logits[:sample["slots"]].argmax(1)
+                blanks += best.eq(0).sum().item()
+                errors += edit_distance([unit for unit in best.unique_consecutive().tolist() if unit], sample["target"])
+        self.projector.train()
+        return {"token errors": 100 * errors / sum(len(s["target"]) for s in samples),
+                "blank": 100 * blanks / sum(s["slots"] for s in samples)}

@@ -1,4 +1,4 @@
-"""The small systems: a world in miniature, tokens in the order of time, real models."""
+"""The small systems: a world in miniature, units in the order of time, real models."""
 import json
 import os
 from types import SimpleNamespace
@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
+import tokenizers
 import torch
 import transformers
 from test_bad_input import write
@@ -16,9 +17,10 @@ from speech_llm.audio import read_audio
 from speech_llm.batches import Batch
 from speech_llm.llm import load_table
 from speech_llm.rows import corpus_of, read_rows
-from speech_llm.speechmapper import SlotTargets, SpeechMapper
-from speech_llm.token_objective import TokenObjective
+from speech_llm.speechmapper import SlotTargets
+from speech_llm.token_objective import Speller, TokenObjective, units_of, with_merges
 from speech_llm.training import optimizer_step
+from train_projector import splice
 
 
 def squad(articles):
@@ -40,7 +42,7 @@ def test_a_passage_is_whole_sentences_and_has_the_questions_whose_answers_it_hol
         0: [(first, [("Where?", "rome")]), (last, [("Who sings?", "peter")])]}
 
 
-def test_a_world_in_miniature(tmp_path):
+def test_a_world_in_miniature(tmp_path, whisper, monkeypatch):
     """20 recordings of noise as LJ Speech has them, one of LibriSpeech, eight articles of two questions each."""
     raw, models, noise = tmp_path / "raw", tmp_path / "models", np.random.default_rng(0).uniform(-0.1, 0.1, 16000)
     speech, reader = raw / "ljspeech", raw / "LibriSpeech" / "test-clean" / "1" / "2"
@@ -53,13 +55,19 @@ def test_a_world_in_miniature(tmp_path):
         (f"word{n} lives in rome. the cat of word{n} sleeps",
          [(f"Where does word{n} live?", "rome"), (f"What does the cat of word{n} do?", "sleeps")])
         for n in "abcdefgh"]))
-    for name in small_cpu.model_names("small_cpu"):
-        write(models / name / "config.json", "{}")
+    write(models / "smollm2-135m-instruct" / "config.json", "{}")
+    os.symlink(whisper, models / "whisper-base")
+    monkeypatch.setattr(small_cpu, "WINDOW", 2)
     write(tmp_path / "page.py", 'base = "small_cpu"\n'
           'world = dict(recipe="small_cpu", human=20, words=12, train=2, dev=1, test=1)\n')
     small_cpu.main(["--work", str(tmp_path / "work"), "--raw", str(raw), "--models", str(models),
                     "--preset", str(tmp_path / "page.py")])
-    assert (tmp_path / "work" / "models" / "whisper-base" / "config.json").read_text() == "{}"
+    assert (tmp_path / "work" / "models" / "smollm2-135m-instruct" / "config.json").read_text() == "{}"
+    long, short = (extract_features.load_encoder(f"{tmp_path}/work/models/whisper-base{name}", "cpu")
+                   for name in ("", "-2s"))
+    assert extract_features.window_of(long.config) == 150 and extract_features.window_of(short.config) == 100
+    assert all(torch.equal(short.state_dict()[name], weight[:100] if name.startswith("embed_positions") else weight)
+               for name, weight in long.state_dict().items())
     world = {path.stem: read_rows(path) for path in (tmp_path / "work" / "rows" / "small_cpu").glob("*.jsonl")}
 
     # every tenth human recording is held out
@@ -93,51 +101,72 @@ def test_what_lacks_is_told_with_the_command_that_mends_it(tmp_path):
         assert words in str(stop.value)
 
 
-TABLE = torch.eye(6)                                     # token 0 is the blank, 1 to 5 are the letters a to e
-LETTERS = SimpleNamespace(pad=0, tokens=lambda row: ["_abcde".index(letter) for letter in row["transcript"].lower()])
+VOCABULARY = {token: number for number, token in enumerate(["Ġ", "a", "b", "c", "d", "ab", "abc"])}
+TABLE = torch.eye(7)
 
 
 @pytest.fixture
-def objective():
+def tokenizer():
+    """Return a byte-pair encoding with the merges a + b and ab + c; Ġ is a space."""
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE(VOCABULARY, [("a", "b"), ("ab", "c")]))
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=bpe)
+
+
+@pytest.fixture
+def objective(tokenizer):
     torch.manual_seed(0)
-    mapper = SpeechMapper(width=8, llm_width=6, layers=1, heads=2, ffn=8, dropout=0.0, middle=8)
-    frames = {"u": np.random.default_rng(0).standard_normal((12, 8)).astype(np.float16)}
-    return TokenObjective(mapper, TABLE, LETTERS, frames, 100)
+    speller = Speller(units=7, width=8, llm_width=7, layers=1, heads=2, ffn=8, dropout=0.0)
+    frames = {"u": np.random.default_rng(0).standard_normal((4, 8)).astype(np.float16)}
+    return TokenObjective(speller, TABLE, SlotTargets(tokenizer, "Ġ", True), frames, 100)
 
 
 def row_of(text):
     return {"id": "u/ASR.en", "utterance": "u", "task": "ASR", "transcript": text}
 
 
-def test_a_sample_needs_a_slot_for_every_token_and_one_between_equal_tokens(objective):
-    sample = objective.sample(row_of("ABC"))                             # 12 frames are 4 slots
-    assert (sample["slots"], sample["target"]) == (4, [1, 2, 3])
-    assert objective.sample(row_of("abca"))["target"] == [1, 2, 3, 1]
-    assert objective.sample(row_of("abcda")) is None and objective.sample(row_of("aabc")) is None
+def test_few_merges_spell_with_ids_of_the_llm(tokenizer):
+    first = with_merges(tokenizer, 1)
+    assert tokenizer("abcd")["input_ids"] == [6, 4] and first("abcd")["input_ids"] == [5, 3, 4]
+    assert units_of(tokenizer, 0).tolist() == [0, 1, 2, 3, 4, 5, 6]                    # the blank, then all others
+    assert units_of(first, 2).tolist() == [2, 0, 1, 3, 4, 5] and with_merges(tokenizer, 0) is tokenizer
 
 
-def test_the_loss_is_small_where_the_tokens_are_in_order_and_of_the_table_s_size(objective):
-    batch, lengths = Batch([{"target": [1, 2]}]), torch.tensor([4])
-    right = objective.table_losses(batch, TABLE[[1, 0, 2, 2]][None], lengths)
-    assert right[0] < 0.01 and right[1] < 1e-9
-    assert objective.table_losses(batch, TABLE[[2, 0, 1, 1]][None], lengths)[0] > 10
-    doubled = objective.table_losses(batch, objective.mean + 2 * (TABLE[[1, 0, 2, 2]] - objective.mean)[None], lengths)
-    assert torch.allclose(doubled, torch.stack([right[0], torch.tensor(4.0)]), atol=1e-5)   # (2 - 1)^2 in each slot
+def test_a_sample_needs_a_slot_for_every_unit_and_one_between_equal_units(objective):
+    sample = objective.sample(row_of("Acbd"))
+    assert (sample["slots"], sample["target"]) == (4, [1, 3, 2, 4])
+    assert objective.sample(row_of("abcd"))["target"] == [6, 4]
+    assert objective.sample(row_of("acbda")) is None and objective.sample(row_of("aacb")) is None
+
+
+def test_the_llm_reads_no_blank_and_of_equal_neighbours_the_first(objective):
+    objective.projector.logits = lambda frames, lengths: 50 * TABLE[torch.tensor([[0, 1, 1, 0, 1], [2, 2, 5, 5, 3]])]
+    output = objective.projector(None, None)
+    assert torch.allclose(output[0], TABLE[[0, 1, 0, 0, 1]] * torch.tensor([0, 1, 0, 0, 1])[:, None], atol=1e-6)
+    llm = SimpleNamespace(get_input_embeddings=lambda: torch.nn.Embedding.from_pretrained(TABLE))
+    sample = {"before": [5], "after": [6], "answer": [], "slots": 5, "frames": np.zeros((5, 8), np.float32)}
+    samples = [sample, {**sample, "slots": 4, "frames": sample["frames"][:4]}]
+    assert [rows.argmax(1).tolist() for rows in splice(llm, objective.projector, Batch.of(samples))] == [
+        [5, 1, 1, 6], [5, 2, 5, 6]]
+
+
+def test_a_slot_is_the_mean_of_units_by_their_probabilities(objective):
+    objective.projector.logits = lambda frames, lengths: torch.tensor([[[0.0, 0.5, 0.3, 0.2, 0, 0, 0]]]).log()
+    assert torch.allclose(objective.projector(None, None), torch.tensor([[[0.0, 0.5, 0.3, 0.2, 0, 0, 0]]]))
 
 
 def losses_of(objective, text, steps, lr, clip=0.0):
     """Train on one sample; return the losses of each step, and the report before and after."""
     samples, before = [objective.sample(row_of(text))], objective.report([objective.sample(row_of(text))])
-    optimizer = torch.optim.AdamW([*objective.mapper.parameters(), *objective.head.parameters()], lr=lr)
-    losses = [optimizer_step([optimizer], objective, samples, objective.batches(samples), clip)[0]
+    optimizer = torch.optim.AdamW(objective.projector.parameters(), lr=lr)
+    losses = [optimizer_step([optimizer], objective, samples, objective.batches(samples), clip)[0][0]
               for _ in range(steps)]
     return losses, before, objective.report(samples)
 
 
-def test_training_writes_the_tokens_in_order(objective):
-    losses, before, after = losses_of(objective, "abc", 61, 1e-2)
-    assert all(last < first / 4 for last, first in zip(losses[-1], losses[0]))
-    assert before["token errors"] > 0 == after["token errors"]
+def test_training_writes_the_units_in_order(objective):
+    losses, before, after = losses_of(objective, "acd", 61, 1e-2)
+    assert losses[-1] < losses[0] / 4 and before["token errors"] > 0 == after["token errors"]
 
 
 @pytest.mark.parametrize("name", ["whisper-tiny", "whisper-base"])
@@ -160,8 +189,13 @@ def test_a_few_steps_on_a_human_recording_lower_the_loss_on_a_real_table(small_m
     feature = extract_features.make_feature(encoder.config, wave)
     frames = {"u": extract_features.average_frames(extract_features.encode(encoder, [feature])[0], 2)}
     torch.manual_seed(0)
-    mapper = SpeechMapper(width=384, llm_width=576, layers=1, heads=2, ffn=64, dropout=0.0, middle=64)
-    targets = SlotTargets(transformers.AutoTokenizer.from_pretrained(path), "<|endoftext|>", True)
-    objective = TokenObjective(mapper, load_table(path, torch.device("cpu")), targets, frames, 1000)
-    losses, *_ = losses_of(objective, "in being comparatively modern.", 12, 1e-3, clip=1.0)
-    assert all(last < first for last, first in zip(losses[-1], losses[0])) and sum(losses[-1]) < sum(losses[0]) / 2
+    tokenizer = with_merges(transformers.AutoTokenizer.from_pretrained(path), 500)
+    units = units_of(tokenizer, tokenizer.convert_tokens_to_ids("Ġ"))
+    speller = Speller(units=len(units), width=384, llm_width=576, layers=1, heads=2, ffn=64, dropout=0.0)
+    objective = TokenObjective(speller, load_table(path, torch.device("cpu")), SlotTargets(tokenizer, "Ġ", True),
+                               frames, 1000)
+    text = "in being comparatively modern."
+    assert [tokenizer.decode([units[unit]]) for unit in objective.sample(row_of(text))["target"]] == [
+        "in", " be", "ing", " comp", "ar", "at", "iv", "ely", " m", "od", "er", "n"]
+    losses, *_ = losses_of(objective, text, 30, 2e-3, clip=1.0)
+    assert losses[-1] < losses[0] / 2

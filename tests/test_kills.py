@@ -37,9 +37,13 @@ world = dict(recipe="tiny", corpus="killed", family="llama", choices=False, trai
 
 
 def contents(work):
-    """Return {path: bytes} of all files below a folder but temporary files and locks; of the log without its times."""
+    """
+    Return {path: bytes} of all files below a folder but temporary files, locks and the indices of rows, which hold the
+    time of their file; of the log without its times.
+    """
     return {path.relative_to(work): re.sub(rb'"seconds": [\d.]+', b"", path.read_bytes()) for path in work.rglob("*")
-            if path.is_file() and path.name != "lock" and not TEMPORARY.fullmatch(path.name)}
+            if path.is_file() and path.name != "lock" and not path.name.endswith(".index.json")
+            and not TEMPORARY.fullmatch(path.name)}
 
 
 def run_killed(folder, module, arguments, seconds):

@@ -3,6 +3,7 @@ import json
 import shutil
 
 import httpx
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -68,7 +69,8 @@ def llm(request, llama, tmp_path_factory):
 
 def sample(before, speech, after, answer):
     """Return what the LLM reads of a row whose frames are token ids, or of a text."""
-    return {"before": before, "frames": [[token] for token in speech] or None, "slots": len(speech), "after": after,
+    frames = np.array(speech, np.float32)[:, None] if speech else None                              # (T, 1)
+    return {"before": before, "speech": speech, "frames": frames, "slots": len(speech), "after": after,
             "answer": answer}
 
 
@@ -83,7 +85,7 @@ def test_the_loss_is_transformers_own(llm):
         return llm.get_input_embeddings().weight[frames[..., 0].long()]
     losses = []
     for s in SAMPLES:
-        ids = s["before"] + [token for [token] in s["frames"] or ()] + s["after"] + s["answer"]
+        ids = s["before"] + s["speech"] + s["after"] + s["answer"]
         labels = [-100] * (len(ids) - len(s["answer"])) + s["answer"]
         mean = llm(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss
         losses.append(mean * len(s["answer"]))

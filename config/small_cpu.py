@@ -5,14 +5,14 @@ Everything here is our choice; data/small_cpu.py makes the rows and says which d
 Stage A is the cheap way on a CPU: it never runs the LLM. It learns by CTC to spell the transcript with the first 500
 merges of the LLM's tokenizer, whose tokens are frequent enough for an hour of speech. The blank is a space ("Ġ" in the
 alphabet of byte-level BPE), which the LLM does not read. The encoder reads 12 seconds at once, a third of the work of
-Whisper's 30; longer audio is read in pieces.
+Whisper's 30; longer audio of tests is read in pieces.
 One thread with BF16=1 took 25 minutes of CPU time; on a machine with other work rows and frames took 9 minutes, A 7, B
 2, C 14, answers and scores 14 (2026-11-28). tests/README.md has the scores, and the settings that were tried.
 """
 world = dict(recipe="small_cpu", human=300, words=28, train=330, dev=20, test=30)      # recordings, words, passages
 stages = ["extract_features", "train_projector", "train_lora", "merge_sft", "infer", "eval"]
 common = dict(corpora="small_cpu", encoder="models/whisper-base-12s", mean=4, llm="models/smollm2-135m-instruct",
-              prompt="2025", whisper="models/whisper-base", systems="llm,cascade,B:lora,A:projector,C:merged",
+              prompt="2025", whisper="models/whisper-base", systems="llm,cascade,B:lora,A-speller:projector,C:merged",
               test_sets="small_cpu.human,small_cpu.readers,small_cpu.test", micro_tokens=2048)
 HUMAN = {"small_cpu-human": 0.7, "small_cpu": 0.3}
 
@@ -31,6 +31,6 @@ merge_sft = dict(
 infer = dict(max_new_tokens=60, batch=16)
 eval = dict(metrics="WER,CER,EM,CONTAINS,ROUGE-1,capped,loops", tables="", judges="")
 
-sweep = dict(corpus="small_cpu", systems="llm,A:projector,B:lora", reference="llm", scaled="C:merged", scales="0.5,1",
-             test_sets="small_cpu.test", constraint_sets="small_cpu.closed,small_cpu.plain", judge="contains",
+sweep = dict(corpus="small_cpu", systems="llm,A-speller:projector,B:lora", reference="llm", scaled="C:merged",
+             scales="0.5,1", test_sets="small_cpu.test", constraint_sets="small_cpu.closed,small_cpu.plain", judge="contains",
              max_new_tokens=60)

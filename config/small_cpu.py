@@ -32,5 +32,5 @@ infer = dict(max_new_tokens=60, batch=16)
 eval = dict(metrics="WER,CER,EM,CONTAINS,ROUGE-1,capped,loops", tables="", judges="")
 
 sweep = dict(corpus="small_cpu", systems="llm,A-speller:projector,B:lora", reference="llm", scaled="C:merged",
-             scales="0.5,1", test_sets="small_cpu.test", constraint_sets="small_cpu.closed,small_cpu.plain", judge="contains",
-             max_new_tokens=60)
+             scales="0.5,1", test_sets="small_cpu.test", constraint_sets="small_cpu.closed,small_cpu.plain",
+             judge="contains", max_new_tokens=60)

@@ -12,12 +12,16 @@ import transformers
 from test_bad_input import write
 
 import extract_features
+import train_projector
+from conftest import ON_TABLE, read_log
 from data import small_cpu
 from speech_llm.audio import read_audio
 from speech_llm.batches import Batch
+from speech_llm.constants import mixed_precision
 from speech_llm.llm import load_table
-from speech_llm.rows import corpus_of, read_rows
+from speech_llm.rows import corpus_of, read_rows, write_rows
 from speech_llm.speechmapper import SlotTargets
+from speech_llm.stage import open_stage
 from speech_llm.token_objective import Speller, TokenObjective, units_of, with_merges
 from speech_llm.training import optimizer_step
 from train_projector import splice
@@ -167,6 +171,29 @@ def losses_of(objective, text, steps, lr, clip=0.0):
 def test_training_writes_the_units_in_order(objective):
     losses, before, after = losses_of(objective, "acd", 61, 1e-2)
     assert losses[-1] < losses[0] / 4 and before["token errors"] > 0 == after["token errors"]
+
+
+def test_it_trains_on_the_table_and_the_later_stages_take_it(before_training, run_stage):
+    for split in ("train", "dev"):
+        path = f"work/rows/tiny/{split}.jsonl"
+        write_rows(path, [{**row, "transcript": "a"} for row in read_rows(path)])
+    arguments = [*ON_TABLE, "--objective", "tokens", "--projector", "speller", "--pad_token", "Ġ", "--merges", "5"]
+    train_projector.main(arguments)
+    for stage in ("train_lora", "merge_sft"):
+        run_stage(stage)
+    a, c = (open_stage(f"work/tiny/{name}") for name in ("projector", "merged"))
+    assert a.config["sizes"]["units"] == len(a.weights["projector"]["units"])
+    assert torch.equal(a.weights["projector"]["units"], c.weights["projector"]["units"])        # saved, not trained
+    assert "listening" in read_log("work/tiny/merged")[-1]
+    with pytest.raises(SystemExit, match="need each other"):
+        train_projector.main([*arguments, "--projector", "mapper", "--out", "other"])
+
+
+def test_bf16_multiplies_in_bfloat16_on_a_cpu(monkeypatch):
+    for value, dtype in (("1", torch.bfloat16), ("", torch.float32)):
+        monkeypatch.setenv("BF16", value)
+        with mixed_precision(torch.device("cpu")):
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 
 
 @pytest.mark.parametrize("name", ["whisper-tiny", "whisper-base"])

@@ -340,8 +340,6 @@ def rows_to_decode(c, dev_rows, picked):
 # ---------------------------------------------------------------------------------------------------------------------
 def build_projector(c, width, llm_width, device, units=0):
     """Return (projector, its sizes): fresh, from a BERT (--text_encoder), or finished (--start). units: a speller's."""
-    if (c.projector == "speller") != (c.objective == "tokens"):
-        raise SystemExit("--objective tokens and --projector speller need each other")
     sizes = dict(kind=c.projector, width=width, llm_width=llm_width)
     if c.projector != "identity":
         sizes |= dict(layers=c.layers, heads=c.heads, ffn=c.ffn, dropout=c.dropout)
@@ -360,6 +358,8 @@ def build_projector(c, width, llm_width, device, units=0):
 
 def main(argv=None):
     c = configure(Config, "train_projector", argv)
+    if (c.projector == "speller") != (c.objective == "tokens"):
+        raise SystemExit("--objective tokens and --projector speller need each other")
     if already_finished(c):
         return
     device = pick_device()

@@ -1,7 +1,7 @@
 """
 Rows through an index: a file of 26 million rows is opened in seconds, and a row is read when it is drawn.
 
-    rows = open_rows({"covost2": "work/rows/covost2/train.jsonl"})
+    rows, missing = open_rows({"covost2": "work/rows/covost2/train.jsonl"})
     rows.of_kind                    # {Kind(task, language, answerable, corpus, speech): numbers (N,) of its rows}
     rows[rows.of_kind[kind][0]]     # a row, as speech_llm/rows.py describes it
     rows.drawn([7, 5])              # a list of rows that are read when they are looked at

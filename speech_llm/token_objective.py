@@ -16,25 +16,34 @@ from speech_llm.speechmapper import PADDING, ctc_loss, encoder_layers
 PENALTY = 5                                  # what the blank's bias is lowered by at the start (our choice)
 
 
+def settings_of(tokenizer):
+    """Return what tokenizer.json says of a byte-pair encoding. SystemExit for a tokenizer of another kind."""
+    settings = json.loads(tokenizer.backend_tokenizer.to_str())
+    if settings["model"]["type"] != "BPE":
+        raise SystemExit("--objective tokens and --merges need a byte-pair encoding; the LLM's tokenizer "
+                         f"is a {settings['model']['type']}")
+    return settings
+
+
 def with_merges(tokenizer, count):
     """
     Return the tokenizer of an LLM with the first `count` merges of its byte-pair encoding alone; 0: all. It spells a
-    text with few kinds of tokens, "Ġpr", "is", "on", which have the LLM's ids. SystemExit for another kind.
+    text with few kinds of tokens, "Ġpr", "is", "on", which have the LLM's ids. SystemExit for a count below 0.
     """
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
+    if count < 0:
+        raise SystemExit(f"--merges {count} is below 0")
     if not count:
         return tokenizer
-    settings = json.loads(tokenizer.backend_tokenizer.to_str())
-    if settings["model"]["type"] != "BPE":
-        raise SystemExit(f"--merges {count}: the LLM's tokenizer is a {settings['model']['type']}, not a BPE")
+    settings = settings_of(tokenizer)
     settings["model"] |= {"merges": settings["model"]["merges"][:count], "ignore_merges": False}
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(settings)))
 
 
 def units_of(tokenizer, blank):
     """Return the ids (U,) of the blank and then of all tokens that a byte-pair encoding can write, int64."""
-    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    model = settings_of(tokenizer)["model"]
     merged = {first + second for first, second in model["merges"]}
     ids = {number for token, number in model["vocab"].items() if len(token) == 1 or token in merged}
     return torch.tensor([blank, *sorted(ids - {blank})])

@@ -134,6 +134,10 @@ def test_few_merges_spell_with_ids_of_the_llm(tokenizer):
     assert tokenizer("abcd")["input_ids"] == [6, 4] and first("abcd")["input_ids"] == [5, 3, 4]
     assert units_of(tokenizer, 0).tolist() == [0, 1, 2, 3, 4, 5, 6]                    # the blank, then all others
     assert units_of(first, 2).tolist() == [2, 0, 1, 3, 4, 5] and with_merges(tokenizer, 0) is tokenizer
+    words = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer(tokenizers.models.WordLevel({})))
+    for merges, message in ((-1, "--merges -1 is below 0"), (5, "is a WordLevel"), (0, "is a WordLevel")):
+        with pytest.raises(SystemExit, match=message):
+            units_of(with_merges(words, merges), 0)
 
 
 def test_a_sample_needs_a_slot_for_every_unit_and_one_between_equal_units(objective):

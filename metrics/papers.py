@@ -192,7 +192,7 @@ SYSTEMS = {  # what the rows are, beyond the systems that every page has
     "C-2k": "C-2k: twice the steps",
     **{name: f"{name}: ASR/ST/SQA" for name in ("C-0.2-0.5-0.3", "C-0.2-0.6-0.2", "C-0.25-0.5-0.25", "C-0.3-0.5-0.2")},
     "rows": "questions",
-    "A": "A: projector, on the LLM's table alone",                                 # 2026; small_cpu
+    "A": "A: SpeechMapper",                                                         # 2026
     "iwslt25-llm": "iwslt25-llm: 2025's LLM, text", "iwslt25-C": "iwslt25-C: 2025's C",
     "C-setup2": "C-setup2: setup 2",
     "cascade": "cascade: Whisper, then the LLM",                                    # the listeners

@@ -273,9 +273,9 @@ def model_scores(c, outputs, metric, name, languages, load):
 def official_results(c, outputs, notes):
     """Return the organisers' scores of OFFICIAL tests (metrics/mcif.py), language by language; they are fractions."""
     results, load = [], cache(partial(load_comet, c))    # once for all systems and languages
+    references = c.references if os.path.isdir(c.references) else os.path.join(c.work, c.references)
     for system, test_set in outputs:
-        folder = os.path.join(c.references if os.path.isdir(c.references) else os.path.join(c.work, c.references),
-                              test_set.removesuffix(".test"))
+        folder = os.path.join(references, test_set.removesuffix(".test"))
         output = os.path.join(c.work, c.run, c.predictions, system, f"{test_set}.xml")
         for language in LANGUAGES:
             files = glob.glob(os.path.join(glob.escape(folder), "**", f"*short.{language}.ref.xml*"), recursive=True)

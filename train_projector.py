@@ -31,7 +31,7 @@ from speech_llm.qformer import QFormer, start_from_bert
 from speech_llm.rows import corpus_of
 from speech_llm.run import Run
 from speech_llm.stage import already_finished, open_stage
-from speech_llm.speechmapper import (SlotTargets, SpeechMapper, TableObjective, encoder_layers, root_mean_square,
+from speech_llm.speechmapper import (SlotTargets, SpeechMapper, TableObjective, identity_layers, root_mean_square,
                                      slot_outputs)
 from speech_llm.token_objective import Speller, TokenObjective, units_of, with_merges
 from speech_llm.training import learning_rate, processes, set_rate, total_loss, validate
@@ -99,12 +99,7 @@ class Projector(nn.Module):
     def __init__(self, width=1024, llm_width=4096, layers=4, heads=8, ffn=2048, dropout=0.1):
         super().__init__()
         # ReLU, no positions (the frames carry them), a closing LayerNorm: the paper is silent (our choice)
-        self.layers = encoder_layers(layers, width, heads, ffn, dropout)
-        # Every layer starts as the identity, so frames reach the LLM from the first step. Appendix C.1 has random
-        # weights: this is a departure (our choice)
-        for layer in self.layers:
-            nn.init.zeros_(layer.self_attn.out_proj.weight)
-            nn.init.zeros_(layer.linear2.weight)
+        self.layers = identity_layers(layers, width, heads, ffn, dropout)
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, llm_width)
 

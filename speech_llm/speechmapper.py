@@ -30,6 +30,18 @@ def encoder_layers(count, width, heads, ffn, dropout):
                          for _ in range(count))
 
 
+def identity_layers(count, width, heads, ffn, dropout):
+    """
+    Return encoder_layers of which each starts as the identity, so that frames reach the LLM from the first step.
+    Appendix C.1 of 2025 has random weights: this is a departure (our choice).
+    """
+    layers = encoder_layers(count, width, heads, ffn, dropout)
+    for layer in layers:
+        nn.init.zeros_(layer.self_attn.out_proj.weight)
+        nn.init.zeros_(layer.linear2.weight)
+    return layers
+
+
 def sinusoids(length, width, device):
     """Return the positions of the original Transformer, (length, width): sines, then cosines."""
     angle = torch.arange(length, device=device)[:, None] / 10_000 ** (torch.arange(0, width, 2, device=device) / width)

@@ -11,7 +11,7 @@ from torch import nn
 
 from speech_llm.batches import micro_batches, padding_mask
 from speech_llm.constants import mixed_precision
-from speech_llm.speechmapper import PADDING, ctc_loss, encoder_layers
+from speech_llm.speechmapper import PADDING, ctc_loss, identity_layers
 
 PENALTY = 5                                  # what the blank's bias is lowered by at the start (our choice)
 
@@ -59,10 +59,7 @@ class Speller(nn.Module):
 
     def __init__(self, units, width, llm_width, layers, heads, ffn, dropout):
         super().__init__()
-        self.layers = encoder_layers(layers, width, heads, ffn, dropout)
-        for layer in self.layers:                                        # each starts as the identity, as Projector's
-            nn.init.zeros_(layer.self_attn.out_proj.weight)
-            nn.init.zeros_(layer.linear2.weight)
+        self.layers = identity_layers(layers, width, heads, ffn, dropout)
         self.norm, self.output = nn.LayerNorm(width), nn.Linear(width, units)
         with torch.no_grad():
             self.output.bias[0] -= PENALTY

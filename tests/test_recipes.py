@@ -2,12 +2,12 @@
 import collections
 import gzip
 import importlib
-import io
 import json
 import os
 import re
 import sys
 import tarfile
+from unittest.mock import Mock
 
 import downloads
 import httpx
@@ -45,14 +45,12 @@ def test_report_counts_beside_the_paper_and_stops_below_half_of_it(tmp_path, cap
     rows += [{"id": "c-fluent/0", "task": "SQA", "language": "en"}]
     dropped = [("train", "c/7", "broken: first\nline"), ("train", "c/8", "broken: second"), ("dev", "c/9", "empty")]
     recipe.report(str(tmp_path), "c", {"train": rows}, {("train", "ST/MT de"): 6}, dropped)
-    table = (tmp_path / "rows" / "c" / "counts.md").read_text()
-    assert table == capsys.readouterr().out
-    assert table.splitlines() == [
+    assert capsys.readouterr().out.splitlines() == [
         "| c | ours | paper | difference |", "|---|---|---|---|", "| train: ST/MT de | 3 | 6 | -3 |",
         "| train: c-fluent QA en | 1 | | |", "",
         "dropped: 3, listed in dropped.txt", "  2 in train: broken", "  1 in dev: empty"]
-    listed = (tmp_path / "rows" / "c" / "dropped.txt").read_text()
-    assert listed == "train\tc/7\tbroken: first line\ntrain\tc/8\tbroken: second\ndev\tc/9\tempty\n"
+    assert (tmp_path / "rows" / "c" / "dropped.txt").read_text() == (
+        "train\tc/7\tbroken: first line\ntrain\tc/8\tbroken: second\ndev\tc/9\tempty\n")
 
     paper = {("train", "ST/MT de"): 7, ("test", "ASR en"): 2}
     message = refused(recipe.report, str(tmp_path), "c", {"train": rows}, paper, dropped, says="--incomplete")
@@ -63,16 +61,13 @@ def test_report_counts_beside_the_paper_and_stops_below_half_of_it(tmp_path, cap
 
 # --- From the first look to the last file.
 
-def test_a_first_look_settles_nothing_and_begun_work_keeps_its_settings(tmp_path, capsys):
+def test_a_first_look_settles_nothing_and_begun_work_keeps_its_settings(tmp_path):
     work, folder = str(tmp_path), tmp_path / "rows" / "c"
     assert not finished(work, "c", {"seed": 0}) and not folder.exists()
     begin(work, "c", {"seed": 1})
     refused(finished, work, "c", {"seed": 0}, says="c was made with seed 1 (now 0)")
     finish(work, "c", {"seed": 1, "languages": "en,de,it"}, "iwslt25")
-    assert capsys.readouterr().out == (f"rows in {folder}\nnext: python extract_features.py --preset iwslt25 "
-                                       f"--work {work}\n")
     assert finished(work, "c", {"seed": 1, "languages": "it,en"})            # of three languages
-    assert f"{folder} is finished already; to make it again, remove it and run: " in capsys.readouterr().out
     refused(finished, work, "c", {"seed": 0, "languages": "en"}, says="c was made with seed 1 (now 0)")
     refused(finished, work, "c", {"seed": 1, "languages": "en,fr"}, says="with languages 'en,de,it' (now 'en,fr')")
 
@@ -121,45 +116,37 @@ def test_two_corpora_with_one_utterance_are_refused_by_name(tmp_path, capsys):
 # --- What a recipe lacks.
 
 def test_models_that_the_hub_does_not_give_are_told_before_any_work(tmp_path, monkeypatch):
-    errors = {"meta/gated": GatedRepoError, "nobody/nothing": RepositoryNotFoundError}
-
-    def auth_check(name):
-        if name in errors:
-            raise errors[name]("no", response=httpx.Response(403, request=httpx.Request("GET", "https://x")))
-        if name == "some/model":
-            raise httpx.ConnectError("no network")
-    monkeypatch.setattr("huggingface_hub.auth_check", auth_check)
-    lacking = dict(recipe.missing_models(str(tmp_path), "meta/gated", "nobody/nothing", "some/model", "open/model"))
-    assert list(lacking) == ["meta/gated", "nobody/nothing", "some/model"]
-    assert "accept its licence at https://huggingface.co/meta/gated and run: hf auth login" in lacking["meta/gated"]
-    assert "no network" in lacking["some/model"] and "hf download some/model" in lacking["some/model"]
+    response = httpx.Response(403, request=httpx.Request("GET", "https://x"))
+    monkeypatch.setattr("huggingface_hub.auth_check", Mock(side_effect=[
+        GatedRepoError("no", response=response), RepositoryNotFoundError("no", response=response),
+        httpx.ConnectError("no network"), None]))
+    for says in ("accept its licence at https://huggingface.co/some/model and run: hf auth login",
+                 "neither a folder nor a model of the hub has this name", "no network); run: hf download some/model"):
+        [(name, how)] = recipe.missing_models(str(tmp_path), "some/model")
+        assert name == "some/model" and says in how
+    assert recipe.missing_models("some/model") == []
     assert recipe.missing_packages("json", "no_such_package") == [
         ("the package no_such_package", "pip install no_such_package")]
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_everything_that_lacks_is_listed_at_once_before_any_work(name, tmp_path, monkeypatch, capsys):
+def test_everything_that_lacks_is_listed_at_once_before_any_work(name, tmp_path, monkeypatch):
     """An empty download: the list names files and where they come from, as main does; nothing is written."""
     monkeypatch.setattr("huggingface_hub.auth_check", lambda name: None)
     module, work = importlib.import_module(f"data.{name}"), str(tmp_path / "work")
     lacking = module.missing(work)
-    assert lacking and any("https://" in how for _, how in lacking)
-    assert os.path.join("work", "raw", name) in lacking[0][0]
+    assert any("https://" in how for _, how in lacking) and os.path.join("work", "raw", name) in lacking[0][0]
     message = refused(module.main, ["--work", work])
     assert all(f"  {what} is missing: {how}" in message for what, how in lacking) and not os.path.exists(work)
     assert module.missing(work, str(tmp_path / "elsewhere"))[0][0].count(str(tmp_path / "elsewhere")) == 1
-    with pytest.raises(SystemExit):
-        module.main(["--help"])
-    assert "--raw" in (text := capsys.readouterr().out) and "https://" in text
 
 
-# --- Damaged files of all downloads.
+# --- Damaged files of all downloads. What every text, JSON or XML file goes through: test_bad_input.py.
 
 TSV = "path\ttranslation\tsplit\n"
 XML = talks_xml({"t.1": {"1": "A", "2": "B"}})
 MCIF = '<testset><task track="short" text_lang="de">{}</task></testset>'
 ANSWER = "<reference>Ja.</reference>"
-PACKED = gzip.compress(MCIF.encode(), mtime=0)
 GIGAST, GIGASPEECH = "is not in GigaST's format", "item 1 is not in GigaSpeech's format"
 SQUAD, LIST = "is not in SQuAD 1.1's format", "'audios' ("
 
@@ -169,10 +156,10 @@ def audios(*segments, **values):
     return {"audios": [{**downloads.recording("POD1", *segments), **values}]}
 
 
-def question(context="Anna has a cat.", **values):
+def question(**values):
     """Return a file of SQuAD with one question, with other values in it."""
     asked = {"id": "q1", "question": "Who?", "answers": [{"text": "Anna", "answer_start": 0}], **values}
-    return {"data": [{"paragraphs": [{"context": context, "qas": [asked]}]}]}
+    return {"data": [{"paragraphs": [{"context": "Anna has a cat.", "qas": [asked]}]}]}
 
 
 READERS = {  # file: how its recipe reads it
@@ -187,48 +174,38 @@ READERS = {  # file: how its recipe reads it
 DAMAGED = {  # file: its content, and what is said of it
     "a.tsv": [
         ("path\tsplit\n", "line 1: no column translation"), ("", "is empty: no column path, translation, split"),
-        ("path,translation,split\n", "line 1: no column"), (TSV.encode("utf-16"), "line 1 is not UTF-8"),
+        (TSV.encode("utf-16"), "line 1 is not UTF-8"), (TSV + "a.mp3\tA\tte", "line 2: unknown split 'te'"),
         (TSV + "a.mp3\tA\ttest\nb.mp3\tB", "line 3: 2 fields, expected 3, and the file ends there"),
-        (TSV + "a.mp3\tA\tte", "line 2: unknown split 'te'"),
-        *((TSV + f"{name}\tA\ttest\n", f"line 2: {name!r} is no file name")
-          for name in ("../a.mp3", "a\\b.mp3", "", "a\0.mp3", "a\u2215b.mp3"))],
+        (TSV + "../a.mp3\tA\ttest\n", "line 2: '../a.mp3' is no file name, and no line is better")],
     "segments.lst": [
         (f"en.1 0.0 1.0\n{place}\nen.1 3 4", f"line 2: {place!r} is not 'speech start end'")
-        for place in ("en.1 0.0", "en.1 0.0 1.0 2.0", "en.1 0.0 1.2.3", "en.1 -1.0 2.0", "en.1 nan 1.0",
-                      "../en.1 0.0 1.0", "en\0.1 0.0 1.0", "")] + [
-        ("en.1 0.0 1.0", "segments.lst has 1 lines, "), (b"J\xe4.\n", "line 1 is not UTF-8")],
+        for place in ("en.1 0.0", "en.1 0.0 1.2.3", "../en.1 0.0 1.0")] + [
+        ("en.1 0.0 1.0", "segments.lst has 1 lines, ")],
     "ACL.xml": [
-        (XML[:-30], "is damaged: no element found: line 8"), (XML.replace(' id="2"', ""), "segment id '' is no number"),
+        (XML[:-30], "is damaged: no element found: line 8"),
         *((XML.replace('id="2"', f'id="{number}"'), f"segment id {number!r} is no number, or there twice")
-          for number in ("1", "one", "../1", "\uff12"))],
+          for number in ("1", "../1", "\uff12"))],
     "MCIF.xml": [
-        (PACKED[:-9], "is no test set"), (PACKED[:-4] + bytes(4), "is no test set"), (b"\x1f\x8b", "is no test set"),
-        (MCIF.format("<sample id='1'>\x01</sample>"), "is no test set"),
-        (MCIF.format("<sample/>"), "sample id None is missing"),
+        (gzip.compress(MCIF.encode())[:-9], "is no test set"), (MCIF.format("<sample/>"), "sample id None is missing"),
         (MCIF.format('<sample id="1"/><sample id="1"/>'), "sample id '1' is missing or there twice")],
     "references.xml": [
         (MCIF.format(f"<sample id='{ids}' {task}><audio_path>a</audio_path>{text}</sample>"), f"sample {ids} has no")
         for ids, task, text in (("1", "task='QA'", ""), ("1", "", ANSWER), ("1,2", "task='ASR'", ANSWER))] + [
         (MCIF.replace("de", "it"), "has no task short de")],
     "10-20.trans.txt": [
-        ("10-20-0000 ONE\n10-20-0000", "line 2: a second transcript of 10-20-0000"), (b"\xff", "line 1 is not UTF-8"),
-        ("HELLO", "line 1: 'HELLO' is no utterance"), ("10-21-0 X", "line 1: '10-21-0 X' is no utterance of 10-20")],
+        ("10-20-0000 ONE\n10-20-0000", "line 2: a second transcript of 10-20-0000"),
+        ("10-21-0 X", "line 1: '10-21-0 X' is no utterance of 10-20")],
     "GigaST.de.json": [
-        (b"[]", "is damaged after item 0 of " + LIST), (b'{"other": []}', LIST), (b'{"audios": 7}', LIST),
-        (b'{"audios": [{"segments": []} 2]}', "is damaged after item 1 of " + LIST), (b'{"audios": ["\xff"]}', LIST),
-        (b'{"audios": [' + DEEP, LIST), (b'{"audios": [1' + b"0" * 5000 + b"]}", LIST), ({"audios": [7]}, GIGAST),
+        (b"[]", "is damaged after item 0 of " + LIST), (b'{"audios": 7}', LIST), (b'{"audios": ["\xff"]}', LIST),
+        (b'{"audios": [{"segments": []} 2]}', "is damaged after item 1 of " + LIST), (b'{"audios": [' + DEEP, LIST),
         ({"audios": [{"segments": [{"text_raw": "x"}]}]}, GIGAST + " (KeyError: 'sid')"),
         ({"audios": [{"segments": [{"sid": "a", "text_raw": 7}]}]}, GIGAST)],
     "GigaSpeech.json": [
-        ({"audios": [{"path": "x"}]}, GIGASPEECH + " (KeyError: "), (audios(path=7), GIGASPEECH + " (TypeError: "),
-        (audios((1, 0, "late", "HI")), GIGASPEECH + " (ValueError: "), (audios((1, 0, 1.5, 7)), GIGASPEECH)],
-    "LibriSQA-PartI-train.json": [
-        (content, "is damaged (") for content in (b'[{"text": "', {}, [1, 2], b'["\xff"]', DEEP)],
+        ({"audios": [{"path": "x"}]}, GIGASPEECH + " (KeyError: "), (audios((1, 0, 1.5, 7)), GIGASPEECH)],
+    "LibriSQA-PartI-train.json": [(content, "is damaged (") for content in (b'[{"text": "', {}, [1, 2])],
     "spoken_test-v1.1.json": [
-        ([1, 2], "is damaged (not a JSON object)"), ({"data": None}, SQUAD), ({"data": [7]}, SQUAD),
-        ({"data": [{"paragraphs": []}, {}]}, SQUAD + " (KeyError: 'paragraphs')"), (question(question=5), SQUAD),
-        (question(id=7), SQUAD), (question(context=["x"]), SQUAD), (question(answers=[{"text": "a"}]), SQUAD),
-        (question(answers=[{"text": 7, "answer_start": 0}]), SQUAD),
+        ([1, 2], "is damaged (not a JSON object)"), ({"data": [7]}, SQUAD), (question(id=7), SQUAD),
+        ({"data": [{"paragraphs": []}, {}]}, SQUAD + " (KeyError: 'paragraphs')"),
         (question(answers=[{"text": "a", "answer_start": "here"}]), SQUAD)]}
 
 
@@ -275,38 +252,23 @@ def test_a_bad_line_of_a_release_stops_nothing_and_the_first_line_of_a_clip_stay
     assert "1 lines name a clip a second time" in capsys.readouterr().out
 
 
-def test_the_english_test_set_survives_the_join(real, tmp_path):
-    """15,531 sentences, a fifth of them in double quotes."""
-    with open(os.path.join(real, "covost2", "manifests", "en-test.source-only.jsonl"), encoding="utf-8") as file:
-        entries = [json.loads(line) for line in file]
-    sentences = {f"common_voice_en_{entry['sample_id']}.mp3": entry["src_ref"] for entry in entries}
-    path = write(tmp_path / "validated.tsv", "client_id\tpath\tsentence\tup_votes\n" + "".join(
-        f"c\t{clip}\t{sentence}\t2\n" for clip, sentence in sentences.items()))
-    found = covost2.read_sentences(path, set(sentences))
-    assert found == sentences and len(found) == 15_531
-    assert sum(text.startswith('"') and text.endswith('"') for text in found.values()) == 2968
-
 
 def test_a_packed_tsv_is_read_without_unpacking(tmp_path):
     path, archive = tmp_path / "covost_v2.en_de.tsv", tmp_path / "covost_v2.en_de.tsv.tar.gz"
-    lines = TSV + "".join(f"{n}.mp3\t{hash(str(n))}\ttest\n" for n in range(5000))
+    write(path, TSV + "".join(f"{n}.mp3\t{n * n % 9973}\ttest\n" for n in range(5000)))
     with tarfile.open(archive, "w:gz") as tar:
-        for name, text in (("../escaped", "x"), (f"./{path.name}", lines)):
-            member = tarfile.TarInfo(name)
-            member.size = len(text)
-            tar.addfile(member, io.BytesIO(text.encode()))
-    assert covost2.read_translations(str(path))["7.mp3"] == (str(hash("7")), "test")
-    assert os.listdir(tmp_path) == [archive.name] and not (tmp_path.parent / "escaped").exists()
+        tar.add(path, f"./{path.name}")
+    path.unlink()
+    assert covost2.read_translations(str(path))["7.mp3"] == ("49", "test")
+    assert os.listdir(tmp_path) == [archive.name]
     whole = archive.read_bytes()
-    for damaged in (whole[:20_000], whole[:20_000] + bytes(100), b"hello", gzip.compress(b"hello" * 999)):
+    for damaged in (whole[:9000], whole[:9000] + bytes(100), b"hello", gzip.compress(b"hello" * 999)):
         write(archive, damaged)
         refused(covost2.read_translations, str(path), says=f"{archive} is damaged")
-    write(path, TSV + "a.mp3\tB\ttest\n")                                    # unpacked, it is what is read
-    assert covost2.read_translations(str(path)) == {"a.mp3": ("B", "test")}
 
 
 def covost_download(raw):
-    """Nine clips: two for training, one each for dev and test, the others with a defect."""
+    """Write nine clips: two for training, one each for dev and test, the others with a defect."""
     covost_tsv(raw, "en_de", [
         ("a.mp3", "Hallo.", "train"), ("b.mp3", '"Ja"', "train_covost"), ("c.mp3", "Nein.", "dev"),
         ("d.mp3", "Gut.", "test"), ("e.mp3", "[TO REMOVE]", "train"), ("f.mp3", "Fehlt.", "train"),
@@ -314,13 +276,13 @@ def covost_download(raw):
         ("d2.mp3", "Gut.", "test_dup")])
     covost_tsv(raw, "en_zh-CN", [
         ("a.mp3", "你好。", "train"), ("b.mp3", "", "train_covost"), ("c.mp3", "不。", "dev"), ("d.mp3", "好。", "test"),
-        ("e.mp3", "好。", "train"), ("c2.mp3", "不。", "dev")])
+        ("e.mp3", "好。", "train")])
     common_voice(raw / "en", sound(f"{raw}/a.mp3", 0.1, 48_000, format="MP3"),
-                 validated=[f"{name} x Sentence {name}." for name in "dcbaefgh"] + ["unused x Sentence."])
-    for name, content in (("f", None), ("g", b""), ("h", b"not audio")):
-        (raw / "en/clips" / f"{name}.mp3").unlink()                          # the clips are links to one file
-        if content is not None:
-            write(raw / "en/clips" / f"{name}.mp3", content)
+                 validated=[f"{name} x Sentence {name}." for name in "dcbaefgh"])
+    for name in "fgh":
+        (raw / f"en/clips/{name}.mp3").unlink()                              # the clips are links to one file
+    write(raw / "en/clips/g.mp3", b"")
+    write(raw / "en/clips/h.mp3", b"not audio")
 
 
 def test_covost2(tmp_path, capsys):
@@ -339,11 +301,10 @@ def test_covost2(tmp_path, capsys):
         "id": "covost2/train/b/ST.de", "utterance": "covost2/train/b", "audio": str(raw / "en" / "clips" / "b.mp3"),
         "transcript": "Sentence b.", "task": "ST", "language": "de", "target": '"Ja"', "answerable": True}
     assert sorted((name.removeprefix("covost2/"), why.split(":")[0]) for _, name, why in dropped) == [
-        ("dev/c2", "not in validated.tsv"), ("dev/i", "not in validated.tsv"), ("test/h", "cannot be decoded"),
-        ("train/b/ST.zh", "empty translation"), ("train/e/ST.de", "translation marked [TO REMOVE]"),
-        ("train/f", "no such file"), ("train/g", "empty file")]
+        ("dev/i", "not in validated.tsv"), ("test/h", "cannot be decoded"), ("train/b/ST.zh", "empty translation"),
+        ("train/e/ST.de", "translation marked [TO REMOVE]"), ("train/f", "no such file"), ("train/g", "empty file")]
     told = capsys.readouterr().out
-    assert "| train: ASR en | 3 | 289413 | -289410 |" in told and "dropped: 7" in told
+    assert "| train: ASR en | 3 | 289413 | -289410 |" in told
     assert told.endswith(f"next: python extract_features.py --preset iwslt25 --work {work}\n")
     covost2.main(["--work", str(work), "--raw", str(tmp_path)])             # wherever the download is by then
     assert f"remove it and run: python -m data.covost2 --work {work}\n" in capsys.readouterr().out
@@ -422,12 +383,10 @@ def test_a_speech_of_training_in_dev_or_test_is_refused(tmp_path, makers, leak):
 def test_europarlst_decodes_each_speech_once(tmp_path, capsys):
     audios, work = tmp_path / "v1.1/en/audios", tmp_path / "work"
     downloads.europarlst(tmp_path, 1, de_train=[
-        (f"en.{place}", "Yes.", "Ja.") for place in ("cut 0.0 0.5", "junk 0.0 0.5", "gone 0.0 0.5", "train 0.0 1.0",
-                                                     "train 1.0 2.2")])
+        (f"en.{place}", "Yes.", "Ja.") for place in ("cut 0.0 0.5", "gone 0.0 0.5", "train 0.0 1.0", "train 1.0 2.2")])
     m4a(audios / "en.train.m4a", 2.0)
     m4a(audios / "en.cut.m4a", 20.0, front=True)
     os.truncate(audios / "en.cut.m4a", os.path.getsize(audios / "en.cut.m4a") // 2)
-    write(audios / "en.junk.m4a", "junk" * 100)
     sound(work / "audio/europarlst/en.test.flac")                            # from an earlier run
     europarlst.main(["--work", str(work), "--raw", str(tmp_path), "--incomplete"])
 
@@ -435,16 +394,12 @@ def test_europarlst_decodes_each_speech_once(tmp_path, capsys):
     assert rate == 16000 and wave.ndim == 1 and abs(len(wave) - 2 * 16000) < 1024
     assert np.argmax(np.abs(np.fft.rfft(wave[8000:24000]))) == 440           # Hz, in a second of it
     assert abs(np.abs(wave[8000:24000]).max() - 0.375) < 0.02                # the mean of 0.5 and 0.25
-    assert sorted(os.listdir(work / "audio" / "europarlst")) == ["en.dev.flac", "en.test.flac", "en.train.flac"]
     rows, dropped = read_corpus(work, "europarlst")
     assert [row["id"].removeprefix("europarlst/en.train/") for row in rows["train"]] == [
         "0.0-1.0/ASR.en", "0.0-1.0/ST.de", "0.0-1.9/ASR.en", "0.0-1.9/ST.it"]
-    told = capsys.readouterr().out
-    assert "speeches without audio: 3 of 6" in told and "| train: ST/MT de | 1 | 32628 | -32627 |" in told
-    assert "3 in train: speech without audio" in told and "1 in train: ends after its audio" in told
-    reasons = {name: why for _, name, why in dropped}
-    assert reasons["europarlst/en.gone/0.0-0.5/ST.de"] == "speech without audio: no such file"
-    assert sum("be decoded (" in why for why in reasons.values()) == 2
+    assert "speeches without audio: 2 of 5" in capsys.readouterr().out
+    assert [re.sub(r" \(.*|: \d.*", "", why) for _, _, why in dropped] == [
+        "speech without audio: cannot be decoded", "speech without audio: no such file", "ends after its audio"]
 
 
 def test_without_pyav_the_program_ffmpeg_decodes(tmp_path, monkeypatch):
@@ -458,16 +413,16 @@ def test_without_pyav_the_program_ffmpeg_decodes(tmp_path, monkeypatch):
           "assert sys.argv[sys.argv.index('-ar') + 1] == '16000' and sys.argv[sys.argv.index('-ac') + 1] == '1'\n"
           "sys.stdout.buffer.write(bytes([1, 0, 255, 255, 0, 1, 7, 0]))\n")
     os.chmod(tmp_path / "ffmpeg", 0o755)
-    (tmp_path / "good one.m4a").touch()
-    (tmp_path / "bad.m4a").touch()
-    assert europarlst.decode_speeches(["good one", "bad", "gone"], str(tmp_path), str(tmp_path / "flac")) == {
-        "good one": (str(tmp_path / "flac" / "good one.flac"), 4 / 16000),
-        "bad": "cannot be decoded (moov atom not found\n)", "gone": "no such file"}
-    assert soundfile.read(tmp_path / "flac" / "good one.flac", dtype="int16")[0].tolist() == [1, -1, 256, 7]
+    for name in ("good one", "bad"):
+        (tmp_path / f"{name}.m4a").touch()
+    path = f"{tmp_path}/flac/good one.flac"
+    assert europarlst.decode_speeches(["good one", "bad"], str(tmp_path), f"{tmp_path}/flac") == {
+        "good one": (path, 4 / 16000), "bad": "cannot be decoded (moov atom not found\n)"}
+    assert soundfile.read(path, dtype="int16")[0].tolist() == [1, -1, 256, 7]
 
 
 def test_the_real_test_sets_of_europarlst(real):
-    """The complete lists; a recording lasts 20 minutes here."""
+    """The complete lists; a recording lasts 20 minutes here. The counts are the release's, 1,038 have both languages."""
     segments = {"train": {"de": [], "it": []}, "dev": {"de": [], "it": []}, "test": {"de": [], "it": []}}
     for target, part in segments["test"].items():
         with open(os.path.join(real, "europarl_st", "manifests", f"en-{target}.test.jsonl"), encoding="utf-8") as file:
@@ -475,14 +430,11 @@ def test_the_real_test_sets_of_europarlst(real):
                 speech, start, end = os.path.basename(entry["src_audio"]).removesuffix(".wav").split("_")
                 part.append((speech, float(start), float(end), entry["src_ref"], entry["tgt_ref"]))
     speeches = {segment[0] for part in segments["test"].values() for segment in part}
-    assert len(speeches) == 127                              # 126 of German, one more of Italian
     splits, dropped = europarlst.join(segments, {speech: ("x.flac", 20 * 60.0) for speech in speeches})
     assert not dropped and collections.Counter(map(recipe.kind, splits["test"])) == {
         kind: europarlst.PAPER["test", kind] for kind in ("ASR en", "ST/MT de", "ST/MT it")}
-    languages = collections.defaultdict(set)
-    for row in splits["test"]:
-        languages[row["utterance"]].add(row["language"])
-    assert sum(len(spoken_and_written) == 3 for spoken_and_written in languages.values()) == 1038
+    rows_of = collections.Counter(row["utterance"] for row in splits["test"])
+    assert collections.Counter(rows_of.values())[3] == 1038
 
 
 # --- ACL 60/60.
@@ -494,21 +446,11 @@ def test_texts_that_are_not_well_formed_are_read(tmp_path):
                                            "3": ("t.2", "\u4e2d\u2028\u6587")}
 
 
-@pytest.mark.parametrize("german", [{"t.1": {"1": "A"}}, {"t.1": {"1": "A", "2": "B", "3": "C"}},
-                                    {"t.1": {"1": "A"}, "t.2": {"2": "B"}}])
-def test_segments_must_agree_over_the_languages(tmp_path, german):
-    for language in ("en", "de", "zh"):
+def test_segments_must_agree_over_the_languages(tmp_path):
+    for language, second in (("en", "t.1"), ("de", "t.2"), ("zh", "t.1")):
         write(tmp_path / "dev" / "text" / "xml" / f"ACL.6060.dev.en-xx.{language}.xml",
-              talks_xml(german if language == "de" else {"t.1": {"1": "A", "2": "B"}}))
-    message = refused(acl6060.read_split, str(tmp_path), "dev", names="en-xx.en.xml")
-    assert "en-xx.de.xml differ in segment" in message
-
-
-@pytest.mark.parametrize("place", ["2/acl_6060", "acl_6060", "."])
-def test_where_the_zip_may_be_unpacked(tmp_path, place):
-    (tmp_path / place / "eval").mkdir(parents=True)
-    assert os.path.normpath(acl6060.find_folder(str(tmp_path))) == os.path.normpath(tmp_path / place)
-
+              talks_xml({"t.1": {"1": "A"}, second + " ": {"2": "B"}}))
+    refused(acl6060.read_split, str(tmp_path), "dev", names="en-xx.en.xml", says="en-xx.de.xml differ in segment 2")
 
 def test_the_real_texts_of_acl6060(real):
     """The test set as released: 416 segments of five talks."""

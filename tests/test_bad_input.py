@@ -181,52 +181,44 @@ def cut(folder, name, count):
     (folder / name).write_bytes(whole[:count])
 
 
-def resave(folder, name, change):
-    np.save(folder / name, change(np.load(folder / name)), allow_pickle=True)
+def resave(folder, change):
+    np.save(folder / DATA, change(np.load(folder / DATA)), allow_pickle=True)
 
 
 INDEX, DATA, OTHER, OTHER_DATA = "frames-00000.json", "frames-00000.npy", "frames-00001.json", "frames-00001.npy"
 LENGTHS = {"tiny/test/0": 4, "tiny/test/1": 5, "tiny/test/2": 6}
 CACHES = [  # name, what is done to the folder, part of the message
-    ("cut by a byte", lambda f: cut(f, DATA, -1), DATA),
-    ("an empty shard", lambda f: cut(f, DATA, 0), DATA), ("no shard", lambda f: (f / DATA).unlink(), DATA),
-    ("a zip", lambda f: write(f / DATA, b"PK\x03\x04" + bytes(99)), DATA),
-    ("a folder", lambda f: ((f / DATA).unlink(), (f / DATA).mkdir()), DATA),
+    ("cut by a byte", lambda f: cut(f, DATA, -1), DATA), ("no shard", lambda f: (f / DATA).unlink(), DATA),
     ("swapped shards", lambda f: swap(f, DATA, OTHER_DATA), DATA),
-    ("swapped indices", lambda f: swap(f, INDEX, OTHER), INDEX),
     ("an index twice", lambda f: shutil.copy(f / INDEX, f / OTHER), OTHER),
     ("an index gone", lambda f: (f / OTHER).unlink(), ""),
     ("an index of another folder's data", lambda f: change(f / INDEX, data="../../x.npy"), INDEX),
-    ("float32", lambda f: resave(f, DATA, lambda a: a.astype(np.float32)), "float32"),
-    ("objects", lambda f: resave(f, DATA, lambda a: a.astype(object)), DATA),
-    ("another width", lambda f: resave(f, DATA, lambda a: a[:, :4]), "shape (15, 4)"),
-    ("one dimension", lambda f: resave(f, DATA, lambda a: a.ravel()), DATA),
-    ("a frame less", lambda f: resave(f, DATA, lambda a: a[1:]), "shape (14, 8), but its index says 15 frames"),
+    ("float32", lambda f: resave(f, lambda a: a.astype(np.float32)), "float32"),
+    ("objects", lambda f: resave(f, lambda a: a.astype(object)), DATA),
+    ("another width", lambda f: resave(f, lambda a: a[:, :4]), "shape (15, 4)"),
     ("lengths that do not sum", lambda f: change(f / INDEX, lengths={**LENGTHS, "tiny/test/2": 7}), "says 16 frames"),
     ("a length below zero", lambda f: change(f / INDEX, lengths={**LENGTHS, "tiny/test/2": -6}), INDEX),
-    ("a length of words", lambda f: change(f / INDEX, lengths={**LENGTHS, "tiny/test/2": "6"}), INDEX),
     ("a list of lengths", lambda f: change(f / INDEX, lengths=[4, 5, 6]), INDEX),
     ("no lengths", lambda f: change(f / INDEX, lengths=...), "has no 'lengths'"),
-    ("no made", lambda f: change(f / INDEX, made=...), "has no 'made'"),
-    ("a deep index", lambda f: write(f / INDEX, DEEP), INDEX),
     ("no config", lambda f: (f / "config.json").unlink(), "config.json is missing"),
-    ("a config that is no JSON", lambda f: write(f / "config.json", "width"), "config.json"),
     ("a config without the width", lambda f: change(f / "config.json", width=...), "has no 'width'"),
     ("an utterance in two shards", lambda f: change(f / OTHER, lengths={"tiny/test/0": 7, "tiny/test/4": 8}),
      "there twice"),
     ("another encoder", lambda f: change(f / INDEX, made={**MADE, "encoder": "models/x"}),
      "made with encoder 'models/x'"),
     ("another mean", lambda f: change(f / OTHER, made={**MADE, "mean": 2}), "made with mean 2, expected is 3"),
-    ("an unknown encoder", lambda f: change(f / INDEX, made={"mean": 3}), "made with encoder None"),
 ]
 
 
 @pytest.mark.parametrize("damage, says", cases(CACHES))
 def test_a_cache(cache, damage, says):
-    frames = read_cache(cache)
-    assert frames.keys() == FRAMES.keys() and all((frames[name] == FRAMES[name]).all() for name in FRAMES)
     damage(cache)
     assert "extract_features.py" in refused(read_cache, cache, names=cache, says=says)             # what to do
+
+
+def test_a_sound_cache_is_read(cache):
+    frames = read_cache(cache)
+    assert frames.keys() == FRAMES.keys() and all((frames[name] == FRAMES[name]).all() for name in FRAMES)
 
 
 # --- Weights and configs of a stage.
@@ -276,21 +268,15 @@ WEIGHTS = [
     ("a key less", tensors(lambda t: t.pop("output.bias")), "Missing key(s) in state_dict: \"output.bias\""),
     ("a key more", tensors(lambda t: t.update(more=torch.zeros(1))), "Unexpected key(s) in state_dict: \"more\""),
     ("another shape", tensors(lambda t: t.update({"output.bias": torch.zeros(3)})), "size mismatch for output.bias"),
-    ("another section", save({"lora": {"a": torch.zeros(1)}}), "holds no projector"), ("a list", save([1]), "holds no"),
+    ("another section", save({"lora": {"a": torch.zeros(1)}}), "holds no projector"),
     ("no tensors", save({"projector": {"a": 1}}), "holds no projector"),
-    ("an empty section", save({"projector": {}}), "weights.pt"),
     ("a pickle that runs code", save(Runs()), "is damaged or not a file of tensors"),
-    ("cut", lambda f: cut(f, "weights.pt", 900), "is damaged"),
-    ("cut by a byte", lambda f: cut(f, "weights.pt", -1), "is damaged"),
-    ("no file", lambda f: (f / "weights.pt").unlink(), "is damaged or not a file"),
     ("an old pickle", lambda f: write(f / "weights.pt", PICKLE), "is damaged"),
+    ("cut", lambda f: cut(f, "weights.pt", 900), "is damaged"),
     ("sizes of another", resize(layers=2), "weights.pt is of a projector of other sizes"),
     ("a word as size", resize(width="8"), "no projector has such sizes"),
-    ("no heads", resize(heads=0), "no projector has such sizes"),
     ("heads that do not fit", resize(heads=3), "--heads 3 does not divide the projector's width 8"),
-    ("an unknown size", resize(colour=1), "no projector has such sizes"),
     ("an unknown kind", resize(kind="rnn"), "rnn is not one of"),
-    ("no sizes", lambda f: change(f / "config.json", sizes=...), "has no 'sizes'"),
     ("no config", lambda f: (f / "config.json").unlink(), "config.json is missing; run: bash run_all.sh"),
 ]
 
@@ -317,17 +303,12 @@ def adapters(llama, tmp_path):
 A0 = "model.layers.0.self_attn.q_proj.lora_A"
 ADAPTERS = [
     ("a key less", tensors(lambda t: t.pop(A0), "lora"), "are for other layers"),
-    ("a key more", tensors(lambda t: t.update(x=torch.zeros(1)), "lora"), "are for other layers: ['x']"),
     ("another shape", tensors(lambda t: t.update({A0: torch.zeros(2, 3)}), "lora"), f"adapter {A0} has shape (2, 3)"),
-    ("a projector", save({"projector": {"a": torch.zeros(1)}}), "holds no lora"),
     ("another rank", lambda f: change(f / "config.json", r=3), "has shape (2, 32), the model (3, 32)"),
     ("other layers", lambda f: change(f / "config.json", targets="q_proj,k_proj"), "are for other layers"),
     ("layers that are not there", lambda f: change(f / "config.json", targets="query"), "no nn.Linear is called query"),
     ("a word as rank", lambda f: change(f / "config.json", r="2"), "does not fit the LLM"),
     ("rank 0", lambda f: change(f / "config.json", r=0), "does not fit the LLM"),
-    ("a rank below 0", lambda f: change(f / "config.json", r=-2), "does not fit the LLM"),
-    ("a number as layers", lambda f: change(f / "config.json", targets=7), "does not fit the LLM"),
-    ("no rank", lambda f: change(f / "config.json", r=...), "has no 'r'"),
 ]
 
 
@@ -356,18 +337,14 @@ NORM, TABLE = "model.norm.weight", "model.embed_tokens.weight"
 TENSORS, INDEX_OF = "model.safetensors", "model.safetensors.index.json"
 CHECKPOINTS = [  # what is loaded, what is done to its folder, part of the message: "" is "cannot be loaded"
     ("llm", parts(lambda t: t.pop(NORM)), NORM), ("llm", parts(lambda t: t.update({NORM: torch.ones(3)})), ""),
-    ("llm", lambda f: cut(f, TENSORS, 5000), ""), ("llm", lambda f: write(f / TENSORS, b""), ""),
-    ("llm", lambda f: (f / TENSORS).unlink(), ""),
+    ("llm", lambda f: cut(f, TENSORS, 5000), ""),
     ("llm", lambda f: ((f / TENSORS).unlink(), torch.save(Runs(), f / "pytorch_model.bin")), ""),
-    ("llm", lambda f: write(f / "config.json", "{"), ""), ("llm", lambda f: write(f / "config.json", "{}"), ""),
+    ("llm", lambda f: write(f / "config.json", "{"), ""),
     ("llm", lambda f: change(f / "config.json", model_type="x", auto_map={"AutoModelForCausalLM": "x.X"}), ""),
-    ("llm", lambda f: write(f / "tokenizer.json", "{"), ""),
-    ("judge", parts(lambda t: t.pop(NORM)), NORM), ("judge", lambda f: cut(f, TENSORS, 5000), ""),
-    ("table", parts(lambda t: t.pop(TABLE)), ""), ("table", lambda f: cut(f, TENSORS, 5000), ""),
-    ("table", lambda f: write(f / INDEX_OF, "{"), ""), ("table", lambda f: write(f / INDEX_OF, {"weight_map": {}}), ""),
+    ("llm", lambda f: write(f / "tokenizer.json", "{"), ""), ("judge", parts(lambda t: t.pop(NORM)), NORM),
+    ("table", parts(lambda t: t.pop(TABLE)), ""), ("table", lambda f: write(f / INDEX_OF, {"weight_map": {}}), ""),
     ("table", lambda f: write(f / INDEX_OF, {"weight_map": {TABLE: "gone.safetensors"}}), ""),
-    ("encoder", lambda f: cut(f, TENSORS, 5000), ""), ("encoder", lambda f: write(f / TENSORS, b""), ""),
-    ("encoder", lambda f: write(f / "config.json", "{"), ""),
+    ("encoder", lambda f: cut(f, TENSORS, 5000), ""),
     ("encoder", lambda f: change(f / "config.json", model_type="llama"), "is a llama"),
     ("encoder", lambda f: change(f / "config.json", hidden_size=24), "")]
 
@@ -382,8 +359,7 @@ def test_a_checkpoint(request, tmp_path, capsys, kind, damage, says):
 
 
 @pytest.mark.parametrize("name, content", [
-    ("c.pt", b""), ("c.pt", b"hello"), ("c.pt", bytes(999)), ("c.pt", PICKLE), ("c.safetensors", b""),
-    ("c.safetensors", b"x" * 99)])
+    ("c.pt", b"hello"), ("c.pt", PICKLE), ("c.safetensors", b"x" * 99)])
 def test_weights_of_comet(tmp_path, name, content):
     refused(comet.load_comet, write(tmp_path / name, content), names=tmp_path / name)
 
@@ -392,7 +368,6 @@ def test_weights_of_comet(tmp_path, name, content):
 
 RESUME = [
     ("cut", lambda f: cut(f, "resume.pt", 300), "is damaged"),
-    ("empty", lambda f: cut(f, "resume.pt", 0), "is damaged"),
     ("a pickle that runs code", lambda f: torch.save(Runs(), f / "resume.pt"), "is damaged"),
     ("other constants", lambda f: torch.save({"constants": {"lr": 1.0}}, f / "resume.pt"), "was made with"),
     ("a damaged log", lambda f: write(f / "log.jsonl", '{"step": 1}\n{\n'), "log.jsonl line 2 is damaged"),
@@ -415,21 +390,17 @@ def test_a_run_that_was_killed(tmp_path, damage, says):
 # --- Fuzz: whole files, changed at random. What is read holds to the checks; all else is refused by name.
 
 TRIALS = 300                                            # for each kind of file
-WORDS = [b"{", b"}", b"[", b"]", b'"', b"\\", b":", b",", b"\n", b"\0", b"\xff", b"null", b"-1", b"1e999", b"NaN",
-         b"\\ud800", b"<", b">", b"</sample>", b"<seg id='1'>", b"&", b"&x;", b"<![CDATA[", b"<!DOCTYPE x>", b"../",
-         b"9" * 50, b"\xef\xbb\xbf"]
+WORDS = [b"{", b"]", b'"', b"\\", b",", b"\n", b"\0", b"\xff", b"null", b"-1", b"1e999", b"\\ud800", b"<",
+         b"</sample>", b"&x;", b"<!DOCTYPE x>", b"../", b"9" * 50]
 
 
 def mutate(rng, whole):
-    """Return the bytes with a few of them flipped, deleted, doubled, moved or put in."""
+    """Return the bytes with one to five places left out, doubled or overwritten."""
     content = bytearray(whole)
-    for _ in range(rng.choice((1, 1, 2, 5, 20))):
-        place, end = sorted(rng.randrange(len(content) + 1) for _ in range(2))
-        end = min(end, place + rng.choice((1, 3, 30, len(content))))
-        content[place:end] = rng.choice((
-            lambda part: bytes(byte ^ 1 << rng.randrange(8) for byte in part[:3]) + part[3:], lambda part: b"",
-            lambda part: part * 2, lambda part: rng.choice(WORDS) + part, lambda part: rng.choice(WORDS),
-            lambda part: bytes(rng.randrange(256) for _ in part[:9])))(bytes(content[place:end]))
+    for _ in range(rng.choice((1, 1, 2, 5))):
+        first = rng.randrange(len(content) + 1)
+        place = slice(first, first + rng.choice((1, 3, 30)))
+        content[place] = rng.choice((b"", content[place] * 2, rng.choice(WORDS), rng.randbytes(3)))
     return bytes(content)
 
 
@@ -483,8 +454,7 @@ def test_fuzz_text(tmp_path, name, whole, check):
 def test_fuzz_cache(cache, name):
     def check(frames):
         """The values of the frames may have changed, their places may not."""
-        assert all(values.ndim == 2 and values.dtype == np.float16 for values in frames.values())
-        assert name == INDEX or [len(values) for values in frames.values()] == [4, 5, 6, 7, 8]
+        assert name == INDEX or [values.shape for values in frames.values()] == [(n, 8) for n in (4, 5, 6, 7, 8)]
     fuzz(cache / name, (cache / name).read_bytes(), read_cache, check)
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import downloads
 import numpy as np
 import pytest
-import soundfile
 import torch
 import transformers
 from conftest import replaced_makers
@@ -23,7 +22,6 @@ from test_bad_input import refused, write
 from tqdm import tqdm
 
 from data import gigast, librispeech, librisqa, quality, translate
-from extract_features import read_audio
 from speech_llm.prompts import NOT_ANSWERABLE, question_line
 from speech_llm.rows import LANGUAGES, read_rows
 
@@ -31,9 +29,8 @@ from speech_llm.rows import LANGUAGES, read_rows
 # --- Reading JSON piece by piece.
 
 AWKWARD = {"dataset": 'a "audios": [{ in \\ a string', "ende\u0301": "\u00e9\u4e2d\U0001f600", "number": -1.5e-3,
-           "zero": 0,
            "nested": {"audios": [[1, {"audios": [2]}]]}, "whole": 12,
-           "audios": [{"a": 'q"}]\\', "b": [1, 2, {}]}, 12, 1.25, -3e-7, True, None, "]\n\u2028", [], {}, "\U0001f600"],
+           "audios": [{"a": 'q"}]\\', "b": [1, 2, {}]}, 12, -3e-7, True, None, "]\n\u2028", [], {}, "\U0001f600"],
            "after": "it"}
 
 
@@ -77,7 +74,7 @@ def test_upper_case_with_tags_becomes_a_sentence(spoken, text):
 
 
 def make_gigast(raw):
-    """Two recordings and one without audio; they sound at 300 Hz, and from 2 s to 3 s at 1,200 Hz."""
+    """Write two recordings and one without audio, nearly every segment with a defect."""
     pod = [(1, 0, 1.5, "HELLO <COMMA> I AM HERE <PERIOD>"), (2, 2.0, 3.0, "A POOR DAY"), (3, 2.0, 2.5, "<MUSIC>"),
            (4, 9.0, 9.5, "TOO LATE"), (5, 3.0, 3.5, "NO CHINESE"), (6, 3.0, 3.5, "A TEST", "{TEST}"),
            (7, 3.5, 3.5, "NO TIME"), (8, 3.0, 3.5, "AN <UNK> TAG"), (1, 0, 1.5, "HELLO AGAIN"), (9, 0, 1, "OF NO USE")]
@@ -86,11 +83,8 @@ def make_gigast(raw):
                        recording("AUD3", (1, 1, 2.5, "THE END"), seconds=4.0)],
                  {"de": [(name, f" de é {name}") for name in names],
                   "zh.cn": [(name, f" zh é {name}") for name in names if name != "POD1_S5"], "zh.test": []})
-    time = np.arange(4 * 48_000) / 48_000
-    wave = np.sin(2 * np.pi * time * np.where((time >= 2) & (time < 3), 1200, 300)) / 3
-    os.makedirs(f"{raw}/audio/podcast/P0001")
     for name in ("POD1", "YOU2"):
-        soundfile.write(f"{raw}/audio/podcast/P0001/{name}.opus", wave, 48_000, format="OGG", subtype="OPUS")
+        sound(f"{raw}/audio/podcast/P0001/{name}.opus", 4.0, 48_000, format="OGG", subtype="OPUS")
 
 
 def test_gigast_row_by_row(tmp_path, makers, capsys):
@@ -112,10 +106,9 @@ def test_gigast_row_by_row(tmp_path, makers, capsys):
     assert rows[3] == {"id": "gigast/POD1_S1/ST.zh", "task": "ST", "language": "zh", "answerable": True,
                        "transcript": text, "target": "zh é POD1_S1"}
     assert rows[2]["target"] == "it: Hello, I am here."
-    out = capsys.readouterr().out
-    assert "| train: ASR en | 3 | 7645641 | -7645638 |" in out and "| train: MT it | 3 | 3004804 |" in out
-    assert "11 segments, 1 listed again" in out and "in both: 10 segments" in out
-    assert "translated, but not in GigaSpeech.json: 1 segments" in out
+    told = capsys.readouterr().out
+    assert "| train: ASR en | 3 | 7645641 | -7645638 |" in told and "in both: 10 segments" in told
+    assert "11 segments, 1 listed again" in told and "translated, but not in GigaSpeech.json: 1 segments" in told
     assert sorted(line[1:] for line in dropped) == sorted([
         ["gigast/POD1_S3", "only silence, music or noise"],
         ["gigast/POD1_S4", "ends after its recording: 9.5 s of 4.0 s"],
@@ -124,14 +117,6 @@ def test_gigast_row_by_row(tmp_path, makers, capsys):
         ["gigast/POD1_S8", "unknown tag: <unk>"], ["gigast/POD1_S1", "listed twice"],
         ["gigast/AUD3", "recording without audio, MT only"],
         ["gigast/POD1_S2/ST.it", "Italian below 0.85: target 0.840"]])
-    wave = read_audio(audio, rows[4]["start"], rows[4]["end"])                 # the slice at 1,200 Hz, at 16 kHz
-    loudest = [np.abs(np.fft.rfft(part)).argmax() * 16_000 / len(part) for part in np.array_split(wave[800:-800], 3)]
-    assert len(wave) == 16_000 and np.allclose(loudest, 1200, atol=10)
-
-
-@pytest.mark.parametrize("start, end", [(2, 1.5), (-1, 1.5), (0, float("nan")), (0, float("inf"))])
-def test_times_that_are_no_slice_are_dropped(start, end):
-    assert gigast.reason_to_drop(("S1", start, end, "Hello", set()), ("Ja.", "是。"), 0).startswith("no slice: from ")
 
 
 def test_hours_draw_whole_recordings_by_the_seed(tmp_path, makers, capsys):
@@ -161,14 +146,11 @@ def run_librispeech(raw, work, *more):
     return read_corpus(work, "librispeech")
 
 
-def test_the_real_mini_librispeech(tmp_path, real, capsys):
+def test_the_real_mini_librispeech(tmp_path, real):
     splits, _ = run_librispeech(os.path.join(real, "librispeech_mini"), tmp_path, "--parts", "test-clean")
     assert list(splits) == ["test"] and len(splits["test"]) == 4
-    assert [row["transcript"] for row in splits["test"]][1:3] == ["stuff it into you his belly counselled him",
-                                                                  "he could wait no longer"]
-    assert splits["test"][1]["id"] == "librispeech/test/1089-134686-0001/ASR.en"
-    assert len(read_audio(splits["test"][2]["audio"])) == soundfile.info(splits["test"][2]["audio"]).frames
-    assert "| test: ASR en | 4 | 2620 | -2616 |" in capsys.readouterr().out
+    assert splits["test"][2]["transcript"] == "he could wait no longer"
+    assert splits["test"][2]["id"] == "librispeech/test/1089-134686-0002/ASR.en"
 
 
 def test_every_part_has_its_split_and_what_is_unusable_is_listed(tmp_path, capsys):
@@ -176,22 +158,22 @@ def test_every_part_has_its_split_and_what_is_unusable_is_listed(tmp_path, capsy
     for part, texts in (("train-clean-360", {"10-20-0000": "IT'S  ONE", "10-20-0001": "TWO", "10-20-0002": ""}),
                         ("train-clean-100", {"11-20-0000": "THREE"})):
         make_part(raw / "LibriSpeech", part, texts)
-    for part in ("dev-clean", "dev-other", "test-clean", "test-other"):
-        make_part(raw, part, {f"{len(part)}-1-0000": "FOUR"})                  # beside LibriSpeech/
+    for part in ("dev-other", "test-clean"):
+        make_part(raw, part, {"1-1-0000": "FOUR"})                             # beside LibriSpeech/
     chapter = raw / "LibriSpeech/train-clean-360/10/20"
     (chapter / "10-20-0001.flac").write_bytes(b"")
     sound(chapter / "10-20-0003.flac")
     with open(chapter / "10-20.trans.txt", "a") as file:
         file.write("10-20-0004 FIVE")                                          # no line's end, and no recording
-    parts = "train-clean-100,train-clean-360,dev-clean,dev-other,test-clean,test-other"
-    splits, dropped = run_librispeech(raw, tmp_path / "work", "--parts", parts)
+    splits, dropped = run_librispeech(raw, tmp_path / "work", "--parts",
+                                      "train-clean-100,train-clean-360,dev-other,test-clean")
     assert {split: [row["target"] for row in rows] for split, rows in splits.items()} == {
-        "train": ["three", "it's  one"], "dev": ["four"], "dev-other": ["four"], "test": ["four"],
-        "test-other": ["four"]}
+        "train": ["three", "it's  one"], "dev-other": ["four"], "test": ["four"]}
     assert "| train: ASR en | 2 | 132553 |" in capsys.readouterr().out
     assert dropped == [["train", f"librispeech/train/10-20-000{n}", why] for n, why in (
         (1, "empty file"), (2, "no transcript"), (3, "no transcript"), (4, "no such file"))]
-    assert list(run_librispeech(raw, tmp_path / "tests")[0]) == ["test", "test-other"]     # by default no training part
+    refused(run_librispeech, raw, tmp_path, says="test-other")                 # by default no training part
+    refused(run_librispeech, raw, tmp_path, "--parts", "test", says="--parts test: LibriSpeech has train-clean-")
 
 
 def test_a_part_by_hours(tmp_path):
@@ -205,7 +187,6 @@ def test_a_part_by_hours(tmp_path):
         assert len(splits["dev"]) == 9 and len(splits["train"]) == 3
         drawn.append(splits["train"])
     assert drawn[0] == drawn[1] != drawn[2]
-    refused(run_librispeech, tmp_path, tmp_path, "--parts", "test", says="--parts test: LibriSpeech has train-clean-")
 
 
 # --- Downloads.
@@ -253,19 +234,18 @@ def test_a_download_is_continued_checked_and_unpacked(tmp_path, monkeypatch, cap
         server.shutdown()
     assert Server.asked == [0, 2000, 4000, len(whole)] and os.listdir(raw) == ["LibriSpeech"]
     assert len(read_corpus(tmp_path / "work", "librispeech")[0]["test"]) == 1
-    assert "downloads test-clean into" in (told := capsys.readouterr().out) and ": 0.3 GB, and as much again" in told
+    assert "downloads test-clean into" in capsys.readouterr().out
 
 
 def test_the_questions_are_downloaded_from_the_hub(tmp_path, monkeypatch):
     """The four files go where they are looked for; a file that is there is not fetched again."""
-    write(tmp_path / "LibriSQA-PartI/LibriSQA-PartI-train.json", [])
-    fetched = []
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repository, name, repo_type, local_dir: (
-        fetched.append((repository, repo_type, os.path.basename(name))), write(f"{local_dir}/{name}", [])))
+    fetched = write(tmp_path / "LibriSQA-PartI/LibriSQA-PartI-train.json", [])
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repository, name, repo_type, local_dir: write(
+        f"{local_dir}/{name}", [repository, repo_type]))
     librisqa.fetch_files(str(tmp_path))
-    assert fetched == [("ZihanZhao/LibriSQA", "dataset", name) for name in librisqa.FILES[1:]]
-    assert all(librisqa.find_file(str(tmp_path), name) == f"{tmp_path}/{name.rpartition('-')[0]}/{name}"
-               for name in librisqa.FILES)
+    paths = [librisqa.find_file(str(tmp_path), name) for name in librisqa.FILES]
+    assert paths[0] == fetched and [json.loads(Path(path).read_text()) for path in paths] == [
+        [], *[["ZihanZhao/LibriSQA", "dataset"]] * 3]
 
 
 # --- LibriSQA: reading.
@@ -300,18 +280,12 @@ def test_the_real_examples_are_read(real):
     for item in two:
         analysis = item["system_answer_and_analysis"]                                # "The answer is Option B ..."
         entry = librisqa.read_item({**item, **place, "answer_and_analysis": analysis}, "MCQ")
-        question, options = librisqa.read_options(entry["question"])
-        assert list(options) == ["A", "B", "C", "D"] and entry["answer"] == analysis.split()[4]
-        assert item["question_and_option"].startswith(f"Question: {question}\n")
-        assert all(f"{letter}. {option}" in item["question_and_option"] for letter, option in options.items())
-
-
 @pytest.mark.parametrize("answer, analysis, letter", [
-    ("C", "", "C"), ("C.", "", "C"), ("Option C", "", "C"), ("C. three", "", "C"), (None, "It is Option D, for", "D"),
-    ("", "option A", "A"), ("Cats", "", None), ("A dog", "", None), ("E", "Option E", None), (3, None, None)])
+    ("C.", "", "C"), ("Option C", "", "C"), ("C. three", "", "C"), (None, "It is Option D, for", "D"),
+    ("Cats", "", None), ("A dog", "", None), ("E", "Option E", None), (3, None, None)])
 def test_the_letter_of_the_answer(answer, analysis, letter):
-    item = {"speech_path": "LibriSpeech/train-clean-360/10/20/10-20-0000.flac", "answer": answer,
-            "question_and_option": "What?\nA. one\nB. two\nC. three\nD. four", "answer_and_analysis": analysis}
+    item = {"speech_path": PLACE, "answer": answer, "question_and_option": "What?\nA. one\nB. two\nC. three\nD. four",
+            "answer_and_analysis": analysis}
     if letter:
         assert librisqa.read_item(item, "MCQ")["answer"] == letter
     else:
@@ -322,9 +296,8 @@ PLACE = "x/train-clean-360/14/208/14-208-0000.flac"
 
 
 @pytest.mark.parametrize("change", [
-    {"speech_path": None}, {"speech_path": "a.flac"}, {"speech_path": "train-clean-360/../../etc/passwd"},
-    {"speech_path": PLACE.replace("/208/", "\uff0f208/")}, {"speech_path": PLACE.replace("0000", "0x00")},
-    {"question": " "}, {"question": 7}, {"answer": None}])
+    {"speech_path": None}, {"speech_path": "train-clean-360/../../etc/passwd"},
+    {"speech_path": PLACE.replace("0000", "0x00")}, {"question": " "}, {"answer": None}])
 def test_a_malformed_item_of_librisqa_is_dropped(tmp_path, change):
     item, dropped = {"speech_path": PLACE, "text": "YES", "question": "Who?", "answer": "Anna"}, []
     write(tmp_path / "LibriSQA-PartI-train.json", [{**item, **change}, item])
@@ -442,33 +415,29 @@ def test_what_is_not_translated_well_is_in_english_only(librisqa_rows):
     for name, languages in (("1-7-0000/SQA", ["en"]), ("1-7-0000/MCQ", ["en"]), ("2-7-0000/MCQ", ["en"]),
                             ("2-7-0000/SQA", LANGUAGES), ("3-7-0000/SQA", LANGUAGES)):
         assert [language for language in LANGUAGES if f"{name}.{language}" in ids] == list(languages), name
-    assert "train\tlibrisqa/train/1-7-0000/SQA.de\tbelow 0.85: target 0.840" in dropped
-    assert "train\tlibrisqa/train/1-7-0000/MCQ.zh\tbelow 0.85: question 0.840" in dropped
-    assert "train\tlibrisqa/train/2-7-0000/MCQ.it\toptions A to D lost in translation" in dropped
+    for line in ("1-7-0000/SQA.de\tbelow 0.85: target 0.840", "1-7-0000/MCQ.zh\tbelow 0.85: question 0.840",
+                 "2-7-0000/MCQ.it\toptions A to D lost in translation"):
+        assert f"train\tlibrisqa/train/{line}" in dropped
     assert "1-7-0000/MT-question.de" not in ids                    # both are good, or neither is taken
     assert "2-7-0000/MT-question.de" in ids and "2-7-0000/MT-target.de" in ids
-    texts = Counter((row["transcript"], row["language"]) for row in splits["train"] if "utterance" not in row)
-    assert set(texts.values()) == {1}
 
 
 def test_unanswerable_questions_come_from_other_utterances(librisqa_rows):
     splits, dropped, _ = librisqa_rows
     for split in ("train", "dev"):
-        asked = {(row["utterance"], row["question"]) for row in splits[split] if row["task"] in ("SQA", "MCQ")
-                 and row["answerable"]}
-        invalid = [row for row in splits[split] if not row["answerable"]]
-        assert {row["language"] for row in invalid} == set(LANGUAGES)
-        assert {row["task"] for row in invalid} == {"SQA", "MCQ"}
+        rows = [row for row in splits[split] if row["task"] in ("SQA", "MCQ")]
+        asked = {(row["utterance"], row["question"]) for row in rows if row["answerable"]}
+        invalid = [row for row in rows if not row["answerable"]]
+        assert {(row["task"], row["language"]) for row in invalid} == {
+            (task, language) for task in ("SQA", "MCQ") for language in LANGUAGES}
         for row in invalid:
             assert row["target"] == NOT_ANSWERABLE[row["language"]] and "\n" not in row["question"]
             assert (row["utterance"], row["question"]) not in asked
-    invalid = {row["id"] for row in splits["train"] if not row["answerable"]}
-    assert not any("/1-7-0001/" in row_id and "made-up" not in row_id for row_id in invalid)
     assert "train\tlibrisqa/train/1-7-0001/SQA-invalid.en\tquestion like the transcript: 0.101" in dropped
     assert any(line.endswith("-invalid.en\ta question about this utterance") for line in dropped)
-    made_up = Counter(row["question"] for row in splits["train"] if "made-up" in row["id"])
-    assert made_up == {"Is it a drop?": 1, "Is it a cloud?": 1, "de: Is it a cloud?": 1, "it: Is it a cloud?": 1,
-                       "zh: Is it a cloud?": 1}
+    made_up = [row["question"] for row in splits["train"] if "made-up" in row["id"]]
+    assert sorted(made_up) == ["Is it a cloud?", "Is it a drop?", "de: Is it a cloud?", "it: Is it a cloud?",
+                               "zh: Is it a cloud?"]
 
 
 def test_dev_is_other_speakers_and_test_is_english_and_answerable(librisqa_rows):
@@ -476,12 +445,9 @@ def test_dev_is_other_speakers_and_test_is_english_and_answerable(librisqa_rows)
     speakers = {split: {row["utterance"].split("/")[2].split("-")[0] for row in rows if "utterance" in row}
                 for split, rows in splits.items()}
     assert speakers == {"train": {"1", "2", "3", "5", "6"}, "dev": {"4"}, "test": {"1"}}
-    assert {row["task"] for row in splits["dev"]} == {"ASR", "SQA", "MCQ", "ST"}
     assert [(row["task"], row["language"], row["answerable"], row["target"]) for row in splits["test"]] == [
         ("SQA", "en", True, "Cat 0 of 1."), ("SQA", "en", True, "Cat 1 of 1."), ("MCQ", "en", True, "A a 0"),
         ("MCQ", "en", True, "B b")]
-    assert not any("made-up" in row["id"] for row in splits["dev"])
-    assert sum(row["task"] == "ASR" for row in splits["train"]) == 8           # of 10, less the two below
     for line in ("train\tlibrisqa/train/6-7-0001/SQA\tno such file",
                  "train\tlibrisqa/train/2-7-0001/MCQ\tno transcript",
                  "train\tLibriSQA-PartII-train.json item 13\tmalformed: no options A to D"):

@@ -1,4 +1,4 @@
-"""data/fakacl.py: numbers in words, what LLMs write, a miniature corpus row by row, garbage."""
+"""data/fakacl.py: numbers in words, what LLMs write, a miniature corpus row by row."""
 import re
 import sys
 from collections import Counter
@@ -8,7 +8,7 @@ import pytest
 from downloads import read_corpus
 from test_bad_input import refused
 
-from data import fakacl, quality, rewrite
+from data import fakacl, quality
 from data.recipe import kind
 from speech_llm.prompts import NOT_ANSWERABLE
 from speech_llm.rows import LANGUAGES
@@ -16,13 +16,13 @@ from speech_llm.rows import LANGUAGES
 
 # --- Numbers and symbols.
 
-SPOKEN = [
+@pytest.mark.parametrize("written, spoken", [
     ("improves by up to 30% in 2019.", "improves by up to thirty percent in twenty nineteen."),
     ("1,024 tokens & 12 layers", "one thousand twenty-four tokens and twelve layers"),
     ("0.85 F1 vs. 3.5 %", "zero point eight five F one vs. three point five percent"),
     ("$1.5M or $10,000.50", "one point five million dollars or ten thousand point five zero dollars"),
     ("10-20% and 5–10 times", "ten to twenty percent and five to ten times"),
-    ("the 21st, 3rd and 112th", "the twenty-first, third and one hundred twelfth"),
+    ("the 21st, 3rd, 30th and 112th", "the twenty-first, third, thirtieth and one hundred twelfth"),
     ("the 1990s, the 2000s", "the nineteen nineties, the two thousands"),
     ("1905, 1900, 2005, 2,005", "nineteen oh five, nineteen hundred, two thousand five, two thousand five"),
     ("GPT-4, Qwen2.5, T5, 3D", "GPT-four, Qwen two point five, T five, three D"),
@@ -32,10 +32,7 @@ SPOKEN = [
     ("7B parameters, 10k words, 11.5", "seven billion parameters, ten thousand words, eleven point five"),
     ("007, 0, 1000000000000000", "zero zero seven, zero, " + " ".join(["one", *["zero"] * 15])),
     ("１２ ②", "１２ ②"),                                                    # digits of other scripts are left alone
-]
-
-
-@pytest.mark.parametrize("written, spoken", SPOKEN)
+])
 def test_spell_out(written, spoken):
     assert fakacl.spell_out(written) == spoken
 
@@ -43,8 +40,6 @@ def test_spell_out(written, spoken):
 def test_every_number_has_words_of_its_own():
     words = {fakacl.cardinal(n) for n in range(20_000)}
     assert len(words) == 20_000 and not any(c.isdigit() for text in words for c in text)
-    assert [fakacl.ordinal(n) for n in (1, 12, 20, 30, 100)] == ["first", "twelfth", "twentieth", "thirtieth",
-                                                                 "one hundredth"]
 
 
 # --- What LLMs write.
@@ -96,11 +91,10 @@ def test_without_spacy(monkeypatch):
     ("Sure!\n\n**Q1:** What?\n**A1:** This.\n\n2. Question 2: Who?\nAnswer 2: Me.\n\nI hope it helps.",
      [("What?", "This."), ("Who?", "Me.")]),
     ("Q: What? A: This. Q: lost", [("What?", "This. Q: lost")]),             # on one line
-    ("q:\nWhat?\na:\nThis", [("What?", "This")]),
     ("Q: Why?\nA:\nQ: How?\nA: So.\nA: Not so.", [("How?", "So.")]),         # no answer; a second answer
     ("Q: How?\nA: So.\nQ: How?\nA: Or so.", [("How?", "So.")]),              # the same question
     ("Q: ???\nA: So.\nQ: How?\nA: --", []),
-    ("FAQ: no\nWhat? This.\nPlan A: none", []), ("", []),
+    ("FAQ: no\nWhat? This.\nPlan A: none", []),
 ])
 def test_pairs(text, pairs):
     assert fakacl.read_pairs(text) == pairs
@@ -135,14 +129,10 @@ def answer(prompt):
     return f"**Q:** Is three {name} good?\n**A:** Maybe."
 
 
-def answer_all(prompts, *_, **__):
-    return list(map(answer, prompts))
-
-
-def run_fakacl(makers, folder, generate=answer_all, *more):
-    """Run the recipe with such an LLM; return {split: rows} and dropped.txt. One sentence is not spoken."""
+def run_fakacl(makers, folder, reply, *more):
+    """Run the recipe with an LLM that replies so; return {split: rows} and dropped.txt. One sentence is not spoken."""
     makers.chdir(folder)
-    makers.setattr(fakacl, "generate", generate)
+    makers.setattr(fakacl, "generate", lambda prompts, *_, **__: list(map(reply, prompts)))
     makers.setattr(fakacl, "speak", lambda texts, folder, model, seed: {
         name: None if "present to you the paper cats" in text else f"{folder}/{name}.flac"
         for name, text in texts.items()})
@@ -157,7 +147,7 @@ def test_row_by_row(makers, tmp_path, capsys):
     """
     makers.setattr(quality, "quality", lambda pairs, model, path: [
         0.8499 if (translation[:2], source) in BAD else 0.85 for source, translation in pairs])
-    splits, dropped = run_fakacl(makers, tmp_path)
+    splits, dropped = run_fakacl(makers, tmp_path, answer)
     told = capsys.readouterr().out
     rows = {row["id"].split("/", 2)[2]: row for part in splits.values() for row in part}
     assert Counter(map(kind, rows.values())) == {           # of mice 6 sentences, of cats 2, 3 and 4; less what is BAD
@@ -173,7 +163,6 @@ def test_row_by_row(makers, tmp_path, capsys):
     }.items():
         assert rows[f"0000-04/{name}"] == {"id": f"{base['utterance']}/{name}", **base, **row}
     assert [rows[f"0001-03/SQA-{n}.en"]["target"] for n in (1, 2)] == ["Yes.", "No."]
-    assert all(row["utterance"].startswith(f"fakacl/{name}/") for name in splits for row in splits[name])
     assert len({row["utterance"].split("-")[0] for row in splits["dev"]}) == 1
     assert told.count("no other talk to take an unanswerable question from") == 2
     assert "2 topics (paper: 56), 4 titles (2527), 3 distinct, 3 of these asked for, 2 scripts (2497)" in told
@@ -185,7 +174,7 @@ def test_row_by_row(makers, tmp_path, capsys):
 
 
 def many_talks(count):
-    """Return generate() of an LLM that writes so many talks, named TAA, TAB and so on."""
+    """Return the replies of an LLM that writes so many talks, named TAA, TAB and so on."""
     titles = [f"T{chr(65 + n // 26)}{chr(65 + n % 26)}" for n in range(count)]
     answers = {fakacl.PROMPTS["topics"][0]: "Speech", fakacl.PROMPTS["titles"][0].format("Speech"): "\n".join(titles),
                **{fakacl.PROMPTS["scripts"][0].format(title): script(title) for title in titles}}
@@ -193,7 +182,7 @@ def many_talks(count):
     def reply(prompt):
         name = next((title for title in titles if f" {title} " in prompt), "")
         return answers.get(prompt) or f"Q: First {name}?\nA: {name} one.\nQ: Second {name}?\nA: {name} two."
-    return lambda prompts, *_, **__: list(map(reply, prompts))
+    return reply
 
 
 def test_questions_without_an_answer_are_of_another_talk_of_the_split(makers, tmp_path):
@@ -210,32 +199,18 @@ def test_questions_without_an_answer_are_of_another_talk_of_the_split(makers, tm
             (language, answerable): (2 if answerable and language != "en" else 4) * talks
             for language in LANGUAGES for answerable in (True, False)}
         talk_of = {row["question"]: row["utterance"].split("-")[0] for row in rows if row["answerable"]}
-        english = [row for row in rows if row["language"] == "en"]
-        assert all(row["answerable"] == (talk_of[row["question"]] == row["utterance"].split("-")[0]) for row in english)
-        assert all(row["answerable"] or row["target"] == NOT_ANSWERABLE[row["language"]] for row in rows)
-        drawn = {row["question"] for row in english if not row["answerable"]}
+        for row in rows:
+            if row["language"] == "en":
+                assert row["answerable"] == (talk_of[row["question"]] == row["utterance"].split("-")[0])
+            assert row["answerable"] or row["target"] == NOT_ANSWERABLE[row["language"]]
+        drawn = {row["question"] for row in rows if row["language"] == "en" and not row["answerable"]}
         assert len(drawn) > 1.5 * talks                                     # of 2 * talks: not the same few every time
 
 
-def test_fewer_titles_are_drawn_from_all_and_the_seed_draws_them(makers, tmp_path, capsys):
+def test_fewer_titles_are_drawn_from_all_and_the_seed_draws_them(makers, tmp_path):
     talks = []
     for seed in ("0", "1"):
         (tmp_path / seed).mkdir()
         splits, _ = run_fakacl(makers, tmp_path / seed, many_talks(60), "--titles", "8", "--seed", seed)
         talks.append({row["utterance"].split("/")[2].split("-")[0] for rows in splits.values() for row in rows})
     assert len(talks[0]) == len(talks[1]) == 8 and talks[0] != talks[1] and max(map(int, talks[0])) > 8
-    assert "60 distinct, 8 of these asked for, 8 scripts" in capsys.readouterr().out
-
-
-def test_garbage_in_place_of_scripts_and_of_pairs(makers, llama, tmp_path):
-    """A random LLM writes the scripts, or only the pairs: every one of its answers is counted."""
-    def garbage_from(start):
-        return lambda prompts, model, path, max_new_tokens: (
-            rewrite.generate(prompts, llama, path, max_new_tokens=30) if prompts and prompts[0].startswith(start)
-            else answer_all(prompts))
-    scripts = garbage_from("Write a 12")
-    refused(run_fakacl, makers, tmp_path, scripts, "--work", "scripts", says="everything was dropped")
-    splits, dropped = run_fakacl(makers, tmp_path, garbage_from("Generate 2 pairs"))
-    lost = sum(why.startswith("the LLM gave no such question") for _, _, why in dropped)
-    rows = [row for part in splits.values() for row in part if row["task"] == "SQA" and row["language"] == "en"]
-    assert lost + sum(row["answerable"] for row in rows) == 2 * 4

@@ -1,7 +1,6 @@
 """The makers of data/ (translate, quality, speak, rewrite) on random models."""
 import json
 import os
-import shutil
 from collections import Counter
 from pathlib import Path
 from unittest.mock import Mock
@@ -11,7 +10,7 @@ import pytest
 import soundfile
 import torch
 import transformers
-from references import PARITY, lines, reference
+from references import PARITY, reference
 from test_bad_input import refused
 
 from data import quality, rewrite, speak, translate
@@ -98,18 +97,6 @@ def test_a_capped_translation_is_counted_and_an_empty_one_is_not(seamless):
     assert asked["num_beams"] == 5 and asked["do_sample"] is False
 
 
-def test_no_warning_of_lengths(seamless, caplog, monkeypatch):
-    """A checkpoint whose config has a max_length, a tokenizer with a limit, a text of twice its length."""
-    monkeypatch.setattr(transformers.utils.logging.get_logger("transformers"), "propagate", True)
-    shutil.copytree(seamless, "model")
-    for name, limit in (("generation", {"max_length": 20}), ("tokenizer", {"model_max_length": 9})):
-        path = Path(f"model/{name}_config.json")
-        path.write_text(json.dumps(json.loads(path.read_text()) | limit))
-    translate.translate([20 * "Rome. "], "de", "model", "x")
-    speak.speak({"x": 3 * "Rome. "}, "audio", "model")
-    assert "max_length" not in caplog.text and "longer than" not in caplog.text, caplog.text
-
-
 def test_translated_rows_of_a_file(seamless, monkeypatch, capsys):
     german = {TEXTS[0]: "Anna kaufte zwei Bücher.", "Who works there?": "Wer arbeitet dort?", "Rome.": "Rom."}
     monkeypatch.setattr(translate, "translate_batch", lambda model, tokenizer, texts, language: [
@@ -121,8 +108,6 @@ def test_translated_rows_of_a_file(seamless, monkeypatch, capsys):
     assert [(row["id"], row.get("question"), row["target"], row["answerable"]) for row in translated] == [
         ("x/1/ST.de", None, "Anna kaufte zwei Bücher.", True), ("x/1/SQA.de", "Wer arbeitet dort?", "Rom.", True),
         ("x/2/SQA.de", "Rom.", "Nicht zu beantworten.", False)]
-    assert [(row["task"], row["language"]) for row in translated] == [("ST", "de"), ("SQA", "de"), ("SQA", "de")]
-    assert [row["transcript"] for row in translated] == [TEXTS[0], TEXTS[0], TEXTS[2]]
 
     german["Who works there?"] = ""
     os.remove("de.jsonl.results")
@@ -134,12 +119,12 @@ def test_translated_rows_of_a_file(seamless, monkeypatch, capsys):
 
 
 def test_both_question_and_answer_must_be_good(monkeypatch):
+    """An ST row has one text; the answer of a question that has none is no translation."""
     scores = {"good": 0.85, "bad": 0.8499}
-    monkeypatch.setattr(quality, "quality", Mock(side_effect=lambda pairs, *_: [scores[text] for _, text in pairs]))
+    monkeypatch.setattr(quality, "quality", lambda pairs, *_: [scores[text] for _, text in pairs])
     english, german = [], []
     for name, question, answer in (("0/SQA", "good", "good"), ("1/SQA", "bad", "good"), ("2/SQA", "good", "bad"),
                                    ("3/SQA", "bad", "bad"), ("2/SQA-invalid", "good", "bad")):
-        # an answer of an invalid question is no translation
         english.append({**ROWS[1], "id": f"x/{name}.en", "answerable": "invalid" not in name})
         german.append({**english[-1], "id": f"x/{name}.de", "language": "de", "question": question, "target": answer})
     german += [{"id": f"x/{text}/ST.de", "task": "ST", "language": "de", "transcript": "t", "target": text}
@@ -147,7 +132,6 @@ def test_both_question_and_answer_must_be_good(monkeypatch):
     write_rows("en.jsonl", english)
     write_rows("de.jsonl", german)
     quality.main(["--rows", "de.jsonl", "--source", "en.jsonl", "--out", "good.jsonl"])
-    assert {source for source, _ in quality.quality.call_args.args[0]} == {"Who works there?", "Rome.", "t"}  # English
     assert [row["id"] for row in read_rows("good.jsonl")] == ["x/0/SQA.de", "x/2/SQA-invalid.de", "x/good/ST.de"]
     assert "x/3/SQA.de below 0.85: question 0.850, target 0.850\n" in Path("good.jsonl.dropped.txt").read_text()
     refused(quality.good_rows, read_rows("de.jsonl"), english[1:], "", "", says="x/0/SQA.de")
@@ -185,13 +169,10 @@ def test_voices_depend_on_seed_and_name_alone(seamless, capsys):
     told = capsys.readouterr().out.splitlines()[0]
     assert f"{spoken} of 7 texts spoken" in told and f"{spoken} of them in other" in told and first != other
     assert speak.bare("It's the U.S.A., isn't it?") == speak.bare("IT’S the u.s.a. isn't  it")
-    assert speak.bare("two books") != speak.bare("two book")
     drawn = Counter(speak.draw_speaker(0, f"x/{n}", 200) for n in range(4000))
     assert len(drawn) == 200 and max(drawn.values()) < 45    # 20 each are expected, 45 would be 5 deviations off
     for share, voices in (((0.0, 0.8), {0, 1, 2, 3}), ((0.8, 1.0), {4})):                        # of five
         assert {speak.draw_speaker(0, f"x/{n}", 5, share) for n in range(100)} == voices
-    assert {entry["item"][0]: entry["result"]["speaker"] for entry in lines("seed-0/spoken.jsonl")[1:]} == {
-        name: speak.draw_speaker(0, name, 5) for name in NAMED}
 
 
 def test_spoken_rows_of_a_file(seamless, monkeypatch, capsys):
@@ -209,8 +190,7 @@ def test_spoken_rows_of_a_file(seamless, monkeypatch, capsys):
     spoken, flac = [(row["id"], row["utterance"], row["audio"]) for row in read_rows("out.jsonl")], "audio/x/0.flac"
     assert spoken == [("x/0/ASR.en", "x/0", flac), ("x/0/ST.de", "x/0", flac), ("x/9/ASR.en", "x/9", "there.wav")]
     wave, rate = soundfile.read(flac)
-    assert (rate, soundfile.info(flac).format) == (16000, "FLAC") and np.allclose(wave, tone, atol=1e-4)
-    assert os.listdir("audio/x") == ["0.flac"]
+    assert rate == 16000 and np.allclose(wave, tone, atol=1e-4) and os.listdir("audio/x") == ["0.flac"]
     out = capsys.readouterr().out
     assert "1 of 5 texts spoken" in out and "0 of them in other words" in out and "4: could not be spoken" in out
     os.remove(flac)
@@ -241,15 +221,13 @@ def test_rewritten_rows_of_a_file(llama, monkeypatch, capsys):
     pytest.importorskip("py3langid")
     answers = {"de": "Das Konzert findet in Rom statt.", "it": "The concert takes place in Rome.", "zh": "",
                "en": "The concert takes place in Rome."}
-    monkeypatch.setattr(rewrite, "generate_batch", Mock(side_effect=lambda llm, tokenizer, prompts, _: [
-        {"text": answers[prompt.split("Question: ")[1][:2]], "capped": False} for prompt in prompts]))
+    monkeypatch.setattr(rewrite, "generate_batch", lambda llm, tokenizer, prompts, _: [
+        {"text": answers[prompt.split("Question: ")[1][:2]], "capped": False} for prompt in prompts])
     rows = [{"id": f"x/train/1/SQA.{code}", "utterance": "x/train/1", "audio": "1.wav", "task": "SQA", "language": code,
              "transcript": "it is in rome", "question": f"{code}?", "target": "rome"} for code in answers]
     write_rows("in.jsonl", [*rows, {**rows[0], "id": "x/train/2/SQA.de", "answerable": False}, ROWS[0]])
     rewrite.main(["--rows", "in.jsonl", "--out", "out.jsonl", "--llm", llama])
     assert [(row["id"], row["target"], row["utterance"]) for row in read_rows("out.jsonl")] == [
         (f"x-fluent/train/1/SQA.{code}", answers[code], "x/train/1") for code in ("de", "en")]
-    asked = rewrite.generate_batch.call_args.args[2]
-    assert rewrite.fluent_prompt("it is in rome", "de?", "rome") in asked and len(asked) == 4
     out = capsys.readouterr().out
     assert "1: not in it" in out and "1: empty answer in zh" in out and "no answerable SQA rows: 2" in out

@@ -1,5 +1,4 @@
 """data/mcif.py and metrics/mcif.py: what is asked, the XML both ways, the official protocol; real files and vectors."""
-import json
 import os
 import re
 import sys
@@ -11,9 +10,7 @@ import pytest
 from downloads import FIXED, definition, read_corpus, reference, sound
 from references import vectors
 from test_bad_input import refused, write
-from test_eval import answered, write_predictions
 
-import eval as stage
 from data import mcif as recipe
 from metrics import mcif
 from speech_llm.prompts import NOT_ANSWERABLE
@@ -39,8 +36,7 @@ def test_all_wordings_are_understood(language):
 
 @pytest.mark.parametrize("instruction, language", [
     ("Welche Übersetzung des englischen Inhalts ins Deutsche ist besser?\nA: Ja.\nB: Nein.", "de"),     # has lines
-    ("Antworte auf Englisch mit A oder B:\nA\nB", "de"), ("Wie gut ist die Übersetzung: 1, 2 oder 3?", "de"),
-    ("Who is the speaker?", "en"), ("Transcribe the German content.", "en"),
+    ("Wie gut ist die Übersetzung: 1, 2 oder 3?", "de"), ("Transcribe the German content.", "en"),
     ("Answer given the English content:", "en")])                                                       # no question
 def test_anything_else_is_the_surprise_task_and_stays_whole(instruction, language):
     assert recipe.understand(instruction, language)[:2] == ("MCQ", instruction)
@@ -79,12 +75,10 @@ def test_rows_one_by_one(raw, capsys):
                                           ("de", "6", "a.wav", OTHER["de"][1] + "Wer fehlt?")])
     reference(raw / "MCIF.short.de.ref.xml.gz", [*ANSWERS, ("6", "QA", "a.wav", "Nicht zu beantworten.", "", "NA")])
     rows = {row.pop("id"): row for row in run_recipe()}
-    told = capsys.readouterr().out
-    folder = "work/raw/mcif/MCIF_DATA/SHORT_AUDIOS"
 
     def row(recording, task, language, target="-", **more):
-        return {"utterance": f"mcif/{recording}", "audio": f"{folder}/{recording}.wav", "task": task,
-                "language": language, "transcript": "-", "target": target, "answerable": True, **more}
+        return {"utterance": f"mcif/{recording}", "audio": f"work/raw/mcif/MCIF_DATA/SHORT_AUDIOS/{recording}.wav",
+                "task": task, "language": language, "transcript": "-", "target": target, "answerable": True, **more}
     assert rows == {
         "mcif/short/en/0": row("a", "SQA", "en", question="Who speaks?"),          # no English reference lies there
         "mcif/short/en/1": row("a", "ASR", "en"),
@@ -92,15 +86,17 @@ def test_rows_one_by_one(raw, capsys):
         "mcif/short/de/3": row("a", "ST", "de"), "mcif/short/de/4": row("b", "ST", "de"),
         "mcif/short/de/5": row("b", "MCQ", "de", question="Welche ist besser?\nA: Ja.\nB: Nein."),
         "mcif/short/de/6": row("a", "SQA", "de", "Nicht zu beantworten.", question="Wer fehlt?", answerable=False)}
-    assert "ST de: 3 instructions in 2 wordings" in told and "1 recordings cannot be read; their rows stay" in told
-    assert "1 in test: the long track" in told
-    assert "| test: SQA/QA de | 1 | 195 | -194 |" in told and "| test: SQA/QA de invalid | 1 | 25 | -24 |" in told
-    assert "| test: SQA/QA en | 1 | 220 | -219 |" in told
+    told = capsys.readouterr().out
+    for line in ("ST de: 3 instructions in 2 wordings", "1 recordings cannot be read; their rows stay",
+                 "1 in test: the long track", "| test: SQA/QA de | 1 | 195 | -194 |",
+                 "| test: SQA/QA de invalid | 1 | 25 | -24 |", "| test: SQA/QA en | 1 | 220 | -219 |"):
+        assert line in told, line
 
 
-def test_a_parquet_file_of_the_hub(raw):
+def test_a_parquet_file_of_the_hub(raw, monkeypatch):
     pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is optional")
     from pyarrow import parquet
+    rows = run_recipe("xml")
     for path in raw.glob("*.src.*"):
         path.unlink()
     empty = {f"prompt_{language}": None for language in FIXED}
@@ -109,28 +105,21 @@ def test_a_parquet_file_of_the_hub(raw):
     for track in ("short", "long"):
         (raw / f"{track}_fixedprompt").mkdir()
         parquet.write_table(pyarrow.Table.from_pylist(table), raw / f"{track}_fixedprompt" / "x.parquet")
-    rows = run_recipe()
-    assert Counter((row["language"], row["task"]) for row in rows) == {
-        ("en", "SQA"): 1, ("en", "ASR"): 1, ("de", "SQA"): 1, ("de", "ST"): 2, ("de", "MCQ"): 1}
-    assert rows[0]["id"] == "mcif/short/en/0" and rows[0]["question"] == "Who speaks?"
+    assert sorted(map(str, run_recipe())) == sorted(map(str, rows))
     write(raw / "short_fixedprompt" / "x.parquet", "PAR1")
     refused(run_recipe, "elsewhere", says="x.parquet is damaged")
-
-
-def test_parquet_needs_a_package(raw, monkeypatch):
-    write(raw / "short_fixedprompt" / "x.parquet", "")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    refused(run_recipe, says="the package pyarrow is missing: pip install pyarrow")
+    refused(run_recipe, "elsewhere", says="the package pyarrow is missing: pip install pyarrow")
 
 
 @pytest.mark.parametrize("sample, says", [
-    *(((language, name, recording, text), f"sample '{name}' in '{language}' has no audio_path or no instruction")
-      for language, name, recording, text in (("de", "9", "", "Ja"), ("de", "9", "a.wav", " "),
-                                              ("de", "../9", "a.wav", "Ja"), ("fr", "9", "a.wav", "Oui"))),
-    (("de", "3", "b.wav", OTHER["de"][0]), "sample 3 in de is ('b.wav', 'ST', None), in an earlier file")])
+    (("de", "9", "", "Ja"), "sample '9' in 'de' has no audio_path or no instruction"),
+    (("de", "../9", "a.wav", "Ja"), "sample '../9' in 'de'"), (("fr", "9", "a.wav", "Oui"), "sample '9' in 'fr'"),
+    (("de", "3", "b.wav", OTHER["de"][0]), "sample 3 in de is ('b.wav', 'ST', None), in an earlier file"),
+    (("it", "9", "..", FIXED["it"][0]), "utterance 'mcif/..' would leave its folder")])
 def test_a_definition_that_is_unlike_others_is_named(raw, sample, says):
     definition(raw / "x.xml", [sample])
-    refused(run_recipe, names="x.xml: ", says=says)
+    refused(run_recipe, says=says)
 
 
 @pytest.mark.parametrize("sample", [("3,4", "TRANS", "a.wav,a.wav", "Ja.\nNein.", "Yes.\nNo.", ""),
@@ -142,8 +131,6 @@ def test_a_reference_that_is_of_another_task_or_recording_stops_the_recipe(raw, 
 
 
 def test_a_recording_cannot_point_outside(raw):
-    definition(raw / "x.xml", [("it", "9", "../../../etc/passwd", FIXED["it"][0]), ("it", "10", "..", FIXED["it"][0])])
-    refused(run_recipe, says="utterance 'mcif/..' would leave its folder")
     definition(raw / "x.xml", [("it", "9", "../../../etc/passwd", FIXED["it"][0])])
     assert run_recipe()[-1]["audio"] == "work/raw/mcif/passwd"
 
@@ -154,8 +141,8 @@ def test_the_real_references(real):
     assert Counter((language, task, qa_type == "NA") for (language, _), (_, task, _, qa_type) in answers.items()) == {
         (language, *kind): count for language in ("de", "it", "zh")
         for kind, count in ((("ST", False), 670), (("SQA", False), 195), (("SQA", True), 25))}
-    assert all(text == NOT_ANSWERABLE[language] for (language, _), (_, _, text, qa_type) in answers.items()
-               if qa_type == "NA")
+    assert {(language, text) for (language, _), (_, _, text, qa_type) in answers.items() if qa_type == "NA"} == {
+        (language, NOT_ANSWERABLE[language]) for language in ("de", "it", "zh")}
     assert len({recording for recording, *_ in answers.values()}) == 755
 
 
@@ -170,9 +157,8 @@ def test_what_is_written_is_what_is_read(tmp_path, capsys):
     assert mcif.read_output(path, "short", "de") == {**texts, "5": "bell  and"}
     assert mcif.read_output(path, "short", "en") == {"0": "Yes."}
     root = ElementTree.parse(path).getroot()
-    assert root.attrib == {"name": "TEAM & Co", "type": "output"} and root.tag == "testset"
+    assert (root.tag, root.attrib) == ("testset", {"name": "TEAM & Co", "type": "output"})
     assert [task.attrib for task in root] == [{"track": "short", "text_lang": lang} for lang in ("de", "en")]
-    assert os.listdir(tmp_path / "new") == ["out.xml"]
     refused(mcif.read_output, path, "long", "de", says="no task long de, only")
 
 
@@ -199,21 +185,22 @@ def test_word_error_rate_by_talks(tmp_path, monkeypatch):
 
 def test_translations_and_answers_by_hand(tmp_path):
     """Two recordings cut a talk elsewhere than its three sentences; an empty talk becomes a full stop."""
-    seen = {}
+    seen = []
 
-    def scorer(name, values):
-        return lambda: lambda items: seen.setdefault(name, items) and values
+    def scorer(*values):
+        return lambda: lambda items: seen.append(items) or values
     scores, left_out = score(
         tmp_path, [
             ("4,5", "TRANS", "a.wav,b.wav", "Das ist gut. \nJa.\nDanke sehr.", "This is good.\n Yes.\nThank you.", ""),
             ("6", "TRANS", "c.wav", "Ende.", "End.", ""), ("0", "QA", "a.wav", "Anna.", "", "A"),
             ("1", "QA", "a.wav", NOT_ANSWERABLE["de"], "", "NA")],
         {"0": "Anna", "1": "", "4": "Das ist gut. Ja.", "5": "Danke sehr.", "6": ""},
-        load_comet=scorer("comet", [0.9, 0.5, 0.7, 0.1]), load_bertscore=scorer("bert", [1.0, 0.5]))
+        load_comet=scorer(0.9, 0.5, 0.7, 0.1), load_bertscore=scorer(1.0, 0.5))
     assert scores == {"TRANS-COMET": pytest.approx(0.55), "QA-BERTScore": pytest.approx(0.75)} and not left_out
-    assert seen["comet"] == [["This is good.", "Das ist gut.", "Das ist gut."], ["Yes.", "Ja.", "Ja."],
-                             ["Thank you.", "Danke sehr.", "Danke sehr."], ["End.", ".", "Ende."]]
-    assert seen["bert"] == [["Anna", "Anna."], ["", NOT_ANSWERABLE["de"]]]
+    bert, comet = sorted(seen, key=len)
+    assert comet == [["This is good.", "Das ist gut.", "Das ist gut."], ["Yes.", "Ja.", "Ja."],
+                     ["Thank you.", "Danke sehr.", "Danke sehr."], ["End.", ".", "Ende."]]
+    assert bert == [["Anna", "Anna."], ["", NOT_ANSWERABLE["de"]]]
 
 
 def test_chinese_is_cut_by_characters():
@@ -293,20 +280,3 @@ def test_real_outputs_of_two_systems(real, language, system):
     assert cut == "".join("".join(answers[name].split()) for talk in talks for name in talk["ids"])
 
 
-def test_eval_shows_the_official_scores(raw, monkeypatch, capsys):
-    """Answers of C -> the XML -> a column of the table: one talk of two sentences, one question."""
-    german = {"mcif/short/de/0": "Anna.", "mcif/short/de/3": "Ja.", "mcif/short/de/4": "Nein."}
-    rows = run_recipe()
-    answers = {row["id"]: german.get(row["id"], "") for row in rows}
-    write_predictions("C", answered(rows, answers.values()), "mcif.test", "iwslt26")
-    mcif.write_output("work/iwslt26/predictions/C/mcif.test.xml", "ours", answers)
-    monkeypatch.setattr(stage, "load_comet", lambda c: lambda items: [float(mt == ref) for _, mt, ref in items])
-    monkeypatch.setattr(stage.bertscore, "load_bertscore",
-                        lambda *a: lambda items: [0.5 * (answer == right) for answer, right in items])
-    stage.main(["--preset", "iwslt26", "--systems", "C", "--test_sets", "mcif.test", "--metrics", "WER"])
-    with open("work/iwslt26/results.json") as file:
-        assert {(result["language"], result["metric"], result["value"]) for result in json.load(file)} == {
-            ("de", "TRANS-COMET", 1.0), ("de", "QA-BERTScore", 0.5)}
-    told = capsys.readouterr().out
-    assert "| mcif.test | TRANS-COMET | QA-BERTScore |" in told and "| 1.000 | 0.500 |" in told
-    assert "mcif.test in en is not scored: no *short.en.ref.xml*" in told

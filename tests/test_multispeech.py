@@ -75,15 +75,13 @@ ARGUMENTS = [*MODEL, "--dev", "8", "--test", "4", "--rlhf", "10", "--tts", f"{sy
 
 def test_subsets_and_their_shares_of_table_1():
     assert [subset_of(split_name) for split_name in (
-        "identity", "Trivia (Multi-choice, 17K)", "trivia_single_choice_20k", "qa_assistant_v1_7k", "qassistant_v2",
-        "alpaca_gpt4_en_55k", "Anthropic-RLHF", "My QA", "")] == [
-        "identity", "trivia-multi", "trivia-single", "assistant-v1", "assistant-v2", "alpaca", "rlhf", "my-qa", "pairs"]
+        "identity", "Trivia (Multi-choice, 17K)", "trivia_single_choice_20k", "qa_assistant_v1_7k", "Anthropic-RLHF",
+        "My QA", "")] == ["identity", "trivia-multi", "trivia-single", "assistant-v1", "rlhf", "my-qa", "pairs"]
     sizes = {name: pairs for name, (_, pairs) in SUBSETS.items()}
     # 35.2, 35.2, 12.3, 34.1, 66.6, 9.2, 807.6 of 1000: the two most cut get one more
     assert sum(sizes.values()) == 470_054 and quotas(1000, sizes) == {
         "trivia-multi": 35, "trivia-single": 35, "assistant-v1": 12, "assistant-v2": 34, "alpaca": 67, "identity": 9,
         "rlhf": 808}
-    assert quotas(3, {"a": 1, "b": 1}) == {"a": 2, "b": 1}
 
 
 def test_no_question_is_on_both_sides():
@@ -110,14 +108,13 @@ def test_subsets_go_by_their_size_and_one_that_table_1_does_not_have_is_told(cap
 
 
 def test_the_same_pairs_in_every_language(world, capsys):
+    """The held-out pairs are rlhf alone: of 8 pairs 99 % are. The maker speaks English and German, the command Hebrew."""
     multispeechqa.main(["--languages", "en,de,he", *ARGUMENTS])
     splits = {split: read_rows(f"work/rows/multispeechqa/{split}.jsonl") for split in ("train", "dev", "test", "bench")}
-    assert {split: len(rows) for split, rows in splits.items()} == {
-        "train": 3 * (25 + 10), "dev": 3 * 8, "test": 3 * 4, "bench": 3 * 4}       # 99 % rlhf: no identity held out
-    for rows in splits.values():
-        english, german, hebrew = ([row["id"].removesuffix(language) for row in rows if row["language"] == language]
-                                   for language in ("en", "de", "he"))
-        assert english == german == hebrew
+    for split, count in (("train", 25 + 10), ("dev", 8), ("test", 4), ("bench", 4)):
+        english, german, hebrew = ([row["id"].removesuffix(language) for row in splits[split]
+                                    if row["language"] == language] for language in ("en", "de", "he"))
+        assert english == german == hebrew and len(english) == count
     row = next(row for row in splits["test"] if row["language"] == "de")
     number = int(row["question"].removeprefix("de: rlhf question ").rstrip("?"))
     assert row["transcript"] == row["question"] and row["target"] == f"de: answer {number}."
@@ -128,8 +125,7 @@ def test_the_same_pairs_in_every_language(world, capsys):
     assert all(line.startswith("he ") for line in open("tts.log", encoding="utf-8"))
     assert {row["id"].replace("/bench/", "/test/"): row["utterance"] for row in splits["bench"]} == {
         row["id"]: row["utterance"] for row in splits["test"]}
-    printed = capsys.readouterr().out
-    assert "| dev: SQA/QA he | 8 | 2000 | -1992 |" in printed and "10 rlhf" in printed
+    assert "| dev: SQA/QA he | 8 | 2000 | -1992 |" in capsys.readouterr().out
     multispeechqa.main(["--languages", "en,de", *ARGUMENTS])                # more languages than asked for will do
     assert "is finished already" in capsys.readouterr().out
 
@@ -169,26 +165,23 @@ def test_what_is_lost_is_listed_and_bench_has_it_in_no_language(world, monkeypat
 def test_a_killed_tts_command_goes_on(world):
     """Blocks of forty: what a block has written when the command fails is written again, earlier blocks are not."""
     failing = ["--languages", "el", *ARGUMENTS[:-1], f"{sys.executable} tts.py 61?", "--rlhf", "200"]
-    with pytest.raises(SystemExit, match="ended with exit code 3.* goes on with these 40 texts"):
-        multispeechqa.main(failing)
-    before, whole = open("tts.log").readlines(), [path.stem for path in Path("work/audio").glob("**/[!.]*.wav")]
-    assert len(whole) == 40 * (len(before) // 40) < 88 and len(before) % 40 > 0
+    refused(multispeechqa.main, failing, says="goes on with these 40 texts")
+    before = open("tts.log").readlines()
+    assert 0 < len(before) % 40 and len(before) < 100
     Path("tts.py").write_text(TTS.replace("sys.exit(3)", "pass"))
     multispeechqa.main(failing)
     after = open("tts.log").readlines()
     assert len({*after}) == 100 and len(after) == 100 + len(before) % 40
-    assert not list(Path("work/audio").glob("**/.*.wav"))
-    assert len(list(Path("work/audio").glob("**/*.wav"))) == 100
+    assert len([path for path in Path("work/audio").rglob("*.wav") if path.name[0] != "."]) == 100
 
 
-@pytest.mark.parametrize("more, message", [
+@pytest.mark.parametrize("more, says", [
     (["--languages", "de,xx"], "--languages xx: known are en, de,"),
     (["--languages", "ja", "--tts_languages", "ja"], "--tts_languages ja: which command speaks them. Pass --tts"),
     (["--languages", "de"], "dev needs 1978 pairs of rlhf"),
     (["--languages", "el", "--tts", "no_such x"], "no_such is missing: --tts no_such x cannot be")])
-def test_refused_before_any_work(world, more, message):
-    with pytest.raises(SystemExit, match=message):
-        multispeechqa.main([*more, *MODEL])
+def test_refused_before_any_work(world, more, says):
+    refused(multispeechqa.main, [*more, *MODEL], says=says)
     assert not world and not os.path.exists("work/rows")
 
 
@@ -196,8 +189,7 @@ def test_refused_before_any_work(world, more, message):
 def test_a_damaged_line_is_named(world, line):
     with open("work/raw/multispeechqa/a.jsonl", "a") as file:
         file.write(line + "\n")
-    with pytest.raises(SystemExit, match="a.jsonl line 101.* a line is a JSON object with question and answer"):
-        multispeechqa.main(["--languages", "de", *MODEL])
+    refused(multispeechqa.main, ["--languages", "de", *MODEL], names="a.jsonl line 101")
 
 
 def test_the_hub_s_parquet(world):
@@ -205,20 +197,17 @@ def test_the_hub_s_parquet(world):
     pa = pytest.importorskip("pyarrow")
     from pyarrow import parquet
     soundfile.write("one.wav", np.ones(800) * 0.1, 8000)
-    sounds = [{"bytes": b"x" if n == 2 else Path("one.wav").read_bytes(), "path": None} for n in range(6)]
-    rows = [{"split_name": "identity", "index": str(n), "round": "1", "question": f"identity {n}?",
-             "question_audio": sound, "answer": f"answer {n}", "answer_snac": "# 1"} for n, sound in enumerate(sounds)]
+    rows = [{"split_name": "identity", "question": f"identity {n}?", "answer": f"answer {n}", "question_audio": {
+        "bytes": b"x" if n == 2 else Path("one.wav").read_bytes(), "path": None}} for n in range(6)]
     os.remove("work/raw/multispeechqa/a.jsonl")
     parquet.write_table(pa.Table.from_pylist(rows), "work/raw/multispeechqa/0.parquet", row_group_size=3)
     multispeechqa.main(["--languages", "en,fr", "--dev", "0", "--test", "6", *MODEL])
     test = read_rows("work/rows/multispeechqa/test.jsonl")
     assert len(test) == 5 + 6 and soundfile.read(next(row["audio"] for row in test))[1] == 8000
     assert "identity-3\tcannot be decoded" in Path("work/rows/multispeechqa/dropped.txt").read_text()
-    whole = Path("work/raw/multispeechqa/0.parquet").read_bytes()
-    for damaged in (b"PAR1", whole[:4] + bytes(len(whole) // 2) + whole[4 + len(whole) // 2:]):
-        Path("work/raw/multispeechqa/1.parquet").write_bytes(damaged)
-        with pytest.raises(SystemExit, match="1.parquet is damaged"):
-            multispeechqa.main(["--work", "again", "--raw", "work/raw/multispeechqa", "--languages", "en", *MODEL])
+    Path("work/raw/multispeechqa/1.parquet").write_bytes(b"PAR1")
+    refused(multispeechqa.main, ["--work", "again", "--raw", "work/raw/multispeechqa", "--languages", "en", *MODEL],
+            says="1.parquet is damaged")
 
 
 def test_mms_speaks_greek_when_no_command_is_named(world, monkeypatch):

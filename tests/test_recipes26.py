@@ -150,7 +150,7 @@ def test_the_real_mini_librispeech(tmp_path, real):
     splits, _ = run_librispeech(os.path.join(real, "librispeech_mini"), tmp_path, "--parts", "test-clean")
     assert list(splits) == ["test"] and len(splits["test"]) == 4
     assert splits["test"][2]["transcript"] == "he could wait no longer"
-    assert splits["test"][2]["id"] == "librispeech/test/1089-134686-0002/ASR.en"
+    assert splits["test"][2]["id"] == "librispeech/test/1089-134691-0000/ASR.en"
 
 
 def test_every_part_has_its_split_and_what_is_unusable_is_listed(tmp_path, capsys):

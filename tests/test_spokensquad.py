@@ -21,11 +21,9 @@ from speech_llm.prompts import NOT_ANSWERABLE
 CUTS = [
     ("Dr. Lane met Eve. They left.", "Lane", (1, "Lane met Eve.")),
     ("The mayor was J.B. Cole. He won.", "Cole", (1, "Cole.")),
-    ("The U.S. mint opened. It shut.", "mint", (1, "mint opened.")),
     ("The U.S.-built mint opened. It shut.", "mint", (0, "The U.S.-built mint opened.")),
     ("It is 8.5 miles long. It bends.", "8.5 miles", (0, "It is 8.5 miles long.")),
     ("Who came? Nobody came. It rained.", "Nobody", (0, "Who came? Nobody came.")),
-    ('He said "no." Then he left. He ran.', "Then", (0, 'He said "no." Then he left.')),
     ("It fell in 1974.[note] It rose again. Good.", "rose", (0, "It fell in 1974.[note] It rose again.")),
     ("It was odd . . . very odd. Later it was not.", "Later", (2, "Later it was not.")),   # nothing is not spoken
     ("One.\nTwo  more. Three.", "Two", (0, "One. Two more.")),
@@ -59,9 +57,7 @@ def test_counts_of_the_real_test_file(real, capsys):
     assert "5351 questions, 15875 answers, 8031 without duplicates, 8026 entries" in capsys.readouterr().out
     assert len(entries) == spokensquad.PAPER["test", "SQA/QA en"] == 8026
     assert Counter(why for _, _, why in dropped) == {"empty answer": 3, "answer in more than one recording": 2}
-    assert len({e["name"] for e in entries}) == 8026
-    assert all(e["answer"] in e["transcript"] for e in entries)
-    assert len({e["theme"] for e in entries}) == 48
+    assert all(e["answer"] in e["transcript"] for e in entries) and len({e["theme"] for e in entries}) == 48
 
 
 # --- A miniature corpus: original paragraphs, their ASR, and (id, question, ASR's answers, original answers).
@@ -131,14 +127,18 @@ def make(folder, *more):
     return {split: {row["id"]: row for row in rows} for split, rows in splits.items()}, dropped, told.getvalue()
 
 
-@pytest.fixture
-def raw(tmp_path):
-    download(tmp_path)
-    return tmp_path / "work/raw/spokensquad"
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
+    """Return what `make` does, which has far less than the paper, and its folder."""
+    folder = tmp_path_factory.mktemp("spokensquad")
+    download(folder)
+    return *make(folder, "--incomplete"), folder
+
+
+def english_answers(rows):
+    """Return [(name, target, transcript)] of the answerable English questions."""
+    return [(row_id.split("/")[2], row["target"], row["transcript"]) for row_id, row in rows.items()
+            if row_id.startswith("spokensquad/") and row_id.endswith("/SQA.en")]
     """Return what `make` does, which has far less than the paper, and its folder."""
     folder = tmp_path_factory.mktemp("spokensquad")
     download(folder)
@@ -167,8 +167,7 @@ def test_the_test_split_row_by_row(made):
     assert rows["spokensquad/test/k1-1/SQA-invalid.it"] == {
         "id": "spokensquad/test/k1-1/SQA-invalid.it", **base, "language": "it", "answerable": False,
         "question": "it: Who sails the ship?", "target": NOT_ANSWERABLE["it"]}         # the other theme's only question
-    assert [(row_id.split("/")[2], row["target"], row["transcript"]) for row_id, row in rows.items()
-            if row_id.endswith("/SQA.en")] == [
+    assert english_answers(rows) == [
         ("k1-1", "stone", "Stone."), ("k2-1", "bread", "She bakes bread daily."),
         ("k2-2", "bread", "She bakes bread daily."), ("k2-3", "she", "She bakes bread daily."),
         ("s1", "nobody", "Nobody sails the ship.")]
@@ -192,16 +191,14 @@ def test_the_train_split_row_by_row(made):
                 "task": "ST", "language": "de", "transcript": "It rang at night.", "target": "de: It rang at night.",
                 "answerable": True}}.items():
         assert rows[row_id] == {"id": row_id, **row}
-    invalid = rows["spokensquad/train/c3/SQA-invalid.zh"]
-    assert invalid["question"] == "zh: When do foxes hunt?" and invalid["target"] == NOT_ANSWERABLE["zh"]
+    assert rows["spokensquad/train/c3/SQA-invalid.zh"]["question"] == "zh: When do foxes hunt?"
     assert (made[3] / base["audio"]).read_text() == "It rang at night. 0"              # the text and the seed
 
 
 def test_the_dev_split_is_the_first_themes_with_the_right_sentences(made):
-    rows = made[0]["dev"]
-    assert {row_id.split("/")[2] for row_id in rows} == {"r1", "m1", "m2"}
-    assert rows["spokensquad/dev/m2/SQA.en"]["transcript"] == "The roof was of gold!"
-    assert rows["spokensquad/dev/m1/SQA.en"]["transcript"] == "Ash built a mill."
+    assert english_answers(made[0]["dev"]) == [
+        ("r1", "lake tarn", "It ends in Lake Tarn."), ("m1", "ash", "Ash built a mill."),
+        ("m2", "gold", "The roof was of gold!")]
     assert "dev: 4 questions, 4 answers, 4 without duplicates, 3 entries; of 2 answers that ASR has in one sentence " \
            "only, 2 stand in the same sentence of the original" in made[2]
 
@@ -221,10 +218,8 @@ def test_everything_dropped_is_listed_and_counted(made):
         ("/train/f2/SQA.zh", "below 0.85: question 0.800"), ("/train/f2/MT-question.zh", "below 0.85: target 0.800"),
         ("/train/c1/SQA.zh", "empty translation: target"), ("/train/c3/MT-sentence.zh", "below 0.85: target 0.800"),
         ("-fluent/train/c1/SQA.en", "empty answer in en"), ("-fluent/train/c1/SQA.de", "not in de: en: It is nine.")])
-    assert all(split in name for split, name, _ in dropped)
     assert "| train: MT de | 8 | 39362 | -39354 |" in told and "| test: SQA/QA zh invalid | 5 | 8026 | -8021 |" in told
     assert "| train: spokensquad-fluent SQA/QA en | 3 | 32320 | -32317 |" in told
-    assert told.rstrip().endswith("next: python extract_features.py --preset iwslt25")
 
 
 def test_an_invalid_question_is_of_another_theme_and_the_seed_draws_it():
@@ -239,9 +234,11 @@ def test_an_invalid_question_is_of_another_theme_and_the_seed_draws_it():
     assert draw(3) == draw(3) != draw(4)
 
 
-def test_the_zip_of_the_download_is_unpacked(raw, tmp_path):
+def test_the_zip_of_the_download_is_unpacked_and_a_broken_recording_costs_its_rows(tmp_path):
     """Spoken-SQuAD_audio.zip holds train_wav.zip and dev_wav.zip; dev_wav.zip holds the test recordings."""
-    names = ("0_0_1", "0_0_2", "1_0_0")
+    download(tmp_path)
+    raw, names = tmp_path / "work/raw/spokensquad", ("0_0_1", "0_0_2", "1_0_0")
+    write(raw / "zip/test_wav/1_0_0.wav", "RIFF")
     for part in ("train", "dev"):
         with zipfile.ZipFile(tmp_path / f"{part}_wav.zip", "w") as archive:
             for name in names:
@@ -249,26 +246,19 @@ def test_the_zip_of_the_download_is_unpacked(raw, tmp_path):
             archive.writestr("../escaped_0_0_0.wav", "x")
     shutil.rmtree(raw / "zip/test_wav")                                                # train_wav/0_0_1.wav stays
     refused(make, tmp_path, says="raw/spokensquad/Spoken-SQuAD_audio.zip is missing: download http://speech.ee.ntu.edu")
+    assert make(tmp_path, "--incomplete")[0].keys() == {"train", "dev"}
+    shutil.rmtree(tmp_path / "work/rows")
     with zipfile.ZipFile(raw / "Spoken-SQuAD_audio.zip", "w") as archive:
         for part in ("train", "dev"):
             archive.write(tmp_path / f"{part}_wav.zip", f"Spoken-SQuAD_audio/{part}_wav.zip")
-    refused(make, tmp_path, says="test: SQA/QA en has 5 rows")
     folder = "work/audio/spokensquad/test"
+    assert {(row["utterance"], row["audio"]) for row in make(tmp_path, "--incomplete")[0]["test"].values()} == {
+        (f"spokensquad/test/{name}", f"{folder}/{name}.wav") for name in names[:2]}
     assert sorted(os.listdir(tmp_path / folder)) == [f"{name}.wav" for name in names]
-    rows = read_corpus(tmp_path / "work", "spokensquad")[0]["test"]
-    assert {row["audio"] for row in rows} == {f"{folder}/{name}.wav" for name in names}
-    damaged = write(raw / "dev_wav.zip", "PK")
-    refused(spokensquad.unpack_recordings, damaged, "new", says="dev_wav.zip is damaged (")
+    refused(spokensquad.unpack_recordings, write(raw / "dev_wav.zip", "PK"), "new", says="dev_wav.zip is damaged (")
 
 
-def test_test_recordings_that_are_broken_missing_or_there_twice(raw, tmp_path):
-    """A broken one costs its rows only; with --incomplete and none there is no test split; no choice of two is made."""
-    write(raw / "zip/test_wav/1_0_0.wav", "RIFF")
-    rows, _, _ = make(tmp_path, "--incomplete")
-    assert {row_id.split("/")[2] for row_id in rows["test"]} == {"k1-1", "k2-1", "k2-2", "k2-3"}
-    shutil.rmtree(tmp_path / "work/rows")
-    sound(raw / "zip/test_wav_noise/1_0_0.wav", 0.01)
+def test_a_test_recording_that_is_there_twice_is_refused(tmp_path):
+    download(tmp_path)
+    sound(tmp_path / "work/raw/spokensquad/zip/test_wav_noise/1_0_0.wav", 0.01)
     refused(make, tmp_path, "--incomplete", says="two test recordings of one name")
-    for folder in ("test_wav", "test_wav_noise"):
-        shutil.rmtree(raw / "zip" / folder)
-    assert make(tmp_path, "--incomplete")[0].keys() == {"train", "dev"}

@@ -1,5 +1,5 @@
 """speech_llm/resumable.py: work on many items that a kill does not lose."""
-import json
+import contextlib
 import os
 import random
 import subprocess
@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from test_bad_input import refused
 
 from speech_llm.resumable import resumable
 from speech_llm.rows import PROJECT
@@ -28,36 +29,25 @@ class Maker:
 
 
 def test_items_come_back_in_order_made_once_and_batched_by_size(tmp_path):
-    make = Maker()
-    results = resumable(str(tmp_path / "new" / "x.jsonl"), SETTINGS, ITEMS, make, batch=2)
+    make, path = Maker(), str(tmp_path / "new" / "x.jsonl")
+    results = resumable(path, SETTINGS, ITEMS, make, batch=2)
     assert make.batches == [["a", "bb"], ["ee", "ccc"], ["dddd", "fffff"]]
     assert results[:4] == ["ccc of ee+ccc", "a of a+bb", "bb of a+bb", "a of a+bb"]
+    refused(resumable, path, {**SETTINGS, "beam": 1}, ITEMS, Maker(), 2, names=path, says="was made with beam 5 (now 1)")
+    with pytest.raises(RuntimeError, match="1 results for 2 items"):
+        resumable(str(tmp_path / "lost.jsonl"), SETTINGS, ["a", "b"], lambda items: items[:1], batch=2)
 
 
-@pytest.mark.parametrize("kill, cut", [(1, 0), (3, 0), (3, 1), (3, 70), (None, 5)])
-def test_a_killed_run_goes_on_to_the_results_of_an_unbroken_one(tmp_path, kill, cut):
+@pytest.mark.parametrize("kill, cut, left", [(1, 0, 3), (3, 0, 1), (3, 1, 2), (None, 5, 1)])
+def test_a_killed_run_goes_on_to_the_results_of_an_unbroken_one(tmp_path, kill, cut, left):
     """`kill`: the batch in which it dies; `cut`: bytes of the last lines that never reached the disk."""
-    path, first, second = str(tmp_path / "x.jsonl"), Maker(kill), Maker()
+    path, second, third = str(tmp_path / "x.jsonl"), Maker(), Maker()
     unbroken = resumable(str(tmp_path / "unbroken.jsonl"), SETTINGS, ITEMS, Maker(), batch=2)
-    try:
-        resumable(path, SETTINGS, ITEMS, first, batch=2)
-    except KeyboardInterrupt:
-        pass
+    with contextlib.suppress(KeyboardInterrupt):
+        resumable(path, SETTINGS, ITEMS, Maker(kill), batch=2)
     os.truncate(path, os.path.getsize(path) - cut)
-    assert resumable(path, SETTINGS, ITEMS, second, batch=2) == unbroken
-    done = [batch for batch in first.batches[:kill and kill - 1] if batch not in second.batches]
-    assert len(done) == 3 - len(second.batches) and (cut or len(done) == (kill or 4) - 1)    # nothing is made again
-    third = Maker()
+    assert resumable(path, SETTINGS, ITEMS, second, batch=2) == unbroken and len(second.batches) == left
     assert resumable(path, SETTINGS, ITEMS, third, batch=2) == unbroken and not third.batches
-    for line in open(path, encoding="utf-8"):
-        json.loads(line)
-
-
-def test_results_of_other_settings_are_refused(tmp_path):
-    path = str(tmp_path / "x.jsonl")
-    resumable(path, SETTINGS, ITEMS, Maker(), batch=2)
-    with pytest.raises(SystemExit, match=rf"{path} was made with beam 5 \(now 1\)"):
-        resumable(path, {**SETTINGS, "beam": 1}, ITEMS, Maker(), 2)
 
 
 def test_a_maker_that_loses_an_item_is_caught(tmp_path):

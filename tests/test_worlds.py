@@ -1,5 +1,4 @@
 """The toy worlds: sentences, voices, questions and answers, and the tiny models in the hub's format."""
-import json
 import os
 import random
 import re
@@ -12,14 +11,19 @@ import soundfile
 import torch
 from references import reference
 from test_bad_input import refused
-from transformers import (AutoFeatureExtractor, AutoModelForCausalLM, AutoTokenizer, BertModel,
-                          WhisperForConditionalGeneration)
+from transformers import AutoFeatureExtractor, AutoModelForCausalLM, AutoTokenizer, WhisperForConditionalGeneration
 
 from data import digits, recipe, tiny, tiny_listeners
 from data.tiny_models import WINDOW, llm_model, make_tokenizer, pack, pad_mel, read_mel
 from speech_llm.prompts import NOT_ANSWERABLE, encode_prompt
 from speech_llm.rows import LANGUAGES, PROJECT, read_rows
 from speech_llm.turns import CHAT
+
+
+def is_speech(path):
+    """Return whether a file is 0.5 to 6 s of audible mono sound at 16 kHz."""
+    wave, rate = soundfile.read(path)
+    return rate == 16000 and wave.ndim == 1 and 0.5 < len(wave) / rate < 6 and abs(wave).max() > 0.2
 
 
 def test_sentences_translations_questions_and_answers_of_the_tiny_world():
@@ -37,8 +41,8 @@ def test_sentences_translations_questions_and_answers_of_the_tiny_world():
 
     rng = random.Random(0)
     for sentence in (tiny.draw_sentence(rng) for _ in range(500)):
-        assert len(sentence["text"]) == 4 and not any(re.search("[{}]", text) for text in sentence["text"])
         for i, language in enumerate(LANGUAGES):
+            assert not re.search("[{}]", sentence["text"][i])
             assert tiny.draw_question(rng, sentence, language, True)[1] in sentence["text"][i]
             question, answer = tiny.draw_question(rng, sentence, language, False)
             assert answer == NOT_ANSWERABLE[language]
@@ -53,10 +57,7 @@ def test_the_tiny_world_is_spoken_and_its_splits_share_neither_sentence_nor_voic
     voices = [voice for split in ("train", "dev", "test") for voice in tiny.VOICES[split]]
     assert len(set(texts)) == len(texts) == 12 and len(set(voices)) == len(voices) == 62
     rows = read_rows(f"{tmp_path}/rows/tiny/test.jsonl")
-    assert len(rows) == 12 * 2 and len({row["id"] for row in rows}) == len(rows)
-    for row in rows[::12]:
-        wave, rate = soundfile.read(row["audio"])
-        assert rate == 16000 and wave.ndim == 1 and 0.5 < len(wave) / rate < 6 and abs(wave).max() > 0.2
+    assert len(rows) == 12 * 2 and all(is_speech(row["audio"]) for row in rows[::12])
     assert tiny.draw_world(str(tmp_path), world, seed=0) == (splits, jobs)
     tiny.speak_one((f"{tmp_path}/again.flac", *jobs[0][1:]))                # the same sound, to the byte
     assert (tmp_path / "again.flac").read_bytes() == Path(jobs[0][0]).read_bytes()
@@ -67,13 +68,11 @@ def test_multiple_choice_by_hand():
     for seed in range(40):
         rng = random.Random(seed)
         sentence = tiny.draw_sentence(rng)
-        for language in LANGUAGES:
+        for language, text in zip(LANGUAGES, sentence["text"]):
             question, target = tiny.draw_choice(rng, sentence, language)
             options = dict(re.findall(r"([ABCD])\. (.*?)(?= [BCD]\. |$)", question))
             assert "\n" not in question and list(options) == list("ABCD") and len(set(options.values())) == 4
-            assert options[target[0]] == target[2:] and target[1] == " "
-            text = sentence["text"][LANGUAGES.index(language)]
-            assert target[2:].split()[-1][:3].lower() in text.lower()
+            assert options[target[0]] == target[2:] and target[2:].split()[-1][:3].lower() in text.lower()
     rows = list(tiny.sentence_rows(random.Random(0), tiny.draw_sentence(random.Random(0)), "tiny26/x", "a.wav", True))
     assert [row["id"] for row in rows if row["task"] == "MCQ"] == [f"tiny26/x/MCQ.{la}" for la in LANGUAGES]
 
@@ -136,32 +135,21 @@ def test_spoken_questions_and_answers_by_hand():
     assert [ask(("after", "Sunday"), language) for language in LANGUAGES] == [
         ("The day after Sunday?", "Monday"), ("Der Tag nach Sonntag?", "Montag"),
         ("Il giorno dopo domenica?", "lunedì"), ("星期日的后一天?", "星期一")]
-    assert ask(("before", "Monday"), "it") == ("Il giorno prima di lunedì?", "domenica")
     assert ask(("plus", "nine", "eight"), "de") == ("Neun plus acht?", "siebzehn")
-    assert ask(("minus", "nine", "eight"), "zh") == ("九减八?", "一")
     assert ask(("word", "dog", "German"), "it") == ("Cane in tedesco?", "Hund")
     assert ask(("opposite", "cold"), "de") == ("Das Gegenteil von kalt?", "heiß")
     assert ask(("capital", "Italy"), "it") == ("La capitale dell'Italia?", "Roma")
-    assert ask(("language", "Japan"), "en") == ("The language of Japan?", "Japanese")
     assert ask(("greet", "good morning", "Peter"), "de") == ("Sag Peter guten Morgen.", "Guten Morgen, Peter")
     assert tiny_listeners.languages_of(("word", "dog", "German")) == ["en", "it", "zh"]
 
 
 def test_every_fact_has_one_answer_and_no_sentence_without_a_meaning_holds_a_fact():
-    facts, answers, rng = tiny_listeners.FACTS, {}, random.Random(0)
-    for fact in facts:
+    answers, rng = {}, random.Random(0)
+    for fact in tiny_listeners.FACTS:
         for language in tiny_listeners.languages_of(fact):
             question, answer = tiny_listeners.ask(fact, language)
             assert answers.setdefault((language, question), answer) == answer, question
             assert not re.search("[{}]", question + answer)
-    number = {words[0]: n for n, words in enumerate(tiny_listeners.NUMBERS)}
-    for kind, *words in facts:
-        answer = tiny_listeners.ask((kind, *words), "en")[1]
-        if kind in ("plus", "minus"):
-            a, b = (number[word] for word in words)
-            assert number[answer] == (a + b if kind == "plus" else a - b)
-        if kind in ("after", "opposite"):                                   # and back again
-            assert tiny_listeners.ask((kind.replace("after", "before"), answer), "en")[1] == words[0]
     sentences = [tiny_listeners.draw_sentence(rng) for _ in range(300)]
     assert sentences[0] == ["The capital of Berlin?", "Die Hauptstadt von Berlin?", "La capitale di Berlino?",
                             "柏林的首都?"]
@@ -174,17 +162,14 @@ def test_no_fact_of_test_is_spoken_in_training_but_its_words_are():
              for language in tiny_listeners.languages_of(fact)}
     questions = {split: [row for row in rows if row["task"] == "SQA"] for split, rows in splits.items()}
     spoken = {split: {facts[row["transcript"]] for row in rows} for split, rows in questions.items()}
-    assert not spoken["test"] & spoken["train"] and not spoken["dev"] & spoken["train"] | spoken["dev"] & spoken["test"]
-    assert {fact[0] for fact in spoken["test"]} == set(tiny_listeners.KINDS)
+    assert not spoken["test"] & spoken["train"] and not spoken["dev"] & (spoken["train"] | spoken["test"])
+    assert {fact[0] for fact in spoken["test"]} == set(tiny_listeners.KINDS) and spoken["heard"] <= spoken["train"]
     words = {split: {(row["language"], word) for row in questions[split] for word in facts[row["transcript"]][1:]}
              for split in ("train", "test")}
-    assert words["test"] <= words["train"] and spoken["heard"] <= spoken["train"]
-    assert all(len({row["transcript"] for row in questions[split]}) >= 300 for split in ("test", "heard"))
-    for path, text, timbre, _, accents, rates in jobs:
+    assert words["test"] <= words["train"]
+    for path, _, timbre, *_ in jobs:
         split = os.path.basename(path).split("-")[0].replace("sentence", "train")
-        assert timbre in tiny.VOICES["test" if split == "heard" else split] and rates == tiny_listeners.RATES
-        language = next(row["language"] for row in splits[split] if row["transcript"] == text)
-        assert accents == tiny_listeners.SPEAKERS[language]
+        assert timbre in tiny.VOICES["test" if split == "heard" else split]
 
 
 SMALL_LISTENERS = {"recipe": "tiny_listeners", "train": 16, "dev": 4, "test": 4, "sentences": 4, "whisper_steps": 2,
@@ -201,21 +186,19 @@ def listeners(tmp_path_factory):
 
 
 def test_rows_of_spoken_questions_and_sentences(listeners, capsys):
-    for split, count, questions in (("train", 20, 16), ("dev", 4, 4), ("test", 4, 4)):
+    """Each of the four languages has a quarter of the questions, and of the sentences without a meaning in train."""
+    for split, questions, sentences in (("train", 16, 4), ("dev", 4, 0), ("test", 4, 0)):
         rows = read_rows(f"{listeners}/rows/tiny-listeners/{split}.jsonl")
-        spoken = {row["utterance"]: row["language"] for row in rows if row["task"] == "ASR"}
+        spoken, count = {row["utterance"]: row["language"] for row in rows if row["task"] == "ASR"}, questions + sentences
         assert sorted(spoken.values()) == sorted(LANGUAGES * (count // 4))
         assert len(rows) == count + questions + 3 * count // 4              # ASR; SQA; ST of all but English
         for row in rows:
             language = spoken[row["utterance"]]
-            wave, rate = soundfile.read(row["audio"])
-            assert rate == 16000 and wave.ndim == 1 and 0.5 < len(wave) / rate <= 5 and abs(wave).max() > 0.2
+            assert is_speech(row["audio"])
             if row["task"] == "SQA":
                 assert row["question"] == row["transcript"] and row["language"] == language
             if row["task"] == "ST":
                 assert row["language"] == "en" != language and row["target"].isascii()
-    assert json.loads(Path(f"{listeners}/rows/tiny-listeners/config.json").read_text()) == {
-        "seed": 0, **SMALL_LISTENERS}
     arguments = ["--preset", f"{listeners}/small.py", "--work", listeners]
     tiny_listeners.main(arguments)
     assert "is finished already" in capsys.readouterr().out
@@ -231,12 +214,8 @@ def test_the_tiny_whisper_is_a_whole_whisper(listeners):
     wave, rate = soundfile.read(audio, dtype="float32")
     mel = extractor(wave, sampling_rate=rate, return_tensors="pt").input_features
     assert mel.shape == (1, 80, 500) and model.config.max_source_positions == 250
-    logits = model(mel, decoder_input_ids=torch.tensor([[model.config.decoder_start_token_id]])).logits[0, -1]
-    codes = {language: tokenizer.convert_tokens_to_ids(f"<|{language}|>") for language in LANGUAGES}
-    assert model.generation_config.lang_to_id == {f"<|{language}|>": code for language, code in codes.items()}
-    assert model.detect_language(mel).item() == max(codes.values(), key=lambda code: logits[code])
+    assert tokenizer.decode(model.detect_language(mel)) in [f"<|{language}|>" for language in LANGUAGES]
     assert 1 <= len(model.generate(mel, task="transcribe", language=["zh"], max_new_tokens=8)[0]) <= 8 + 4
-    assert [tokenizer.decode([codes["zh"]], skip_special_tokens=skip) for skip in (False, True)] == ["<|zh|>", ""]
     text = "Was heißt Hund auf Chinesisch? 狗用德语怎么说?"
     assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
     tokenizer.set_prefix_tokens(language="it", task="transcribe")           # the real one's order of the languages
@@ -260,7 +239,3 @@ def test_the_tiny_cohere_and_its_turns(listeners):
     row = {"id": "x", "task": "SQA", "language": "zh", "transcript": "三和七哪个更大?", "question": "三和七哪个更大?"}
     prompt, _ = encode_prompt(tokenizer, row, text=True, prompt="listeners")
     assert tokenizer.decode(prompt) == before + row["transcript"] + between
-    written = model.generate(input_ids=torch.tensor([prompt]), max_new_tokens=4, do_sample=False)
-    assert len(prompt) < written.shape[1] <= len(prompt) + 4
-    bert = BertModel.from_pretrained(f"{listeners}/models/tiny-bert").config
-    assert (bert.hidden_size, bert.num_attention_heads, bert.intermediate_size) == (128, 4, 256)

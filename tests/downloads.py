@@ -7,6 +7,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
+import pytest
 import soundfile
 from test_bad_input import write
 from test_speech_ifeval import benchmark
@@ -43,6 +44,18 @@ def read_corpus(work, corpus):
     folder = Path(work, "rows", corpus)
     return ({path.stem: read_rows(path) for path in sorted(folder.glob("*.jsonl"), key=lambda path: path.stem)},
             [line.split("\t") for line in (folder / "dropped.txt").read_text(encoding="utf-8").splitlines()])
+
+
+def m4a(path, seconds):
+    """Write stereo AAC at 44.1 kHz, 440 Hz at a level of 0.5 and 0.25."""
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("aac", rate=44100, layout="stereo")
+        wave = 0.5 * np.sin(2 * np.pi * 440 * np.arange(int(seconds * 44100)) / 44100).astype(np.float32)
+        frame = av.AudioFrame.from_ndarray(np.stack([wave, wave / 2]), format="fltp", layout="stereo")
+        frame.sample_rate = 44100
+        for piece in (frame, None):
+            container.mux(stream.encode(piece))
 
 
 # --- The files of a corpus.

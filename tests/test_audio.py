@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 import soundfile
+from downloads import m4a
 from test_bad_input import refused, write
-from test_recipes import m4a
 
 from data.recipe import unreadable
 from speech_llm.audio import cut_at_pauses, duration, read_audio

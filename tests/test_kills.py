@@ -1,10 +1,8 @@
 """
 Processes. SIGKILL at random moments of everything that works for long: the same command goes on, to the bytes of an
 unbroken run. Several processes work as one: training gives the same bytes, inference is shared without gap or overlap,
-and when one is killed all end, and the same command goes on with any number of processes.
-
-Recipes and makers share one resumable loop, which is killed and shared in test_resumable.py. That several processes
-share an extraction is in test_extract_features.py, that they lock a folder together in test_guards.py.
+and when one is killed all end, and the same command goes on with any number of processes. test_resumable.py kills and
+shares the loop of recipes and makers.
 """
 import contextlib
 import importlib
@@ -37,21 +35,14 @@ world = dict(recipe="tiny", corpus="killed", family="llama", choices=False, trai
 
 
 def contents(work):
-    """
-    Return {path: bytes} of all files below a folder but temporary files, locks and the indices of rows, which hold the
-    time of their file; of the log without its times.
-    """
+    """Return {path: bytes} of what a run writes: no temporary files, locks and times (of the log, of rows' indices)."""
     return {path.relative_to(work): re.sub(rb'"seconds": [\d.]+', b"", path.read_bytes()) for path in work.rglob("*")
             if path.is_file() and path.name != "lock" and not path.name.endswith(".index.json")
             and not TEMPORARY.fullmatch(path.name)}
 
 
 def run_killed(folder, module, arguments, seconds):
-    """
-    Start a stage that takes so many seconds, kill it in its first half, twice, then let it end; return the exit codes.
-    A killed run goes on, so that the next kill comes later. In its second half a run may end first: the machine may be
-    quieter than before.
-    """
+    """Start a stage that takes so many seconds, kill it twice, then let it end; return the exit codes."""
     codes = []
     for moment in (random.uniform(0, seconds / 2), random.uniform(0, seconds / 2), None):
         process = start(folder, module, arguments)
@@ -72,7 +63,7 @@ def killed_equals_unbroken(folder, stages):
         with contextlib.chdir(folder / "whole"):
             importlib.import_module(module).main(arguments)
         codes += run_killed(folder / "killed", module, arguments, time.monotonic() - began)
-    assert codes.count(-signal.SIGKILL) >= len(stages)           # the others had ended before their moment came
+    assert codes.count(-signal.SIGKILL) >= len(stages)           # some had ended before their moment came
     before, after = contents(folder / "whole" / "work"), contents(folder / "killed" / "work")
     assert before.keys() == after.keys()
     assert not [path for path in before if before[path] != after[path]]
@@ -126,12 +117,6 @@ PROJECTOR = ["--layers", "1", "--heads", "2", "--ffn", "32", "--dropout", "0", "
              "2"]
 
 
-def free_port():
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return str(found.getsockname()[1])
-
-
 def weights(out):
     return Path(f"work/tiny/{out}/weights.pt").read_bytes()
 
@@ -144,8 +129,10 @@ def test_two_processes_train_to_the_bytes_of_one(before_training):
               "B": ("train_lora", ONE_ROW), "C": ("merge_sft", [*ONE_ROW, "--projector", "A", "--lora", "B"])}
     for out, (stage, arguments) in stages.items():
         importlib.import_module(stage).main([*arguments, "--out", out])
-        launch = dict(WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT=free_port())
-        processes = [start(".", stage, [*arguments, "--out", "two"], RANK=str(rank), **launch) for rank in range(2)]
+        with socket.create_server(("localhost", 0)) as server:   # a port that is free
+            port = str(server.getsockname()[1])
+        processes = [start(".", stage, [*arguments, "--out", "two"], RANK=str(rank), WORLD_SIZE="2", MASTER_PORT=port,
+                           MASTER_ADDR="localhost") for rank in range(2)]
         for process in processes:
             process.join()
             assert process.exitcode == 0, Path("printed.txt").read_text()[-3000:]
@@ -190,28 +177,21 @@ def test_one_killed_process_ends_all_and_the_run_goes_on_with_one(before_trainin
 # --- Inference.
 
 def infer_as(run_stage, monkeypatch, rank, world):
-    """Run inference as one of several processes; return {rank: ids of the rows that wait for the last process}."""
+    """Run inference as one of several processes; return the ids of the rows that wait for the last process."""
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setenv("WORLD_SIZE", str(world))
     run_stage("infer", "--systems", "C:merged")
-    return {int(path.suffix[1:]): [json.loads(line)["id"] for line in path.read_text().splitlines()]
-            for path in PREDICTIONS.parent.glob(f"{PREDICTIONS.name}.partial.*")}
+    return [json.loads(line)["id"] for path in PREDICTIONS.parent.glob(f"{PREDICTIONS.name}.partial.*")
+            for line in path.read_text().splitlines()]
 
 
-def test_each_process_decodes_its_share_and_the_last_one_joins(after_training, run_stage, monkeypatch, capsys):
+def test_each_process_decodes_its_share_and_the_last_one_joins(after_training, run_stage, monkeypatch):
     """48 rows are 6 batches of 8, two for each of three processes; what two of them leave, two processes go on with."""
-    infer_as(run_stage, monkeypatch, 0, 1)
+    assert infer_as(run_stage, monkeypatch, 0, 1) == []
     unbroken, rows = PREDICTIONS.read_bytes(), read_rows("work/rows/tiny/test.jsonl")
     assert [json.loads(line)["id"] for line in unbroken.splitlines()] == [row["id"] for row in rows]
-    for last in ([(1, 3)], [(1, 2), (0, 2)]):
-        PREDICTIONS.unlink()
-        for rank, shares in ((2, {2: 16}), (0, {0: 16, 2: 16})):
-            capsys.readouterr()
-            parts = infer_as(run_stage, monkeypatch, rank, 3)
-            assert "the last process to finish joins the answers" in capsys.readouterr().out
-            assert {rank: len(ids) for rank, ids in parts.items()} == shares and not PREDICTIONS.exists()
-            assert len({*sum(parts.values(), [])}) == sum(shares.values())         # no row is answered twice
-        for rank, world in last:
-            parts = infer_as(run_stage, monkeypatch, rank, world)
-            assert len({*sum(parts.values(), [])}) == sum(map(len, parts.values()))
-        assert PREDICTIONS.read_bytes() == unbroken and not parts
+    PREDICTIONS.unlink()
+    for rank, world, count in ((2, 3, 16), (0, 3, 32), (1, 2, 40)):
+        ids = infer_as(run_stage, monkeypatch, rank, world)
+        assert len(ids) == len({*ids}) == count and not PREDICTIONS.exists()      # no row is answered twice
+    assert infer_as(run_stage, monkeypatch, 0, 2) == [] and PREDICTIONS.read_bytes() == unbroken

@@ -108,7 +108,7 @@ def test_subsets_go_by_their_size_and_one_that_table_1_does_not_have_is_told(cap
 
 
 def test_the_same_pairs_in_every_language(world, capsys):
-    """The held-out pairs are rlhf alone: of 8 pairs 99 % are. The maker speaks English and German, the command Hebrew."""
+    """Of the 12 held-out pairs 99 % are rlhf. The maker speaks English and German, the TTS command Hebrew."""
     multispeechqa.main(["--languages", "en,de,he", *ARGUMENTS])
     splits = {split: read_rows(f"work/rows/multispeechqa/{split}.jsonl") for split in ("train", "dev", "test", "bench")}
     for split, count in (("train", 25 + 10), ("dev", 8), ("test", 4), ("bench", 4)):

@@ -33,7 +33,7 @@ def test_items_come_back_in_order_made_once_and_batched_by_size(tmp_path):
     results = resumable(path, SETTINGS, ITEMS, make, batch=2)
     assert make.batches == [["a", "bb"], ["ee", "ccc"], ["dddd", "fffff"]]
     assert results[:4] == ["ccc of ee+ccc", "a of a+bb", "bb of a+bb", "a of a+bb"]
-    refused(resumable, path, {**SETTINGS, "beam": 1}, ITEMS, Maker(), 2, names=path, says="was made with beam 5 (now 1)")
+    refused(resumable, path, {**SETTINGS, "beam": 1}, ITEMS, make, 2, names=path, says="was made with beam 5 (now 1)")
     with pytest.raises(RuntimeError, match="1 results for 2 items"):
         resumable(str(tmp_path / "lost.jsonl"), SETTINGS, ["a", "b"], lambda items: items[:1], batch=2)
 

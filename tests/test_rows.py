@@ -38,22 +38,17 @@ def test_texts_are_composed_and_names_stay(tmp_path):
 
 DEFECTS = [  # what is changed in ROW, ... takes a key away; more names that leave their folder: test_security.py
     (dict(id=7), "id must be a text"), (dict(id=...), "no id"), (dict(task="sqa"), "unknown task 'sqa'"),
-    (dict(task=["ST"]), "task must be a text"), (dict(language="sv"), "unknown language 'sv'"),
-    (dict(language="DE"), "unknown language 'DE'"), (dict(transcript=...), "no transcript"),
-    (dict(transcript=None), "transcript must be a text"), (dict(transcript=" "), "must be a text that is not empty"),
+    (dict(task=["ST"]), "task must be a text"), (dict(language="DE"), "unknown language 'DE'"),
+    (dict(transcript=...), "no transcript"), (dict(transcript=" "), "must be a text that is not empty"),
     (dict(target=...), "no target"), (dict(target=""), "target must be a text that is not empty"),
     (dict(question=...), "SQA without a question"), (dict(task="MCQ", question=...), "MCQ without a question"),
-    (dict(question={}), "question must be a text"), (dict(question="\t"), "question must be a text that is not empty"),
-    (dict(audio=7), "audio must be a text"), (dict(audio=...), "utterance without audio"),
+    (dict(question={}), "question must be a text"), (dict(audio=...), "utterance without audio"),
     (dict(utterance=...), "audio without utterance"), (dict(end=...), "start and end come together"),
     (dict(end=0), "start 0 and end 0 are no slice"), (dict(start=-1), "start -1 and end 1.5 are no slice"),
-    (dict(start=2), "start 2 and end 1.5 are no slice"), (dict(start=True), "start must be a number"),
-    (dict(start="0"), "start must be a number"), (dict(end=float("nan")), "end must be a number"),
-    (dict(start=float("-inf")), "start must be a number"), (dict(answerable=1), "answerable must be true or false"),
-    (dict(answerable=None), "answerable must be true or false"), (dict(speaker="Bob"), "unknown key 'speaker'"),
-    (dict(Target="x"), "unknown key 'Target'"), (dict(id="/etc/passwd"), "would leave its folder"),
-    (dict(utterance="tiny/\u202e"), "a control character"), (dict(target="\udfff"), "target holds half a character"),
-    (dict(audio="\udcff.wav"), "audio holds half a character"),
+    (dict(start=True), "start must be a number"), (dict(end=float("nan")), "end must be a number"),
+    (dict(answerable=1), "answerable must be true or false"), (dict(speaker="Bob"), "unknown key 'speaker'"),
+    (dict(id="/etc/passwd"), "would leave its folder"), (dict(utterance="tiny/\u202e"), "a control character"),
+    (dict(target="\udfff"), "target holds half a character"),
 ]
 
 

@@ -139,10 +139,6 @@ def english_answers(rows):
     """Return [(name, target, transcript)] of the answerable English questions."""
     return [(row_id.split("/")[2], row["target"], row["transcript"]) for row_id, row in rows.items()
             if row_id.startswith("spokensquad/") and row_id.endswith("/SQA.en")]
-    """Return what `make` does, which has far less than the paper, and its folder."""
-    folder = tmp_path_factory.mktemp("spokensquad")
-    download(folder)
-    return *make(folder, "--incomplete"), folder
 
 
 def kinds(rows):

@@ -189,7 +189,8 @@ def test_rows_of_spoken_questions_and_sentences(listeners, capsys):
     """Each of the four languages has a quarter of the questions, and of the sentences without a meaning in train."""
     for split, questions, sentences in (("train", 16, 4), ("dev", 4, 0), ("test", 4, 0)):
         rows = read_rows(f"{listeners}/rows/tiny-listeners/{split}.jsonl")
-        spoken, count = {row["utterance"]: row["language"] for row in rows if row["task"] == "ASR"}, questions + sentences
+        spoken = {row["utterance"]: row["language"] for row in rows if row["task"] == "ASR"}
+        count = questions + sentences
         assert sorted(spoken.values()) == sorted(LANGUAGES * (count // 4))
         assert len(rows) == count + questions + 3 * count // 4              # ASR; SQA; ST of all but English
         for row in rows:

@@ -18,7 +18,7 @@ from downloads import common_voice, covost_tsv, read_corpus, sound, talks_xml
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from test_bad_input import DEEP, refused, write
 
-from data import acl6060, covost2, europarlst, gigast, librispeech, librisqa, recipe, spokensquad
+from data import acl6060, covost2, europarlst, gigast, librispeech, librisqa, multispeechqa, recipe, spokensquad
 from data.recipe import begin, finish, finished
 from metrics import mcif
 from speech_llm.cache import features_folder, load_rows, write_shard
@@ -170,7 +170,8 @@ READERS = {  # file: how its recipe reads it
     "GigaST.de.json": lambda path: gigast.read_translations(os.path.dirname(path)),
     "GigaSpeech.json": lambda path: list(gigast.recordings(os.path.dirname(path))),
     "LibriSQA-PartI-train.json": lambda path: librisqa.read_entries(os.path.dirname(path), "train", []),
-    "spoken_test-v1.1.json": lambda path: spokensquad.read_squad(path, spokensquad.SPOKEN)}
+    "spoken_test-v1.1.json": lambda path: spokensquad.read_squad(path, spokensquad.SPOKEN),
+    "questions.jsonl": lambda path: list(multispeechqa.read_lines(path))}
 DAMAGED = {  # file: its content, and what is said of it
     "a.tsv": [
         ("path\tsplit\n", "line 1: no column translation"), ("", "is empty: no column path, translation, split"),
@@ -198,6 +199,7 @@ DAMAGED = {  # file: its content, and what is said of it
     "GigaST.de.json": [
         (b"[]", "is damaged after item 0 of " + LIST), (b'{"audios": 7}', LIST), (b'{"audios": ["\xff"]}', LIST),
         (b'{"audios": [{"segments": []} 2]}', "is damaged after item 1 of " + LIST), (b'{"audios": [' + DEEP, LIST),
+        (b'{"audios": [{"segments": []}, ', "is damaged after item 1 of " + LIST + "it ends too early"),
         ({"audios": [{"segments": [{"text_raw": "x"}]}]}, GIGAST + " (KeyError: 'sid')"),
         ({"audios": [{"segments": [{"sid": "a", "text_raw": 7}]}]}, GIGAST)],
     "GigaSpeech.json": [
@@ -206,7 +208,9 @@ DAMAGED = {  # file: its content, and what is said of it
     "spoken_test-v1.1.json": [
         ([1, 2], "is damaged (not a JSON object)"), ({"data": [7]}, SQUAD), (question(id=7), SQUAD),
         ({"data": [{"paragraphs": []}, {}]}, SQUAD + " (KeyError: 'paragraphs')"),
-        (question(answers=[{"text": "a", "answer_start": "here"}]), SQUAD)]}
+        (question(answers=[{"text": "a", "answer_start": "here"}]), SQUAD)],
+    "questions.jsonl": [(line, "line 1") for line in ("{", {"question": "a"}, {
+        "question": "a", "answer": "b", "audio": 3})]}
 
 
 @pytest.mark.parametrize("name, content, says", [(name, *case) for name, cases in DAMAGED.items() for case in cases])
@@ -215,7 +219,7 @@ def test_a_damaged_file_of_a_download_is_named(tmp_path, name, content, says):
         write(tmp_path / f"segments.{kind}", "Yes.\n" * 3)                    # beside segments.lst
     path = write(tmp_path / name, content)
     message = refused(READERS[name], path, names=path, says=says)
-    assert name == "references.xml" or re.search("again|download it from|see https://", message)
+    assert name == "references.xml" or re.search("again|download it from|see https://|is a JSON object with", message)
 
 
 # --- CoVoST 2.

@@ -1,15 +1,14 @@
 """data/gigast.py, data/librispeech.py and data/librisqa.py: every format in miniature, row by row; downloads."""
-import functools
 import hashlib
-import http.server
 import io
 import json
 import os
 import re
 import tarfile
-import threading
+import urllib.error
 from collections import Counter
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import downloads
 import numpy as np
@@ -43,13 +42,6 @@ def test_a_file_is_read_alike_wherever_its_pieces_are_cut(tmp_path, monkeypatch,
         monkeypatch.setattr(gigast, "PIECE", piece)
         assert list(gigast.stream_list(path, "audios")) == items
 
-
-def test_a_file_that_is_cut_short_is_refused(tmp_path):
-    whole = json.dumps(AWKWARD)
-    for cut in range(0, whole.index(', "after"'), 9):
-        path = write(tmp_path / "x.json", whole[:cut])
-        message = refused(list, gigast.stream_list(path, "audios"), says="; download it again")
-        assert re.match(rf"{path} is damaged after item \d+ of 'audios' ", message)
 
 
 def test_damage_does_not_pull_the_rest_of_the_file_into_memory(monkeypatch):
@@ -119,7 +111,7 @@ def test_gigast_row_by_row(tmp_path, makers, capsys):
         ["gigast/POD1_S2/ST.it", "Italian below 0.85: target 0.840"]])
 
 
-def test_hours_draw_whole_recordings_by_the_seed(tmp_path, makers, capsys):
+def test_hours_draw_whole_recordings_by_the_seed(tmp_path, makers):
     """Ten of 50 recordings, of 4 segments of 0.01 hours each, are 0.4 hours."""
     audios = [recording(f"POD{n}", *((k, 60 * k, 60 * k + 36, "YES") for k in range(4))) for n in range(50)]
     segments = [(f"POD{n}_S{k}", "ja") for n in range(50) for k in range(4)]
@@ -128,10 +120,8 @@ def test_hours_draw_whole_recordings_by_the_seed(tmp_path, makers, capsys):
     for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
         gigast.main(["--raw", f"{tmp_path}/raw", "--work", f"{tmp_path}/{name}", "--hours", "0.38", "--seed", seed])
         rows = read_rows(f"{tmp_path}/{name}/rows/gigast/train.jsonl")
-        assert Counter(row["language"] for row in rows) == {"de": 40, "it": 40, "zh": 40}
-        drawn.append({row["id"].split("_")[0] for row in rows})
-    assert drawn[0] == drawn[1] != drawn[2] and all(len(names) == 10 for names in drawn)
-    assert "drawn with seed 1: 10 of 50 recordings, 0.4 of 2.0 hours" in capsys.readouterr().out
+        drawn.append(Counter(row["id"].split("_")[0] for row in rows))
+    assert drawn[0] == drawn[1] != drawn[2] and [*drawn[0].values()] == [4 * 3] * 10
 
 
 def test_gigast_refuses_two_files_of_a_language(tmp_path):
@@ -165,87 +155,68 @@ def test_every_part_has_its_split_and_what_is_unusable_is_listed(tmp_path, capsy
     sound(chapter / "10-20-0003.flac")
     with open(chapter / "10-20.trans.txt", "a") as file:
         file.write("10-20-0004 FIVE")                                          # no line's end, and no recording
-    splits, dropped = run_librispeech(raw, tmp_path / "work", "--parts",
-                                      "train-clean-100,train-clean-360,dev-other,test-clean")
+    parts = ["--parts", "train-clean-100,train-clean-360,dev-other,test-clean"]
+    splits, dropped = run_librispeech(raw, tmp_path / "work", *parts)
     assert {split: [row["target"] for row in rows] for split, rows in splits.items()} == {
         "train": ["three", "it's  one"], "dev-other": ["four"], "test": ["four"]}
     assert "| train: ASR en | 2 | 132553 |" in capsys.readouterr().out
     assert dropped == [["train", f"librispeech/train/10-20-000{n}", why] for n, why in (
         (1, "empty file"), (2, "no transcript"), (3, "no transcript"), (4, "no such file"))]
+    splits, _ = run_librispeech(raw, tmp_path / "hours", *parts, "--hours", str(0.1 / 3600))       # of train alone
+    assert {split: len(rows) for split, rows in splits.items()} == {"train": 1, "dev-other": 1, "test": 1}
     refused(run_librispeech, raw, tmp_path, says="test-other")                 # by default no training part
     refused(run_librispeech, raw, tmp_path, "--parts", "test", says="--parts test: LibriSpeech has train-clean-")
 
 
-def test_a_part_by_hours(tmp_path):
-    """Nine utterances of half a second: 1.2 s are three of them, drawn by the seed from the training part alone."""
-    for part in ("train-clean-100", "dev-clean"):
-        make_part(tmp_path, part, {f"1-1-000{n}": "YES" for n in range(9)})
-    drawn = []
-    for work, seed in (("a", "0"), ("b", "0"), ("c", "1")):
-        splits, _ = run_librispeech(tmp_path, tmp_path / work, "--parts", "train-clean-100,dev-clean", "--hours",
-                                    str(1.2 / 3600), "--seed", seed)
-        assert len(splits["dev"]) == 9 and len(splits["train"]) == 3
-        drawn.append(splits["train"])
-    assert drawn[0] == drawn[1] != drawn[2]
+def test_hours_are_drawn_by_the_seed(tmp_path):
+    """Of nine recordings of half a second 1.2 s are three."""
+    paths = [sound(f"{tmp_path}/{n}.flac", 0.5) for n in range(9)]
+    first, again, other = (librispeech.draw_hours(paths, 1.2 / 3600, seed) for seed in (0, 0, 1))
+    assert len(first) == len(other) == 3 and first == again != other
 
 
 # --- Downloads.
 
-class Server(http.server.SimpleHTTPRequestHandler):
-    """A server of files that breaks off after `most` bytes, and that sends the rest of a file that is asked for."""
-    most, asked = 2000, []
-
-    def do_GET(self):
-        with open(self.translate_path(self.path), "rb") as file:
-            whole = file.read()
-        start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
-        self.asked.append(start)
-        self.send_response(206 if start < len(whole) else 416)
-        self.send_header("Content-Length", str(len(whole[start:])))
-        self.end_headers()
-        self.wfile.write(whole[start:][:self.most])
-
-    def log_message(self, *_):
-        pass
-
-
-def test_a_download_is_continued_checked_and_unpacked(tmp_path, monkeypatch, capsys):
+def test_a_download_is_continued_checked_and_unpacked(tmp_path, monkeypatch):
+    """The server breaks off after 2,000 bytes; the checksum is wrong at first."""
     from torchaudio.datasets.librispeech import _CHECKSUMS
     make_part(tmp_path / "LibriSpeech", "test-clean", {"1-1-0000": "YES"})
     with tarfile.open(tmp_path / "test-clean.tar.gz", "w:gz") as tar:
         tar.add(tmp_path / "LibriSpeech", "LibriSpeech")
     whole, raw = (tmp_path / "test-clean.tar.gz").read_bytes(), tmp_path / "work/raw/librispeech"
+    part, asked, most = raw / "test-clean.tar.gz.part", [], 2000
+
+    def urlopen(request):
+        asked.append(int(request.headers["Range"].removeprefix("bytes=").removesuffix("-")))
+        rest = whole[asked[-1]:]
+        if not rest:
+            raise urllib.error.HTTPError(request.full_url, 416, "nothing is left", {}, None)
+        response = MagicMock(status=206, headers={"Content-Length": str(len(rest))})
+        response.__enter__.return_value, response.read = response, io.BytesIO(rest[:most]).read
+        return response
+    monkeypatch.setattr("urllib.request.urlopen", urlopen)
+    checksum = f"{librispeech.URL}/test-clean.tar.gz".replace("https", "http")
+    monkeypatch.setitem(_CHECKSUMS, checksum, "0" * 64)
     command = ["--work", str(tmp_path / "work"), "--parts", "test-clean", "--download", "--incomplete"]
-    assert len(whole) > 4000
-    handler = functools.partial(Server, directory=str(tmp_path))
-    with http.server.ThreadingHTTPServer(("localhost", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://localhost:{server.server_port}"
-        monkeypatch.setattr(librispeech, "URL", address)
-        monkeypatch.setitem(_CHECKSUMS, f"{address}/test-clean.tar.gz", "0" * 64)
-        for size in (2000, 4000):
-            message = refused(librispeech.main, command, says="; the same command continues it")
-            assert "the download stopped" in message and (raw / "test-clean.tar.gz.part").read_bytes() == whole[:size]
-        monkeypatch.setattr(Server, "most", len(whole))
-        assert "is damaged (SHA-256 " in refused(librispeech.main, command, says=" and was removed")
-        _CHECKSUMS[f"{address}/test-clean.tar.gz"] = hashlib.sha256(whole).hexdigest()
-        (raw / "test-clean.tar.gz.part").write_bytes(whole)                    # killed before it was moved into place
-        librispeech.main(command)
-        server.shutdown()
-    assert Server.asked == [0, 2000, 4000, len(whole)] and os.listdir(raw) == ["LibriSpeech"]
+    refused(librispeech.main, command, says="; the same command continues it")
+    assert part.read_bytes() == whole[:2000]
+    most = len(whole)
+    refused(librispeech.main, command, says=" and was removed; run the same command again")
+    _CHECKSUMS[checksum] = hashlib.sha256(whole).hexdigest()
+    part.write_bytes(whole)                                                    # killed before it was moved into place
+    librispeech.main(command)
+    assert asked == [0, 2000, len(whole)] and os.listdir(raw) == ["LibriSpeech"]
     assert len(read_corpus(tmp_path / "work", "librispeech")[0]["test"]) == 1
-    assert "downloads test-clean into" in capsys.readouterr().out
 
 
 def test_the_questions_are_downloaded_from_the_hub(tmp_path, monkeypatch):
     """The four files go where they are looked for; a file that is there is not fetched again."""
-    fetched = write(tmp_path / "LibriSQA-PartI/LibriSQA-PartI-train.json", [])
+    write(tmp_path / "LibriSQA-PartI/LibriSQA-PartI-train.json", "there")
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repository, name, repo_type, local_dir: write(
-        f"{local_dir}/{name}", [repository, repo_type]))
+        f"{local_dir}/{name}", repository))
     librisqa.fetch_files(str(tmp_path))
-    paths = [librisqa.find_file(str(tmp_path), name) for name in librisqa.FILES]
-    assert paths[0] == fetched and [json.loads(Path(path).read_text()) for path in paths] == [
-        [], *[["ZihanZhao/LibriSQA", "dataset"]] * 3]
+    assert [Path(librisqa.find_file(str(tmp_path), name)).read_text() for name in librisqa.FILES] == [
+        "there", *["ZihanZhao/LibriSQA"] * 3]
 
 
 # --- LibriSQA: reading.
@@ -256,7 +227,6 @@ OPTIONS = {"A": "one", "B": "two words", "C": "three", "D": "four"}
 @pytest.mark.parametrize("text, expected", [
     ("Question: What?\nOptions:\nA. one\nB. two words\nC. three\nD. four", ("What?", OPTIONS)),
     ("What?\n A) one\n\n B) two\n words\n C: three\nD . four\n", ("What?", OPTIONS)),
-    ("question : What? options: A. one B. two words C. three D. four", ("What?", OPTIONS)),
     ("Was? A. one B. two words C. three D. four", ("Was?", OPTIONS)),
     ("什么?A、一。B、二C．三D。四", ("什么?", {"A": "一。", "B": "二", "C": "三", "D": "四"})),
     ("What did John A. Smith do?\nA. one\nB. two words\nC. three\nD. four", ("What did John A. Smith do?", OPTIONS)),

@@ -1,5 +1,4 @@
 """The small systems: a world in miniature, units in the order of time, real models."""
-import json
 import os
 from types import SimpleNamespace
 
@@ -9,30 +8,23 @@ import soundfile
 import tokenizers
 import torch
 import transformers
+from downloads import squad
 from test_bad_input import write
 
 import extract_features
 import train_projector
-from conftest import ON_TABLE, read_log
+from conftest import ON_TABLE, read_log, shorten_transcripts
 from data import small_cpu
 from speech_llm.audio import read_audio
 from speech_llm.batches import Batch
 from speech_llm.constants import mixed_precision
 from speech_llm.llm import load_table
-from speech_llm.rows import corpus_of, read_rows, write_rows
+from speech_llm.rows import corpus_of, read_rows
 from speech_llm.speechmapper import SlotTargets
 from speech_llm.stage import open_stage
 from speech_llm.token_objective import Speller, TokenObjective, units_of, with_merges
 from speech_llm.training import optimizer_step
 from train_projector import splice
-
-
-def squad(articles):
-    """Return articles of one paragraph each in SQuAD's format. articles: [(context, [(question, answer)])]."""
-    return {"data": [{"title": context, "paragraphs": [{"context": context, "qas": [
-        {"id": f"{context}-{question}", "question": question,
-         "answers": [{"text": answer, "answer_start": context.find(answer)}]} for question, answer in asked]}]}
-        for context, asked in articles]}
 
 
 def test_a_passage_is_whole_sentences_and_has_the_questions_whose_answers_it_holds(tmp_path):
@@ -41,7 +33,8 @@ def test_a_passage_is_whole_sentences_and_has_the_questions_whose_answers_it_hol
     assert small_cpu.cut_passages(context, 11) == [(0, first), (48, last)]
     assert small_cpu.cut_passages(context, 4) == [(0, "anna lives in rome"), (48, last)]
     path = tmp_path / "spoken.json"
-    path.write_text(json.dumps(squad([(context, [("Where?", "rome"), ("Who sings?", "peter"), ("Colour?", "")])])))
+    write(path, squad([[(context, context, [(question, question, [answer], []) for question, answer in (
+        ("Where?", "rome"), ("Who sings?", "peter"), ("Colour?", ""))])]], True))
     assert small_cpu.read_passages(str(path), 11) == {
         0: [(first, [("Where?", "rome")]), (last, [("Who sings?", "peter")])]}
 
@@ -55,10 +48,10 @@ def test_a_world_in_miniature(tmp_path, whisper, monkeypatch):
     (speech / "wavs").mkdir()
     for path in (reader / "1-2-0000.flac", *(speech / "wavs" / f"LJ001-{n:04d}.wav" for n in range(1, 21))):
         soundfile.write(path, noise, 16000)
-    write(raw / "spoken_squad" / "spoken_test-v1.1.json", squad([
-        (f"word{n} lives in rome. the cat of word{n} sleeps",
-         [(f"Where does word{n} live?", "rome"), (f"What does the cat of word{n} do?", "sleeps")])
-        for n in "abcdefgh"]))
+    write(raw / "spoken_squad" / "spoken_test-v1.1.json", squad([[(
+        "", f"word{n} lives in rome. the cat of word{n} sleeps",
+        [(f"{n}1", f"Where does word{n} live?", ["rome"], []),
+         (f"{n}2", f"What does the cat of word{n} do?", ["sleeps"], [])])] for n in "abcdefgh"], True))
     write(models / "smollm2-135m-instruct" / "config.json", "{}")
     os.symlink(whisper, models / "whisper-base")
     monkeypatch.setattr(small_cpu, "WINDOW", 2)
@@ -178,9 +171,7 @@ def test_training_writes_the_units_in_order(objective):
 
 
 def test_it_trains_on_the_table_and_the_later_stages_take_it(before_training, run_stage):
-    for split in ("train", "dev"):
-        path = f"work/rows/tiny/{split}.jsonl"
-        write_rows(path, [{**row, "transcript": "a"} for row in read_rows(path)])
+    shorten_transcripts()
     arguments = [*ON_TABLE, "--objective", "tokens", "--projector", "speller", "--pad_token", "Ġ", "--merges", "5"]
     train_projector.main(arguments)
     for stage in ("train_lora", "merge_sft"):

@@ -136,13 +136,6 @@ def run_librispeech(raw, work, *more):
     return read_corpus(work, "librispeech")
 
 
-def test_the_real_mini_librispeech(tmp_path, real):
-    splits, _ = run_librispeech(os.path.join(real, "librispeech_mini"), tmp_path, "--parts", "test-clean")
-    assert list(splits) == ["test"] and len(splits["test"]) == 4
-    assert splits["test"][2]["transcript"] == "he could wait no longer"
-    assert splits["test"][2]["id"] == "librispeech/test/1089-134691-0000/ASR.en"
-
-
 def test_every_part_has_its_split_and_what_is_unusable_is_listed(tmp_path, capsys):
     raw = tmp_path / "raw"
     for part, texts in (("train-clean-360", {"10-20-0000": "IT'S  ONE", "10-20-0001": "TWO", "10-20-0002": ""}),
@@ -240,16 +233,16 @@ def test_options_are_read_on_lines_and_on_one(text, expected):
 
 
 def test_the_real_examples_are_read(real):
-    place = {"speech_path": "test-clean/5639/40744/5639-40744-0001.wav"}             # the figures do not show it
-    one, two = (json.loads(Path(real, f"librisqa_examples/part{part}_demo.json").read_text(encoding="utf-8"))
-                for part in ("I", "II"))
-    for item in one:
-        entry = librisqa.read_item({**item, **place, "answer": item["system_answer"]}, "SQA")
-        assert (entry["transcript"], entry["question"], entry["answer"]) == (
-            item["text"], item["question"], item["system_answer"])
-    for item in two:
-        analysis = item["system_answer_and_analysis"]                                # "The answer is Option B ..."
-        entry = librisqa.read_item({**item, **place, "answer_and_analysis": analysis}, "MCQ")
+    """The paper's figures, which do not show the place of the recording."""
+    for part, task, given in (("I", "SQA", "answer"), ("II", "MCQ", "answer_and_analysis")):
+        text = Path(real, f"librisqa_examples/part{part}_demo.json").read_text(encoding="utf-8")
+        for item in json.loads(text):
+            answer = item["system_answer" if task == "SQA" else "system_answer_and_analysis"]
+            entry = librisqa.read_item({**item, "speech_path": PLACE, given: answer}, task)
+            assert entry["answer"] == (answer if task == "SQA" else answer.split()[4])      # "The answer is Option B ..."
+            assert task == "SQA" or [*librisqa.read_options(entry["question"])[1]] == ["A", "B", "C", "D"]
+
+
 @pytest.mark.parametrize("answer, analysis, letter", [
     ("C.", "", "C"), ("Option C", "", "C"), ("C. three", "", "C"), (None, "It is Option D, for", "D"),
     ("Cats", "", None), ("A dog", "", None), ("E", "Option E", None), (3, None, None)])

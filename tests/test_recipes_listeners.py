@@ -133,17 +133,6 @@ def test_a_damaged_download_is_named(raw, tmp_path, damage, languages, told):
     assert not (tmp_path / "work/rows/commonvoice/config.json").exists()
 
 
-def test_a_real_clip(real, tmp_path):
-    """48 kHz, mono, 2.38 s, as Common Voice has it."""
-    folder = tmp_path / "raw" / "cv-corpus-17.0-2024-03-15" / "en"
-    sample = os.path.join(real, "librispeech_mini", "other", "common_voice_en_651325.mp3")
-    common_voice(folder, sample, train=["common_voice_en_651325 s A sentence."], dev=["d x Dev."], test=["t y Test."],
-                 validated=[])
-    make(tmp_path / "raw", tmp_path / "work", "en", "--incomplete")
-    table = (tmp_path / "work/rows/commonvoice/counts.md").read_text()
-    assert f"| en | {2.38 / 3600:.2f} | 0.00 |" in table and "fewer than 0.05 hours of train: en" in table
-
-
 # --- CoVoST 2 in pairs.
 
 def test_pairs_have_folders_of_their_own(tmp_path, capsys):

@@ -11,13 +11,12 @@ import soundfile
 import torch
 from references import reference
 from test_bad_input import refused
-from transformers import AutoFeatureExtractor, AutoModelForCausalLM, AutoTokenizer, WhisperForConditionalGeneration
+from transformers import AutoFeatureExtractor, AutoTokenizer, WhisperForConditionalGeneration
 
 from data import digits, recipe, tiny, tiny_listeners
 from data.tiny_models import WINDOW, llm_model, make_tokenizer, pack, pad_mel, read_mel
-from speech_llm.prompts import NOT_ANSWERABLE, encode_prompt
+from speech_llm.prompts import NOT_ANSWERABLE
 from speech_llm.rows import LANGUAGES, PROJECT, read_rows
-from speech_llm.turns import CHAT
 
 
 def is_speech(path):
@@ -227,16 +226,3 @@ def test_the_tiny_whisper_is_a_whole_whisper(listeners):
     ours, end = pad_mel([read_mel(extractor, audio)], 50 * WINDOW), 2 * -(-len(wave) // 320)
     assert ours.shape == mel.shape and (ours[..., :end] == mel[..., :end]).all()
     assert abs(ours[..., end + 2:] - mel[..., end + 2:]).max() < 1e-6
-
-
-def test_the_tiny_cohere_and_its_turns(listeners):
-    folder = f"{listeners}/models/tiny-cohere"
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    assert model.config.model_type == "cohere" and model.config.logit_scale == 0.125
-    before, between, end = CHAT["cohere"]
-    turns = [{"role": role, "content": text} for role, text in (("user", "Hi"), ("assistant", "Ho"), ("user", "A"))]
-    assert tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) == (
-        before + "Hi" + between + "Ho" + end + before.removeprefix("<BOS_TOKEN>") + "A" + between)
-    row = {"id": "x", "task": "SQA", "language": "zh", "transcript": "三和七哪个更大?", "question": "三和七哪个更大?"}
-    prompt, _ = encode_prompt(tokenizer, row, text=True, prompt="listeners")
-    assert tokenizer.decode(prompt) == before + row["transcript"] + between

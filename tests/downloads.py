@@ -116,15 +116,15 @@ def squad_files(raw, train, test):
         write(f"{raw}/{name}-v1.1.json", squad(themes, spoken))
 
 
-def definition(path, samples, track="short", name="MCIF0.2"):
+def definition(path, samples, track="short"):
     """Write [(language, id, recording, instruction)] as MCIF's organisers do."""
-    root, tasks = ElementTree.Element("testset", name=name), {}
+    root, tasks = ElementTree.Element("testset", name="MCIF0.2"), {}
     for language, number, recording, instruction in samples:
         if language not in tasks:
             tasks[language] = ElementTree.SubElement(root, "task", track=track, text_lang=language)
         sample = ElementTree.SubElement(tasks[language], "sample", id=number)
-        for tag, text in (("audio_path", recording), ("video_path", f"{recording}.mp4"), ("instruction", instruction)):
-            ElementTree.SubElement(sample, tag).text = text
+        ElementTree.SubElement(sample, "audio_path").text = recording
+        ElementTree.SubElement(sample, "instruction").text = instruction
     return write(path, ElementTree.tostring(root, encoding="utf-8", xml_declaration=True))
 
 

@@ -36,11 +36,6 @@ def test_spell_out(written, spoken):
     assert fakacl.spell_out(written) == spoken
 
 
-def test_every_number_has_words_of_its_own():
-    words = {fakacl.cardinal(n) for n in range(20_000)}
-    assert len(words) == 20_000 and not any(c.isdigit() for text in words for c in text)
-
-
 # --- What LLMs write.
 
 def test_lists():
@@ -178,7 +173,7 @@ def test_fewer_titles_are_drawn_from_all(makers, tmp_path, capsys):
 
 
 def test_a_question_without_an_answer_is_of_another_talk_of_the_split_and_the_seed_draws_it():
-    """Five talks a split, two sentences of each asked about: never one's own talk, and every other one is asked from."""
+    """Five talks a split with two questions each: never one's own talk, and every other one is asked from."""
     rows = [{"id": f"fakacl/{split}/{talk}-{n}/SQA-1.en", "utterance": f"fakacl/{split}/{talk}-{n}", "task": "SQA",
              "question": f"{split}/{talk}"} for split in ("train", "dev") for talk in range(5) for n in range(2)]
 

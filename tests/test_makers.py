@@ -1,6 +1,7 @@
 """The makers of data/ (translate, quality, speak, rewrite) on random models."""
 import json
 import os
+import re
 from collections import Counter
 from pathlib import Path
 from unittest.mock import Mock
@@ -63,7 +64,7 @@ MAKERS = {  # name: (run(fixture of an LLM, folder, batch), where the function t
 
 
 @pytest.mark.parametrize("maker", MAKERS)
-def test_a_batch_is_as_its_parts_and_a_finished_run_loads_no_model(maker, request, monkeypatch):
+def test_a_batch_is_as_its_parts_and_a_finished_run_loads_no_model(maker, request, monkeypatch, capsys):
     run, module, load = MAKERS[maker]
     together, alone = (run(request.getfixturevalue, f"of-{batch}", batch) for batch in (4, 1))
     if maker == "quality":
@@ -72,16 +73,10 @@ def test_a_batch_is_as_its_parts_and_a_finished_run_loads_no_model(maker, reques
         assert together == alone
         lengths = {len(one) for one in (together.values() if maker == "speak" else together) if one}
         assert len(lengths) > 3                          # so a batch was padded
+    if maker == "translate":
+        assert re.match(r"7 texts translated to it; cut at 16 tokens: [1-6] sources, ", capsys.readouterr().out)
     monkeypatch.setattr(module, load, None)
     assert run(request.getfixturevalue, "of-1", 1) == alone
-
-
-def test_translations_depend_on_the_language_and_are_counted(seamless, capsys):
-    german, italian = (translate.translate(TEXTS, code, seamless, code) for code in ("de", "it"))
-    assert german != italian and german[1] == german[5]  # "Rome." twice
-    sources = sum(len(ids) > 16 for ids in transformers.AutoTokenizer.from_pretrained(seamless)(TEXTS)["input_ids"])
-    assert 0 < sources < 7
-    assert f"7 texts translated to it; cut at 16 tokens: {sources} sources, " in capsys.readouterr().out
 
 
 def test_a_capped_translation_is_counted_and_an_empty_one_is_not(seamless):
@@ -138,28 +133,25 @@ def test_both_question_and_answer_must_be_good(monkeypatch):
     refused(quality.write_made, "none.jsonl", [], [("x", "bad")], says="no row is left")
 
 
-@pytest.mark.parametrize("model, says", [("none", "none is missing: "),
-                                         (f"{COMET}/da_sparsemax.pt", "needs reference translations")])
-def test_a_model_that_cannot_score(model, says):
-    reference(COMET)
-    with pytest.raises(SystemExit, match=says):
-        quality.quality([["a", "b"]], model, "x")
+def test_a_model_that_cannot_score():
+    for model, says in (("none", "none is missing: "),
+                        (str(reference(COMET / "da_sparsemax.pt")), "needs reference translations")):
+        refused(quality.quality, [["a", "b"]], model, "x", says=says)
 
 
 def test_each_speaker_as_transformers_speaks_alone(seamless):
-    """The wave of every text in its own voice is that of transformers for the one text and the one voice."""
+    """The wave of a text in a voice is that of transformers for the one text and the one voice."""
     model, tokenizer = translate.load_seamless(transformers.SeamlessM4Tv2ForTextToSpeech, seamless)
     words = speak.rewrite_batch(model, tokenizer, TEXTS)
     ended = [n for n, ids in enumerate(words) if 0 < len(ids) < 14]
     assert len({len(words[n]) for n in ended}) > 1       # texts of several lengths shared a batch
     for n in ended:
-        inputs = tokenizer(TEXTS[n], src_lang="eng", return_tensors="pt")
-        voices = []
-        for speaker in (n % 5, (n + 1) % 5):
+        inputs, waves_of = tokenizer(TEXTS[n], src_lang="eng", return_tensors="pt"), []
+        for speaker in (0, 1):
             wave, length = model.generate(**inputs, tgt_lang="eng", speaker_id=speaker, text_max_new_tokens=16)
-            voices.append(speak.text_to_wave(model, tokenizer, TEXTS[n], words[n], speaker))
-            assert np.array_equal(voices[-1], wave[0, :int(length)].numpy())
-        assert not np.array_equal(*voices)
+            waves_of.append(speak.text_to_wave(model, tokenizer, TEXTS[n], words[n], speaker))
+            assert np.array_equal(waves_of[-1], wave[0, :int(length)].numpy())
+        assert not np.array_equal(*waves_of)
 
 
 def test_voices_depend_on_seed_and_name_alone(seamless, capsys):

@@ -1,6 +1,5 @@
 """data/mcif.py and metrics/mcif.py: what is asked, the XML both ways, the official protocol; real files and vectors."""
 import os
-import re
 import sys
 import types
 from collections import Counter
@@ -31,15 +30,9 @@ def test_all_wordings_are_understood(language):
     for whole, ask in (FIXED[language], OTHER[language]):
         assert recipe.understand(whole, language)[:2] == ("ASR" if language == "en" else "ST", None)
         assert recipe.understand(f"{ask}Is it so: A or B?\n", language)[:2] == ("SQA", "Is it so: A or B?")
-    assert recipe.understand("Übersetze die englische Audioaufnahme nach Deutsch.", "de")[:2] == ("ST", None)     # 2025
-
-
-@pytest.mark.parametrize("instruction, language", [
-    ("Welche Übersetzung des englischen Inhalts ins Deutsche ist besser?\nA: Ja.\nB: Nein.", "de"),     # has lines
-    ("Wie gut ist die Übersetzung: 1, 2 oder 3?", "de"), ("Transcribe the German content.", "en"),
-    ("Answer given the English content:", "en")])                                                       # no question
-def test_anything_else_is_the_surprise_task_and_stays_whole(instruction, language):
-    assert recipe.understand(instruction, language)[:2] == ("MCQ", instruction)
+    for instruction in ("Welche Übersetzung des englischen Inhalts ins Deutsche ist besser?\nA: Ja.\nB: Nein.",
+                        "Transcribe the German content.", "Answer given the English content:"):
+        assert recipe.understand(instruction, language)[:2] == ("MCQ", instruction)        # the surprise task, whole
 
 
 # --- A test definition and its rows.
@@ -122,12 +115,12 @@ def test_a_definition_that_is_unlike_others_is_named(raw, sample, says):
     refused(run_recipe, says=says)
 
 
-@pytest.mark.parametrize("sample", [("3,4", "TRANS", "a.wav,a.wav", "Ja.\nNein.", "Yes.\nNo.", ""),
-                                    ("3", "QA", "a.wav", "Anna.", "", "A")])
-def test_a_reference_that_is_of_another_task_or_recording_stops_the_recipe(raw, sample):
+@pytest.mark.parametrize("sample, says", [
+    (("3,4", "TRANS", "a.wav,a.wav", "Ja.\nNein.", "Yes.\nNo.", ""), "4 is ST on b.wav, its reference ST on a.wav"),
+    (("3", "QA", "a.wav", "Anna.", "", "A"), "3 is ST on a.wav, its reference SQA on a.wav")])
+def test_a_reference_that_is_of_another_task_or_recording_stops_the_recipe(raw, sample, says):
     reference(raw / "MCIF.short.de.ref.xml.gz", [sample])
-    message = refused(run_recipe)
-    assert re.search("mcif/short/de/[34] is ST on [ab].wav, its reference (ST|SQA) on a.wav", message)
+    refused(run_recipe, says=says)
 
 
 def test_a_recording_cannot_point_outside(raw):
@@ -155,7 +148,6 @@ def test_what_is_written_is_what_is_read(tmp_path, capsys):
     assert mcif.write_output(path, "TEAM & Co", answers | {"mcif/short/en/0": "Yes."}) == 1
     assert "6 answers, 1 of them with characters that XML cannot hold" in capsys.readouterr().out
     assert mcif.read_output(path, "short", "de") == {**texts, "5": "bell  and"}
-    assert mcif.read_output(path, "short", "en") == {"0": "Yes."}
     root = ElementTree.parse(path).getroot()
     assert (root.tag, root.attrib) == ("testset", {"name": "TEAM & Co", "type": "output"})
     assert [task.attrib for task in root] == [{"track": "short", "text_lang": lang} for lang in ("de", "en")]
@@ -202,18 +194,16 @@ def test_translations_and_answers_by_hand(tmp_path):
                      ["Thank you.", "Danke sehr.", "Danke sehr."], ["End.", ".", "Ende."]]
     assert bert == [["Anna", "Anna."], ["", NOT_ANSWERABLE["de"]]]
 
-
-def test_chinese_is_cut_by_characters():
+    # Chinese is cut by characters
     talk = {"ids": ["4", "5"], "reference": "你好。\n再见 BERT。", "transcript": "Hi.\nBye, BERT."}
     assert mcif.sentence_items({"4": "你 好", "5": "再见 BERT"}, [talk], "zh") == [
         ["Hi.", "你好", "你好。"], ["Bye, BERT.", "再见BERT", "再见 BERT。"]]
 
 
 def test_the_names_of_2025_and_summaries(tmp_path):
-    assert score(tmp_path, [
-        ("0", "SQA", "a.wav", "Ja.", "", "A"), ("1", "SSUM", "a.wav", "Kurz.", "", ""),
-        ("2", "ST", "a.wav", "Ja.", "Yes.", ""), ("3", "ACHAP", "a.wav", "[]", "", "")],
-        {"0": "Ja.", "1": "Kurz.", "2": "Ja.", "3": ""}, track="long", load_comet=ones, load_bertscore=ones) == (
+    samples = [(str(n), task, "a.wav", "Ja.", "Yes.", "") for n, task in enumerate(("SQA", "SSUM", "ST", "ACHAP"))]
+    answers = dict.fromkeys("0123", "Ja.")
+    assert score(tmp_path, samples, answers, track="long", load_comet=ones, load_bertscore=ones) == (
         {"QA-BERTScore": 1.0, "SUM-BERTScore": 1.0, "TRANS-COMET": 1.0}, {"ACHAP": "a task that is not scored here"})
 
 
@@ -233,9 +223,8 @@ def test_a_metric_that_lacks_its_model_is_left_out_with_the_reason(tmp_path, mon
 
 def test_a_missing_answer_is_named_an_unaligned_reference_too(tmp_path):
     refused(score, tmp_path, ANSWERS, {"0": "A", "3": "B"}, says="out.xml lacks sample 4 of short de")
-    unaligned = [("3,4", "TRANS", "a.wav,b.wav", "Ja.\nNein.", "Yes.", "")]
     with pytest.raises(SystemExit, match="samples 3 to 4: 2 lines of reference, 1 of transcript"):
-        score(tmp_path, unaligned, {"3": "A", "4": "B"}, load_comet=ones)
+        score(tmp_path, [("3,4", "TRANS", "a,b", "Ja.\nNein.", "Yes.", "")], {"3": "", "4": ""}, load_comet=ones)
 
 
 def test_choices_by_hand():
@@ -254,11 +243,9 @@ def test_whisper_normalisation_equals_the_organisers():
     assert len(english) == 38 and all(normalize(row["text"]) == row["expected"] for row in english)
     assert normalize("dialogue colour") == "dialog color"                  # its spelling table is there
     (talks,) = [row for row in rows if row["kind"] == "mcif_asr"]
-    answers, parts = {}, []
-    for n, (text, segments) in enumerate(zip(talks["references"], talks["segments"], strict=True)):
-        names = [f"{n}-{m}" for m in range(len(segments))]
-        answers |= dict(zip(names, segments))
-        parts.append({"ids": names, "reference": text})
+    answers = {(n, m): text for n, segments in enumerate(talks["segments"]) for m, text in enumerate(segments)}
+    parts = [{"ids": [name for name in answers if name[0] == n], "reference": text}
+             for n, text in enumerate(talks["references"])]
     assert mcif.talk_error_rate(answers, parts, normalize) == talks["wer"]
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import tarfile
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import downloads
@@ -23,7 +24,7 @@ from data.recipe import begin, finish, finished
 from metrics import mcif
 from speech_llm.cache import features_folder, load_rows, write_shard
 from speech_llm.files import write_json
-from speech_llm.rows import read_rows, remake, rows_file, write_rows
+from speech_llm.rows import remake, rows_file, write_rows
 
 RECIPES = ("acl6060", "commonvoice", "covost2", "europarlst", "gigast", "librispeech", "librisqa", "mcif",
            "multispeechqa", "speech_ifeval", "spokensquad")
@@ -35,7 +36,7 @@ def test_every_slice_of_jobs_has_its_own_process_and_a_failing_one_ends_the_work
     monkeypatch.setattr(recipe, "SLICE", 2)
     recipe.in_processes(os.system, [f"echo $PPID > {tmp_path}/{n}" for n in range(3)], "jobs")
     first, second, third = ((tmp_path / str(n)).read_text() for n in range(3))
-    assert first == second != third and f"{os.getpid()}\n" not in (first, third)
+    assert first == second != third
     with pytest.raises(RuntimeError, match="jobs: a process ended with exit code 1"):
         recipe.in_processes(int, ["1", "two", "3"], "jobs")
 
@@ -72,32 +73,30 @@ def test_a_first_look_settles_nothing_and_begun_work_keeps_its_settings(tmp_path
     refused(finished, work, "c", {"seed": 1, "languages": "en,fr"}, says="with languages 'en,de,it' (now 'en,fr')")
 
 
-def test_commands_to_make_rows_carry_the_work_folder():
-    assert remake("work/rows/covost2-zh_en/test.jsonl") == "python -m data.covost2 --into-english zh"
-    assert remake("work/rows/covost2-en_ar/test.jsonl") == "python -m data.covost2 --from-english ar"
-    assert remake("work/rows/tiny-listeners/test.jsonl") == "python -m data.tiny_listeners"
-    assert remake("my work/rows/covost2/test.jsonl") == "python -m data.covost2 --work 'my work'"
-    assert remake("w/rows/tiny26/test.jsonl") == "WORK=w bash run_all.sh tiny26"
-
-
 def test_rows_of_a_recipe_that_did_not_finish_are_refused(tmp_path):
     """A user's own corpus, which no recipe makes, needs no config.json."""
-    work, row = str(tmp_path), {"id": "x/1", "task": "ST", "language": "de", "transcript": "a", "target": "b"}
-    for corpus in ("fakacl", "mine"):
-        write_rows(tmp_path / "rows" / corpus / "train.jsonl", [row])
-    assert read_rows(rows_file(work, "mine", "train"))[0]["target"] == "b"
-    message = refused(rows_file, work, "fakacl", "train", says="rows/fakacl is not finished")
-    assert f"python -m data.fakacl --work {work}" in message
-    finish(work, "fakacl", {})
-    assert rows_file(work, "fakacl", "train") == str(tmp_path / "rows" / "fakacl" / "train.jsonl")
+    work = str(tmp_path)
+    paths = {name: write(tmp_path / "rows" / name / "train.jsonl", "") for name in ("fakacl", "mine")}
+    assert rows_file(work, "mine", "train") == paths["mine"]
+    refused(rows_file, work, "fakacl", "train", says=f"run: python -m data.fakacl --work {work}")
+    write(tmp_path / "rows" / "fakacl" / "config.json", "{}")
+    assert rows_file(work, "fakacl", "train") == paths["fakacl"]
     begin(work, "mine", {})
     refused(rows_file, work, "mine", "train", says="rows/mine is not finished")
     refused(rows_file, work, "gigast", "train", says="rows/gigast is missing; run: python -m data.gigast")
 
 
-def test_two_corpora_with_one_utterance_are_refused_by_name(tmp_path, capsys):
+@pytest.mark.parametrize("path, command", [
+    ("work/rows/covost2-zh_en/test.jsonl", "python -m data.covost2 --into-english zh"),
+    ("work/rows/covost2-en_ar/test.jsonl", "python -m data.covost2 --from-english ar"),
+    ("my work/rows/covost2/test.jsonl", "python -m data.covost2 --work 'my work'"),
+    ("w/rows/tiny26/test.jsonl", "WORK=w bash run_all.sh tiny26")])
+def test_commands_to_make_rows_carry_the_work_folder(path, command):
+    assert remake(path) == command
+
+
+def test_two_corpora_with_one_utterance_are_refused_by_name(tmp_path):
     """Otherwise the second corpus would train on the frames of the first."""
-    c = collections.namedtuple("Config", "preset work corpora")("tiny", str(tmp_path), "mine,yours")
     made = {"encoder": "e", "mean": 3}
     for corpus, name in (("mine", "0001"), ("yours", "0001"), ("theirs", "theirs/0001")):
         write_rows(tmp_path / "rows" / corpus / "train.jsonl", [
@@ -107,10 +106,11 @@ def test_two_corpora_with_one_utterance_are_refused_by_name(tmp_path, capsys):
         write_shard(folder, "frames-00000", {name: np.zeros((4, 8), np.float16)},
                     {"made": made, "dropped": [], "seconds": 1.0})
         write_json(os.path.join(folder, "config.json"), {**made, "width": 8, "utterances": 1})
+    c = SimpleNamespace(preset="tiny", work=str(tmp_path), corpora="mine,yours")
     refused(load_rows, c, "train", made, says="the corpora mine and yours share the names of 1 utterances")
-    rows, features = load_rows(c._replace(corpora="mine,theirs"), "train", made)
+    c.corpora = "mine,theirs"
+    rows, features = load_rows(c, "train", made)
     assert len(rows) == 2 and len(features["0001"]) == len(features["theirs/0001"]) == 4
-    assert capsys.readouterr().out == "train: 2 rows (mine 1, theirs 1)\n"
 
 
 # --- What a recipe lacks.
@@ -163,7 +163,7 @@ def question(**values):
 
 
 READERS = {  # file: how its recipe reads it
-    "a.tsv": covost2.read_translations, "ACL.xml": acl6060.read_segments, "MCIF.xml": mcif.read_samples,
+    "a.tsv": covost2.read_translations, "ACL.xml": acl6060.read_segments,
     "10-20.trans.txt": librispeech.read_transcripts,
     "references.xml": lambda path: mcif.read_references(path, "short", "de"),
     "segments.lst": lambda path: europarlst.read_segments(os.path.dirname(path), "de"),
@@ -186,12 +186,11 @@ DAMAGED = {  # file: its content, and what is said of it
         (XML[:-30], "is damaged: no element found: line 8"),
         *((XML.replace('id="2"', f'id="{number}"'), f"segment id {number!r} is no number, or there twice")
           for number in ("1", "../1", "\uff12"))],
-    "MCIF.xml": [
-        (gzip.compress(MCIF.encode())[:-9], "is no test set"), (MCIF.format("<sample/>"), "sample id None is missing"),
-        (MCIF.format('<sample id="1"/><sample id="1"/>'), "sample id '1' is missing or there twice")],
     "references.xml": [
         (MCIF.format(f"<sample id='{ids}' {task}><audio_path>a</audio_path>{text}</sample>"), f"sample {ids} has no")
         for ids, task, text in (("1", "task='QA'", ""), ("1", "", ANSWER), ("1,2", "task='ASR'", ANSWER))] + [
+        (gzip.compress(MCIF.encode())[:-9], "is no test set"), (MCIF.format("<sample/>"), "sample id None is missing"),
+        (MCIF.format('<sample id="1"/><sample id="1"/>'), "sample id '1' is missing or there twice"),
         (MCIF.replace("de", "it"), "has no task short de")],
     "10-20.trans.txt": [
         ("10-20-0000 ONE\n10-20-0000", "line 2: a second transcript of 10-20-0000"),
@@ -399,10 +398,9 @@ def test_segments_must_agree_over_the_languages(tmp_path):
 
 def test_the_real_texts_of_acl6060(real):
     """The test set as released: 416 segments of five talks."""
-    path = f"{real}/acl6060/eval/text/xml/ACL.6060.eval.en-xx.{{}}.xml"
-    english, german = (acl6060.read_segments(path.format(language)) for language in ("en", "de"))
-    assert collections.Counter(talk for talk, _ in english.values()) == {
-        f"2022.acl-long.{n}": size for n, size in ((410, 100), (468, 84), (567, 56), (597, 91), (111, 85))}
+    english, german = (acl6060.read_segments(f"{real}/acl6060/eval/text/xml/ACL.6060.eval.en-xx.{language}.xml")
+                       for language in ("en", "de"))
+    assert len(english) == 416 and len({talk for talk, _ in english.values()}) == 5
     assert english.keys() == german.keys() and german["1"][1].startswith("Hallo zusammen. Heute werde ich")
 
 

@@ -239,7 +239,7 @@ def test_the_real_examples_are_read(real):
         for item in json.loads(text):
             answer = item["system_answer" if task == "SQA" else "system_answer_and_analysis"]
             entry = librisqa.read_item({**item, "speech_path": PLACE, given: answer}, task)
-            assert entry["answer"] == (answer if task == "SQA" else answer.split()[4])      # "The answer is Option B ..."
+            assert entry["answer"] == (answer if task == "SQA" else answer.split()[4])     # "The answer is Option B"
             assert task == "SQA" or [*librisqa.read_options(entry["question"])[1]] == ["A", "B", "C", "D"]
 
 

@@ -98,15 +98,6 @@ def test_the_draw_is_that_of_its_seed_and_a_finished_corpus_needs_no_download(ra
     assert make(raw, tmp_path / "a", "zh")[0] == first
 
 
-def test_a_draw_stops_at_enough(raw):
-    """At a length that whole clips cannot make, the last one goes beyond; what comes after is not looked at."""
-    clips = [(f"{n}", str(raw / f"supplement/ko/{n}.mp3"), "x") for n in (0, 1, 2, 3, 9)]
-    for limit, count in (({"seconds": 37}, 2), ({"count": 3}, 3), ({"count": 0}, 0), ({}, 4)):
-        dropped = []
-        rows, seconds = commonvoice.draw(clips, "ko", "train", (), dropped, **limit)
-        assert (len(rows), seconds) == (count, SECONDS * count) and len(dropped) == (limit == {})
-
-
 def test_a_test_clip_of_covost_2_is_not_trained_on(raw, tmp_path):
     """CoVoST 2's splits are Common Voice 4's: z0 and z1 are held out there, z2 is not. The file has its older name."""
     covost = tmp_path / "covost"
@@ -158,12 +149,11 @@ def test_pairs_have_folders_of_their_own(tmp_path, capsys):
     assert capsys.readouterr().out.count("is finished already") == 3
 
 
-def test_which_pairs_there_are(tmp_path):
+def test_pairs_that_there_are_not(tmp_path):
     """What lacks is listed for all pairs at once."""
     for option, language in (("--into-english", "ko"), ("--from-english", "fr"), ("--into-english", "en")):
         refused(covost2.main, [option, f"ar,{language}"], says=f"{option} {language}: ")
-    message = refused(covost2.main, ["--into-english", "--work", str(tmp_path)])
-    assert message.count(".tsv.tar.gz is missing") == 13 and message.count("/clips is missing") == 13
+    assert refused(covost2.main, ["--into-english", "--work", str(tmp_path)]).count(".tsv.tar.gz is missing") == 13
 
 
 @pytest.mark.parametrize("source, removed", [("zh", (0, 0, 0)), ("pt", (0, 3, 2))])

@@ -35,12 +35,9 @@ def test_the_pages_state_the_hours_and_the_disk_of_the_formula(name, frames, aud
         assert figure in text, figure
 
 
-def test_a_limit_is_spread_over_the_whole():
-    assert spread(range(10), 5) == [0, 2, 4, 6, 8] and spread("abc", 5) == spread("abc", 0) == ["a", "b", "c"]
-
-
 def test_a_command_does_without_what_is_not_there(tmp_path):
-    """CoVoST 2 alone was made, and of the stages the projector."""
+    """CoVoST 2 alone was made, and of the stages the projector. A limit is spread over the whole."""
+    assert spread(range(10), 5) == [0, 2, 4, 6, 8] and spread("abc", 5) == spread("abc", 0) == ["a", "b", "c"]
     work, page = str(tmp_path), read_page("iwslt25")
     for folder in ("rows/covost2", "iwslt25/projector"):
         downloads.write(f"{work}/{folder}/config.json", "{}")

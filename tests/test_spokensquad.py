@@ -89,25 +89,6 @@ BAD = {("de", "mice"), ("it", "When do foxes hunt?"), ("it", "What do foxes eat?
        ("it", "stone"), ("zh", "What do foxes eat?"), ("zh", "It rang at night.")}     # translations below 0.85
 
 
-def translate(texts, language, *_):
-    return ["" if (language, text) == ("zh", "nine") else f"{language}: {text}" for text in texts]
-
-
-def quality(pairs, *_):
-    assert all(translation.strip() for _, translation in pairs)
-    return [0.8 if (translation[:2], source) in BAD else 0.85 for source, translation in pairs]
-
-
-def speak(texts, folder, model, seed):
-    return {name: None if "Tick" in text else write(f"{folder}/{name}.flac", f"{text} {seed}")
-            for name, text in texts.items()}
-
-
-def rewrite(triples, *_):
-    assert all(question[2] != ":" or question[:3] == answer[:3] for _, question, answer in triples)
-    return [{"de: nine": "It is\tnine.", "nine": ""}.get(answer, f"{answer} is it.") for _, _, answer in triples]
-
-
 def download(folder):
     """Write the four files and the recordings of three of four test sentences below a folder."""
     squad_files(f"{folder}/work/raw/spokensquad", TRAIN, TEST)
@@ -118,9 +99,13 @@ def download(folder):
 def make(folder, *more):
     """Run the recipe in a folder; dev is the first two themes. Return {split: {id: row}}, dropped.txt, the output."""
     with replaced_makers() as patch, contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()) as told:
-        for name, maker in (("data.translate.translate", translate), ("data.quality.quality", quality),
-                            ("data.rewrite.rewrite", rewrite), ("data.spokensquad.speak", speak)):
-            patch.setattr(name, maker)
+        patch.setattr("data.quality.quality", lambda pairs, *_: [
+            0.8 if (translation[:2], source) in BAD else 0.85 for source, translation in pairs])
+        patch.setattr("data.rewrite.rewrite", lambda triples, *_: [
+            {"de: nine": "It is\tnine.", "nine": ""}.get(answer, f"{answer} is it.") for _, _, answer in triples])
+        patch.setattr(spokensquad, "speak", lambda texts, folder, model, seed: {
+            name: None if "Tick" in text else write(f"{folder}/{name}.flac", f"{text} {seed}")
+            for name, text in texts.items()})
         patch.setattr(spokensquad, "DEV_THEMES", 2)
         spokensquad.main([*more])
         splits, dropped = read_corpus("work", "spokensquad")
@@ -173,9 +158,9 @@ def test_the_train_split_row_by_row(made):
     """f3 begins before its sentence; c2 ("Tick ...") could not be spoken; f1, f2, c1 and c3 remain."""
     rows = made[0]["train"]
     assert kinds(rows) == {
-        "ASR en": 4, "SQA/QA en": 4, "SQA/QA de": 3, "SQA/QA it": 1, "SQA/QA zh": 2, "SQA/QA en invalid": 4,
-        "SQA/QA de invalid": 3, "SQA/QA zh invalid": 2, "fluent SQA/QA en": 3, "fluent SQA/QA de": 2,
-        "fluent SQA/QA it": 1, "fluent SQA/QA zh": 2, "MT de": 8, "MT it": 6, "MT zh": 6}
+        "ASR en": 4, "SQA/QA en": 4, "SQA/QA de": 3, "SQA/QA it": 1, "SQA/QA zh": 3, "SQA/QA en invalid": 4,
+        "SQA/QA de invalid": 3, "SQA/QA zh invalid": 3, "fluent SQA/QA en": 3, "fluent SQA/QA de": 2,
+        "fluent SQA/QA it": 1, "fluent SQA/QA zh": 3, "MT de": 8, "MT it": 6, "MT zh": 7}
     base = {"utterance": "spokensquad/train/c3", "audio": "work/audio/spokensquad/c3.flac",
             "transcript": "It rang at night.", "answerable": True}
     question = {"task": "SQA", "language": "de", "question": "de: When did it ring?"}
@@ -212,7 +197,7 @@ def test_everything_dropped_is_listed_and_counted(made):
         ("/train/f2/MT-question.it", "below 0.85: target 0.800"),
         ("/train/c1/SQA.it", "no question of another theme for an invalid row"),
         ("/train/f2/SQA.zh", "below 0.85: question 0.800"), ("/train/f2/MT-question.zh", "below 0.85: target 0.800"),
-        ("/train/c1/SQA.zh", "empty translation: target"), ("/train/c3/MT-sentence.zh", "below 0.85: target 0.800"),
+        ("/train/c3/MT-sentence.zh", "below 0.85: target 0.800"),
         ("-fluent/train/c1/SQA.en", "empty answer in en"), ("-fluent/train/c1/SQA.de", "not in de: en: It is nine.")])
     assert "| train: MT de | 8 | 39362 | -39354 |" in told and "| test: SQA/QA zh invalid | 5 | 8026 | -8021 |" in told
     assert "| train: spokensquad-fluent SQA/QA en | 3 | 32320 | -32317 |" in told

@@ -65,8 +65,9 @@ def test_upper_case_with_tags_becomes_a_sentence(spoken, text):
     assert gigast.written(spoken) == text
 
 
-def make_gigast(raw):
-    """Write two recordings and one without audio, nearly every segment with a defect."""
+def test_gigast_row_by_row(tmp_path, makers, capsys):
+    """Of two recordings and one without audio most segments have a defect."""
+    raw = tmp_path / "raw"
     pod = [(1, 0, 1.5, "HELLO <COMMA> I AM HERE <PERIOD>"), (2, 2.0, 3.0, "A POOR DAY"), (3, 2.0, 2.5, "<MUSIC>"),
            (4, 9.0, 9.5, "TOO LATE"), (5, 3.0, 3.5, "NO CHINESE"), (6, 3.0, 3.5, "A TEST", "{TEST}"),
            (7, 3.5, 3.5, "NO TIME"), (8, 3.0, 3.5, "AN <UNK> TAG"), (1, 0, 1.5, "HELLO AGAIN"), (9, 0, 1, "OF NO USE")]
@@ -77,13 +78,9 @@ def make_gigast(raw):
                   "zh.cn": [(name, f" zh é {name}") for name in names if name != "POD1_S5"], "zh.test": []})
     for name in ("POD1", "YOU2"):
         sound(f"{raw}/audio/podcast/P0001/{name}.opus", 4.0, 48_000, format="OGG", subtype="OPUS")
-
-
-def test_gigast_row_by_row(tmp_path, makers, capsys):
-    make_gigast(tmp_path / "raw")
     makers.setattr(quality, "quality", lambda pairs, *_: [0.84 if "poor" in text else 0.85 for text, _ in pairs])
     makers.setattr(gigast, "BLOCK", 2)
-    gigast.main(["--raw", f"{tmp_path}/raw", "--work", f"{tmp_path}/work", "--incomplete"])
+    gigast.main(["--raw", str(raw), "--work", f"{tmp_path}/work", "--incomplete"])
     splits, dropped = read_corpus(tmp_path / "work", "gigast")
     rows = splits["train"]
     assert [row["id"].removeprefix("gigast/") for row in rows] == [
@@ -91,13 +88,13 @@ def test_gigast_row_by_row(tmp_path, makers, capsys):
         "POD1_S2/ASR.en", "POD1_S2/ST.de", "POD1_S2/ST.zh",                   # Italian scores below 0.85
         "YOU2_S1/ASR.en", "YOU2_S1/ST.de", "YOU2_S1/ST.it", "YOU2_S1/ST.zh",
         "AUD3_S1/ST.de", "AUD3_S1/ST.it", "AUD3_S1/ST.zh"]
-    audio, text = f"{tmp_path}/raw/audio/podcast/P0001/POD1.opus", "Hello, I am here."
-    assert rows[0] == {"id": "gigast/POD1_S1/ASR.en", "utterance": "gigast/POD1_S1", "audio": audio, "start": 0.0,
-                       "end": 1.5, "task": "ASR", "language": "en", "answerable": True, "transcript": text,
-                       "target": text}
+    text = "Hello, I am here."
+    assert rows[0] == {"id": "gigast/POD1_S1/ASR.en", "utterance": "gigast/POD1_S1", "start": 0.0, "end": 1.5,
+                       "audio": f"{raw}/audio/podcast/P0001/POD1.opus", "task": "ASR", "language": "en",
+                       "answerable": True, "transcript": text, "target": text}
     assert rows[3] == {"id": "gigast/POD1_S1/ST.zh", "task": "ST", "language": "zh", "answerable": True,
                        "transcript": text, "target": "zh é POD1_S1"}
-    assert rows[2]["target"] == "it: Hello, I am here."
+    assert rows[2]["target"] == f"it: {text}"
     told = capsys.readouterr().out
     assert "| train: ASR en | 3 | 7645641 | -7645638 |" in told and "in both: 10 segments" in told
     assert "11 segments, 1 listed again" in told and "translated, but not in GigaSpeech.json: 1 segments" in told
@@ -122,11 +119,8 @@ def test_hours_draw_whole_recordings_by_the_seed(tmp_path, makers):
         rows = read_rows(f"{tmp_path}/{name}/rows/gigast/train.jsonl")
         drawn.append(Counter(row["id"].split("_")[0] for row in rows))
     assert drawn[0] == drawn[1] != drawn[2] and [*drawn[0].values()] == [4 * 3] * 10
-
-
-def test_gigast_refuses_two_files_of_a_language(tmp_path):
-    gigast_files(tmp_path, [], {"de": [], "zh": [], "zh-CN": []})
-    refused(gigast.read_translations, str(tmp_path), says=f"GigaST.zh-CN.json and {tmp_path}/GigaST.zh.json: which")
+    write(tmp_path / "raw" / "GigaST.zh-CN.json", {})
+    refused(gigast.read_translations, f"{tmp_path}/raw", says="GigaST.zh.json: which is the training set?")
 
 
 # --- LibriSpeech.
@@ -308,18 +302,6 @@ def test_what_the_llm_made_up(tmp_path, makers, capsys):
 
 # --- LibriSQA: the whole.
 
-def make_librisqa(folder):
-    """Write two utterances of six speakers and of a test speaker. One lacks its audio, one its text; two come again."""
-    downloads.librispeech(folder / "librispeech", 2, speakers=6)
-    downloads.librisqa(folder / "librisqa", 2, speakers=6)
-    os.remove(folder / "librispeech/LibriSpeech/train-clean-360/6/7/6-7-0001.flac")
-    paths = [folder / f"librisqa/LibriSQA-Part{part}/LibriSQA-Part{part}-train.json" for part in ("I", "II")]
-    one, two = (json.loads(path.read_text()) for path in paths)
-    one[3]["text"] = two[3]["text"] = ""                                       # of speaker 2's second utterance
-    write(paths[0], one + [{**one[n], "question": "And who else?", "answer": "She."} for n in (0, 9)])
-    write(paths[1], two + [{"speech_path": "train-clean-360/9/7/9-7-0000.wav", "answer": "A"}])     # malformed
-
-
 def run_librisqa(folder, work, *more):
     """
     Make the rows; speaker 4 is dev. "Cat 0 of 1.", "What is 0 of 1?" and "Is it a drop?" are translated badly, the
@@ -343,9 +325,19 @@ def run_librisqa(folder, work, *more):
 
 @pytest.fixture(scope="module")
 def librisqa_rows(tmp_path_factory):
-    """Return ({split: rows}, dropped.txt's lines, the folder of the download) of the miniature."""
+    """
+    Return ({split: rows}, dropped.txt's lines, the folder of the download) of two utterances each of six speakers and a
+    test speaker. One lacks its audio, one its text; two have a second question of Part I.
+    """
     folder = tmp_path_factory.mktemp("librisqa")
-    make_librisqa(folder)
+    downloads.librispeech(folder / "librispeech", 2, speakers=6)
+    downloads.librisqa(folder / "librisqa", 2, speakers=6)
+    os.remove(folder / "librispeech/LibriSpeech/train-clean-360/6/7/6-7-0001.flac")
+    paths = [folder / f"librisqa/LibriSQA-Part{part}/LibriSQA-Part{part}-train.json" for part in ("I", "II")]
+    one, two = (json.loads(path.read_text()) for path in paths)
+    one[3]["text"] = two[3]["text"] = ""                                       # of speaker 2's second utterance
+    write(paths[0], one + [{**one[n], "question": "And who else?", "answer": "She."} for n in (0, 9)])
+    write(paths[1], two + [{"speech_path": "train-clean-360/9/7/9-7-0000.wav", "answer": "A"}])     # malformed
     return *run_librisqa(folder, folder / "work"), folder
 
 

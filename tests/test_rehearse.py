@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import httpx
 import downloads
@@ -80,14 +81,13 @@ def cache(tmp_path_factory, seamless, whisper):
     os.makedirs(folder / "omni")
     write_omni(folder / "omni")
     bert = downloads.random_bert(str(folder / "bert"))
-    for name in ("google-bert/bert-base-multilingual-cased", "Unbabel/wmt22-cometkiwi-da", "microsoft/infoxlm-large",
-                 "sentence-transformers/multi-qa-MiniLM-L6-cos-v1", "facebook/mms-tts-ell", "facebook/mms-tts-heb"):
-        models[name] = bert                              # the makers are replaced: nobody loads the others
-    judge = downloads.random_llm(folder / "judge", "llama")
-    for name in ("utter-project/EuroLLM-9B-Instruct", "google/gemma-3-12b-it", "google/gemma-3-27b-it",
-                 "meta-llama/Llama-3.1-70B-Instruct", "Qwen/Qwen3-30B-A3B-Instruct-2507",
-                 "CohereLabs/c4ai-command-a-03-2025"):
-        models[name] = judge
+    models |= dict.fromkeys((                            # the makers are replaced: nobody loads any but the first
+        "google-bert/bert-base-multilingual-cased", "Unbabel/wmt22-cometkiwi-da", "microsoft/infoxlm-large",
+        "sentence-transformers/multi-qa-MiniLM-L6-cos-v1", "facebook/mms-tts-ell", "facebook/mms-tts-heb"), bert)
+    models |= dict.fromkeys((
+        "utter-project/EuroLLM-9B-Instruct", "google/gemma-3-12b-it", "google/gemma-3-27b-it",
+        "meta-llama/Llama-3.1-70B-Instruct", "Qwen/Qwen3-30B-A3B-Instruct-2507", "CohereLabs/c4ai-command-a-03-2025"),
+        models["HuggingFaceTB/SmolLM2-360M-Instruct"])   # the judges
     if os.path.isdir(COMET):
         models["FacebookAI/xlm-roberta-large"] = os.path.join(COMET, "encoder")
     for name, model in models.items():
@@ -146,26 +146,18 @@ def empty_cells(text, others=()):
 IWSLT25 = ("acl6060", "covost2", "europarlst", "spokensquad")
 
 
-@pytest.fixture
-def machine(monkeypatch):
-    """A machine that lacks a package, the licence of Llama and disk space; a test may change that."""
-    has, find_spec = SimpleNamespace(py3langid=None, licence=False, free=50e9), importlib.util.find_spec
-
-    def auth_check(name):
-        if name.startswith("meta-llama/") and not has.licence:
-            raise GatedRepoError("no", response=httpx.Response(403, request=httpx.Request("GET", "https://x")))
-    monkeypatch.setattr("huggingface_hub.auth_check", auth_check)
-    monkeypatch.setattr("importlib.util.find_spec",
-                        lambda name: has.py3langid if name == "py3langid" else find_spec(name))
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=has.free))
-    return has
-
-
-def test_everything_that_lacks_is_told_at_once(machine, tmp_path, monkeypatch, capsys):
+def test_everything_that_lacks_is_told_at_once(tmp_path, monkeypatch, capsys):
     """
     No downloads, no py3langid, no licence for Llama, 50 GB of disk, no GPU: one list, in seconds. With all downloads
     but one, four entries. Mended, the run has all that it needs.
     """
+    refusal = GatedRepoError("no", response=httpx.Response(403, request=httpx.Request("GET", "https://x")))
+    has, find_spec = SimpleNamespace(py3langid=None, licence=refusal, free=50e9), importlib.util.find_spec
+    monkeypatch.setattr("huggingface_hub.auth_check", lambda name: Mock(
+        side_effect=has.licence if name.startswith("meta-llama/") else None)())
+    monkeypatch.setattr("importlib.util.find_spec",
+                        lambda name: has.py3langid if name == "py3langid" else find_spec(name))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=has.free))
     work, began = tmp_path / "work", time.time()
     with pytest.raises(SystemExit, match="1"):
         check.main(["iwslt25", "--work", str(work)])
@@ -184,7 +176,7 @@ def test_everything_that_lacks_is_told_at_once(machine, tmp_path, monkeypatch, c
         "work/raw/europarlst/v1.1/en", "the package py3langid", LLAMA, "disk (frames of covost2"]
 
     os.rename(tmp_path / "elsewhere", work / "raw" / "europarlst")
-    machine.py3langid, machine.licence, machine.free = True, True, 1e12
+    has.py3langid, has.licence, has.free = True, None, 1e12
     check.main(["iwslt25", "--work", str(work)])
     assert capsys.readouterr().out.startswith("iwslt25 has all that its run needs.")
 

@@ -1,9 +1,10 @@
 """
 What is damaged, foreign or hostile is refused with the file's name and what to do, or dropped and counted; never a
 traceback out of a library, a wrong score or a hang. A line of a table is a case. Rows have theirs in test_rows.py,
-predictions in test_eval.py, audio in test_audio.py, and what a corpus is made from in the test of its recipe.
+predictions in test_eval.py, audio in test_audio.py; what a recipe drops is in its own test.
 """
 import contextlib
+import gzip
 import json
 import os
 import random
@@ -21,7 +22,7 @@ from conftest import PROJECT, change
 import extract_features
 import train_lora
 import train_projector
-from data import acl6060, recipe
+from data import acl6060, covost2, europarlst, gigast, librispeech, librisqa, multispeechqa, recipe, spokensquad
 from metrics import comet, judge, pairwise, speech_ifeval
 from metrics.mcif import read_references
 from speech_llm.cache import finish_cache, open_features, write_shard
@@ -36,6 +37,7 @@ from speech_llm.run import Run
 from speech_llm.stage import open_stage
 
 DEEP = b"[" * 100_000                                   # more levels than Python counts
+PICKLE = b"\x80\x04cos\nsystem\n(S'true'\ntR."           # an old one, which runs a command
 CPU = torch.device("cpu")
 
 
@@ -94,6 +96,14 @@ DAMAGE = {
 READERS = {  # file: how it is read in its folder
     "acl6060.xml": lambda folder: acl6060.read_segments(f"{folder}/acl6060.xml"),
     "mcif.xml": lambda folder: read_references(f"{folder}/mcif.xml", "short", "de"),
+    "covost.tsv": lambda folder: covost2.read_translations(f"{folder}/covost.tsv"),
+    "segments.lst": lambda folder: europarlst.read_segments(folder, "de"),
+    "10-20.trans.txt": lambda folder: librispeech.read_transcripts(f"{folder}/10-20.trans.txt"),
+    "GigaST.de.json": lambda folder: gigast.read_translations(folder),
+    "GigaSpeech.json": lambda folder: list(gigast.recordings(folder)),
+    "LibriSQA-PartI-train.json": lambda folder: librisqa.read_entries(folder, "train", []),
+    "spoken_test-v1.1.json": lambda folder: spokensquad.read_squad(f"{folder}/spoken_test-v1.1.json", "get it again"),
+    "questions.jsonl": lambda folder: list(multispeechqa.read_lines(f"{folder}/questions.jsonl")),
     "speech_ifeval.jsonl": lambda folder: speech_ifeval.read_items(f"{folder}/speech_ifeval.jsonl"),
     "answers.jsonl": lambda folder: pairwise.read_answers(f"{folder}/answers.jsonl", [{"id": "r1"}]),
     "labels.jsonl": lambda folder: pairwise.read_labels([f"{folder}/labels.jsonl"], ["C", "D"]),
@@ -102,35 +112,94 @@ READERS = {  # file: how it is read in its folder
     "answers.made.json": lambda folder: already_predicted(f"{folder}/answers.jsonl", {"llm": "x"}),
     "log.jsonl": lambda folder: read_json_lines(f"{folder}/log.jsonl", "train it again"),
     "results.jsonl": lambda folder: resumable(f"{folder}/results.jsonl", {"model": "m"}, [], list, 1),
-    "rows/tiny/config.json": lambda folder: recipe.finished(str(folder), "tiny", {"seed": 0}),
-    "rows/tiny/started.json": lambda folder: recipe.finished(str(folder), "tiny", {"seed": 0}),
-    "config.json": lambda folder: open_stage(str(folder)),
-    "weights.pt": lambda folder: (write(folder / "config.json", {"trained": ["lora"]}), open_stage(str(folder))),
+    "rows/tiny/config.json": lambda folder: recipe.finished(folder, "tiny", {"seed": 0}),
+    "rows/tiny/started.json": lambda folder: recipe.finished(folder, "tiny", {"seed": 0}),
+    "config.json": open_stage,
+    "weights.pt": lambda folder: (write(f"{folder}/config.json", {"trained": ["lora"]}), open_stage(folder)),
 }
-FINE = {"empty": ["labels.jsonl", "answers.jsonl.partial.0", "log.jsonl", "results.jsonl"],
-        "no key": ["log.jsonl"]}                                           # nothing in it, and no damage
+BESIDE = {"segments.en": "Yes.\n" * 3, "segments.de": "Ja.\n" * 3, "LibriSQA-PartII-train.json": "[]",
+          "GigaST.zh.json": '{"audios": []}'}                              # what some of them need
+FINE = {"empty": ["10-20.trans.txt", "questions.jsonl", "labels.jsonl", "answers.jsonl.partial.0", "log.jsonl",
+                  "results.jsonl"],
+        "a list": ["LibriSQA-PartI-train.json"], "no key": ["log.jsonl"]}                # nothing in it, and no damage
+
+
+def read_beside(folder, name, content):
+    """Write a file and what it needs beside it; return the function that reads it, and its folder."""
+    for other, text in BESIDE.items():
+        write(f"{folder}/x/{other}", text)
+    path = write(f"{folder}/x/{name}", content)
+    return lambda: READERS[name](f"{folder}/x"), os.path.dirname(path)
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("name", READERS)
 def test_a_damaged_file(tmp_path, name, damage):
-    path = write(tmp_path / "x" / name, DAMAGE[damage])
+    read, folder = read_beside(tmp_path, name, DAMAGE[damage])
     if name in FINE.get(damage, []):
-        READERS[name](tmp_path / "x")
+        read()
     else:
-        refused(READERS[name], tmp_path / "x", names=os.path.dirname(path))
+        refused(read, names=folder)
 
 
-@pytest.mark.parametrize("name, content, says", [
-    ("speech_ifeval.jsonl", {"instruction": None, "metric": "cot", "audio_filepath": "a"}, "has no 'instruction'"),
-    ("speech_ifeval.jsonl", {"instruction": "Yes?", "metric": "cot", "audio_filepath": 7}, "has no 'audio_filepath'"),
-    ("answers.jsonl", {"id": "r1", "task": "SQA", "prediction": None}, "run infer.py on these rows"),
-    ("labels.jsonl", {"id": 7, "labels": ["C"]}, "line 1"), ("labels.jsonl", {"id": "a", "labels": ["Z"]}, "'Z'"),
-    ("answers.made.json", {}, "comes from other weights"),
-    ("rows/tiny/config.json", {"seed": 1}, "was made with seed 1 (now 0)")])
+def audios(*segments, **values):
+    """Return a GigaSpeech.json or GigaST.json of one recording, with other values in it."""
+    return {"audios": [{"aid": "POD1", "path": "1.opus", "segments": segments, **values}]}
+
+
+def question(**values):
+    """Return a file of SQuAD with one question, with other values in it."""
+    asked = {"id": "q1", "question": "Who?", "answers": [{"text": "Anna", "answer_start": 0}], **values}
+    return {"data": [{"paragraphs": [{"context": "Anna has a cat.", "qas": [asked]}]}]}
+
+
+TSV = "path\ttranslation\tsplit\n"
+TALKS = TALK.format('<seg id="1">A</seg><seg id="2">B</seg>')
+LIST, GIGAST, SQUAD = "'audios' (", "is not in GigaST's format", "is not in SQuAD 1.1's format"
+DAMAGED = {  # file: [(its content, what is said of it)]
+    "acl6060.xml": [(TALKS[:-30], "is damaged: "), *(
+        (TALKS.replace('id="2"', f'id="{number}"'), f"segment id {number!r} is no number, or there twice")
+        for number in ("1", "../1", "\uff12"))],
+    "mcif.xml": [
+        (gzip.compress(TEST.encode())[:-9], "is no test set"), (TEST.replace("de", "it"), "has no task short de"),
+        (TEST.format("<sample/>"), "sample id None is missing"),
+        (TEST.format(2 * REFERENCE.format("1")), "sample id '1' is missing or there twice"),
+        *((TEST.format(REFERENCE.format("1").replace(old, new)), "has no reference, no task or not one recording an id")
+          for old, new in (("Ja.", ""), ("task", "type"), ('"1"', '"1,2"')))],
+    "covost.tsv": [
+        ("path\tsplit\n", "line 1: no column translation"), (TSV + "a.mp3\tA\tte", "line 2: unknown split 'te'"),
+        (TSV + "a.mp3\tA\ttest\nb.mp3\tB", "line 3: 2 fields, expected 3, and the file ends there"),
+        (TSV + "../a.mp3\tA\ttest\n", "line 2: '../a.mp3' is no file name, and no line is better")],
+    "segments.lst": [("en.1 0.0 1.0", "segments.lst has 1 lines, "), *(
+        (f"en.1 0.0 1.0\n{place}\nen.1 3 4", f"line 2: {place!r} is not 'speech start end'")
+        for place in ("en.1 0.0", "en.1 0.0 1.2.3", "../en.1 0.0 1.0"))],
+    "10-20.trans.txt": [
+        ("10-20-0000 ONE\n10-20-0000", "line 2: a second transcript of 10-20-0000"),
+        ("10-21-0 X", "line 1: '10-21-0 X' is no utterance of 10-20")],
+    "GigaST.de.json": [
+        ({"audios": 7}, "is damaged after item 0 of " + LIST), (b'{"audios": [' + DEEP, LIST),
+        (b'{"audios": [{"segments": []} 2]}', "is damaged after item 1 of " + LIST),
+        (b'{"audios": [{"segments": []}, ', "is damaged after item 1 of " + LIST + "it ends too early"),
+        (audios({"text_raw": "x"}), GIGAST + " (KeyError: 'sid')"), (audios({"sid": "a", "text_raw": 7}), GIGAST)],
+    "GigaSpeech.json": [(audios(path=7), "item 1 is not in GigaSpeech's format (TypeError: ")],
+    "LibriSQA-PartI-train.json": [(b'[{"text": "', "is damaged (")],
+    "spoken_test-v1.1.json": [
+        ({"data": [7]}, SQUAD), ({"data": [{"paragraphs": []}, {}]}, SQUAD + " (KeyError: 'paragraphs')"),
+        (question(id=7), SQUAD), (question(answers=[{"text": "a", "answer_start": "here"}]), SQUAD)],
+    "questions.jsonl": [(line, "line 1") for line in ({"question": "a"}, {"question": "a", "answer": "b", "audio": 3})],
+    "speech_ifeval.jsonl": [
+        ({"instruction": None, "metric": "cot", "audio_filepath": "a"}, "has no 'instruction'"),
+        ({"instruction": "Yes?", "metric": "cot", "audio_filepath": 7}, "has no 'audio_filepath'")],
+    "answers.jsonl": [({"id": "r1", "task": "SQA", "prediction": None}, "run infer.py on these rows")],
+    "labels.jsonl": [({"id": 7, "labels": ["C"]}, "line 1"), ({"id": "a", "labels": ["Z"]}, "'Z'")],
+    "answers.made.json": [({}, "comes from other weights")],
+    "rows/tiny/config.json": [({"seed": 1}, "was made with seed 1 (now 0)")]}
+
+
+@pytest.mark.parametrize("name, content, says", [(name, *case) for name, table in DAMAGED.items() for case in table])
 def test_a_value_that_does_not_belong_there(tmp_path, name, content, says):
-    path = write(tmp_path / "x" / name, content)
-    refused(READERS[name], tmp_path / "x", names=os.path.dirname(path), says=says)
+    read, folder = read_beside(tmp_path, name, content)
+    refused(read, names=folder, says=says)
 
 
 # --- Caches.
@@ -204,7 +273,6 @@ def test_a_sound_cache_is_read(cache):
 
 # --- Weights and configs of a stage.
 
-PICKLE = b"\x80\x04cos\nsystem\n(S'true'\ntR."           # an old one, which runs a command
 SIZES = dict(kind="transformer", width=8, llm_width=16, layers=1, heads=2, ffn=16, dropout=0.0)
 
 
@@ -313,6 +381,7 @@ def parts(change):
 
 LOADERS = {"llm": lambda folder: load_llm(folder, CPU), "table": lambda folder: load_table(folder, CPU),
            "judge": lambda folder: judge.load_judge(folder, "text", CPU),
+           "comet": lambda folder: comet.load_comet(f"{folder}/comet.pt"),
            "encoder": lambda folder: extract_features.load_encoder(folder, "cpu")}
 NORM, TABLE = "model.norm.weight", "model.embed_tokens.weight"
 TENSORS, INDEX_OF = "model.safetensors", "model.safetensors.index.json"
@@ -325,7 +394,8 @@ CHECKPOINTS = [  # what is loaded, what is done to its folder, part of the messa
     ("llm", lambda f: write(f / "tokenizer.json", "{"), ""), ("judge", parts(lambda t: t.pop(NORM)), NORM),
     ("table", parts(lambda t: t.pop(TABLE)), ""), ("table", lambda f: write(f / INDEX_OF, {"weight_map": {}}), ""),
     ("table", lambda f: write(f / INDEX_OF, {"weight_map": {TABLE: "gone.safetensors"}}), ""),
-    ("encoder", lambda f: cut(f, TENSORS, 5000), ""),
+    ("comet", lambda f: write(f / "comet.pt", PICKLE), "comet.pt"),
+    ("comet", lambda f: write(f / "comet.pt", b"hello"), "comet.pt"), ("encoder", lambda f: cut(f, TENSORS, 5000), ""),
     ("encoder", lambda f: change(f / "config.json", model_type="llama"), "is a llama"),
     ("encoder", lambda f: change(f / "config.json", hidden_size=24), "")]
 
@@ -337,12 +407,6 @@ def test_a_checkpoint(request, tmp_path, capsys, kind, damage, says):
     damage(tmp_path / "model")
     refused(LOADERS[kind], str(tmp_path / "model"), names=tmp_path / "model", says=says or "cannot be loaded")
     assert "code of a pickle ran" not in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("name, content", [
-    ("c.pt", b"hello"), ("c.pt", PICKLE), ("c.safetensors", b"x" * 99)])
-def test_weights_of_comet(tmp_path, name, content):
-    refused(comet.load_comet, write(tmp_path / name, content), names=tmp_path / name)
 
 
 # --- A run that was killed.
@@ -396,7 +460,7 @@ def fuzz(path, read):
         path.write_bytes(mutate(rng, whole))
         try:
             with at_most(10):
-                read(path.parent)
+                read(str(path.parent))
         except (SystemExit, ValueError, FileNotFoundError) as error:
             assert type(error) in (SystemExit, ValueError, FileNotFoundError), (type(error), path.read_bytes())
             assert str(path.parent) in str(error), (str(error), path.read_bytes())

@@ -4,7 +4,6 @@ import gzip
 import importlib
 import json
 import os
-import re
 import sys
 import tarfile
 from types import SimpleNamespace
@@ -17,11 +16,10 @@ import pytest
 import soundfile
 from downloads import common_voice, covost_tsv, read_corpus, sound, talks_xml
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-from test_bad_input import DEEP, refused, write
+from test_bad_input import refused, write
 
-from data import acl6060, covost2, europarlst, gigast, librispeech, librisqa, multispeechqa, recipe, spokensquad
+from data import acl6060, covost2, europarlst, recipe
 from data.recipe import begin, finish, finished
-from metrics import mcif
 from speech_llm.cache import features_folder, load_rows, write_shard
 from speech_llm.files import write_json
 from speech_llm.rows import remake, rows_file, write_rows
@@ -141,87 +139,10 @@ def test_everything_that_lacks_is_listed_at_once_before_any_work(name, tmp_path,
     assert module.missing(work, str(tmp_path / "elsewhere"))[0][0].count(str(tmp_path / "elsewhere")) == 1
 
 
-# --- Damaged files of all downloads. What every text, JSON or XML file goes through: test_bad_input.py.
+# --- CoVoST 2.
 
 TSV = "path\ttranslation\tsplit\n"
-XML = talks_xml({"t.1": {"1": "A", "2": "B"}})
-MCIF = '<testset><task track="short" text_lang="de">{}</task></testset>'
-ANSWER = "<reference>Ja.</reference>"
-GIGAST, GIGASPEECH = "is not in GigaST's format", "item 1 is not in GigaSpeech's format"
-SQUAD, LIST = "is not in SQuAD 1.1's format", "'audios' ("
 
-
-def audios(*segments, **values):
-    """Return a GigaSpeech.json of one recording, with other values in it."""
-    return {"audios": [{**downloads.recording("POD1", *segments), **values}]}
-
-
-def question(**values):
-    """Return a file of SQuAD with one question, with other values in it."""
-    asked = {"id": "q1", "question": "Who?", "answers": [{"text": "Anna", "answer_start": 0}], **values}
-    return {"data": [{"paragraphs": [{"context": "Anna has a cat.", "qas": [asked]}]}]}
-
-
-READERS = {  # file: how its recipe reads it
-    "a.tsv": covost2.read_translations, "ACL.xml": acl6060.read_segments,
-    "10-20.trans.txt": librispeech.read_transcripts,
-    "references.xml": lambda path: mcif.read_references(path, "short", "de"),
-    "segments.lst": lambda path: europarlst.read_segments(os.path.dirname(path), "de"),
-    "GigaST.de.json": lambda path: gigast.read_translations(os.path.dirname(path)),
-    "GigaSpeech.json": lambda path: list(gigast.recordings(os.path.dirname(path))),
-    "LibriSQA-PartI-train.json": lambda path: librisqa.read_entries(os.path.dirname(path), "train", []),
-    "spoken_test-v1.1.json": lambda path: spokensquad.read_squad(path, spokensquad.SPOKEN),
-    "questions.jsonl": lambda path: list(multispeechqa.read_lines(path))}
-DAMAGED = {  # file: its content, and what is said of it
-    "a.tsv": [
-        ("path\tsplit\n", "line 1: no column translation"), ("", "is empty: no column path, translation, split"),
-        (TSV.encode("utf-16"), "line 1 is not UTF-8"), (TSV + "a.mp3\tA\tte", "line 2: unknown split 'te'"),
-        (TSV + "a.mp3\tA\ttest\nb.mp3\tB", "line 3: 2 fields, expected 3, and the file ends there"),
-        (TSV + "../a.mp3\tA\ttest\n", "line 2: '../a.mp3' is no file name, and no line is better")],
-    "segments.lst": [
-        (f"en.1 0.0 1.0\n{place}\nen.1 3 4", f"line 2: {place!r} is not 'speech start end'")
-        for place in ("en.1 0.0", "en.1 0.0 1.2.3", "../en.1 0.0 1.0")] + [
-        ("en.1 0.0 1.0", "segments.lst has 1 lines, ")],
-    "ACL.xml": [
-        (XML[:-30], "is damaged: no element found: line 8"),
-        *((XML.replace('id="2"', f'id="{number}"'), f"segment id {number!r} is no number, or there twice")
-          for number in ("1", "../1", "\uff12"))],
-    "references.xml": [
-        (MCIF.format(f"<sample id='{ids}' {task}><audio_path>a</audio_path>{text}</sample>"), f"sample {ids} has no")
-        for ids, task, text in (("1", "task='QA'", ""), ("1", "", ANSWER), ("1,2", "task='ASR'", ANSWER))] + [
-        (gzip.compress(MCIF.encode())[:-9], "is no test set"), (MCIF.format("<sample/>"), "sample id None is missing"),
-        (MCIF.format('<sample id="1"/><sample id="1"/>'), "sample id '1' is missing or there twice"),
-        (MCIF.replace("de", "it"), "has no task short de")],
-    "10-20.trans.txt": [
-        ("10-20-0000 ONE\n10-20-0000", "line 2: a second transcript of 10-20-0000"),
-        ("10-21-0 X", "line 1: '10-21-0 X' is no utterance of 10-20")],
-    "GigaST.de.json": [
-        (b"[]", "is damaged after item 0 of " + LIST), (b'{"audios": 7}', LIST), (b'{"audios": ["\xff"]}', LIST),
-        (b'{"audios": [{"segments": []} 2]}', "is damaged after item 1 of " + LIST), (b'{"audios": [' + DEEP, LIST),
-        (b'{"audios": [{"segments": []}, ', "is damaged after item 1 of " + LIST + "it ends too early"),
-        ({"audios": [{"segments": [{"text_raw": "x"}]}]}, GIGAST + " (KeyError: 'sid')"),
-        ({"audios": [{"segments": [{"sid": "a", "text_raw": 7}]}]}, GIGAST)],
-    "GigaSpeech.json": [
-        ({"audios": [{"path": "x"}]}, GIGASPEECH + " (KeyError: "), (audios((1, 0, 1.5, 7)), GIGASPEECH)],
-    "LibriSQA-PartI-train.json": [(content, "is damaged (") for content in (b'[{"text": "', {}, [1, 2])],
-    "spoken_test-v1.1.json": [
-        ([1, 2], "is damaged (not a JSON object)"), ({"data": [7]}, SQUAD), (question(id=7), SQUAD),
-        ({"data": [{"paragraphs": []}, {}]}, SQUAD + " (KeyError: 'paragraphs')"),
-        (question(answers=[{"text": "a", "answer_start": "here"}]), SQUAD)],
-    "questions.jsonl": [(line, "line 1") for line in ("{", {"question": "a"}, {
-        "question": "a", "answer": "b", "audio": 3})]}
-
-
-@pytest.mark.parametrize("name, content, says", [(name, *case) for name, cases in DAMAGED.items() for case in cases])
-def test_a_damaged_file_of_a_download_is_named(tmp_path, name, content, says):
-    for kind in ("en", "de"):
-        write(tmp_path / f"segments.{kind}", "Yes.\n" * 3)                    # beside segments.lst
-    path = write(tmp_path / name, content)
-    message = refused(READERS[name], path, names=path, says=says)
-    assert name == "references.xml" or re.search("again|download it from|see https://|is a JSON object with", message)
-
-
-# --- CoVoST 2.
 
 @pytest.mark.parametrize("written, read", [
     (b'"Oh!"', '"Oh!"'), (b'a "b', 'a "b'),                                  # quotes are characters

@@ -88,12 +88,6 @@ def common_voice(folder, clip, **splits):
                 os.link(clip, folder / "clips" / f"{name}.mp3")
 
 
-def split_files(folder, target, segments):
-    """Write segments.{lst,en,<target>} of [(place, transcript, translation)]; the list has no final newline."""
-    for kind, lines in zip(("lst", "en", target), zip(*segments)):
-        write(folder / f"segments.{kind}", "\n".join(lines) + ("" if kind == "lst" else "\n"))
-
-
 def squad(themes, spoken):
     """
     Return the file of Spoken-SQuAD, or the original one, of themes [[(paragraph, its ASR, [(id, question, answers in
@@ -193,9 +187,11 @@ def europarlst(raw, count=4, **segments):
     """The speeches are wav files under the names of m4a: rehearsing.py reads them. segments: {"it_test": [...]}."""
     for split in ("train", "dev", "test"):
         for target in ("de", "it"):
-            split_files(Path(raw, "v1.1", "en", target, split), target, segments.get(f"{target}_{split}") or [
+            lines = segments.get(f"{target}_{split}") or [
                 (f"en.{split} {n * 2.0:.1f} {n * 2.0 + 1.9:.1f}", sentence(n), f"{target}: {sentence(n)}")
-                for n in range(count)])
+                for n in range(count)]
+            for kind, texts in zip(("lst", "en", target), zip(*lines)):
+                write(f"{raw}/v1.1/en/{target}/{split}/segments.{kind}", "\n".join(texts))
         sound(f"{raw}/v1.1/en/audios/en.{split}.m4a", 2.0 * count, format="WAV")
 
 

@@ -1,9 +1,10 @@
-"""data/recipe.py and the recipes of the three released corpora, on small downloads made here and on real files."""
+"""data/recipe.py; CoVoST 2, Europarl-ST and ACL 60/60 on small downloads made here and on real files."""
 import collections
 import gzip
 import importlib
 import json
 import os
+import shutil
 import sys
 import tarfile
 from types import SimpleNamespace
@@ -11,7 +12,6 @@ from unittest.mock import Mock
 
 import downloads
 import httpx
-import numpy as np
 import pytest
 import soundfile
 from downloads import common_voice, covost_tsv, read_corpus, sound, talks_xml
@@ -20,12 +20,11 @@ from test_bad_input import refused, write
 
 from data import acl6060, covost2, europarlst, recipe
 from data.recipe import begin, finish, finished
-from speech_llm.cache import features_folder, load_rows, write_shard
-from speech_llm.files import write_json
-from speech_llm.rows import remake, rows_file, write_rows
+from speech_llm.cache import load_rows
+from speech_llm.rows import remake, rows_file
 
 RECIPES = ("acl6060", "commonvoice", "covost2", "europarlst", "gigast", "librispeech", "librisqa", "mcif",
-           "multispeechqa", "speech_ifeval", "spokensquad")
+           "multispeechqa", "small_cpu", "speech_ifeval", "spokensquad")
 
 
 # --- data/recipe.py: processes, audio, rows, counts.
@@ -93,22 +92,14 @@ def test_commands_to_make_rows_carry_the_work_folder(path, command):
     assert remake(path) == command
 
 
-def test_two_corpora_with_one_utterance_are_refused_by_name(tmp_path):
+def test_two_corpora_with_one_utterance_are_refused_by_name(before_training):
     """Otherwise the second corpus would train on the frames of the first."""
-    made = {"encoder": "e", "mean": 3}
-    for corpus, name in (("mine", "0001"), ("yours", "0001"), ("theirs", "theirs/0001")):
-        write_rows(tmp_path / "rows" / corpus / "train.jsonl", [
-            {"id": f"{corpus}/0001/ASR.en", "utterance": name, "audio": f"{corpus}.wav", "task": "ASR",
-             "language": "en", "transcript": corpus, "target": corpus}])
-        folder = features_folder(str(tmp_path), "e", 3, corpus, "train")
-        write_shard(folder, "frames-00000", {name: np.zeros((4, 8), np.float16)},
-                    {"made": made, "dropped": [], "seconds": 1.0})
-        write_json(os.path.join(folder, "config.json"), {**made, "width": 8, "utterances": 1})
-    c = SimpleNamespace(preset="tiny", work=str(tmp_path), corpora="mine,yours")
-    refused(load_rows, c, "train", made, says="the corpora mine and yours share the names of 1 utterances")
-    c.corpora = "mine,theirs"
-    rows, features = load_rows(c, "train", made)
-    assert len(rows) == 2 and len(features["0001"]) == len(features["theirs/0001"]) == 4
+    [features] = (before_training / "work" / "features").iterdir()
+    for folder in (features, before_training / "work" / "rows"):
+        shutil.copytree(folder / "tiny", folder / "yours")
+    c = SimpleNamespace(preset="tiny", work="work", corpora="tiny,yours")
+    refused(load_rows, c, "train", json.loads((features / "tiny/train/frames-00000.json").read_text())["made"],
+            says="the corpora tiny and yours share the names of 24 utterances")
 
 
 # --- What a recipe lacks.

@@ -67,10 +67,8 @@ LINE = json.dumps(ROW).encode()
 
 
 @pytest.mark.parametrize("second, message", [
-    (b"{'id': 'x'}", "line 2: not JSON"), (b"", "line 2: not JSON"), (LINE[:-9], "line 2: not JSON"),
-    (LINE * 2, "line 2: not JSON"), (b"\xef\xbb\xbf" + LINE, "line 2: not JSON"),
-    (json.dumps(ROW).encode("utf-16"), "not JSON"), (b"[1, 2]", "line 2, row None: not a JSON object"),
-    (b"{}", "line 2, row None: no id"), (LINE.replace(b'"start": 0', b'"start": 1' + b"0" * 400), "are no slice"),
+    (b"", "line 2: not JSON"), (LINE * 2, "line 2: not JSON"), (b"[1, 2]", "line 2, row None: not a JSON object"),
+    (LINE.replace(b'"start": 0', b'"start": 1' + b"0" * 400), "are no slice"),
     (LINE.replace(b"1.5", b"1e999"), "end must be a number of seconds, got inf"),
     (LINE, "line 2, row 'tiny/test/1/SQA.de': duplicate id"),
     (LINE.replace(b"SQA.de", b"b").replace(b"1.wav", b"2.wav"), "has another audio, start or end")])

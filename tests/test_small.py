@@ -88,14 +88,6 @@ def test_a_world_in_miniature(tmp_path, whisper, monkeypatch):
     assert len(world["closed"]) == len(world["plain"]) == 2               # a transcription and a question
 
 
-def test_what_lacks_is_told_with_the_command_that_mends_it(tmp_path):
-    with pytest.raises(SystemExit) as stop:
-        small_cpu.main(["--work", str(tmp_path)])
-    for words in ("LJSpeech-1.1.tar.bz2", "spoken_test-v1.1.json", "hf download openai/whisper-base --local-dir",
-                  "hf download HuggingFaceTB/SmolLM2-135M-Instruct --local-dir"):
-        assert words in str(stop.value)
-
-
 VOCABULARY = {token: number for number, token in enumerate(["Ġ", "a", "b", "c", "d", "ab", "abc"])}
 TABLE = torch.eye(7)
 

@@ -392,6 +392,7 @@ CHECKPOINTS = [  # what is loaded, what is done to its folder, part of the messa
     ("llm", lambda f: write(f / "config.json", "{"), ""),
     ("llm", lambda f: change(f / "config.json", model_type="x", auto_map={"AutoModelForCausalLM": "x.X"}), ""),
     ("llm", lambda f: write(f / "tokenizer.json", "{"), ""), ("judge", parts(lambda t: t.pop(NORM)), NORM),
+    ("judge", lambda f: cut(f, TENSORS, 5000), ""),
     ("table", parts(lambda t: t.pop(TABLE)), ""), ("table", lambda f: write(f / INDEX_OF, {"weight_map": {}}), ""),
     ("table", lambda f: write(f / INDEX_OF, {"weight_map": {TABLE: "gone.safetensors"}}), ""),
     ("comet", lambda f: write(f / "comet.pt", PICKLE), "comet.pt"),

@@ -136,7 +136,7 @@ def test_both_question_and_answer_must_be_good(monkeypatch):
 def test_a_model_that_cannot_score():
     for model, says in (("none", "none is missing: "),
                         (str(reference(COMET / "da_sparsemax.pt")), "needs reference translations")):
-        refused(quality.quality, [["a", "b"]], model, "x", says=says)
+        refused(quality.quality, [["a", "b"]], model, f"{says}.jsonl", says=says)
 
 
 def test_each_speaker_as_transformers_speaks_alone(seamless):

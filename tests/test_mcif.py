@@ -9,7 +9,9 @@ import pytest
 from downloads import FIXED, definition, read_corpus, reference, sound
 from references import vectors
 from test_bad_input import refused, write
+from test_eval import answered, write_predictions
 
+import eval as stage
 from data import mcif as recipe
 from metrics import mcif
 from speech_llm.prompts import NOT_ANSWERABLE
@@ -267,3 +269,17 @@ def test_real_outputs_of_two_systems(real, language, system):
     assert cut == "".join("".join(answers[name].split()) for talk in talks for name in talk["ids"])
 
 
+def test_eval_shows_the_official_scores(raw, monkeypatch, capsys):
+    """Answers of C -> the XML -> a column of the table: one talk of two sentences, one question."""
+    rows = run_recipe()
+    answers = dict.fromkeys((row["id"] for row in rows), "")
+    answers |= {"mcif/short/de/0": "Anna.", "mcif/short/de/3": "Ja.", "mcif/short/de/4": "Nein."}
+    write_predictions("C", answered(rows, answers.values()), "mcif.test", "iwslt26")
+    mcif.write_output("work/iwslt26/predictions/C/mcif.test.xml", "ours", answers)
+    monkeypatch.setattr(stage, "load_comet", lambda c: lambda items: [float(mt == ref) for _, mt, ref in items])
+    monkeypatch.setattr(stage.bertscore, "load_bertscore",
+                        lambda *a: lambda items: [0.5 * (answer == right) for answer, right in items])
+    stage.main(["--preset", "iwslt26", "--systems", "C", "--test_sets", "mcif.test", "--metrics", "WER"])
+    told = capsys.readouterr().out
+    assert "| mcif.test | TRANS-COMET | QA-BERTScore |" in told and "| 1.000 | 0.500 |" in told
+    assert "mcif.test in en is not scored: no *short.en.ref.xml*" in told

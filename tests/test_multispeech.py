@@ -176,7 +176,7 @@ def test_a_killed_tts_command_goes_on(world):
 
 @pytest.mark.parametrize("more, says", [
     (["--languages", "de,xx"], "--languages xx: known are en, de,"),
-    (["--languages", "ja", "--tts_languages", "ja"], "--tts_languages ja: which command speaks them. Pass --tts"),
+    (["--languages", "ja", "--tts_languages", "ja"], "--tts_languages ja: which command speaks them? Pass --tts"),
     (["--languages", "de"], "dev needs 1978 pairs of rlhf"),
     (["--languages", "el", "--tts", "no_such x"], "no_such is missing: --tts no_such x cannot be")])
 def test_refused_before_any_work(world, more, says):

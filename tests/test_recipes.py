@@ -216,6 +216,11 @@ def test_covost2(tmp_path, capsys):
     assert ("train", "covost2/train/a", "in dev or test of the other language") in dropped
 
 
+def test_a_download_of_common_voice_without_the_folder_of_its_language(tmp_path):
+    write(tmp_path / "clips" / "common_voice_en_7.mp3", "")
+    assert covost2.voice_folder(str(tmp_path), "en") == str(tmp_path) and not covost2.voice_folder(str(tmp_path), "ar")
+
+
 # --- Europarl-ST.
 
 def test_segments_join_into_utterances():
@@ -266,8 +271,8 @@ def test_without_pyav_the_program_ffmpeg_decodes(tmp_path, monkeypatch):
     for name in ("good one", "bad"):
         (tmp_path / f"{name}.m4a").touch()
     path = f"{tmp_path}/flac/good one.flac"
-    assert europarlst.decode_speeches(["good one", "bad"], str(tmp_path), f"{tmp_path}/flac") == {
-        "good one": (path, 4 / 16000), "bad": "cannot be decoded (moov atom not found\n)"}
+    assert europarlst.decode_speeches(["good one", "bad", "gone"], str(tmp_path), f"{tmp_path}/flac") == {
+        "good one": (path, 4 / 16000), "bad": "cannot be decoded (moov atom not found\n)", "gone": "no such file"}
     assert soundfile.read(path, dtype="int16")[0].tolist() == [1, -1, 256, 7]
 
 

@@ -43,7 +43,6 @@ def test_a_file_is_read_alike_wherever_its_pieces_are_cut(tmp_path, monkeypatch,
         assert list(gigast.stream_list(path, "audios")) == items
 
 
-
 def test_damage_does_not_pull_the_rest_of_the_file_into_memory(monkeypatch):
     monkeypatch.setattr(gigast, "PIECE", 10)
     monkeypatch.setattr(gigast, "LONGEST", 50)
@@ -208,6 +207,7 @@ def test_the_questions_are_downloaded_from_the_hub(tmp_path, monkeypatch):
 
 # --- LibriSQA: reading.
 
+PLACE = "x/train-clean-360/14/208/14-208-0000.flac"
 OPTIONS = {"A": "one", "B": "two words", "C": "three", "D": "four"}
 
 
@@ -247,9 +247,6 @@ def test_the_letter_of_the_answer(answer, analysis, letter):
         assert librisqa.read_item(item, "MCQ")["answer"] == letter
     else:
         refused(librisqa.read_item, item, "MCQ", says="answer")
-
-
-PLACE = "x/train-clean-360/14/208/14-208-0000.flac"
 
 
 @pytest.mark.parametrize("change", [

@@ -160,7 +160,7 @@ def test_the_train_split_row_by_row(made):
     assert kinds(rows) == {
         "ASR en": 4, "SQA/QA en": 4, "SQA/QA de": 3, "SQA/QA it": 1, "SQA/QA zh": 3, "SQA/QA en invalid": 4,
         "SQA/QA de invalid": 3, "SQA/QA zh invalid": 3, "fluent SQA/QA en": 3, "fluent SQA/QA de": 2,
-        "fluent SQA/QA it": 1, "fluent SQA/QA zh": 3, "MT de": 8, "MT it": 6, "MT zh": 7}
+        "fluent SQA/QA it": 1, "fluent SQA/QA zh": 3, "MT de": 8, "MT it": 6, "MT zh": 6}
     base = {"utterance": "spokensquad/train/c3", "audio": "work/audio/spokensquad/c3.flac",
             "transcript": "It rang at night.", "answerable": True}
     question = {"task": "SQA", "language": "de", "question": "de: When did it ring?"}

@@ -95,7 +95,7 @@ def test_every_stage(untrained, seamless, tmp_path):
 
 def test_a_world_and_a_maker(seamless, tmp_path):
     """Twelve utterances and two models of one step each; 40 sentences spoken in three batches."""
-    rows = [{"id": f"texts/{n}/ASR.en", "task": "ASR", "language": "en", "transcript": f"Anna bought {n} books in Rome.",
+    rows = [{"id": f"texts/{n}/ASR.en", "task": "ASR", "language": "en", "transcript": f"Anna bought {n} books.",
              "target": "Yes."} for n in range(40)]
     write_rows(str(tmp_path / "whole" / "texts.jsonl"), rows)
     (tmp_path / "whole" / "page.py").write_text(WORLD)

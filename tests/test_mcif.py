@@ -253,7 +253,7 @@ def test_whisper_normalisation_equals_the_organisers():
 
 @pytest.mark.parametrize("language, system", [("de", "granite"), ("zh", "qwen2audio")])
 def test_real_outputs_of_two_systems(real, language, system):
-    """919 sentences, each facing its reference, and every word of the talks in them; 220 answers."""
+    """919 sentences, each facing its reference, and 220 answers."""
     ref = os.path.join(real, "mcif", "refs", f"MCIF0.2.IF.short.{language}.ref.xml")
     out = os.path.join(real, "mcif", "system_outputs_short", f"audio_short_{language}_fixed_{system}_output.xml")
     seen = []
@@ -263,10 +263,6 @@ def test_real_outputs_of_two_systems(real, language, system):
     assert mcif.official_scores(out, ref, language, load_comet=scorer, load_bertscore=scorer) == (
         {"TRANS-COMET": 1.0, "QA-BERTScore": 1.0}, {})
     assert sorted(map(len, seen)) == [220, 919]
-    answers = mcif.read_output(out, "short", language)
-    talks = [sample for sample in mcif.read_references(ref, "short", language) if sample["task"] == "TRANS"]
-    cut = "".join("".join(piece.split()) for _, piece, _ in max(seen, key=len))
-    assert cut == "".join("".join(answers[name].split()) for talk in talks for name in talk["ids"])
 
 
 def test_eval_shows_the_official_scores(raw, monkeypatch, capsys):

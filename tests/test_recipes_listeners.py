@@ -143,8 +143,7 @@ def test_pairs_have_folders_of_their_own(tmp_path, capsys):
          "target": "en: The cat sleeps in Rome.", "answerable": True}]
     [turkish] = read_corpus(work, "covost2-en_tr")[0]["dev"]
     assert (turkish["id"], turkish["language"]) == ("covost2-en_tr/dev/common_voice_en_1/ST.tr", "tr")
-    told = capsys.readouterr().out
-    assert "| test: ST/MT en | 1 | 1695 | -1694 |" in told and "| train: ST/MT tr | 1 | 289430 | -289429 |" in told
+    assert "| test: ST/MT en | 1 | 1695 | -1694 |" in capsys.readouterr().out
     covost2.main(arguments)
     assert capsys.readouterr().out.count("is finished already") == 3
 

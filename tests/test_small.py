@@ -171,9 +171,8 @@ def test_bf16_multiplies_in_bfloat16_on_a_cpu(monkeypatch):
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 
 
-@pytest.mark.parametrize("name", ["whisper-tiny", "whisper-base"])
-def test_frames_of_a_real_whisper_are_those_of_transformers(small_models, real, name):
-    path = os.path.join(small_models, name)
+def test_frames_of_a_real_whisper_are_those_of_transformers(small_models, real):
+    path = os.path.join(small_models, "whisper-tiny")
     encoder = extract_features.load_encoder(path, "cpu")
     wave = read_audio(os.path.join(real, "ljspeech", "wavs16k", "LJ001-0002.flac"))
     ours = extract_features.encode(encoder, [extract_features.make_feature(encoder.config, wave)])[0]

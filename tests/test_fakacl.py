@@ -121,26 +121,20 @@ def answer(prompt):
     return f"**Q:** Is three {name} good?\n**A:** Maybe."
 
 
-def run_fakacl(makers, folder, reply, *more):
-    """Run the recipe with an LLM that replies so; return {split: rows} and dropped.txt. One sentence is not spoken."""
-    makers.chdir(folder)
-    makers.setattr(fakacl, "generate", lambda prompts, *_, **__: list(map(reply, prompts)))
-    makers.setattr(fakacl, "speak", lambda texts, folder, model, seed: {
-        name: None if "present to you the paper cats" in text else f"{folder}/{name}.flac"
-        for name, text in texts.items()})
-    fakacl.main(["--incomplete", *more])
-    return read_corpus("work", "fakacl")
-
-
 def test_row_by_row(makers, tmp_path, capsys):
     """
     Titles: 0 Mice, 1 Cats, 2 Dogs. Sentences: 0 greets (too short), 1 presents, 2 is about; 3 and 4 are the results,
     asked about; 5 and 6 are the same in all talks. With two talks, one is dev; each lends the other its questions.
     """
+    makers.chdir(tmp_path)
+    makers.setattr(fakacl, "generate", lambda prompts, *_, **__: list(map(answer, prompts)))
+    makers.setattr(fakacl, "speak", lambda texts, folder, model, seed: {
+        name: None if "present to you the paper cats" in text else f"{folder}/{name}.flac"
+        for name, text in texts.items()})
     makers.setattr(quality, "quality", lambda pairs, model, path: [
         0.8499 if (translation[:2], source) in BAD else 0.85 for source, translation in pairs])
-    splits, dropped = run_fakacl(makers, tmp_path, answer)
-    told = capsys.readouterr().out
+    fakacl.main(["--incomplete"])
+    (splits, dropped), told = read_corpus("work", "fakacl"), capsys.readouterr().out
     rows = {row["id"].split("/", 2)[2]: row for part in splits.values() for row in part}
     assert Counter(map(kind, rows.values())) == {           # of mice 6 sentences, of cats 2, 3 and 4; less what is BAD
         "ASR en": 9, "ST/MT de": 9, "ST/MT it": 9, "ST/MT zh": 8, "SQA/QA en": 6, "SQA/QA de": 5, "SQA/QA it": 4,
@@ -163,10 +157,7 @@ def test_row_by_row(makers, tmp_path, capsys):
                    "0001-05\tthe same sentence as before: We thank", "0001-01\tcould not be spoken",
                    "0001-04/SQA-2.en\tthe LLM gave no such question", "SQA-2.it\tbelow 0.85: target 0.850"):
         assert reason in lines, reason
-
-
-def test_fewer_titles_are_drawn_from_all(makers, tmp_path, capsys):
-    run_fakacl(makers, tmp_path, answer, "--titles", "2")
+    fakacl.main(["--incomplete", "--titles", "2", "--work", "fewer"])
     assert "4 titles (2527), 3 distinct, 2 of these asked for, " in capsys.readouterr().out
 
 

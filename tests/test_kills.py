@@ -152,14 +152,14 @@ def test_one_killed_process_ends_all_and_the_run_goes_on_with_one(before_trainin
     launch = subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
                                os.path.join(PROJECT, "train_lora.py"), *more], text=True, stderr=subprocess.PIPE,
                               stdout=subprocess.DEVNULL)
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while not os.path.exists(f"{folder}/resume.pt"):
         assert launch.poll() is None and time.monotonic() < end, launch.communicate()[1][-2000:]
         time.sleep(0.01)
     with open(f"/proc/{launch.pid}/task/{launch.pid}/children") as file:
         both = [int(pid) for pid in file.read().split()]
     os.kill(both[1], signal.SIGKILL)
-    errors = launch.communicate(timeout=60)[1]
+    errors = launch.communicate(timeout=300)[1]
     assert len(both) == 2 and launch.returncode == 1 and f"Signal 9 (SIGKILL) received by PID {both[1]}" in errors
     assert not any(os.path.exists(f"/proc/{pid}") for pid in both)
     assert not os.path.exists(f"{folder}/config.json") and 2 <= len(read_log(folder)) < 60

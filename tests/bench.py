@@ -2,22 +2,20 @@
 Measure speed and memory of every stage, beside what one writes with transformers, peft or plain torch.
 
     python -m tests.bench                                   # every stage: real sizes on a GPU, else scaled down
-    python -m tests.bench B --seeds 5 --threads 2 --dtype bfloat16 >> bench.md
-    python -m tests.bench A --profile                       # the ten operators or kernels that take most
+    python -m tests.bench B --seeds 5 --dtype bfloat16 >> bench.md
 
 Weights are random; nothing is downloaded. Inputs have the lengths of the papers' corpora. A seed is one optimizer step,
 or one batch of utterances. Ours, the code that the stages run, and its peers take turns on it in one process. Their
 outputs are compared (losses within 1e-3, the same tokens in float32); where they differ there is no figure. Dropout and
-learning rates are 0 on both sides, so that every seed can be compared. peft is left out where it is not installed.
+learning rates are 0 on both sides, so that every seed can be compared. B and C need peft.
 
-prints  a Markdown table, a row for each stage and peer
+prints  the machine and a Markdown table, a row for each stage and peer
 """
 import argparse
 import copy
 import ctypes
 import datetime
 import gc
-import os
 import random
 import sys
 import tempfile
@@ -25,16 +23,20 @@ import time
 from functools import partial
 from importlib.metadata import version
 from itertools import chain
+from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
+import soundfile
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from torch.profiler import profile
+from transformers import (AutoModelForCausalLM, LlamaConfig, Qwen3Config, SeamlessM4TFeatureExtractor,
+                          SeamlessM4Tv2Config)
+from transformers.models.seamless_m4t_v2.modeling_seamless_m4t_v2 import SeamlessM4Tv2SpeechEncoder
 
 import merge_sft
 import train_lora
@@ -136,7 +138,6 @@ def make_sample(rng, row, text, vocabulary, width, mean, slots):
 # modules
 def make_llm(config, device, dtype):
     """Return a frozen LLM of random weights whose logits deviate by 3: a wrong token then shows in the loss."""
-    from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
     config = (Qwen3Config if config.get("tie_word_embeddings") else LlamaConfig)(
         **config, initializer_range=0.5 / config["hidden_size"] ** 0.5)
     with torch.device(device):
@@ -149,8 +150,6 @@ def make_llm(config, device, dtype):
 
 def make_encoder(c):
     """Return SeamlessM4T's speech encoder, frozen, of random weights."""
-    from transformers import SeamlessM4Tv2Config
-    from transformers.models.seamless_m4t_v2.modeling_seamless_m4t_v2 import SeamlessM4Tv2SpeechEncoder
     with torch.device(c.device):
         encoder = SeamlessM4Tv2SpeechEncoder(SeamlessM4Tv2Config(**c.encoder)).eval().requires_grad_(False)
     return encoder.to(torch.float16 if c.device.type == "cuda" else torch.float32)              # as load_encoder has it
@@ -266,16 +265,13 @@ def training(c, kind):
             nn.init.normal_(p, 0, 0.02)     # some start at zero
         projector.to(c.device).eval()
     llm, peer_projector = same_weights(base), copy.deepcopy(projector)
-    peers = {"transformers": base}
+    peer, peer_llm = "transformers", base
     if stage != "A":
         add_lora(llm, TARGETS, R, ALPHA)
-        adapters, peers = lora_state_dict(llm), {}
-        for b in adapters.values():
-            b.normal_(0, 0.02)
-        try:
-            peers["peft"] = peft_model(base, adapters)
-        except ImportError as error:
-            print(f"peft is left out: {error}", file=sys.stderr)
+        adapters = lora_state_dict(llm)
+        for tensor in adapters.values():
+            tensor.normal_(0, 0.02)
+        peer, peer_llm = "peft", peft_model(base, adapters)
 
     def adamw(model, projector):
         return torch.optim.AdamW([p for m in (model, projector) if m for p in m.parameters() if p.requires_grad], lr=0)
@@ -283,10 +279,9 @@ def training(c, kind):
 
     def step(samples):
         return optimizer_step(optimizers, objective, samples, objective.batches(samples))
-    arms = {"ours": (step, llm.model)}
-    for peer, model in peers.items():
-        peer_step = partial(transformers_step, model, peer_projector)
-        arms[peer] = partial(peer_update, peer_step, adamw(model, peer_projector), PEER_BATCH[stage]), base.model
+    peer_step = partial(peer_update, partial(transformers_step, peer_llm, peer_projector),
+                        adamw(peer_llm, peer_projector), PEER_BATCH[stage])
+    arms = {"ours": (step, llm.model), peer: (peer_step, base.model)}
 
     def count(samples):
         tokens, answers = (sum(n) for n in zip(*((positions(s), len(s["answer"])) for s in samples)))
@@ -387,8 +382,6 @@ def decoding(c):
 
 def extraction(c):
     """Return stage 0, from recordings to averaged frames; the peer takes the files as they come, 16 at a time."""
-    import soundfile
-    from transformers import SeamlessM4TFeatureExtractor
     encoder, extractor = make_encoder(c), SeamlessM4TFeatureExtractor()
     config = encoder.config
     settings, folder = SimpleNamespace(mean=3, pad=False, batch_seconds=c.seconds), tempfile.TemporaryDirectory()
@@ -402,7 +395,7 @@ def extraction(c):
 
     def ours(blocks):
         frames = {}
-        for block in decode_ahead(config, blocks, 30.0, 30.0, c.threads):
+        for block in decode_ahead(config, blocks, 30.0, 30.0, torch.get_num_threads()):
             frames |= encode_block(settings, encoder, {row["utterance"]: features for row, features, *_ in block})[0]
         return frames
 
@@ -430,7 +423,7 @@ def extraction(c):
         error = np.linalg.norm(a - b) / np.linalg.norm(a) if a.shape == b.shape else np.inf
         return "" if error < 0.01 else f"frames, by {error}"           # float16: 0.005 where a batch is padded
     arms = {"ours": (ours, encoder.encoder), "transformers": (plain, encoder.encoder)}
-    return SimpleNamespace(draw=window, arms=arms, count=count, differ=differ, folder=folder)
+    return SimpleNamespace(draw=window, arms=arms, count=count, differ=differ)
 
 
 STAGES = {"extraction": extraction, "A": partial(training, kind="A"), "A-mapper": partial(training, kind="A-mapper"),
@@ -466,22 +459,19 @@ def peak_gigabytes(device, forget=False):
     if forget:
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)    # what the run before has left
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
-    with open("/proc/self/status") as file:
-        return int(next(line for line in file if line.startswith("VmHWM")).split()[1]) / 1e6
+        Path("/proc/self/clear_refs").write_text("5")
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1e6
 
 
 def measure(stage, seeds, device):
-    """Return ({arm: seconds, padding, gigabytes of every seed}, count of every seed, {arm: what differs from ours})."""
-    figures = {name: SimpleNamespace(seconds=[], padding=[], gigabytes=[]) for name in stage.arms}
-    counts, wrong = [], dict.fromkeys(stage.arms, "")
+    """Return ({arm: [(seconds, padding, GB) of every seed]}, count of every seed, {arm: what differs from ours})."""
+    figures, counts, wrong = {name: [] for name in stage.arms}, [], dict.fromkeys(stage.arms, "")
     for run, _ in stage.arms.values():      # warm up: a GPU's memory pool takes the whole of it
-        run(stage.draw(seeds[0])[:None if device.type == "cuda" else 1])
-    for turn, seed in enumerate(seeds):
+        run(stage.draw(0)[:None if device.type == "cuda" else 1])
+    for seed in range(seeds):
         window, names, outputs = stage.draw(seed), [*stage.arms], {}
         counts.append(stage.count(window))
-        for name in names[turn % len(names):] + names[:turn % len(names)]:
+        for name in names[seed % len(names):] + names[:seed % len(names)]:
             (run, body), processed = stage.arms[name], []
 
             def look(_, args, options):
@@ -491,64 +481,48 @@ def measure(stage, seeds, device):
             peak_gigabytes(device, forget=True)
             seconds, outputs[name] = timed(device, run, window)
             hook.remove()
+            figures[name].append((seconds, 1 - counts[-1][2] / sum(processed), peak_gigabytes(device)))
             print(f"seed {seed}, {name}: {seconds:.2f} s", file=sys.stderr)
-            for values, value in zip(vars(figures[name]).values(),
-                                     (seconds, 1 - counts[-1][2] / sum(processed), peak_gigabytes(device))):
-                values.append(value)
         wrong = {name: wrong[name] or stage.differ(outputs["ours"], outputs[name]) for name in names}
     return figures, counts, wrong
 
 
-def profiled(device, run, window):
-    """Print where the time of one more run goes: the ten operators, or a GPU's kernels, that take most."""
-    with profile() as profiler:
-        timed(device, run, window)
-    kind = "device" if device.type == "cuda" else "cpu"
-    print(profiler.key_averages().table(sort_by=f"self_{kind}_time_total", row_limit=10), file=sys.stderr)
-
-
 # tokens: real ones through the LLM; for extraction and A' frames of 50 and 25 Hz, for decoding the new ones
 HEADER = ("stage", "samples/s", "tokens/s", "% of peak", "% padding", "GB", "peer", "its samples/s", "% padding", "GB",
-          "times faster: min, median, max", "size", "machine", "versions", "date")
+          "times faster: min, median, max")
 
 
 def table(c, name, stage):
     """Measure a stage; return (rows of the table, one for each peer with our outputs; whether a peer differs)."""
     figures, counts, wrong = measure(stage, c.seeds, c.device)
-    if c.profile:
-        profiled(c.device, stage.arms["ours"][0], stage.draw(c.seeds[0]))
     if hasattr(stage, "context"):
         wrong = {arm: wrong[arm] or difference for arm, difference in stage.context().items()}
-    ours, peak, rows = figures.pop("ours"), peak_flops(c.device, c.dtype), []
 
-    def rate(which, seconds):
-        return median(count[which] / s for count, s in zip(counts, seconds))
-    for peer, its in figures.items():
+    def rate(arm, which):
+        return median(count[which] / seconds for count, (seconds, *_) in zip(counts, figures[arm]))
+
+    def room(arm):
+        _, padding, gigabytes = zip(*figures[arm])
+        return f"{100 * median(padding):.0f}", f"{max(gigabytes):.1f}"
+    peak, rows = peak_flops(c.device, c.dtype), []
+    for peer in list(figures)[1:]:
         if wrong[peer]:
             print(f"{name}: no figure, ours and {peer} differ: {wrong[peer]}", file=sys.stderr)
             continue
-        faster = sorted(b / a for a, b in zip(ours.seconds, its.seconds))
-        packages = ["torch", "transformers", *(["peft"] if peer == "peft" else [])]
-        rows.append([name, f"{rate(0, ours.seconds):.2f}", f"{rate(1, ours.seconds):.0f}",
-                     f"{100 * rate(3, ours.seconds) / peak:.1f}", f"{100 * median(ours.padding):.0f}",
-                     f"{max(ours.gigabytes):.1f}", peer, f"{rate(0, its.seconds):.2f}",
-                     f"{100 * median(its.padding):.0f}", f"{max(its.gigabytes):.1f}",
-                     f"{faster[0]:.2f}, {median(faster):.2f}, {faster[-1]:.2f}",
-                     f"{c.size}, {str(c.dtype).removeprefix('torch.')}, {len(c.seeds)} seeds", c.machine,
-                     ", ".join(f"{package} {version(package)}" for package in packages),
-                     datetime.date.today().isoformat()])
+        faster = sorted(its[0] / ours[0] for ours, its in zip(figures["ours"], figures[peer]))
+        rows.append([name, f"{rate('ours', 0):.2f}", f"{rate('ours', 1):.0f}", f"{100 * rate('ours', 3) / peak:.1f}",
+                     *room("ours"), peer, f"{rate(peer, 0):.2f}", *room(peer),
+                     f"{faster[0]:.2f}, {median(faster):.2f}, {faster[-1]:.2f}"])
     return rows, any(wrong.values())
 
 
-def machine(device, threads):
-    """Return the name of the GPU, or of the processor with the number of threads."""
+def machine(device):
+    """Return the name of the GPU, or of the processor with the number of threads that torch uses."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    name = "CPU"
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as file:
-            name = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), name)
-    return f"{name}, threads: {threads}"
+    info = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
+    name = next((line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")), "CPU")
+    return f"{name}, threads: {torch.get_num_threads()}"
 
 
 def main(argv=None):
@@ -556,15 +530,13 @@ def main(argv=None):
     parser.add_argument("stage", nargs="?", choices=STAGES, help="every stage where none is named")
     parser.add_argument("--size", choices=SIZES, help="real on a GPU, mid on the CPU")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the LLM; as load_llm loads it")
-    parser.add_argument("--profile", action="store_true", help="also what one more run of ours spends its time on")
     o, device = parser.parse_args(argv), pick_device()
-    torch.set_num_threads(o.threads)
     size, dtype = ("real", "bfloat16") if device.type == "cuda" else ("mid", "float32")
     size, dtype = o.size or size, getattr(torch, o.dtype or dtype)
-    c = SimpleNamespace(**SIZES[size], size=size, device=device, dtype=dtype, threads=o.threads, seeds=range(o.seeds),
-                        profile=o.profile, machine=machine(device, o.threads))
+    c = SimpleNamespace(**SIZES[size], device=device, dtype=dtype, seeds=o.seeds)
+    versions = ", ".join(f"{package} {version(package)}" for package in ("torch", "transformers"))
+    print(f"{size}, {dtype}, {o.seeds} seeds, {machine(device)}, {versions}, {datetime.date.today()}\n")
     print(f"| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}", flush=True)
     failed = []
     for name in [o.stage] if o.stage else STAGES:

@@ -169,11 +169,10 @@ def main(argv=None):
     figures = curves(c)
     for name, label, xs, ys in figures:
         print(f"{name}, {label}: " + ", ".join(f"{x} {y:.3g}" for x, y in zip(xs, ys)))
-    plot(figures, path, f"{size} sizes, {machine(device, torch.get_num_threads())}, torch {torch.__version__}")
-    header = ["system", "stage", "weights, GB", "trained, GB", "MB a token",
-              *(f"tokens in {card} GB" for card in CARDS)]
-    rows = [header, ["---"] * len(header), *(row for name in SYSTEMS for row in fits(name))]
-    print("\n".join("| " + " | ".join(row) + " |" for row in rows))
+    plot(figures, path, f"{size} sizes, {machine(device)}, torch {torch.__version__}")
+    header = ["system", "stage", "weights, GB", "trained, GB", "MB a token", *(f"tokens in {n} GB" for n in CARDS)]
+    for row in (header, ["---"] * len(header), *(row for name in SYSTEMS for row in fits(name))):
+        print("| " + " | ".join(row) + " |")
     print(f"figure in {path}")
 
 

@@ -1,16 +1,15 @@
 """
-What 26 million rows cost a training process, and whether the loop waits for its samples.
+What 26 million rows cost a training process, how steps are cut, and what reading audio costs.
 
     python -m tests.scale rows --rows 5000000        # seconds and memory up to the first draw; 2 GB below --work
-    python -m tests.scale steps --tokenizers FOLDER  # micro-batches, padding, waiting; FOLDER holds two real tokenizers
-    python -m tests.scale front-end                  # reading audio and making filterbanks, by threads and processes
+    python -m tests.scale steps --tokenizers FOLDER  # micro-batches, padding, CPU time; FOLDER holds two tokenizers
+    python -m tests.scale front-end                  # reading audio and making filterbanks
 
 rows: rows like GigaST's with frames of the real sizes; the files of frames have holes in place of numbers. Every figure
 is of a fresh process. Memory is its peak, with torch and the pages of the index that it shares with other processes.
 A second file, a hundred times smaller, gives the cost of a row; 26 million are extrapolated.
 
-steps: rows of the papers' corpora, made of common words, in the steps of 2025 and 2026. In place of the computation the
-main thread runs Python for PAUSE seconds, which leaves the thread that prepares samples half of the interpreter's time.
+steps: rows of the papers' corpora, made of common words, in the steps of 2025 and 2026.
 """
 import argparse
 import datetime
@@ -19,7 +18,7 @@ import os
 import random
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from itertools import chain, count, islice
 from statistics import mean
 from types import SimpleNamespace
@@ -53,7 +52,6 @@ SHARD = 18_000                              # utterances: 2 million frames of Gi
 WIDTH = 1024                                # of SeamlessM4T's frames
 CPU = torch.device("cpu")
 A100 = 312e12 / 2 / 58e9                    # audio s/s: half of its peak, 58 GFLOP an audio second in SeamlessM4T
-PAUSE = {"A": 2.0, "A'": 0.35, "C": 2.0}    # s a step; A': as in the paper; A and C take 26 and 22 s there
 
 
 def write_corpus(work, corpus, rows, lengths, k):
@@ -155,81 +153,69 @@ def objective_of(stage, tokenizers, features):
                               12_000)
 
 
-def run_steps(o, stage, draws, objective, clock=time.perf_counter, pause=0.0):
-    """Yield (samples, micro-batches, seconds waited) of every step but the first; A' is the first of four processes."""
+def run_steps(o, stage, draws, objective):
+    """Yield (samples, micro-batches, CPU seconds) of every step but the first; A' is the first of four processes."""
     world, accumulate = (4, 8) if stage == "A'" else (1, 16)
     run = SimpleNamespace(c=SimpleNamespace(steps=o.steps + 1, accumulate=accumulate), step=0, rank=0, world=world)
-    stream = Run.samples(run, draws, objective)
-    for number in range(o.steps + 1):
-        start = clock()
-        samples, batches, _ = next(stream)
-        if number:
-            yield samples, batches, clock() - start
-        end = time.perf_counter() + pause
-        while time.perf_counter() < end:
-            pass
+    with mock.patch("speech_llm.run.in_background", lambda iterator: iterator):
+        stream = Run.samples(run, draws, objective)
+        for number in range(o.steps + 1):
+            start = time.process_time()
+            samples, batches, _ = next(stream)
+            if number:
+                yield samples, [batch.samples for batch in batches], time.process_time() - start
 
 
 def steps_table(o):
-    """Yield the lines of the table: how a step is cut, and what the loop waits."""
+    """Yield the lines of the table: how a step is cut, and what it takes to make its samples."""
     yield ("stage|rows a step|micro-batches|% padding|with the LLM's limit of padding: micro-batches|% padding|"
-           "CPU ms to prepare a step|ms that the loop waits")
+           "CPU ms to make the samples")
     for stage, corpora, k in (("A", "covost2,europarlst", 3), ("A'", "gigast,covost2,europarlst", 2),
                               ("C", "covost2,europarlst,spokensquad", 3)):
         with tempfile.TemporaryDirectory(dir=o.work) as work:
             write_papers(work, corpora.split(","), k)
             c = train_projector.Config(work=work, corpora=corpora, mean=k)
             rows, features = load_rows(c, "train", {"encoder": c.encoder, "mean": k, "pad": False})
-            objective, constants = objective_of(stage, o.tokenizers, features), CONSTANTS[stage[0]]
-
-            def draws():
-                if stage == "A'":
-                    return draw_frames(rows, 12_000, 0)
-                return draw(rows, constants.mixture, SHARES[stage], 16, 16, 0, paired_text=stage == "C")
-            with mock.patch("speech_llm.run.in_background", lambda iterator: iterator):
-                unthreaded = [wait for *_, wait in run_steps(o, stage, draws(), objective, time.process_time)]
-            windows, cuts, waits = zip(*run_steps(o, stage, draws(), objective, pause=PAUSE[stage]))
-            size, most = (lambda s: len(s["frames"]), 12_000) if stage == "A'" else (positions, 8192)
+            constants, (size, most) = CONSTANTS[stage[0]], (positions, 8192)
+            draws = draw(rows, constants.mixture, SHARES[stage[0]], 16, 16, 0, paired_text=stage == "C")
+            if stage == "A'":
+                draws, size, most = draw_frames(rows, 12_000, 0), lambda sample: len(sample["frames"]), 12_000
+            windows, cuts, seconds = zip(*run_steps(o, stage, draws, objective_of(stage, o.tokenizers, features)))
             others = [[*cut_by_length(samples, size, most, PADDING)] for samples in windows]
             used = sum(size(sample) for sample in chain(*windows))
 
             def padding(groups):
                 return 100 * (1 - used / sum(len(group) * size(group[0]) for group in chain(*groups)))
-            cuts = [[batch.samples for batch in batches] for batches in cuts]
             yield (f"{stage}|{mean(map(len, windows)):.0f}|{mean(map(len, cuts)):.1f}|{padding(cuts):.0f}|"
-                   f"{mean(map(len, others)):.1f}|{padding(others):.0f}|{1e3 * mean(unthreaded):.0f}|"
-                   f"{1e3 * mean(waits):.1f}")
+                   f"{mean(map(len, others)):.1f}|{padding(others):.0f}|{1e3 * mean(seconds):.0f}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # front end
 def front_end_table(o):
-    """Yield the lines of the table: audio seconds a second from files and waves to what the encoder reads."""
-    rng, rates = np.random.default_rng(0), {}
+    """Yield the lines of the table: audio seconds a CPU second from files and waves to what the encoder reads."""
+    yield "part|audio s a CPU s|cores for an A100's encoder"
+    rng = np.random.default_rng(0)
     lengths = [round(SAMPLE_RATE * draw_seconds(rng, "covost2")) for _ in range(64)]
-    waves, seconds = [rng.normal(0, 0.1, length).astype(np.float32) for length in lengths], sum(lengths) / SAMPLE_RATE
-    spawn = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory(dir=o.work) as folder, ThreadPoolExecutor(2) as threads, \
-            ProcessPoolExecutor(2, spawn, torch.set_num_threads, (1,)) as processes:
-        inputs = {"filterbank of SeamlessM4T": (filterbank, waves)}
+    waves = [rng.normal(0, 0.1, length).astype(np.float32) for length in lengths]
+
+    def rate(function, items):
+        function(items[0])                                             # warm up
+        start = time.process_time()
+        for item in items:
+            function(item)
+        return sum(lengths) / SAMPLE_RATE / (time.process_time() - start)
+    filterbanks = rate(filterbank, waves)
+    yield f"filterbank of SeamlessM4T|{filterbanks:.0f}|"
+    with tempfile.TemporaryDirectory(dir=o.work) as folder:
         for ending, hertz in (("flac", SAMPLE_RATE), ("mp3", 48_000), ("opus", 48_000)):
             names = [f"{folder}/{n}.{ending}" for n in range(len(waves))]
             for name, wave in zip(names, waves):
                 wave = torchaudio.functional.resample(torch.from_numpy(wave), SAMPLE_RATE, hertz).numpy()
                 kind = dict(format="OGG", subtype="OPUS") if ending == "opus" else {}
                 soundfile.write(name, wave.clip(-1, 1), hertz, **kind)
-            inputs[f"read_audio, {ending} of {hertz} Hz"] = read_audio, names
-        for part, (function, items) in inputs.items():
-            for every, clock in ((map, time.process_time), (threads.map, time.perf_counter),
-                                 (processes.map, time.perf_counter)):
-                list(every(function, items[:8]))                       # warm up
-                start = clock()
-                list(every(function, items))
-                rates.setdefault(part, []).append(seconds / (clock() - start))
-    yield "part|audio s a CPU s, one thread|audio s/s, two threads|two processes|cores for an A100's encoder"
-    for part, of_part in rates.items():
-        cores = A100 * (1 / of_part[0] + 1 / rates["filterbank of SeamlessM4T"][0])
-        yield "|".join([part, *(f"{rate:.0f}" for rate in of_part), f"{cores:.0f}" if "read" in part else ""])
+            reading = rate(read_audio, names)
+            yield f"read_audio, {ending} of {hertz} Hz|{reading:.0f}|{A100 * (1 / reading + 1 / filterbanks):.0f}"
 
 
 def main(argv=None):
@@ -242,7 +228,7 @@ def main(argv=None):
     o = parser.parse_args(argv)
     torch.set_num_threads(1)
     header, *rows = TABLES[o.table](o)
-    print(f"{machine(CPU, 1)}, {datetime.date.today().isoformat()}")
+    print(f"{machine(CPU)}, {datetime.date.today().isoformat()}")
     for line in (header, "|".join("---" for _ in header.split("|")), *rows):
         print("| " + line.replace("|", " | ") + " |")
 

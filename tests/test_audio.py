@@ -52,10 +52,9 @@ READABLE = {
     "24 bits.wav": sound(NOISE, subtype="PCM_24"), "8 bits.wav": sound(NOISE, subtype="PCM_U8"),
     "64 bits.wav": sound(NOISE, subtype="DOUBLE"), "A-law.wav": sound(NOISE, subtype="ALAW"),
     "192 kHz of 8 channels.wav": sound(np.repeat(np.repeat(NOISE, 8, 1), 12, 0), 192_000),
-    "1 kHz.wav": sound(NOISE[:1000], 1000), "a FLAC called.wav": sound(NOISE, format="FLAC"),
+    "a FLAC called.wav": sound(NOISE, format="FLAC"),
     "a wav called.mp3": sound(NOISE), "an Ogg without an ending": sound(NOISE, format="OGG"),
-    "too loud.wav": sound(NOISE * 99), "ADPCM.wav": sound(NOISE, subtype="MS_ADPCM"),
-    "Sphere.sph": sound(NOISE, format="NIST"), "extensible.wav": sound(NOISE, format="WAVEX")}
+    "too loud.wav": sound(NOISE * 99), "ADPCM.wav": sound(NOISE, subtype="MS_ADPCM")}
 
 
 @pytest.mark.parametrize("name", READABLE)
@@ -66,17 +65,6 @@ def test_audio_of_any_kind_is_read(tmp_path, name):
     assert duration(path) == pytest.approx(1, abs=0.05)
 
 
-def test_real_recordings_of_every_rate_and_format(real):
-    mini = os.path.join(real, "ljspeech_mini", "wavs", "LJ001-0002")
-    wave = read_audio(f"{mini}.wav")                                                  # 22.05 kHz
-    assert len(wave) == -(-soundfile.info(f"{mini}.wav").frames * 320 // 441)
-    assert np.array_equal(read_audio(f"{mini}.flac"), wave)
-    assert np.corrcoef(read_audio(f"{mini}.mp3"), wave)[0, 1] > 0.99
-    jfk = os.path.join(real, "whisper_jfk", "jfk.flac")
-    assert len(read_audio(jfk)) == 176000                                             # 11 s, 44.1 kHz stereo
-    assert len(read_audio(jfk, 3.0, 5.5)) == 40000
-
-
 WAV, FLAC, MP3, OGG, OPUS = WHOLE.values()
 AU, AIFF, CAF, RF64, ALAW = (sound(SWEEP, format=format, subtype=subtype) for format, subtype in [
     ("AU", None), ("AIFF", None), ("CAF", None), ("RF64", None), ("WAV", "ALAW")])
@@ -84,7 +72,6 @@ FRAME = MP3.find(MP3[:2], 4)                                     # the first fra
 PLAIN = MP3[FRAME:]                                              # an mp3 without this header
 XING = MP3.find(b"Xing")
 LOUD_FIRST = sound(np.concatenate([np.random.default_rng(0).uniform(-1, 1, RATE), np.zeros(4 * RATE)]), format="MP3")
-QUIET_FIRST = sound(np.concatenate([np.zeros(4 * RATE), np.random.default_rng(0).uniform(-1, 1, RATE)]), format="MP3")
 CHUNK = struct.pack("<4sI", b"LIST", 4) + b"INFO"                 # a chunk after the samples
 
 
@@ -100,8 +87,7 @@ def wav_of(size):
 
 MISSTATED = {  # file: seconds of audio
     "a wav that was not closed.wav": (wav_of(0), 3), "a wav from a pipe.wav": (wav_of(2**32 - 1), 3),
-    "a wav of 2 GB.wav": (wav_of(2**31 - 1), 3), "a wav with more samples.wav": (wav_of(32000), 3),
-    "a wav with a chunk behind.wav": (WAV + CHUNK, 3),
+    "a wav with more samples.wav": (wav_of(32000), 3),
     "a wav with zeros behind a chunk.wav": (WAV + CHUNK + bytes(999), 3),
     "a wav of floats not closed.wav": (put(sound(SWEEP, subtype="FLOAT"), 76, bytes(4)), 3),
     "two wavs.wav": (WAV + sound(NOISE), 4), "two wavs of two rates.wav": (WAV + sound(NOISE[:8000], 8000), 4),
@@ -109,20 +95,14 @@ MISSTATED = {  # file: seconds of audio
     "two FLACs.flac": (FLAC + FLAC, 6),
     "an mp3 without a Xing header.mp3": (PLAIN, 3), "two of these.mp3": (PLAIN + PLAIN, 6.19),
     "loud first.mp3": (LOUD_FIRST[LOUD_FIRST.find(LOUD_FIRST[:2], 4):], 5),
-    "quiet first.mp3": (QUIET_FIRST[QUIET_FIRST.find(QUIET_FIRST[:2], 4):], 5),
-    "two mp3s.mp3": (MP3 + MP3, 6), "three mp3s with tags.mp3": (3 * (MP3 + b"TAG" + bytes(125)), 9),
+    "three mp3s with tags.mp3": (3 * (MP3 + b"TAG" + bytes(125)), 9),
     "two mp3s of two rates.mp3": (MP3 + sound(NOISE, 44100, "MP3"), 3 + 16000 / 44100),
     "an mp3 with more frames.mp3": (put(MP3, XING + 8, (20).to_bytes(4)), 3),
-    "an mp3 with zeros behind.mp3": (MP3 + bytes(5000), 3),
     "an mp3 with a picture behind.mp3": (MP3 + b"APETAGEX" + bytes(50_000), 3),
-    "an mp3 with noise before.mp3": (np.random.default_rng(0).bytes(2000) + MP3, 3),
     "an mp3 cut in its last frame.mp3": (PLAIN[:-20], 3), "an mp3 with noise behind.mp3": (PLAIN + bytes(50_000), 3),
     "a FLAC with zeros behind.flac": (FLAC + bytes(20_000), 3),
-    "an Ogg with zeros behind.ogg": (OGG + bytes(20_000), 3),
     "an mp3 with a picture before.mp3": (b"ID3\3\0\0\0\2\0\0" + bytes(2**15) + MP3, 3),
-    "one Ogg three times.ogg": (3 * OGG, 9), "one Opus twice.ogg": (OPUS + OPUS, 6),
-    "Ogg and Opus.ogg": (OGG + OPUS, 6),
-    "two Oggs.ogg": (OGG + sound(SWEEP, format="OGG"), 6),
+    "one Opus twice.ogg": (OPUS + OPUS, 6), "Ogg and Opus.ogg": (OGG + OPUS, 6),
     **{f"{name} of {size} bytes": (put(data, place, struct.pack(kind, size)), 3)
        for name, data, place, kind in [
            ("AU", AU, 8, ">I"), ("AIFF", AIFF, AIFF.find(b"SSND") + 4, ">I"), ("CAF", CAF, CAF.find(b"data") + 4, ">q"),
@@ -152,8 +132,7 @@ def test_audio_is_read_to_its_end(tmp_path, name):
 
 
 TRUNCATED = {
-    "a wav.wav": WAV[:-9000], "a wav by a sample.wav": WAV[:-2], "the second wav.wav": WAV + WAV[:-9000],
-    "a FLAC.flac": flac_of(9 * RATE), "a FLAC of 2**36.flac": flac_of(2**36 - 1),
+    "a wav by a sample.wav": WAV[:-2], "the second wav.wav": WAV + WAV[:-9000], "a FLAC.flac": flac_of(9 * RATE),
     "the second FLAC.flac": FLAC + flac_of(9 * RATE), "an Ogg.ogg": OPUS[:-2000], "an mp3.mp3": MP3[:2000],
     "the second mp3.mp3": MP3 + MP3[:2000], "an mp3 header.mp3": put(MP3, XING + 8, (9999).to_bytes(4))}
 
@@ -179,8 +158,7 @@ def test_one_loud_channel_of_three_at_another_rate(tmp_path):
     """A third of its height, and still 440 Hz."""
     tone, expected = (0.5 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate) for rate in (44100, RATE))
     wave = read_audio(write(tmp_path / "a.wav", sound(np.stack([tone, 0 * tone, 0 * tone], axis=1), 44100)))
-    assert wave.dtype == np.float32 and wave.shape == (RATE,)
-    assert np.abs(wave - expected / 3)[200:-200].max() < 1e-3
+    assert wave.dtype == np.float32 and np.abs(wave - expected / 3)[200:-200].max() < 1e-3
 
 
 LEFT = NOISE[:, 0]
@@ -206,15 +184,12 @@ def test_silence_stays_silence_and_loud_samples_loud(tmp_path):
 UNUSABLE = {
     "empty.wav": (b"", "cannot be decoded"), "text.wav": (b"hello\n" * 99, "cannot be decoded"),
     "a header alone.wav": (WAV[:44], "truncated"), "a cut header.wav": (WAV[:30], "cannot be decoded"),
-    "a cut FLAC.flac": (FLAC[:5000], "a_cut_FLAC.flac: "),
     "zeros in it.flac": (FLAC[:9000] + bytes(20_000), "zeros_in_it.flac: "),
-    "a cut Ogg.ogg": (OGG[:600], "a_cut_Ogg.ogg: "), "bytes without a head.raw": (bytes(9999), "cannot be decoded"),
+    "a cut Ogg.ogg": (OGG[:600], "a_cut_Ogg.ogg: "),
     "no sample.wav": (sound(NOISE[:0]), "0.0000 s, shorter than 0.04 s"),
     "639 samples.wav": (sound(NOISE[:639]), "0.0399 s, shorter than 0.04 s"),
     "not a number.wav": (sound(np.append(NOISE, np.nan), subtype="FLOAT"), "samples that are not finite"),
-    "infinite.wav": (sound(np.append(NOISE, -np.inf), subtype="FLOAT"), "samples that are not finite"),
     "a scale of integers.wav": (sound(NOISE * 2**15, subtype="FLOAT"), "where full scale is 1"),
-    "31 s.wav": (sound(np.zeros((31 * 8000, 1)), 8000), "longer than 30 s"),
     "an hour.flac": (sound(np.zeros((3600 * 1000, 1)), 1000, "FLAC"), "longer than 30 s"),
     "a rate of no recorder.wav": (sound(NOISE, 44_101), "a sample rate of 44101 Hz")}
 
@@ -236,18 +211,9 @@ def test_audio_that_is_no_file(tmp_path, name):
 
 
 @pytest.mark.parametrize("start, end, says", [
-    (0.5, 2.0, "the file ends at 1.00 s"), (5.0, 6.0, "the file ends at 1.00 s"), (0.5, 0.5, "shorter than 0.04 s"),
-    (0.0, 1e15, "the file ends at 1.00 s"), (0, 10**400, "the file ends at")])
+    (5.0, 6.0, "the file ends at 1.00 s"), (0.5, 0.5, "shorter than 0.04 s"), (0, 10**400, "the file ends at")])
 def test_a_slice_that_is_not_there(tmp_path, start, end, says):
     refused(read_audio, write(tmp_path / "a.wav", sound(NOISE)), start, end, says=says)
-
-
-def test_of_an_hour_only_what_is_needed_is_read(tmp_path):
-    """The file is a hole of 115 MB on the disk, behind its header."""
-    path = write(tmp_path / "a.wav", wav_of(2 * 3600 * RATE)[:44])
-    os.truncate(path, 44 + 2 * 3600 * RATE)
-    refused(read_audio, path, None, None, 5.0, says="longer than 5 s")
-    assert duration(path) == 3600
 
 
 def test_m4a_is_read_where_pyav_is_installed(tmp_path, monkeypatch):
@@ -268,8 +234,7 @@ def test_m4a_is_read_where_pyav_is_installed(tmp_path, monkeypatch):
 def test_long_audio_is_cut_at_its_pauses():
     """Speech of 0.5 with silences around 7 s and 16 s: the cuts fall there, and nothing is lost."""
     longest, wave = 10 * RATE, np.full(20 * RATE, 0.5, dtype=np.float32)
-    for pause in (7, 16):
-        wave[int((pause - 0.2) * RATE):int((pause + 0.2) * RATE)] = 0
+    wave[int(6.8 * RATE):int(7.2 * RATE)] = wave[int(15.8 * RATE):int(16.2 * RATE)] = 0
     pieces = cut_at_pauses(wave, longest)
     assert np.array_equal(np.concatenate(pieces), wave)
     ends = np.cumsum([len(piece) for piece in pieces]) / RATE

@@ -1,21 +1,19 @@
 """The bench itself, on toy sizes: it counts what is useful, and gives no figure where a peer's outputs differ."""
 import random
 from statistics import mean
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import transformers
 
-from tests import bench, growth, scale
-from train_projector import PADDING, make_projector, positions
-from speech_llm.batches import cut_by_length
+from tests import bench, scale
 
 
 def rows_of(printed):
     """Return the cells of a printed Markdown table, without its header."""
-    lines = [line for line in printed.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines()
+            if line.startswith("|")][2:]
 
 
 @pytest.mark.parametrize("stage, peer", [
@@ -25,13 +23,12 @@ def test_every_stage_beside_its_peer(stage, peer, capsys):
     """The outputs are the same, or main raises; a row holds rates, shares and how many times faster."""
     if peer == "peft":
         pytest.importorskip("peft")
-    bench.main([stage, "--size", "toy", "--seeds", "2", *["--profile"] * (stage == "A")])
-    printed = capsys.readouterr()
-    row = next(dict(zip(bench.HEADER, row)) for row in rows_of(printed.out) if row[6] == peer)
+    bench.main([stage, "--size", "toy", "--seeds", "1"])
+    printed = capsys.readouterr().out
+    row = next(dict(zip(bench.HEADER, row)) for row in rows_of(printed) if row[6] == peer)
     low, median, high = map(float, row["times faster: min, median, max"].split(","))
     assert 0 < low <= median <= high and float(row["samples/s"]) > 0 < float(row["tokens/s"])
-    assert 0 <= float(row["% padding"]) < 100 and row["size"] == "toy, float32, 2 seeds" and row["stage"] == stage
-    assert ("aten::mm" in printed.err and "Self CPU time total" in printed.err) is (stage == "A")
+    assert 0 <= float(row["% padding"]) < 100 and row["stage"] == stage and "toy, torch.float32, 1 seeds" in printed
 
 
 def test_no_figure_where_the_outputs_differ(monkeypatch, capsys):
@@ -47,16 +44,9 @@ def test_no_figure_where_the_outputs_differ(monkeypatch, capsys):
 def test_sizes_of_the_real_llms():
     """Matrices of a layer: 2 x 4096 x 4096 + 2 x 4096 x 1024 + 3 x 4096 x 14336 = 218.1 million, 32 of them."""
     with torch.device("meta"):
-        from transformers import AutoModelForCausalLM, LlamaConfig
-        llm = AutoModelForCausalLM.from_config(LlamaConfig(**bench.LLAMA))
+        llm = transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**bench.LLAMA))
     assert bench.matrices(llm.model.layers) == 32 * 218_103_808
     assert bench.attention_flops(llm.config, [100, 10]) == 2 * 32 * 4096 * (100 ** 2 + 10 ** 2)
-
-
-@pytest.mark.parametrize("name, count", [("iwslt25", 37_799_936), ("iwslt26", 240_334_336), ("listeners", 23_631_104)])
-def test_sizes_of_the_real_projectors(name, count):
-    with torch.device("meta"):
-        assert sum(p.numel() for p in make_projector(**growth.SYSTEMS[name][1]).parameters()) == count
 
 
 def test_inputs_have_the_lengths_of_the_corpora():
@@ -68,18 +58,6 @@ def test_inputs_have_the_lengths_of_the_corpora():
     assert mean(len(s["answer"]) for s in samples) == pytest.approx(5.35 * 2.4 * 1.25 + 1, rel=0.03)
     kinds = {row["id"].split("/")[0] for row in random.Random(0).sample(bench.make_rows(), 2000)}
     assert kinds == set(bench.CORPORA)
-
-
-@pytest.mark.parametrize("stage, most", [("A", 7), ("B", 14), ("C", 8)])
-def test_padding_of_the_papers_steps(stage, most):
-    """Percent of the positions that the LLM computes in the steps of 2025: 256, 80 and 256 rows."""
-    projector = None if stage == "B" else SimpleNamespace(slots=lambda frames: frames)
-    real = SimpleNamespace(**{**bench.SIZES["real"], "width": 2})
-    steps = [bench.make_window(real, 1000, projector, stage, real.draws[stage], 3, seed) for seed in range(5)]
-    used = sum(positions(s) for step in steps for s in step)
-    computed = sum(len(batch) * positions(batch[0]) for step in steps
-                   for batch in cut_by_length(step, positions, real.micro[stage], PADDING))
-    assert 100 * (1 - used / computed) < most
 
 
 def test_every_stage_draws_from_rows_like_gigasts(tmp_path):

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 
 import pytest
 from conftest import PROJECT, read_log
+from test_bad_input import refused
 
 from speech_llm import pipeline
 from speech_llm.constants import STAGES, configure, read_page
@@ -62,10 +63,8 @@ def test_a_page_starts_from_its_base(configure_example, tmp_path):
 
 
 @pytest.mark.parametrize("text, argv, says", [
-    ("", "--step 3", "unrecognized arguments: --step 3"), ("", "--colour red", "unrecognized arguments: --colour"),
-    ("", "--steps 3.5", "--steps: invalid int value"), ("", "--steps many", "--steps: invalid int value: 'many'"),
-    ("", "--steps", "--steps: expected one argument"), ("", "--quick=7", "--quick/--no-quick: ignored explicit"),
-    ("", "--quick 1", "arguments: 1"), ("", "--mixture ASR", "--mixture: invalid parse_dict value: 'ASR'"),
+    ("", "--step 3", "unrecognized arguments: --step 3"), ("", "--steps 3.5", "--steps: invalid int value: '3.5'"),
+    ("", "--mixture ASR", "--mixture: invalid parse_dict value: 'ASR'"),
     ("", "--mixture [1]", "--mixture: invalid parse_dict value: '[1]'"),
     ("train_lora = dict(step=5)", "", "plain.py: train_lora has no constant called step"),
     ("train_lora = dict(steps=5.0)", "", "plain.py: train_lora's steps must be int, got 5.0"),
@@ -79,8 +78,7 @@ def test_what_is_no_constant_is_refused_by_name(configure_example, capsys, text,
 
 
 def test_an_unknown_page_is_refused_with_the_known_ones():
-    with pytest.raises(SystemExit, match="--preset slow: there is no file .*config/slow.py; .* are digits, .*iwslt25,"):
-        read_page("slow")
+    refused(read_page, "slow", names="--preset slow: there is no file", says=" are digits, ")
     assert read_page("iwslt25-a2") == read_page("iwslt25_a2")           # the spelling of older commands
 
 
@@ -146,5 +144,4 @@ def test_a_page_elsewhere_runs_a_stage_and_every_value_says_where_it_comes_from(
 
 def test_a_stage_that_does_not_exist_is_refused(tmp_path):
     (tmp_path / "page.py").write_text('base = "tiny"\nstages = ["extract_features", "train_loro"]\n')
-    with pytest.raises(SystemExit, match="page.py: train_loro is not one of the stages extract_features, "):
-        pipeline.main([str(tmp_path / "page.py"), "--dry"])
+    refused(pipeline.main, [str(tmp_path / "page.py"), "--dry"], says="page.py: train_loro is not one of the stages ")

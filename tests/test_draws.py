@@ -38,7 +38,7 @@ def make_rows(corpus="tiny", count=6):
 
 
 def kind(rows):
-    """Return the (task, language, answerable) that a draw's rows have in common."""
+    """Return the (task, language, answerable) of a draw."""
     [common] = {(row["task"], row["language"], row["answerable"]) for row in rows}
     return common
 

@@ -2,9 +2,7 @@
 A full disk, a folder that cannot be written, a folder that goes, too few file handles: a clear error, what was there
 stays as it was, and the same command goes on once the cause is gone.
 
-Disks: a small tmpfs is mounted where that is allowed (root); everywhere else, and for every kind of writer, the process
-may write files up to a size only (RLIMIT_FSIZE), and is told that the disk is full. Root writes into folders of mode
-555, so for root a folder that cannot be written is mounted read-only.
+A full disk: the process may write files up to a size only (RLIMIT_FSIZE), and is told that the disk is full.
 """
 import contextlib
 import os
@@ -47,44 +45,31 @@ def limit(kind, value):
 
 @contextlib.contextmanager
 def full_disk(size):
-    """
-    Let no file grow beyond so many bytes, and say that half a megabyte is free. A test that prints inside has the
-    fixture capsys, because pytest's own files would be full, too.
-    """
+    """Let no file grow beyond so many bytes; a test that prints has capsys, because pytest's files would be full."""
     with mock.patch.object(shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**19)):
         with limit(resource.RLIMIT_FSIZE, size):
             yield
 
 
 @contextlib.contextmanager
-def mounted(folder, *arguments):
-    """Mount a file system at a folder while the block lasts; skip the test where this process may not."""
-    command = ["mount", *map(str, arguments), str(folder)]
-    if os.getuid() or not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("this process may not mount a file system")
+def read_only(folder):
+    """Let nobody write into a folder while the block lasts. Root writes into folders of mode 555, so it mounts one."""
+    os.chmod(folder, 0o555)
+    mount = ["mount", "--bind", "-o", "ro", folder, folder]
+    if not os.getuid() and subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("root writes everywhere, and may not mount a file system here")
     try:
         yield
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
-@contextlib.contextmanager
-def read_only(folder):
-    """Let nobody write into a folder while the block lasts."""
-    if os.getuid():
-        os.chmod(folder, 0o555)
-        yield
+        if not os.getuid():
+            subprocess.run(["umount", folder], check=True)
         os.chmod(folder, 0o755)
-    else:
-        with mounted(folder, "--bind", folder):
-            subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=True)
-            yield
 
 
 def goes_on(run, folder, files, fault, message):
     """
     Run without and with a fault, which raises OSError with a message, then again: the files below the folder, a
-    pattern, are those of the first run. Return {name: bytes} of those that the fault left.
+    pattern, are those of the first run. Return the names of those that the fault left.
     """
     def there():
         return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob(files)}
@@ -93,7 +78,7 @@ def goes_on(run, folder, files, fault, message):
     shutil.rmtree(folder)
     with fault, pytest.raises(OSError, match=message):
         run()
-    left = there()
+    left = {*there()}
     assert not [*Path(folder).rglob(".*")]                                 # nothing temporary
     run()
     assert there() == unbroken
@@ -102,15 +87,10 @@ def goes_on(run, folder, files, fault, message):
 
 # --- A full disk.
 
-def write_text(path):
-    with open(path, "w") as file:
-        file.write("x" * 10_000)
-
-
 @pytest.mark.parametrize("write", [
     lambda path: torch.save({"a": torch.zeros(10_000)}, path), lambda path: np.save(path, np.zeros(10_000)),
     lambda path: soundfile.write(path, np.random.default_rng(0).uniform(-1, 1, 40_000), 16000, format="FLAC"),
-    lambda path: save_file({"a": torch.zeros(10_000)}, path), write_text],
+    lambda path: save_file({"a": torch.zeros(10_000)}, path), lambda path: Path(path).write_text("x" * 10_000)],
     ids=["torch", "numpy", "sound", "safetensors", "text"])
 def test_no_writer_leaves_half_a_file_or_hides_that_the_disk_is_full(write, tmp_path):
     path = tmp_path / "file.npy"
@@ -126,23 +106,15 @@ def test_a_mistake_on_a_disk_with_room_stays_what_it_is(tmp_path):
     assert not os.listdir(tmp_path)
 
 
-@pytest.mark.parametrize("stage, out", [("train_lora", "lora"), ("train_projector", "projector")])
-def test_training_goes_on_where_the_disk_was_full(after_training, run_stage, capsys, stage, out):
+def test_training_goes_on_where_the_disk_was_full(after_training, run_stage, capsys):
     validated = run_folder.Run.validated
 
     def full_at_step_4(run, *arguments, **figures):
         with full_disk(5000) if run.step == 4 else contextlib.nullcontext():
             return validated(run, *arguments, **figures)
     fault = mock.patch.object(run_folder.Run, "validated", full_at_step_4)
-    goes_on(lambda: run_stage(stage), f"work/tiny/{out}", "weights.pt", fault, FULL)
-    assert f"resuming work/tiny/{out} at step 2" in capsys.readouterr().out
-
-
-def test_inference_goes_on_where_the_disk_was_full(after_training, run_stage, capsys):
-    """The third thousand bytes of the answers are the last; the line that they cut is answered again."""
-    left = goes_on(lambda: run_stage("infer", "--systems", "C:merged"), "work/tiny/predictions/C", "*", full_disk(3000),
-                   f"tiny.test.jsonl.partial.0 {FULL}")
-    assert len(left["tiny.test.jsonl.partial.0"]) == 3000
+    goes_on(lambda: run_stage("train_projector"), "work/tiny/projector", "weights.pt", fault, FULL)
+    assert "resuming work/tiny/projector at step 2" in capsys.readouterr().out
 
 
 def test_a_maker_goes_on_where_the_disk_was_full(tmp_path, capsys):
@@ -158,9 +130,8 @@ def test_a_maker_goes_on_where_the_disk_was_full(tmp_path, capsys):
     assert 4 < before < 40 and len(made) - len(items) <= 4                 # one batch is made again
 
 
-@pytest.fixture
-def extract(seamless, tmp_path, monkeypatch):
-    """extract() makes the features of two splits, a short and a long recording; the test runs in their folder."""
+def test_extraction_goes_on_where_the_disk_was_full(seamless, tmp_path, monkeypatch, capsys):
+    """The frames of half a second, 9 x 128 float16, fit into 4,000 bytes, those of two seconds do not."""
     monkeypatch.chdir(tmp_path)
     os.makedirs("work/models")
     os.symlink(seamless, "work/models/tiny-seamless")
@@ -169,50 +140,18 @@ def extract(seamless, tmp_path, monkeypatch):
         write_rows(f"work/rows/sounds/{split}.jsonl", [
             {"id": f"sounds/{split}/ASR", "utterance": f"sounds/{split}", "audio": f"{split}.wav", "task": "ASR",
              "language": "en", "transcript": "Yes.", "target": "Yes."}])
-    return lambda: extract_features.main(["--corpora", "sounds"])
-
-
-def test_extraction_goes_on_where_the_disk_was_full(extract, capsys):
-    """The frames of half a second, 9 x 128 float16, fit into 4,000 bytes, those of two seconds do not."""
-    left = goes_on(extract, "work/features/tiny-seamless-mean3/sounds", "frames-*", full_disk(4000),
+    left = goes_on(lambda: extract_features.main(["--corpora", "sounds"]), "work/features/tiny-seamless-mean3/sounds", "frames-*", full_disk(4000),
                    f"test/frames-00000.npy {FULL}")
-    assert left.keys() == {"dev/frames-00000.npy", "dev/frames-00000.json"}
-
-
-def test_a_disk_that_is_really_full(before_training, run_stage, tmp_path):
-    """Stage B on a tmpfs of a megabyte that something else fills, and then leaves."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    with mounted(disk, "-t", "tmpfs", "-o", "size=1m", "tmpfs"):
-        os.makedirs("work/tiny", exist_ok=True)
-        os.symlink(disk, "work/tiny/lora")
-        (disk / "others").write_bytes(bytes(2**20 - 30_000))
-        with pytest.raises(OSError, match="work/tiny/lora/.* cannot be written: the disk is full"):
-            run_stage("train_lora")
-        assert not [*disk.glob(".*")]
-        os.remove(disk / "others")
-        run_stage("train_lora")
-        assert os.path.exists("work/tiny/lora/weights.pt")
+    assert left == {"dev/frames-00000.npy", "dev/frames-00000.json"}
 
 
 # --- A folder that cannot be written, and one that goes.
 
-UNWRITABLE = "cannot be written: .*(Read-only|Permission denied)"
-
-
 @pytest.mark.parametrize("stage, more", [("merge_sft", ["--out", "again"]), ("infer", ["--systems", "C:merged"])])
 def test_a_folder_that_cannot_be_written_is_named(after_training, run_stage, stage, more):
-    with read_only("work/tiny"), pytest.raises(OSError, match=f"work/tiny/.* {UNWRITABLE}"):
+    with read_only("work/tiny"), pytest.raises(OSError, match="work/tiny/.*: .*(Read-only|Permission denied)"):
         run_stage(stage, *more)
     run_stage(stage, *more)
-
-
-def test_features_that_cannot_be_written_are_named(extract):
-    os.makedirs("work/features")
-    with read_only("work/features"), pytest.raises(OSError, match=f"work/features/.* {UNWRITABLE}"):
-        extract()
-    extract()
-    assert len(open_features("work/features/tiny-seamless-mean3/sounds/test")) == 1
 
 
 def test_a_folder_that_goes_while_a_stage_runs_in_it(before_training, run_stage):
@@ -249,7 +188,7 @@ def test_half_a_clone_of_the_digits_is_no_corpus(tmp_path, monkeypatch):
 # --- Too few file handles.
 
 def test_a_cache_of_many_shards_names_the_limit_and_stays_as_it_is(tmp_path, monkeypatch):
-    """Every shard stays open: GigaST's 10,000 hours are some 450. The cache is not damaged, and is not called so."""
+    """Every shard stays open: GigaST's 10,000 hours are some 450. The cache is not called damaged."""
     monkeypatch.chdir(tmp_path)
     c = configure(extract_features.Config, "extract_features", [])
     made, folder = {"encoder": c.encoder, "mean": c.mean}, features_folder(c.work, c.encoder, c.mean, "tiny", "test")
@@ -257,11 +196,9 @@ def test_a_cache_of_many_shards_names_the_limit_and_stays_as_it_is(tmp_path, mon
     for n, (name, value) in enumerate(frames.items()):
         write_shard(folder, f"frames-{n:05d}", {name: value}, {"made": made, "dropped": [], "seconds": 1.0})
     assert finish_cache(c, made, folder, hashes_of(frames))
-    before, handles = {path: path.read_bytes() for path in Path(folder).iterdir()}, len(os.listdir("/proc/self/fd"))
-    with limit(resource.RLIMIT_NOFILE, handles + 8), pytest.raises(OSError) as error:
+    handles = len(os.listdir("/proc/self/fd"))
+    with limit(resource.RLIMIT_NOFILE, handles + 8), pytest.raises(OSError, match="Too many open files.*ulimit -n"):
         open_features(folder)
-    assert "Too many open files" in str(error.value) and "ulimit -n" in str(error.value)
-    assert "damaged" not in str(error.value) and {path: path.read_bytes() for path in Path(folder).iterdir()} == before
     assert len(open_features(folder)) == 40
 
 
@@ -269,10 +206,9 @@ def test_too_few_handles_for_a_file_that_is_written(tmp_path):
     path = tmp_path / "file"
     path.write_text("from earlier")
     handles = [open(path) for _ in range(5)]
-    with limit(resource.RLIMIT_NOFILE, handles[-1].fileno() + 1):
-        with pytest.raises(OSError, match=f"{path} cannot be written: .*Too many open files"):
-            with replace_file(str(path)) as name, open(name, "w") as file:
-                file.write("new")
+    with limit(resource.RLIMIT_NOFILE, handles[-1].fileno() + 1), pytest.raises(
+            OSError, match=f"{path} cannot be written: .*Too many open files"), replace_file(str(path)) as name:
+        Path(name).write_text("new")
     assert path.read_text() == "from earlier" and os.listdir(tmp_path) == ["file"]
     for handle in handles:
         handle.close()

@@ -10,11 +10,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ON_TABLE, read_log
+from conftest import read_log
 from safetensors.torch import load_file, save_file
+from test_bad_input import refused
 
 import train_lora
-from data.recipe import LOCKS, begin, finish, finished
+from data.recipe import begin, finish, finished
 from speech_llm.batches import Batch
 from speech_llm.constants import configure
 from speech_llm.files import lock
@@ -26,22 +27,14 @@ from speech_llm.run import Run
 # --- A loss or a gradient that is not finite.
 
 def test_frames_that_are_not_finite_stop_the_run_and_its_rows_are_listed(before_training, run_stage):
-    cache = "work/features/tiny-seamless-mean3/tiny/train"
-    lengths = json.loads(Path(f"{cache}/frames-00000.json").read_text())["lengths"]
-    frames = np.load(f"{cache}/frames-00000.npy", mmap_mode="r+")
-    begin, end = (sum(list(lengths.values())[:n]) for n in (5, 9))
-    names, good = list(lengths)[5:9], frames[begin:end].copy()
-    frames[begin:end] = np.inf
-    frames.flush()
-    with pytest.raises(SystemExit, match=r"work/tiny/projector, step \d+: losses \[nan\].* are in work/.*not-finite-0"):
-        run_stage("train_projector")
+    frames = np.load("work/features/tiny-seamless-mean3/tiny/train/frames-00000.npy", mmap_mode="r+")
+    good = frames.copy()
+    frames[50:] = np.inf                                                    # a cache is known by its first frames
+    refused(run_stage, "train_projector", names="losses [nan]", says="not-finite-0")
     listed = Path("work/tiny/projector/not-finite-0.txt").read_text().split()
-    assert len(listed) <= 2 * 4 and {os.path.dirname(row_id) for row_id in listed} & set(names)      # of one step
-    assert set(listed) <= {row["id"] for row in read_rows("work/rows/tiny/train.jsonl")}
+    assert {*listed} <= {row["id"] for row in read_rows("work/rows/tiny/train.jsonl")} and 2 <= len(listed) <= 2 * 4
     assert not os.path.exists("work/tiny/projector/config.json")
-    assert all(np.isfinite(line.get("loss", 0)) for line in read_log("work/tiny/projector"))
-    frames[begin:end] = good                                                # mended: the same command continues
-    frames.flush()
+    frames[50:] = good[50:]                                                   # mended: the same command continues
     run_stage("train_projector")
 
 
@@ -53,14 +46,11 @@ def weight(value):
     return module
 
 
-@pytest.fixture
-def run_of(tmp_path):
-    """run_of({name: module}, learning=[...], frozen=module): a Run in the folder `tmp_path`/tiny/lora."""
-    def make(trained, learning, frozen=None):
-        c = configure(train_lora.Config, "train_lora", ["--work", str(tmp_path)])
-        optimizer = torch.optim.AdamW([module.weight for module in learning])
-        return Run(c, {name: (m.state_dict, m.load_state_dict) for name, m in trained.items()}, [optimizer], frozen)
-    return make
+def run_of(work, trained, learning, frozen=None):
+    """Return a Run in the folder work/tiny/lora. trained: {name: module}; learning: modules in the optimizer."""
+    c = configure(train_lora.Config, "train_lora", ["--work", str(work)])
+    optimizer = torch.optim.AdamW([module.weight for module in learning])
+    return Run(c, {name: (m.state_dict, m.load_state_dict) for name, m in trained.items()}, [optimizer], frozen)
 
 
 def one_step(run, first, second):
@@ -70,37 +60,33 @@ def one_step(run, first, second):
     run.optimizer_step(product, [{"id": "tiny/a"}], [Batch([])])
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_too(run_of):
+def test_a_gradient_that_is_not_finite_stops_the_run_too(tmp_path):
     """The loss is 1 * sqrt(0) = 0; its slope is infinite."""
     first, second = weight(1.0), weight(0.0)
-    run = run_of({"lora": second}, [second])
-    with pytest.raises(SystemExit, match=r"lora, step 1: losses \[0.0\], gradient norm inf. The step is not made"):
-        one_step(run, first, second)
+    run = run_of(tmp_path, {"lora": second}, [second])
+    refused(one_step, run, first, second, says="lora, step 1: losses [0.0], gradient norm inf. The step is not made")
     assert Path(run.folder, "not-finite-0.txt").read_text() == "tiny/a\n"
     assert second.weight.item() == 0
 
 
-def test_a_frozen_tensor_with_a_gradient_stops_the_run(run_of):
+def test_a_frozen_tensor_with_a_gradient_stops_the_run(tmp_path):
     first, second = weight(1.0), weight(1.0)
-    run = run_of({"lora": second}, [second], frozen=first)
-    with pytest.raises(SystemExit, match="1 frozen tensors of the LLM have a gradient, such as weight"):
-        one_step(run, first, second)
+    run = run_of(tmp_path, {"lora": second}, [second], frozen=first)
+    refused(one_step, run, first, second, says="1 frozen tensors of the LLM have a gradient, such as weight")
     frozen = weight(1.0).requires_grad_(False)
-    one_step(run_of({"lora": second}, [second], frozen), frozen, second)
+    one_step(run_of(tmp_path, {"lora": second}, [second], frozen), frozen, second)
 
 
-def test_a_tensor_that_no_gradient_reaches_stops_the_run_at_its_first_validation(run_of):
+def test_a_tensor_that_no_gradient_reaches_stops_the_run_at_its_first_validation(tmp_path):
     first, second, forgotten = weight(1.0), weight(1.0), weight(1.0)
-    run = run_of({"projector": second, "lora": forgotten}, [first, second, forgotten])
+    run = run_of(tmp_path, {"projector": second, "lora": forgotten}, [first, second, forgotten])
     one_step(run, first, second)
-    with pytest.raises(SystemExit, match="lora: 1 tensors are not trained after 0 steps, such as weight"):
-        run.validated(0.0)
+    refused(run.validated, 0.0, says="lora: 1 tensors are not trained after 0 steps, such as weight")
     assert not os.path.exists(os.path.join(run.folder, "resume.pt"))
 
 
 def test_adapters_that_do_not_move_stop_the_run_at_its_first_validation(before_training, run_stage):
-    with pytest.raises(SystemExit, match=r"lora: 14 tensors are not trained after 2 steps, such as .*lora_B"):
-        run_stage("train_lora", "--lr", "0")
+    refused(run_stage, "train_lora", "--lr", "0", names="lora_B", says="lora: 14 tensors are not trained after 2 steps")
     assert not os.path.exists("work/tiny/lora/resume.pt")
 
 
@@ -112,12 +98,10 @@ def test_another_prompt_at_inference_is_refused_and_in_c_a_warning(after_trainin
         config = Path(f"work/tiny/{out}/config.json")
         config.write_text(config.read_text(encoding="utf-8").replace("Können Sie", "Können wir"), encoding="utf-8")
     for system in ("A.1:projector", "B:lora", "C:merged"):
-        with pytest.raises(SystemExit, match="was trained with other prompts .*Können wir.*now.*Können Sie"):
-            run_stage("infer", "--systems", system)
+        refused(run_stage, "infer", "--systems", system, names="was trained with other prompts", says="Können wir")
     run_stage("merge_sft", "--out", "other")
     printed = capsys.readouterr().out
     assert all(f"warning: work/tiny/{out} was trained with other prompts" in printed for out in ("projector", "lora"))
-    run_stage("infer", "--systems", "C:other")                              # it was trained with today's prompts
 
 
 def test_config_json_shows_the_prompts_as_the_llm_reads_them(finished_stages):
@@ -135,8 +119,8 @@ def test_config_json_shows_the_prompts_as_the_llm_reads_them(finished_stages):
 def test_sizes_and_listening_are_logged_and_sizes_far_apart_are_a_warning(before_training, run_stage, capsys):
     run_stage("train_projector")
     assert "warning" not in capsys.readouterr().out
-    validations = [line for line in read_log("work/tiny/projector") if "validation_loss" in line]
-    assert all(1 < line["RMS"] / line["table RMS"] < 10 and np.isfinite(line["listening"]) for line in validations)
+    assert all(1 < line["RMS"] / line["table RMS"] < 10 and np.isfinite(line["listening"])
+               for line in read_log("work/tiny/projector") if "validation_loss" in line)
     path = "work/models/tiny-llama/model.safetensors"
     tensors = load_file(path)
     tensors["model.embed_tokens.weight"] *= 1e-3
@@ -172,7 +156,7 @@ sys.stdin.read()
 
 @contextlib.contextmanager
 def elsewhere(folder, **environment):
-    """Let another process work in a folder while the block lasts; it ends by SIGKILL. Yield its id."""
+    """Let another process lock a folder while the block lasts; it ends by SIGKILL. Yield its id."""
     with subprocess.Popen([sys.executable, "-c", HOLD, folder], text=True, stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE, env={**os.environ, **environment}) as process:
         assert process.stdout.readline() == "in\n"
@@ -182,27 +166,23 @@ def elsewhere(folder, **environment):
 
 @pytest.mark.parametrize("stage, folder, more", [
     ("extract_features", "features/whole-mean3/tiny/dev", ["--encoder", "models/whole"]),
-    ("train_projector", "tiny/again", ["--out", "again"]),
-    ("train_projector", "tiny/again", [*ON_TABLE, "--out", "again"]),
-    ("train_lora", "tiny/again", ["--out", "again"]), ("merge_sft", "tiny/again", ["--out", "again"]),
+    ("train_projector", "tiny/again", ["--out", "again"]), ("train_lora", "tiny/again", ["--out", "again"]),
     ("infer", "tiny/predictions/C", ["--systems", "C:merged"])])
 def test_a_stage_is_refused_where_it_runs_already(after_training, seamless, run_stage, stage, folder, more):
     os.symlink(seamless, "work/models/whole")
     folder = f"work/{folder}"
     with elsewhere(folder) as pid:
-        with pytest.raises(SystemExit, match=f"{folder}: process {pid} on .* works in it"):
-            run_stage(stage, *more)
+        refused(run_stage, stage, *more, names=f"{folder}: process {pid} on", says="works in it")
         assert os.listdir(folder) == ["lock"] or "predictions" in folder
-    with lock(folder):                                              # a lock ends with its process, however it ended
-        pass
+    lock(folder).close()                                            # a lock ends with its process, however it ended
 
 
 def test_a_recipe_is_refused_where_it_runs_already(tmp_path):
     work, folder = str(tmp_path), str(tmp_path / "rows" / "x")
-    with elsewhere(folder) as pid, pytest.raises(SystemExit, match=f"process {pid} on"):
-        begin(work, "x", {})
+    with elsewhere(folder) as pid:
+        refused(begin, work, "x", {}, says=f"process {pid} on")
     begin(work, "x", {})
-    assert not finished(work, "x", {}) and folder in LOCKS
+    assert not finished(work, "x", {})
     finish(work, "x", {})
     with elsewhere(folder):
         assert finished(work, "x", {})                              # to look at what is finished needs no lock
@@ -230,7 +210,6 @@ def test_the_processes_of_one_torchrun_are_one_run(tmp_path, monkeypatch):
         with lock(folder):
             assert os.path.exists(f"{folder}/.77.weights.pt")
             monkeypatch.setenv("MASTER_PORT", "29512")
-            with pytest.raises(SystemExit, match="torchrun at localhost:29511 works in it"):
-                lock(folder)
+            refused(lock, folder, says="torchrun at localhost:29511 works in it")
     with lock(folder):                                              # the first is gone, and so are its temporary files
         assert os.listdir(folder) == ["lock"]

@@ -65,7 +65,7 @@ def qwen2_audio(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def granite_speech(tmp_path_factory):
-    """Its chat template, the LLM's own, takes text alone; the placeholder stands in the text."""
+    """Its chat template takes text alone; the placeholder stands in the text."""
     folder, tokenizer = tmp_path_factory.mktemp("hub") / "tiny-granite-speech", make_chat("llama", "<|audio|>")
     torch.manual_seed(0)
     enlarged(transformers.GraniteSpeechForConditionalGeneration(transformers.GraniteSpeechConfig(
@@ -100,11 +100,11 @@ def spoken_rows(split, count):
 def rows(tmp_path, monkeypatch):
     """Four spoken rows and one whose audio is missing, in a test set; the current folder is theirs."""
     monkeypatch.chdir(tmp_path)
-    rows = spoken_rows("test", 4)
+    rows = spoken_rows("test", 4)[:5]
     rows[0]["question"] = "Is it <|im_end|> or a cat?"
     os.remove("test-3.wav")
-    write_rows("work/rows/bench/test.jsonl", rows[:5])
-    return rows[:5]
+    write_rows("work/rows/bench/test.jsonl", rows)
+    return rows
 
 
 @pytest.mark.parametrize("name", ["qwen2_audio", "granite_speech"])
@@ -168,12 +168,11 @@ def test_infer_writes_the_predictions_of_a_hub_model_once_and_eval_scores_them(q
     write_json_lines("work/tiny-listeners/predictions/SALMONN/bench.test.jsonl", [
         {"id": row["id"], "task": row["task"], "prediction": "Anna."} for row in rows])
     os.makedirs("work/tiny-listeners/pairwise")
-    Path("work/tiny-listeners/pairwise/C-cascade.md").write_text("bench.test, percent preferred by a judge")
+    Path("work/tiny-listeners/pairwise/C-cascade.md").write_text("percent preferred by a judge")
     eval.main([*page, "--test_sets", "bench.test"])
-    table = Path("work/tiny-listeners/results.md").read_text(encoding="utf-8")
-    assert "C-cascade: bench.test, percent preferred by a judge" in table
+    assert "C-cascade: percent preferred by a judge" in Path("work/tiny-listeners/results.md").read_text("utf-8")
     scores = {(r["system"], r["metric"]): r["value"]
-              for r in json.loads(Path("work/tiny-listeners/results.json").read_text(encoding="utf-8"))}
+              for r in json.loads(Path("work/tiny-listeners/results.json").read_text("utf-8"))}
     assert (scores["SALMONN", "WER"], scores["SALMONN", "EM"]) == (100, 100) and ("Tiny-Qwen2-Audio", "EM") in scores
 
     capsys.readouterr()
@@ -244,13 +243,10 @@ def test_omni_answers_as_transformers_own_thinker_and_is_trained(tmp_path, monke
     assert len(plain) == 7 and len({*plain}) > 2 and trained != plain      # the audio makes a difference
 
     first, merged = (open_stage(f"work/page/{name}") for name in ("projector", "merged"))
-    assert first.weights == {"projector": {}}
     assert first.config["sizes"] == {"kind": "identity", "width": 32, "llm_width": 32}
-    assert merged.weights["projector"] == {} and len(merged.weights["lora"]) == 2 * 7 * 2
+    assert first.weights["projector"] == merged.weights["projector"] == {} and len(merged.weights["lora"]) == 2 * 7 * 2
     assert {tensor.shape[0] for name, tensor in merged.weights["lora"].items() if name.endswith("A")} == {32}
-    last = [line for line in read_log(merged.folder) if "validation_loss" in line][-1]
-    assert last["step"] == 4 and {"listening", "RMS"} <= last.keys()
-    with pytest.raises(SystemExit, match="the encoder's frames have 32 numbers, the LLM's embeddings 48"):
-        train_projector.make_projector("identity", width=32, llm_width=48)
-    with pytest.raises(SystemExit, match="identity has nothing to train: set --steps 0"):
-        train_projector.main(["--preset", "page.py", "--out", "another", "--steps", "2"])
+    assert {"listening", "RMS"} <= read_log(merged.folder)[-1].keys()
+    refused(lambda: train_projector.make_projector("identity", width=32, llm_width=48), says="LLM's embeddings 48")
+    refused(train_projector.main, ["--preset", "page.py", "--out", "another", "--steps", "2"],
+            says="identity has nothing to train: set --steps 0")

@@ -9,7 +9,6 @@ import transformers
 from test_bad_input import refused
 
 import extract_features
-import infer
 from data.translate import translate
 from speech_llm.audio import cut_at_pauses
 from speech_llm.files import read_json, read_json_lines, write_json
@@ -87,9 +86,7 @@ def test_a_system_that_cannot_run_stops_no_other(after_training, run_stage):
     ([1, 2] + [7, 8, 9, 5] * 4, (6, 4)),                # four copies of four, 16 in all: the first copy ends at 6
     ([1, 2] + [7, 8, 9, 5] * 3 + [7, 8], None),         # three and a half
     ([7] * 16, (1, 1)), ([7] * 15, None),               # one token has to come 16 times
-    ([3] + [7, 8] * 8 + [4], (3, 2)), ([3] + [7, 8] * 7, None),
-    (list(range(33)) * 4, None), (list(range(32)) * 4, (32, 32)),        # a unit of 33 tokens is too long
-    ([], None)])
+    (list(range(33)) * 4, None), (list(range(32)) * 4, (32, 32)), ([], None)])         # a unit of 33 tokens is too long
 def test_a_loop_is_four_copies_and_sixteen_tokens(ids, loop):                 # 2025, appendix B.1
     assert find_loop(ids) == loop
 
@@ -105,25 +102,16 @@ def test_loops_are_counted_and_trimmed_only_when_asked(llama, tmp_path, capsys):
         assert "0.0 % stopped by the cap of 30 tokens, 100.0 % loop" in capsys.readouterr().out
 
 
-def test_a_sweep_of_scales_from_the_base_llm_to_the_trained_one(after_training, run_stage, monkeypatch):
-    """A system a scale: 0 is the LLM without adapters, 1 the trained one; each is loaded once. B is made large."""
-    loads, load = [], infer.load_speech_llm
-    monkeypatch.setattr(infer, "load_speech_llm", lambda *given: loads.append(given[1].folder) or load(*given))
+def test_a_sweep_of_scales_from_the_base_llm_to_the_trained_one(after_training, run_stage):
+    """A system a scale: 0 is the LLM without adapters, 1 the trained one. B is made large."""
     for folder in ("lora", "merged"):
         path = f"work/tiny/{folder}/weights.pt"
         weights = torch.load(path, weights_only=True)
         weights["lora"] = {name: tensor + ("lora_B" in name) * 0.3 for name, tensor in weights["lora"].items()}
         torch.save(weights, path)
-    systems = ["--systems", "llm,B:lora,C:merged"]
-    run_stage("infer", *systems)
-    before = {name: os.stat(f"work/tiny/predictions/{name}/tiny.test.jsonl").st_mtime_ns for name in ("llm", "B", "C")}
-    loads.clear()
-    run_stage("infer", *systems, "--lora_scale", "0,0.125,1")
-    assert loads == ["work/tiny/lora", "work/tiny/merged"]
+    run_stage("infer", "--systems", "llm,B:lora,C:merged", "--lora_scale", "0,0.125,1")
     answers = {name: answers_of(name) for name in os.listdir("work/tiny/predictions")}
     assert sorted(answers) == ["B", "B@0", "B@0.125", "C", "C@0", "C@0.125", "llm"]
-    for name, time in before.items():                                       # nothing is decoded twice
-        assert os.stat(f"work/tiny/predictions/{name}/tiny.test.jsonl").st_mtime_ns == time
     assert answers["B@0"] == answers["llm"] and answers["B@0"] != answers["B@0.125"] != answers["B"]
     assert answers["C@0"] != answers["C@0.125"] != answers["C"]
     assert read_json("work/tiny/predictions/C@0.125/tiny.test.made.json", "")["lora_scale"] == 0.125
@@ -136,7 +124,7 @@ def test_a_sweep_of_scales_from_the_base_llm_to_the_trained_one(after_training, 
 
 @pytest.fixture
 def recorded(after_training):
-    """`after_training` with recordings of its test utterances, but for the first -> (rows, the lost utterance)."""
+    """`after_training` with recordings of its test utterances but the first -> (rows, the lost utterance)."""
     rows, noise = read_rows("work/rows/tiny/test.jsonl"), np.random.default_rng(0)
     lost, *others = sorted({row["utterance"]: row["audio"] for row in rows}.items())
     for (_, path), samples in zip(others, (80000, 30000, 8000), strict=True):
@@ -159,8 +147,7 @@ def test_the_seamless_baseline_hears_and_reads(recorded, run_stage, seamless):
     assert (answers_of("seamless", out="single"), answers_of("seamless-text", out="single")) == (speech, text)
     transcripts, german = {row["id"]: row["transcript"] for row in rows}, [p for p in text if p["id"].endswith("de")]
     whole = translate([transcripts[p["id"]] for p in german], "de", seamless, "translations.jsonl")
-    for translation, cut in zip(whole, german):                             # the same model, here cut at six tokens
-        assert translation.startswith(cut["prediction"][:3])
+    assert all(text.startswith(p["prediction"][:3]) for text, p in zip(whole, german))       # here cut at six tokens
 
 
 def test_the_cascade_is_the_text_llm_on_what_whisper_transcribes(recorded, run_stage, whisper, capsys):
@@ -169,16 +156,6 @@ def test_the_cascade_is_the_text_llm_on_what_whisper_transcribes(recorded, run_s
     rows = [{**row, "question": row["transcript"]} if (row["task"], row["language"]) == ("SQA", "en") else row
             for row in rows if row["language"] in ("en", "de")]
     write_rows("work/rows/tiny/test.jsonl", rows)
-    model, extractor, tokenizer = (kind.from_pretrained(whisper) for kind in (
-        transformers.WhisperForConditionalGeneration, transformers.AutoFeatureExtractor, transformers.AutoTokenizer))
-    transcripts = {lost: "?"}
-    for utterance, path in {row["utterance"]: row["audio"] for row in rows if row["utterance"] != lost}.items():
-        pieces = cut_at_pauses(soundfile.read(path, dtype="float32")[0], 3 * 16000)
-        mels = [extractor(piece, sampling_rate=16000, return_tensors="pt") for piece in pieces]
-        ids = [model.generate(**mel, task="transcribe")[0] for mel in mels]
-        transcripts[utterance] = " ".join(tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids)
-    assert len({*transcripts.values()}) == len(transcripts) and all(transcripts.values())
-
     arguments = ["--whisper", whisper, "--max_new_tokens", "40", "--prompt", "listeners"]
     run_stage("infer", "--systems", "cascade", *arguments)
     assert f"the audio of {sum(row['utterance'] == lost for row in rows)} cannot be read" in capsys.readouterr().out
@@ -186,18 +163,23 @@ def test_the_cascade_is_the_text_llm_on_what_whisper_transcribes(recorded, run_s
     answers = answers_of("cascade")
     assert answers_of("cascade", out="single") == answers and [p["id"] for p in answers] == [row["id"] for row in rows]
 
-    texts = [transcripts[row["utterance"]] for row in rows]
+    model, extractor, tokenizer = (kind.from_pretrained(whisper) for kind in (
+        transformers.WhisperForConditionalGeneration, transformers.AutoFeatureExtractor, transformers.AutoTokenizer))
+    texts = {row["utterance"]: p["prediction"] for row, p in zip(rows, answers) if row["task"] == "ASR"}
+    for utterance, path in {row["utterance"]: row["audio"] for row in rows if row["utterance"] != lost}.items():
+        pieces = cut_at_pauses(soundfile.read(path, dtype="float32")[0], 3 * 16000)
+        mels = [extractor(piece, sampling_rate=16000, return_tensors="pt") for piece in pieces]
+        ids = [model.generate(**mel, task="transcribe")[0] for mel in mels]
+        assert texts[utterance] == " ".join(tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids)
+    assert len({*texts.values()}) == len(texts)
+
     write_rows("work/rows/tiny/test.jsonl", [
-        {**row, "transcript": text, **({"question": text} if row.get("question") == row["transcript"] else {})}
-        for row, text in zip(rows, texts)])
+        {key: (texts[row["utterance"]] or "?") if value == row["transcript"] and key != "target" else value
+         for key, value in row.items()} for row in rows])                   # transcripts, and spoken questions
     run_stage("infer", "--systems", "llm", *arguments, "--out", "transcribed")
     expected = {p["id"]: p["prediction"] for p in answers_of("llm", out="transcribed")}
-    assert len({*expected.values()}) > 5
-    for row, text, p in zip(rows, texts, answers):
-        right = text if row["task"] == "ASR" else expected[row["id"]]
-        assert p["task"] == row["task"] and p["prediction"] == ("" if row["utterance"] == lost else right)
-    origin = read_json("work/tiny/predictions/cascade/tiny.test.made.json", "")
-    assert origin["whisper"] == whisper and origin["llm"] == "models/tiny-llama"
+    assert {p["id"]: p["prediction"] for row, p in zip(rows, answers) if row["task"] != "ASR"} == {
+        row["id"]: "" if row["utterance"] == lost else expected[row["id"]] for row in rows if row["task"] != "ASR"}
 
 
 @pytest.fixture

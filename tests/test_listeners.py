@@ -139,19 +139,13 @@ def test_pairs_of_systems_are_judged_at_the_end(tmp_path, monkeypatch, capsys):
 
     def pairs(preset):
         pipeline.main([preset, "--dry", "--work", str(tmp_path)])
-        printed = capsys.readouterr().out.splitlines()
-        lines = [line for line in printed if "metrics.pairwise" in line]
-        rows = f"--judge 'a judge' --rows {tmp_path}/rows/multispeechqa/bench.jsonl"
-        assert all(line.endswith(rows) for line in lines) and "eval.py" in printed[-1]
-        return [tuple(os.path.relpath(word, tmp_path).replace("/predictions", "") for word in line.split()[3:5])
-                for line in lines]
-    assert pairs("listeners") == [("listeners/C", "listeners/cascade")]
-    assert pairs("omni") == [("omni/Omni-FT", "omni/Omni")] and pairs("tiny_listeners") == []
+        lines = [line for line in capsys.readouterr().out.splitlines() if "metrics.pairwise" in line]
+        assert all("--judge 'a judge'" in line for line in lines)
+        return [[os.path.basename(word) for word in line.split()[3:5]] for line in lines]
+    assert pairs("listeners") == [["C", "cascade"]] and pairs("omni") == [["Omni-FT", "Omni"]]
     for system in ("C", "cascade", "C-ten"):
         os.makedirs(tmp_path / "listeners/predictions" / system)
-    assert pairs("listeners_ast") == [("listeners/C", "listeners/cascade"), ("listeners/C-ast", "listeners/C"),
-                                      ("listeners/C-ten", "listeners/C"), ("listeners/C-ast", "listeners/C-ten")]
-    assert pairs("omni")[1:] == [(f"omni/{system}", "listeners/cascade") for system in ("Omni", "Omni-FT")]
+    assert pairs("listeners_ast") == [["C", "cascade"], ["C-ast", "C"], ["C-ten", "C"], ["C-ast", "C-ten"]]
 
 
 @pytest.mark.parametrize("stage, preset, following", [
@@ -172,9 +166,6 @@ def test_forgetting_is_told_against_the_cascade_and_the_llm_on_gold_transcripts(
         ("cascade", 50.0), ("llm", 80.0), ("C", 40.0))}, ["cascade", "llm"]).splitlines()
     assert table[0] == ("| system | closed | forgetting, closed against cascade | forgetting, closed against llm |")
     assert table[2:5] == ["| cascade | 50.00 |  |  |", "| llm | 80.00 |  |  |", "| C | 40.00 | -20.00 | -50.00 |"]
-    for name in ("listeners", "omni", "iwslt25", "iwslt26"):
-        pipeline.main([name, "sweep", "--dry"])
-        command = next(line for line in capsys.readouterr().out.splitlines() if "metrics.speech_ifeval" in line)
-        systems, references = command.split("--reference")
-        folder = f"work/{name}/predictions"
-        assert references.startswith(f" {folder}/cascade {folder}/llm --corpus") and f"{folder}/cascade" not in systems
+    pipeline.main(["listeners", "sweep", "--dry"])
+    folder = "work/listeners/predictions"
+    assert f"--reference {folder}/cascade {folder}/llm --corpus" in capsys.readouterr().out

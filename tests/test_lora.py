@@ -94,7 +94,6 @@ def test_parameter_counts_of_the_papers(config, r, targets, matrices, parameters
         assert sum(p.numel() for p in model.parameters()) == total
         assert add_lora(model, targets, r, alpha=16) == matrices
     assert sum(p.numel() for p in lora_parameters(model)) == parameters
-    assert sum(r * (m.base.in_features + m.base.out_features) for m in lora_layers(model).values()) == parameters
 
 
 def test_adapters_come_back_and_are_written_in_the_format_of_peft(base, tmp_path):
@@ -107,8 +106,8 @@ def test_adapters_come_back_and_are_written_in_the_format_of_peft(base, tmp_path
     assert torch.equal(logits(other), logits(base))
     save_peft(str(tmp_path), state, 4, 12, "models/tiny-llama")
     config = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert config["peft_type"] == "LORA" and config["target_modules"] == ["down_proj", "q_proj"]
-    assert (config["r"], config["lora_alpha"]) == (4, 12)
+    assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 4, 12)
+    assert config["target_modules"] == ["down_proj", "q_proj"]
     back = load_file(tmp_path / "adapter_model.safetensors")
     assert back.keys() == {f"base_model.model.{name}.weight" for name in state}
     assert all(torch.equal(back[f"base_model.model.{name}.weight"], state[name]) for name in state)

@@ -1,5 +1,6 @@
 """SpeechMapper (2026, section 3): sizes, slots, its four losses on the embedding table, training without the LLM."""
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 import transformers
 from conftest import ON_TABLE, read_log, shorten_transcripts
 from safetensors.torch import load_file, save_file
+from test_bad_input import refused
 
 import train_projector
 from speech_llm.batches import Batch
@@ -43,8 +45,7 @@ def test_slots_hold_the_normalised_tokens_then_the_pad(llama):
     assert targets(row, len(tokens)) == tokens and targets(row, len(tokens) - 1) is None
     as_written = SlotTargets(tokenizer, "<|finetune_right_pad_id|>", normalize=False)
     assert tokenizer.decode(as_written(row, 40)).startswith("Anna's 3 cats, in Rome!")
-    with pytest.raises(SystemExit, match=r"--pad_token <\|file_sep\|>: the LLM's tokenizer has no such token"):
-        SlotTargets(tokenizer, "<|file_sep|>", normalize=True)
+    refused(SlotTargets, tokenizer, "<|file_sep|>", True, says="--pad_token <|file_sep|>: the LLM's tokenizer has no")
 
     frames = np.zeros((4 * len(tokens), 12), np.float16)                # one slot more than tokens
     objective = TableObjective(small_mapper(), torch.zeros(4, 32), targets, {"u": frames}, 100)
@@ -120,8 +121,8 @@ def test_it_trains_on_the_table_then_through_the_llm_and_the_later_stages_take_i
     lines = read_log("work/tiny/projector")
     steps = [line for line in lines if "loss" in line]
     assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
-    for line in steps:
-        assert line["loss"] == pytest.approx(line["L1"] + line["cosine"] + 0.1 * line["softmax"] + line["CTC"])
+    assert all(line["loss"] == pytest.approx(line["L1"] + line["cosine"] + 0.1 * line["softmax"] + line["CTC"])
+               for line in steps)
     assert {"RMS", "table RMS", "nearest", "validation_loss"} <= lines[-1].keys()
     dropped = sum(line.get("dropped", 0) for line in steps)
     assert dropped and f"{dropped} samples dropped: their transcripts have more tokens" in capsys.readouterr().out
@@ -142,17 +143,14 @@ def test_it_trains_on_the_table_then_through_the_llm_and_the_later_stages_take_i
         run_stage(stage)
     run_stage("infer", "--systems", "A:projector,C:merged")
     assert list(open_stage("work/tiny/merged").weights) == ["projector", "lora"]
-    for system in ("A", "C"):
-        with open(f"work/tiny/predictions/{system}/tiny.test.jsonl") as file:
-            assert len(file.readlines()) == 48
+    assert all(Path(f"work/tiny/predictions/{name}/tiny.test.jsonl").read_text().count("\n") == 48 for name in "AC")
 
 
 def test_a_step_whose_rows_all_have_too_many_tokens_is_skipped_and_counted(before_training, capsys):
     """One utterance of 24 fits; a step reads about four of them."""
-    rows = read_rows("work/rows/tiny/train.jsonl")
+    path, rows = "work/rows/tiny/train.jsonl", read_rows("work/rows/tiny/train.jsonl")
     shorten_transcripts()
-    write_rows("work/rows/tiny/train.jsonl", [{**row, "transcript": "a"} if row["utterance"] == "tiny/train-0" else row
-                                              for row in rows])
+    write_rows(path, [{**row, "transcript": "a"} if row["utterance"] == "tiny/train-0" else row for row in rows])
     train_projector.main(ON_TABLE)
     steps = [line for line in read_log("work/tiny/projector") if "validation_loss" not in line]
     skipped = [line for line in steps if "skipped" in line]

@@ -58,8 +58,7 @@ def test_groups_of_languages():
     assert {*pairwise.GROUPS["TEN"]} | {*pairwise.GROUPS["not in TEN"]} == {*ALL_LANGUAGES}
     assert parse_groups("Romance=fr,it;Slavic=cs") == {"Romance": ("fr", "it"), "Slavic": ("cs",)}
     for text in ("Romance=fr,xx", "", "=fr", "fr"):
-        with pytest.raises(SystemExit, match="--groups .*wanted is"):
-            parse_groups(text)
+        refused(parse_groups, text, says="wanted is")
 
 
 @pytest.mark.parametrize("people, judge, alike, kappa", [
@@ -118,8 +117,7 @@ def test_the_better_system_wins_wherever_it_stands(bench, seed, capsys):
     assert results["people"]["agreement"] == 50 and results["people"]["n"] == 2
     verdicts = lines("pairwise/C-cascade.verdicts.jsonl")
     assert [line["winner"] for line in verdicts] == ["C", TIE, "cascade", "C", UNPARSABLE]
-    assert [[line["A"], line["B"]] for line in verdicts] == [
-        order(line["id"], ["C", "cascade"], seed) for line in verdicts]
+    assert all([line["A"], line["B"]] == order(line["id"], ["C", "cascade"], seed) for line in verdicts)
     printed = capsys.readouterr().out
     assert "| mean | 41.7 | 16.7 | 16.7 | 25.0 | 5 |\n| TEN | 33.3 | 33.3 | 33.3 | 0.0 | 3 |" in printed
     assert "1 of 5 replies are unparsable\n- multispeechqa/bench/1/SQA.ja: '?'" in printed
@@ -186,6 +184,3 @@ def test_a_template_without_a_system_turn(llama):
     assert chat.chat_text(tokenizer, turns) == "SYSTEM<Judge.\n><Who?>"
     tokenizer.chat_template = template.replace("SYSTEM", "{{ raise_exception('no system role') }}")
     assert chat.chat_text(tokenizer, turns) == "<Judge.\n\nWho?>"
-    tokenizer.chat_template = "{{ raise_exception('never') }}"
-    with pytest.raises(Exception, match="never"):
-        chat.chat_text(tokenizer, turns)

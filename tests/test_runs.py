@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import change, read_log
+from test_bad_input import refused
 
 from metrics.dev_scores import best_steps
-from speech_llm.rows import read_rows, write_rows
 from speech_llm.stage import open_stage
 from train_projector import load_projector
 
@@ -21,15 +21,11 @@ STAGES = [("train_projector", "projector"), ("train_lora", "lora"), ("merge_sft"
 @pytest.mark.parametrize("script, out", STAGES)
 def test_a_finished_stage_does_nothing_and_refuses_other_constants(after_training, run_stage, capsys, script, out):
     folder = f"work/tiny/{out}"
-    before = {name: os.stat(f"{folder}/{name}").st_mtime_ns for name in os.listdir(folder)}
     run_stage(script, "--micro_tokens", "200")                             # memory changes no weights
     assert f"{folder} is finished already" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match=f"{folder} was made with seed 0 .now 3.; remove it, or choose another --out"):
-        run_stage(script, "--seed", "3")
-    assert {name: os.stat(f"{folder}/{name}").st_mtime_ns for name in os.listdir(folder)} == before
+    refused(run_stage, script, "--seed", "3", says=f"{folder} was made with seed 0 (now 3); remove it, or choose")
     change(f"{folder}/config.json", prompt=...)                            # of a version without this constant
-    with pytest.raises(SystemExit, match=f"{folder} was made with prompt None .now '2025'."):
-        run_stage(script)
+    refused(run_stage, script, says=f"{folder} was made with prompt None (now '2025')")
 
 
 @pytest.mark.parametrize("out", ["projector", "lora", "merged"])
@@ -59,8 +55,7 @@ def test_a_keeps_the_best_step_and_b_and_c_the_last(finished_stages, out):
 # --- Variants of stage C, each in a folder beside the model (2025, Tables 10 and 11).
 
 @pytest.mark.parametrize("name, fresh, text, tasks", [
-    ("random-lora-no-text", True, False, {"ASR", "ST", "SQA"}), ("no-sqa", False, True, {"ASR", "ST"}),
-    ("0.3-0.5-0.2", False, True, {"ASR", "ST", "SQA"})])
+    ("random-lora-no-text", True, False, {"ASR", "ST", "SQA"}), ("no-sqa", False, True, {"ASR", "ST"})])
 def test_an_ablation_is_one_word(after_training, run_stage, name, fresh, text, tasks):
     """At a rate of almost 0 the adapters stay what they were: fresh ones, B = 0, or those of stage B."""
     run_stage("merge_sft", "--ablation", name, "--lr_lora", "1e-12")
@@ -73,37 +68,30 @@ def test_an_ablation_is_one_word(after_training, run_stage, name, fresh, text, t
 
 
 def test_an_unknown_ablation_is_refused(after_training, run_stage):
-    with pytest.raises(SystemExit, match=r"--ablation no-asr is not one of .*config/tiny.py: random-lora-no-text, "):
-        run_stage("merge_sft", "--ablation", "no-asr")
+    refused(run_stage, "merge_sft", "--ablation", "no-asr", says="config/tiny.py: random-lora-no-text, ")
 
 
 # --- Before it begins.
 
 @pytest.mark.parametrize("script, gone, message", [
-    ("train_projector", "rows/tiny", "work/rows/tiny is missing; run: python -m data.tiny"),
-    ("train_projector", "rows/tiny/config.json", "work/rows/tiny is not finished: .*; run: python -m data.tiny"),
+    ("train_projector", "rows/tiny/config.json", "work/rows/tiny is not finished: "),
     ("train_projector", "features", "is missing; run: python extract_features.py --preset tiny --corpora tiny"),
     ("train_projector", "models/tiny-llama", "work/models/tiny-llama is missing; run: bash run_all.sh PRESET"),
     ("train_lora", "rows/tiny", "work/rows/tiny is missing; run: python -m data.tiny"),
-    ("merge_sft", "tiny/projector", "tiny/projector/config.json is missing; run: bash run_all.sh tiny"),
     ("merge_sft", "tiny/lora", "work/tiny/lora/config.json is missing; run: bash run_all.sh tiny"),
-    ("infer", "tiny/merged", "work/tiny/merged/config.json is missing; run: bash run_all.sh tiny"),
-    ("infer", "rows/tiny", "work/rows/tiny is missing; run: python -m data.tiny")])
+    ("infer", "tiny/merged", "work/tiny/merged/config.json is missing; run: bash run_all.sh tiny")])
 def test_a_stage_before_its_predecessor_names_the_command(after_training, run_stage, script, gone, message):
     for path in (f"work/{gone}", *(f"work/tiny/{out}" for name, out in STAGES if name == script)):
         if os.path.isdir(path):
             shutil.rmtree(path)
         else:
             os.remove(path)
-    with pytest.raises(SystemExit, match=message):
-        run_stage(script)
+    refused(run_stage, script, says=message)
 
 
 def test_a_score_that_the_dev_rows_cannot_give_is_refused(before_training, run_stage):
-    with pytest.raises(SystemExit, match="--keep SQA: the dev rows of tiny that the mixture trains on"):
-        run_stage("train_projector", "--keep", "SQA")
-    with pytest.raises(SystemExit, match="--keep ST: the dev rows of acl6060"):
-        run_stage("train_projector", "--decode", "acl6060")
+    refused(run_stage, "train_projector", "--keep", "SQA", says="--keep SQA: the dev rows of tiny that the mixture")
+    refused(run_stage, "train_projector", "--decode", "acl6060", says="--keep ST: the dev rows of acl6060")
 
 
 def test_rows_whose_frames_were_dropped_are_left_out_and_counted(before_training, run_stage, capsys):
@@ -111,16 +99,3 @@ def test_rows_whose_frames_were_dropped_are_left_out_and_counted(before_training
     path.write_text(path.read_text().replace('"tiny/train-3"', '"tiny/train-x"'))
     run_stage("train_projector", "--steps", "1")
     assert "train: 276 rows (tiny 276), 12 without frames left out" in capsys.readouterr().out
-
-
-def test_rows_of_text_alone_train_no_projector(before_training, run_stage):
-    """A row without an utterance is MT or QA material; stage A passes it over in train and in dev."""
-    for split in ("train", "dev"):
-        path = f"work/rows/tiny/{split}.jsonl"
-        rows = read_rows(path)
-        for row in rows:
-            if (row["task"], row["language"]) == ("ST", "de") and row["id"] != f"tiny/{split}-0/ST.de":
-                del row["utterance"], row["audio"]
-        write_rows(path, rows)
-    run_stage("train_projector", "--steps", "2", "--validate_rows", "3")
-    run_stage("train_lora", "--steps", "2")

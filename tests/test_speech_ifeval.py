@@ -17,9 +17,8 @@ import extract_features
 from data import speech_ifeval as recipe
 from data.tiny_models import seamless_config
 from metrics import speech_ifeval
-from metrics.error_rates import word_error_rate
 from metrics.ifeval import CLOSED, CREATIVE, follows, rates
-from metrics.speech_ifeval import GROUPS, judge_chat, normalize, scores, verdict
+from metrics.speech_ifeval import GROUPS, judge_chat, scores, verdict
 from speech_llm.cache import features_folder
 from speech_llm.files import write_json_lines
 from speech_llm.prompts import TASK_LINES, user_turn
@@ -57,7 +56,7 @@ def test_constraints_that_cannot_be_verified():
 
 
 def test_the_published_outputs_give_the_published_scores(real, tmp_path, capsys):
-    """Table 2 of the paper, and what its code gives for Table 4 on the stored replies."""
+    """Table 2 of the paper, what its code gives for Table 4 on the stored replies, and what the judge was asked."""
     speech_ifeval.main([f"{real}/{DESTA}", "--out", str(tmp_path)])
     scored = json.loads((tmp_path / "DeSTA-ntu--DeSTA2-8B-beta.json").read_text())
     assert [round(scored[name], 2) for name in ("closed", "creative", "cot")] == [83.71, 91.75, 91.50]
@@ -66,26 +65,8 @@ def test_the_published_outputs_give_the_published_scores(real, tmp_path, capsys)
         assert [round(scored["tasks"][group][task], 2) for task in ("ASR", "SER", "GR", "MMAU")] == published
     assert scored["constraints"]["CC"][1] == 250 and scored["constraints"]["LN"][1] == 200
     assert "| DeSTA-ntu--DeSTA2-8B-beta | 83.71 | 91.75 | 91.50 | 88.99 |" in capsys.readouterr().out
-
-
-def test_every_published_verdict_comes_out_the_same(real):
-    """The verifiers' and the judge's, who reads each stored turn: the question without its constraint."""
-    counts, reports = Counter(), f"{real}/{DESTA}/reports"
-    for name in ("closed_ended_questions", "creative_writing"):
-        for item in lines(f"{reports}/rule_eval@{name}.jsonl.jsonl"):
-            counts["rules", name] += 1
-            assert [follows(constraint, arguments, item["response"]) for constraint, arguments in zip(
-                item["instruction_id_list"], item["kwargs"])] == item["follow_instruction_list"], item["id"]
-    for name in ("closed_ended_questions", "closed_ended_questions-woprompt", "chain-of-thought"):
-        for item in lines(f"{reports}/llm_eval@{name}.jsonl"):
-            counts["judge", name] += 1
-            assert name != "closed_ended_questions" or judge_chat(item) == item["messages"]
-            if item["metric"] == "wer":
-                ours = word_error_rate([normalize(item["label"])], [normalize(item["eval_response"])])
-                assert ours == pytest.approx(100 * item["correct"]), item["id"]
-            else:
-                assert verdict(item["eval_response"]) is item["correct"]
-    assert [*counts.values()] == [933, 400, 933, 933, 200]
+    stored = lines(f"{real}/{DESTA}/reports/llm_eval@closed_ended_questions.jsonl")
+    assert len(stored) == 933 and all(judge_chat(item) == item["messages"] for item in stored)
 
 
 def item(response, constraint="change_case:english_capital", reply=None, **more):
@@ -116,12 +97,11 @@ def test_scores_by_hand():
     tasks = scored["tasks"]["closed"]
     assert tasks["ASR"] == 100 * 5 / 8 and tasks["altered"] == 0             # c, d -> x and nothing; b, c, d are gone
     assert tasks["MMAU"] == 50 and tasks["unparsable"] == pytest.approx(100 / 3)
-    assert set(scored["tasks"]) == {"closed"} and "SER" not in tasks
     changed = [item("hello there", reply="hello my friend", **SPOKEN), item("hi", reply="", **SPOKEN)]
     assert speech_ifeval.task_scores(changed)["altered"] == 50               # "my" and "friend" are the judge's words
     bare = scores({group: [{key: one[key] for key in one if key != "eval_response"} for one in items]
                    for group, items in SMALL.items()})                       # without a judge
-    assert bare["closed"] == 80 and bare["tasks"] == {} and not {"cot", "IFrate", "unparsable"} & bare.keys()
+    assert bare["closed"] == 80 and not {"cot", "IFrate", "unparsable"} & bare.keys()
 
 
 @pytest.mark.parametrize("reply, expected", [
@@ -150,10 +130,8 @@ def test_the_points_of_a_curve_over_lora_s_scale(tmp_path):
     half = {**SMALL, "creative": SMALL["creative"][:1], "plain": [item("AL", reply="Result: YES", dataset=dataset)
             for dataset in ("MMAU", "Gender_recognition")] + [item("x", reply="Result: NO", dataset="MMAU")]}
     first, last = speech_ifeval.point(scores(half)), speech_ifeval.point(scores(SMALL))
-    assert first["IFrate"] == pytest.approx((80 + 100 + 50) / 3) and last["IFrate"] == pytest.approx(60)
     assert first["accuracy"] == 75 and "WER" not in first                    # MMAU 50, GR 100, without a constraint
     assert last["accuracy"] == 50 and last["WER"] == 62.5                    # with one: there is nothing else
-    assert speech_ifeval.point(scores({"creative": SMALL["creative"]})) == {"creative": 50}
     speech_ifeval.plot_curve([{"scale": 0.125, **first}, {"scale": 1, **last}], str(tmp_path / "curve.png"), "C")
     assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG" and os.listdir(tmp_path) == ["curve.png"]
 
@@ -188,7 +166,6 @@ def test_the_questions_of_a_small_world(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     recipe.write_world("work", "tiny", WORLD)
     rows = {group: read_rows(f"work/rows/tiny/{group}.jsonl") for group in ("closed", "plain")}
-    assert [row["id"] for row in rows["closed"]] == [f"tiny/closed/{n}" for n in range(16)]
     assert [row["question"].split("\n")[0] for row in rows["closed"]] == [row["question"] for row in rows["plain"]]
     plain = [row["target"] for row in rows["plain"]]
     assert plain == [row["target"] for row in WORLD if row["id"].endswith(("ASR.en", "SQA.en"))]
@@ -202,12 +179,9 @@ def test_the_questions_of_a_small_world(tmp_path, monkeypatch, capsys):
     speech_ifeval.main(["work/tiny/predictions/C", "--reference", "work/tiny/predictions/llm", "--corpus", "tiny",
                         "--judge", "contains"])
     printed, scored = capsys.readouterr().out, results_of_toy()
-    assert scored["C"]["closed"] == 0 and scored["llm"]["closed"] == 100 and "IFrate" not in scored["C"]
     assert "| system | closed | forgetting, closed |\n|---|---|---|\n| C | 0.00 | -100.00 |\n" in printed
-    assert "| BP |" not in printed and "no IFrate" not in printed
+    assert scored["llm"]["closed"] == scored["llm"]["tasks"]["closed"]["SQA"] == 100
     assert scored["C"]["tasks"] == {group: {"ASR": 0, "altered": 0, "SQA": 100, "unparsable": 0} for group in rows}
-    assert scored["llm"]["tasks"]["closed"]["SQA"] == 100
-    assert scored["llm"]["tasks"]["closed"]["ASR"] == 100 * 6 / 32        # "Well", "Over" and "answer" twice each
 
 
 def benchmark(raw):
@@ -253,7 +227,6 @@ def test_rows_go_through_infer_and_are_scored(after_training, run_stage, monkeyp
     rows = {group: read_rows(f"work/rows/speech_ifeval/{group}.jsonl") for group in GROUPS}
     assert {group: [row["id"].rpartition("/")[2] for row in rows[group]] for group in rows} == {
         "closed": [*"01234"], "plain": [*"01234"], "creative": ["934", "935"], "cot": ["0", "1"]}
-    assert [row["target"] for group in GROUPS for row in rows[group]] == ["Al"] * 10 + ["-"] * 4
     row = rows["closed"][1]
     assert row["utterance"] == "speech_ifeval/MMAU/b" and row["audio"].endswith("speech_ifeval/audios/MMAU/b.flac")
     assert user_turn(row)[1].startswith("</speech>\nQuestion: Who speaks? Use capital letters only.\n")
@@ -267,26 +240,20 @@ def test_rows_go_through_infer_and_are_scored(after_training, run_stage, monkeyp
     ours, llm = (f"work/tiny/predictions/{system}" for system in ("C", "llm"))
     judge = Mock(side_effect=lambda path, name, chats: ["Result: YES" for _ in chats])
     monkeypatch.setattr(speech_ifeval, "replies", judge)
-    speech_ifeval.main([ours])
-    assert "no IFrate without closed, creative and a judge" in capsys.readouterr().out
     arguments = [ours, "--reference", llm, "--judge", "a judge"]
     speech_ifeval.main(arguments)
     printed, scored = capsys.readouterr().out, results_of_toy()
     answers = {p["id"]: p["prediction"] for p in lines(f"{ours}/speech_ifeval.closed.jsonl")}
-    assert list(answers) == [row["id"] for row in rows["closed"]] and any(answers.values())
-    assert answers["speech_ifeval/closed/2"] == ""
+    assert list(answers) == [row["id"] for row in rows["closed"]] and answers["speech_ifeval/closed/2"] == ""
     assert scored["C"]["closed"] == 100 * sum(text.isupper() for text in answers.values()) / 5
-    assert scored["C"]["cot"] == 100 and scored["C"]["constraints"]["CC"][1] == 5
     assert scored["C"]["IFrate"] == pytest.approx((scored["C"]["closed"] + scored["C"]["creative"] + 100) / 3)
     change = 100 * (scored["C"]["IFrate"] - scored["llm"]["IFrate"]) / scored["llm"]["IFrate"]
     assert f"| {scored['C']['IFrate']:.2f} | {change:.2f} |" in printed
     question = "Question: Who speaks?\nGround Truth Answer: Al\nModel's Response: "
     asked = {chat[1]["content"] for call in judge.call_args_list for chat in call.args[2]}
     assert asked >= {question + text for text in answers.values()}
-    cot = Path(f"{ours}/speech_ifeval.cot.jsonl")
-    cot.write_text(cot.read_text().splitlines(keepends=True)[0])
-    with pytest.raises(SystemExit, match="1 items of .*chain-of-thought.jsonl have no prediction"):
-        speech_ifeval.main(arguments)
+    Path(f"{ours}/speech_ifeval.cot.jsonl").write_text("")
+    refused(speech_ifeval.main, arguments, names="2 items of", says="chain-of-thought.jsonl have no prediction")
 
 
 def test_folders_of_responses_that_cannot_be_scored(tmp_path):
@@ -296,5 +263,5 @@ def test_folders_of_responses_that_cannot_be_scored(tmp_path):
     (tmp_path / "a/C").mkdir(parents=True)
     for systems, says in ((["a"], "holds no responses; run infer.py"), (["a/C", "b/C"], "two systems have one name"),
                           (["b/C"], "judges other responses")):
-        with pytest.raises(SystemExit, match=says):
-            speech_ifeval.main([*(str(tmp_path / system) for system in systems), "--out", str(tmp_path / "out")])
+        folders = [str(tmp_path / system) for system in systems]
+        refused(speech_ifeval.main, [*folders, "--out", str(tmp_path)], says=says)

@@ -2,10 +2,9 @@
 import functools
 import os
 import re
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
-import torch
 import transformers
 from test_bad_input import refused
 
@@ -40,19 +39,18 @@ def test_prompt_is_the_papers_byte_for_byte(task, language, question, suffix):
     assert user_turn(row, prompt="2026-zero-shot")[1] == f"</speech>\nQuestion: {question}\n{suffix}\nYour answer:"
 
 
+@pytest.mark.parametrize("task, language, prompt, says", [
+    ("ASR", "de", "2025", "row tiny/1: no prompt for ASR in 'de'; there is one for [('ASR', 'en')"),
+    ("TTS", "en", "2026", "no prompt for TTS in 'en'"), ("ASR", "en", "2027", "prompt '2027' is not one of 2025")])
+def test_a_prompt_that_is_not_there_is_named(task, language, prompt, says):
+    refused(user_turn, {**SPOKEN, "task": task, "language": language}, False, prompt, says=says)
+
+
 @pytest.mark.parametrize("lines", ["\n", "\r\n", "\r", "\u2028", "\u2029", "\x85", "\v", "\f"])
 def test_a_question_of_several_lines_becomes_one(lines):
     row = {**SPOKEN, "task": "MCQ", "language": "en",
            "question": f"Who sleeps?{lines}A. The cat{lines}B. The dog{lines}"}
     assert user_turn(row)[1] == "</speech>\nQuestion: Who sleeps? A. The cat B. The dog\nYour answer:"
-
-
-@pytest.mark.parametrize("task, language, prompt, says", [
-    ("ASR", "de", "2025", "row tiny/1: no prompt for ASR in 'de'; there is one for [('ASR', 'en')"),
-    ("ST", "en", "2025", "row tiny/1: no prompt for ST in 'en'"), ("TTS", "en", "2026", "no prompt for TTS in 'en'"),
-    ("ASR", "en", "2027", "prompt '2027' is not one of 2025, 2026, 2026-zero-shot")])
-def test_a_prompt_that_is_not_there_is_an_error_that_names_the_row_or_the_prompt(task, language, prompt, says):
-    refused(user_turn, {**SPOKEN, "task": task, "language": language}, False, prompt, says=says)
 
 
 def template(user, assistant, header, before=""):
@@ -88,9 +86,6 @@ TEMPLATES = {  # template, turn
         template("<start_of_turn>user\n{{ m.content | trim }}<end_of_turn>\n",
                  "<start_of_turn>model\n{{ m.content | trim }}<end_of_turn>\n", "<start_of_turn>model\n", "<bos>"),
         Turn("<bos><start_of_turn>user\n", "<end_of_turn>\n<start_of_turn>model\n", "<end_of_turn>")),
-    "Phi-3": (
-        template("<|user|>\n{}<|end|>\n", "<|assistant|>\n{}<|end|>\n{{ eos_token }}", "<|assistant|>\n"),
-        Turn("<|user|>\n", "<|end|>\n<|assistant|>\n", "<|end|>")),
     "Mistral, with a space before the answer": (
         template("[INST] {} [/INST]", " {}</s>", "", "<s>"), Turn("<s>[INST] ", " [/INST]", "</s>", " ")),
     "Vicuna, without markers": (
@@ -182,28 +177,6 @@ def test_ids_of_qwen_in_2026(tokenizers):
     assert tokenizers["qwen3"].convert_tokens_to_ids(train_projector.Config.pad_token) == 151_664     # section 6.1
 
 
-@pytest.mark.parametrize("model, end", [("llama", 128009), ("qwen3", 151645)])
-def test_a_text_turn_is_tokenised_whole_and_an_answer_is_stripped_and_ends_its_turn(tokenizers, model, end):
-    ids, nothing = encode_prompt(tokenizers[model], ST, text=True)
-    assert nothing == [] and user_turn(ST, text=True)[0] in tokenizers[model].decode(ids)
-    ids = encode_answer(tokenizers[model], {"target": "  The cat.\n"})
-    assert ids[-1] == end and end not in ids[:-1] and tokenizers[model].decode(ids[:-1]) == "The cat."
-
-
-def test_ids_of_smollm2(small_models):
-    """model_type "llama", with Qwen's markers and its template's system text."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(os.path.join(small_models, "smollm2-135m-instruct"))
-    before, after = encode_prompt(tokenizer, ROW)
-    assert tokenizer.decode(before) == ("<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by "
-                                        "Hugging Face<|im_end|>\n<|im_start|>user\nContent: <speech>")
-    assert before[:5] == [1, 9690, 198, 2683, 359] and before[-8:] == [1, 4093, 198, 17878, 42, 2067, 37525, 46]
-    assert after[:4] == [9617, 37525, 46, 198] and after[-6:] == [2, 198, 1, 520, 9531, 198]
-    assert encode_answer(tokenizer, {**ROW, "target": "The cat."}) == [504, 2644, 30, 2]
-    whole = tokenizer.apply_chat_template([{"role": "user", "content": user_turn(ROW, text=True)[0]}],
-                                          add_generation_prompt=True)["input_ids"]
-    assert encode_prompt(tokenizer, ROW, text=True)[0] == whole
-
-
 @pytest.fixture(params=["tiny llama", "cohere", "Cohere, with a mark before the answer", "llama", "qwen3"])
 def tokenizer(request):
     """Tiny tokenizers, one whose marks are not called special, and the real vocabularies where they are here."""
@@ -259,49 +232,33 @@ def test_a_row_cannot_end_its_turn(tokenizer, prompt):
             assert marks(tokenizer, ids(text, task, as_text)) == plain, text
 
 
-class Ids(Exception):
-    """The ids that a language model was about to read."""
+def read_by_the_maker(tokenizer, text):
+    """Return the ids of which the LLM that makes fluent answers generates one."""
+    llm = Mock(device="cpu", generate=Mock(side_effect=lambda input_ids, **_: input_ids))
+    llm.generation_config.eos_token_id = 0
+    rewrite.generate_batch(llm, tokenizer, [rewrite.fluent_prompt(text, text, text)], 5)
+    return llm.generate.call_args.kwargs["input_ids"][0].tolist()
 
 
-class Reader:
-    """An LLM that tells what it is given to read."""
-    device, dtype = "cpu", torch.float32
-    generation_config = SimpleNamespace(eos_token_id=0)
-
-    def generate(self, input_ids, **_):
-        raise Ids(input_ids[0].tolist())
-
-
-READERS = {  # who reads a text that is not trusted: the chat that it reads; the tokenizer has a chat template
-    "pairwise": lambda text: pairwise.pair_chat("de", text, [text, text]),
-    "Speech-IFEval": lambda text: speech_ifeval.judge_chat(
-        {"metric": "cot", "instruction": text, "label": text, "response": text}),
-    "Speech-IFEval, label": lambda text: speech_ifeval.judge_chat(
-        {"metric": "accuracy", "instruction": text, "label": text, "response": text})}
+READERS = {  # who reads a text of a corpus, a user or a system, and its ids
+    "maker": read_by_the_maker,
+    "bergen": lambda tokenizer, text: judge.tokenize(tokenizer, [[text] * 3], "cpu")["input_ids"][0].tolist(),
+    "pairwise": lambda tokenizer, text: chat.encode_chat(tokenizer, pairwise.pair_chat("de", text, [text, text])),
+    **{metric: lambda tokenizer, text, metric=metric: chat.encode_chat(tokenizer, speech_ifeval.judge_chat(
+        {"metric": metric, "instruction": text, "label": text, "response": text})) for metric in ("cot", "accuracy")}}
 
 
-def ids_read_by(name, tokenizer, text):
-    """Return the ids that the maker of fluent answers or a judge reads of a text of a corpus, a user or a system."""
-    if name == "bergen":
-        return judge.tokenize(tokenizer, [[text] * 3], "cpu")["input_ids"][0].tolist()
-    with pytest.raises(Ids) as ids:
-        if name == "maker":
-            rewrite.generate_batch(Reader(), tokenizer, [rewrite.fluent_prompt(text, text, text)], 5)
-        chat.write_replies(Reader(), tokenizer, [READERS[name](text)])
-    return ids.value.args[0]
-
-
-@pytest.mark.parametrize("name", ["maker", *READERS, "bergen"])
+@pytest.mark.parametrize("name", READERS)
 def test_the_maker_and_the_judges_read_text(tokenizer, name):
     """The answers of a system that is judged are untrusted, too: nothing in them speaks for the judge."""
     if not tokenizer.chat_template and name != "maker":
         pytest.skip("no chat template")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    plain = marks(tokenizer, ids_read_by(name, tokenizer, "Anna"))
+    plain = marks(tokenizer, READERS[name](tokenizer, "Anna"))
     assert len(plain) >= 2
     for text in nasty(tokenizer):
-        ids = ids_read_by(name, tokenizer, text)
+        ids = READERS[name](tokenizer, text)
         assert marks(tokenizer, ids) == plain, text
         readable = text if name == "maker" else text.strip().replace(chat.CUT, "").split("\n")[0]
         assert readable in tokenizer.decode(ids)

@@ -3,6 +3,7 @@ Measure speed and memory of every stage, beside what one writes with transformer
 
     python -m tests.bench                                   # every stage: real sizes on a GPU, else scaled down
     python -m tests.bench B --seeds 5 --dtype bfloat16 >> bench.md
+    python -m tests.bench A --profile                       # the ten operators or kernels that take most
 
 Weights are random; nothing is downloaded. Inputs have the lengths of the papers' corpora. A seed is one optimizer step,
 or one batch of utterances. Ours, the code that the stages run, and its peers take turns on it in one process. Their
@@ -34,6 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
+from torch.profiler import profile
 from transformers import (AutoModelForCausalLM, LlamaConfig, Qwen3Config, SeamlessM4TFeatureExtractor,
                           SeamlessM4Tv2Config)
 from transformers.models.seamless_m4t_v2.modeling_seamless_m4t_v2 import SeamlessM4Tv2SpeechEncoder
@@ -99,8 +101,8 @@ PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}               # FLOP/s,
 R, ALPHA, CAP = 8, 16, 300                  # LoRA, and the longest answer; 2025, sections 3 and 4
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# inputs
+# --- inputs
+
 def make_rows():
     """Return rows without words, as many of each kind as the corpora have, in thousands."""
     return [{"id": f"{corpus}/{n}/{task}.{language}.{valid}", "task": "ST" if task == "MT" else task,
@@ -134,8 +136,8 @@ def make_sample(rng, row, text, vocabulary, width, mean, slots):
             "letters": ids(5.5 * words, len(LETTERS) + 1)}             # a word and its space
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# modules
+# --- modules
+
 def make_llm(config, device, dtype):
     """Return a frozen LLM of random weights whose logits deviate by 3: a wrong token then shows in the loss."""
     config = (Qwen3Config if config.get("tie_word_embeddings") else LlamaConfig)(
@@ -171,8 +173,8 @@ def peft_model(base, adapters):
     return model
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# what a peer does
+# --- what a peer does
+
 def labels_of(samples):
     """Return (B, L) labels: -100 at all positions but the answers'."""
     rows = [torch.tensor([-100] * (positions(s) - len(s["answer"])) + s["answer"]) for s in samples]
@@ -218,8 +220,7 @@ def transformers_generate(llm, projector, batch, samples, cap=CAP):
     return answers
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# the stages -> draw(seed), a list; arms {name: (run(list), the module whose positions are counted)};
+# --- the stages -> draw(seed), a list; arms {name: (run(list), the module whose positions are counted)};
 # count(list) -> (samples, useful tokens, positions that these are, useful FLOPs); differ(ours, peer's), "" if the same
 def matrices(*modules):
     """Return the number of parameters in matrices, without adapters."""
@@ -430,8 +431,8 @@ STAGES = {"extraction": extraction, "A": partial(training, kind="A"), "A-mapper"
           "A'": mapping, "B": partial(training, kind="B"), "C": partial(training, kind="C"), "decoding": decoding}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# measuring
+# --- measuring
+
 def timed(device, run, *inputs):
     """Return (seconds, what `run` returns)."""
     wait = torch.cuda.synchronize if device.type == "cuda" else int
@@ -504,6 +505,11 @@ def table(c, name, stage):
     def room(arm):
         _, padding, gigabytes = zip(*figures[arm])
         return f"{100 * median(padding):.0f}", f"{max(gigabytes):.1f}"
+    if c.profile:
+        with profile() as profiler:
+            timed(c.device, stage.arms["ours"][0], stage.draw(0))
+        kind = "device" if c.device.type == "cuda" else "cpu"
+        print(profiler.key_averages().table(sort_by=f"self_{kind}_time_total", row_limit=10), file=sys.stderr)
     peak, rows = peak_flops(c.device, c.dtype), []
     for peer in list(figures)[1:]:
         if wrong[peer]:
@@ -531,10 +537,11 @@ def main(argv=None):
     parser.add_argument("--size", choices=SIZES, help="real on a GPU, mid on the CPU")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the LLM; as load_llm loads it")
+    parser.add_argument("--profile", action="store_true", help="also what one more run of ours spends its time on")
     o, device = parser.parse_args(argv), pick_device()
     size, dtype = ("real", "bfloat16") if device.type == "cuda" else ("mid", "float32")
     size, dtype = o.size or size, getattr(torch, o.dtype or dtype)
-    c = SimpleNamespace(**SIZES[size], device=device, dtype=dtype, seeds=o.seeds)
+    c = SimpleNamespace(**SIZES[size], device=device, dtype=dtype, seeds=o.seeds, profile=o.profile)
     versions = ", ".join(f"{package} {version(package)}" for package in ("torch", "transformers"))
     print(f"{size}, {dtype}, {o.seeds} seeds, {machine(device)}, {versions}, {datetime.date.today()}\n")
     print(f"| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}", flush=True)

@@ -10,9 +10,12 @@ import sys
 
 import numpy as np
 import pytest
+import sentencepiece
 import torch
 import transformers
 from references import SHARED, reference
+from transformers import (AutoTokenizer, GenerationConfig, SeamlessM4Tv2Model, WhisperFeatureExtractor,
+                          WhisperForConditionalGeneration)
 
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, PROJECT)
@@ -21,10 +24,14 @@ torch.set_num_threads(1)                                         # two workers o
 os.environ["OMP_NUM_THREADS"] = "1"                              # ... with the processes that they start
 
 import extract_features  # noqa: E402, it needs the lines above
+from data.tiny import draw_sentence, sentence_rows  # noqa: E402
+from data.tiny_models import (make_tokenizer, make_whisper_tokenizer, seamless_config,  # noqa: E402
+                              whisper_generation, whisper_model)
 from speech_llm import cache  # noqa: E402
 from speech_llm.constants import configure  # noqa: E402
-from speech_llm.files import write_json  # noqa: E402
+from speech_llm.files import read_json_lines, write_json  # noqa: E402
 from speech_llm.index import hashes_of  # noqa: E402
+from speech_llm.prompts import user_turn  # noqa: E402
 from speech_llm.rows import read_rows, write_rows  # noqa: E402
 
 
@@ -50,7 +57,7 @@ def small_models():
 def tokenizers(real):
     """The real vocabularies of the LLMs of 2025 and 2026, {model type: tokenizer}."""
     folders = {"llama": "llama3_1_hf", "qwen3": "qwen3_4b_instruct_2507"}
-    return {kind: transformers.AutoTokenizer.from_pretrained(os.path.join(real, "tokenizers", folder))
+    return {kind: AutoTokenizer.from_pretrained(os.path.join(real, "tokenizers", folder))
             for kind, folder in folders.items()}
 
 
@@ -91,8 +98,7 @@ def start(folder, module, arguments, **environment):
 
 def read_log(folder):
     """Return log.jsonl of a stage's folder as a list of JSON objects."""
-    with open(os.path.join(folder, "log.jsonl")) as file:
-        return [json.loads(line) for line in file]
+    return read_json_lines(os.path.join(folder, "log.jsonl"), "")
 
 
 def change(path, **values):
@@ -119,9 +125,6 @@ def run_stage_fixture():
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory):
     """A random Llama of two narrow layers and its byte-level BPE tokenizer, in the hub's format -> its folder."""
-    from speech_llm.prompts import user_turn
-    from data.tiny import draw_sentence, sentence_rows
-    from data.tiny_models import make_tokenizer
     torch.manual_seed(0)
     rng = random.Random(0)
     rows = [row for _ in range(40) for row in sentence_rows(rng, draw_sentence(rng), "tiny/text", "none")]
@@ -140,10 +143,6 @@ def llama(tmp_path_factory):
 @pytest.fixture(scope="session")
 def seamless(tmp_path_factory):
     """A random SeamlessM4Tv2 with its text decoder, speech units, five speakers and tokenizer, as on the hub."""
-    import sentencepiece
-    from transformers import AutoTokenizer, GenerationConfig, SeamlessM4Tv2Model
-    from data.tiny import draw_sentence
-    from data.tiny_models import seamless_config
     codes = ("__eng__", "__deu__", "__ita__", "__cmn__")
     folder = tmp_path_factory.mktemp("models") / "seamless"
     folder.mkdir()
@@ -187,9 +186,6 @@ def seamless(tmp_path_factory):
 @pytest.fixture(scope="session")
 def whisper(tmp_path_factory):
     """A whole random Whisper, as on the hub: window of 3 s, 16 mel bins, four languages, a byte-level BPE tokenizer."""
-    from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
-    from data.tiny import draw_sentence
-    from data.tiny_models import make_whisper_tokenizer, whisper_generation, whisper_model
     rng, folder = random.Random(0), str(tmp_path_factory.mktemp("models") / "tiny-whisper")
     tokenizer = make_whisper_tokenizer([text for _ in range(50) for text in draw_sentence(rng)["text"]], 400)
     config = whisper_model(tokenizer).config
@@ -211,11 +207,9 @@ def whisper(tmp_path_factory):
 @pytest.fixture(scope="session")
 def untrained(llama, tmp_path_factory):
     """A folder whose work/ is as stage A finds it: rows of three splits, a finished cache of random frames, the LLM."""
-    from data.tiny import draw_sentence, sentence_rows
-    from data.tiny_models import seamless_config
     folder = tmp_path_factory.mktemp("untrained")
     shutil.copytree(llama, folder / "work" / "models" / "tiny-llama")
-    rng, noise = random.Random(1), np.random.default_rng(1)
+    rng, noise, width = random.Random(1), np.random.default_rng(1), seamless_config().hidden_size
     with contextlib.chdir(folder):
         c = configure(extract_features.Config, "extract_features", [])
         made = {"encoder": c.encoder, "mean": c.mean, "pad": False}
@@ -223,9 +217,8 @@ def untrained(llama, tmp_path_factory):
             rows = [row for n in range(count)
                     for row in sentence_rows(rng, draw_sentence(rng), f"tiny/{split}-{n}", f"{split}-{n}.flac")]
             write_rows(os.path.join("work", "rows", "tiny", f"{split}.jsonl"), rows)
-            width = seamless_config().hidden_size
-            frames = {row["utterance"]: None for row in rows}
-            frames = {name: noise.standard_normal((rng.randint(4, 20), width)).astype(np.float16) for name in frames}
+            frames = {name: noise.standard_normal((rng.randint(4, 20), width)).astype(np.float16)
+                      for name in dict.fromkeys(row["utterance"] for row in rows)}
             folder_of_cache = cache.features_folder(c.work, c.encoder, c.mean, "tiny", split)
             cache.write_shard(folder_of_cache, "frames-00000", frames, {"made": made, "dropped": [], "seconds": 1.0})
             assert cache.finish_cache(c, made, folder_of_cache, hashes_of(frames))

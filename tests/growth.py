@@ -64,8 +64,8 @@ def saved_bytes(run, model):
     return sum(tensor.untyped_storage().nbytes() for address, tensor in stored.items() if address not in weights)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# curves
+# --- curves
+
 def step_seconds(c, config, count, length):
     """Return the seconds of one step of B, LoRA on a frozen LLM, on `count` samples."""
     llm = make_llm(config, c.device, c.dtype)
@@ -127,8 +127,8 @@ def plot(figures, path, title):
     pyplot.close(figure)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# what fits where
+# --- what fits where
+
 def layer_bytes(config, lora):
     """Return the bytes that one layer at its real width stores for a token; with `lora` its adapters' inputs, too."""
     stored = []

@@ -73,8 +73,8 @@ def words(rng, number):
     return " ".join(rng.choices(COMMON, k=max(1, round(number))))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# rows
+# --- rows
+
 def write_gigast(work, number):
     """Write rows like GigaST's: for each segment ASR with speech, German, Chinese and, for 2 of 5, Italian text."""
     rng = random.Random(0)
@@ -123,8 +123,8 @@ def rows_table(o):
                f"{1e9 * byte:.0f}|{seconds + second * (ALL - many):.0f}|{memory + byte * (ALL - many):.2f}")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# steps
+# --- steps
+
 def write_papers(work, corpora, k):
     """Write a thousandth of the papers' rows, with texts and frames of the corpora's lengths."""
     rng, generator = random.Random(0), np.random.default_rng(0)
@@ -190,8 +190,8 @@ def steps_table(o):
                    f"{mean(map(len, others)):.1f}|{padding(others):.0f}|{1e3 * mean(seconds):.0f}")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# front end
+# --- front end
+
 def front_end_table(o):
     """Yield the lines of the table: audio seconds a CPU second from files and waves to what the encoder reads."""
     yield "part|audio s a CPU s|cores for an A100's encoder"

@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import sys
+from unittest import mock
 
 import pytest
 from test_config import CONFIGS, PAGES
@@ -56,27 +57,24 @@ def test_the_documents_show_commands_of_every_kind():
 
 # --- What a command must fulfil.
 
-@pytest.fixture
-def parse(monkeypatch):
-    """parse(module, arguments) runs a module's main until its options are parsed -> the options; None for --help."""
-    class Parsed(Exception):
-        pass
+class Parsed(Exception):
+    """The options of a command, whose module goes no further."""
 
-    parse_args = argparse.ArgumentParser.parse_args
 
+PARSE_ARGS = argparse.ArgumentParser.parse_args
+
+
+def parse(module, arguments):
+    """Run a module's main until its options are parsed; return them, or None for --help."""
     def stop(parser, *given, **more):
-        raise Parsed(parse_args(parser, *given, **more))
-
-    def run(module, arguments):
-        with monkeypatch.context() as patch:
-            patch.setattr(argparse.ArgumentParser, "parse_args", stop)
-            try:
-                importlib.import_module(module).main(arguments)
-            except Parsed as parsed:
-                return parsed.args[0]
-            except SystemExit as stopped:              # a sentence may name a command that needs options
-                assert stopped.code == 0 or not arguments, stopped
-    return run
+        raise Parsed(PARSE_ARGS(parser, *given, **more))
+    try:
+        with mock.patch.object(argparse.ArgumentParser, "parse_args", stop):
+            importlib.import_module(module).main(arguments)
+    except Parsed as parsed:
+        return parsed.args[0]
+    except SystemExit as stopped:                      # a sentence may name a command that needs options
+        assert stopped.code == 0 or not arguments, stopped
 
 
 def rows_of(mixture, corpora):
@@ -135,12 +133,12 @@ def check_stage(stage, arguments, processes):
         check_corpora((test_set.rsplit(".", 1)[0] for test_set in c.test_sets.split(",")), page)
 
 
-def check_python(words, parse, processes=1):
+def check_python(words, processes=1):
     """Check the words after `python`."""
     if words[:2] == ["-m", "torch.distributed.run"]:
         options = " ".join(words[2:])
         count, rest = re.fullmatch(r"(?:--standalone )?--nproc_per_node[ =](\d+) (.*)", options).groups()
-        return check_python(rest.split(), parse, int(count))
+        return check_python(rest.split(), int(count))
     if words[0] == "-m" and words[1].split(".")[0] in ("data", "metrics", "speech_llm", "tests"):
         assert os.path.exists(os.path.join(PROJECT, *words[1].split(".")) + ".py"), words[1]
         options = parse(words[1], words[2:])
@@ -156,14 +154,14 @@ def check_python(words, parse, processes=1):
         assert words[0] == "-m" and words[1] in ("pytest", "venv", "spacy"), words
 
 
-def check_system(arguments, parse, capsys):
+def check_system(arguments, capsys):
     """Check all commands that run_all.sh would run with these arguments."""
     capsys.readouterr()
     pipeline.main([*arguments, "--dry"])
     lines = capsys.readouterr().out.splitlines()
     assert lines or arguments[1:] == ["pairwise"]      # which leaves out pairs without predictions
     for line in lines:
-        check_python(shlex.split(line)[1:], parse)
+        check_python(shlex.split(line)[1:])
 
 
 def is_pattern(words):
@@ -175,7 +173,7 @@ def is_pattern(words):
 
 
 @pytest.mark.parametrize("path, command", COMMANDS, ids=[f"{path}: {command}" for path, command in COMMANDS])
-def test_a_command(path, command, parse, monkeypatch, capsys):
+def test_a_command(path, command, monkeypatch, capsys):
     monkeypatch.chdir(PROJECT)
     monkeypatch.setattr(sys, "argv", ["test"])
     words = shlex.split(command, comments=True)
@@ -189,15 +187,15 @@ def test_a_command(path, command, parse, monkeypatch, capsys):
     if words[:3] == ["python", "-m", "speech_llm.pipeline"]:
         words = words[1:]
     if words[0] == "python":
-        return check_python(words[1:], parse)
-    check_system(words[2:], parse, capsys)             # bash run_all.sh ...
+        return check_python(words[1:])
+    check_system(words[2:], capsys)             # bash run_all.sh ...
 
 
 @pytest.mark.parametrize("processes", ["1", "4"])
 @pytest.mark.parametrize("part", pipeline.PARTS)
 @pytest.mark.parametrize("page", PAGES)
-def test_all_commands_of_a_page(page, part, processes, parse, monkeypatch, capsys):
+def test_all_commands_of_a_page(page, part, processes, monkeypatch, capsys):
     monkeypatch.chdir(PROJECT)
     monkeypatch.setenv("NPROC", processes)
     if not part or constants.read_page(page).get(part):
-        check_system([page, part], parse, capsys)
+        check_system([page, part], capsys)

@@ -10,7 +10,7 @@ from test_bad_input import cases, refused, write
 from test_tables import cells
 
 import eval as stage
-from eval import plot_losses, read_predictions
+from eval import read_predictions
 from speech_llm.draws import TEXT_TASK
 from speech_llm.files import write_json_lines
 from speech_llm.rows import write_rows
@@ -92,16 +92,6 @@ def test_scores_of_a_test_set_its_table_and_its_curves(scored, capsys):
     assert Path("work/tiny/loss-merged.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
-def test_language_is_the_share_in_the_row_s_language(scored):
-    pytest.importorskip("py3langid")
-    write_test_set([row(0, "ASR", "en", "x"), row(1, "ASR", "en", "x"), row(2, "ST", "de", "x"),
-                    row(3, "SQA", "it", "x", False)],
-                   C=["The cat sat on the mat all day.", "Die Katze saß den ganzen Tag auf der Matte.",
-                      "Wer wird morgen nach London reisen?", "Sì, certo, domani andremo a Roma."])
-    assert evaluate("--systems", "C", "--metrics", "language") == {
-        ("ASR", "en", "language"): (50, 2), ("ST", "de", "language"): (100, 1), ("SQA", "it", "language"): (100, 1)}
-
-
 LINES = answered(ROWS[:4], ANSWERS[:4])
 
 
@@ -129,13 +119,6 @@ def test_predictions_that_do_not_fit_are_named_with_the_next_command(tmp_path, c
     path = write(tmp_path / "C" / "tiny.test.jsonl", content)
     message = refused(read_predictions, path, ROWS[:4], "C", "python infer.py", names=path, says=says)
     assert message.endswith("remove it and run: python infer.py")
-
-
-def test_a_log_that_is_damaged_is_named_and_one_that_has_just_begun_is_not_drawn(tmp_path):
-    path = write(tmp_path / "lora" / "log.jsonl", "{\n")
-    refused(plot_losses, str(tmp_path), names=path, says="line 1 is damaged")
-    write(tmp_path / "lora" / "log.jsonl", '{"step": 1, "lo')
-    assert plot_losses(str(tmp_path)) == []
 
 
 def test_every_row_that_a_system_is_asked_for_needs_a_prediction(scored):

@@ -209,15 +209,13 @@ def test_the_cache_holds_what_encoding_by_hand_gives_is_shared_and_grows(world, 
 def test_a_whisper_s_cache(world, capsys):
     """Any mean; the real duration or the whole window, never both; the two windows of longer audio are joined."""
     soundfile.write(world.parent / "9.wav", NOISE[:320].repeat(151), 16000)          # 3.02 s
-    for mean, pad in ((1, False), (4, False), (2, True)):
+    for mean, pad in ((4, False), (2, True)):
         folder = run(world, *["--pad"] * pad, encoder="models/whisper", mean=mean)
         features = open_features(folder, {"encoder": "models/whisper", "mean": mean, "pad": pad})
         assert "10 utterances, 0 dropped" in capsys.readouterr().out and features.config["width"] == 32
         assert [len(features[f"tiny/test/{i}"]) for i in range(9)] == [
             75 if pad else -(-(25 + 10 * i) // mean) for i in range(9)]
         assert 151 / mean <= len(features["tiny/test/9"]) <= 151 / mean + 2 or pad
-        expected = frames_by_hand(world, "models/whisper", mean, 0)[:12]         # with padding the 13th is half silence
-        assert np.abs(features["tiny/test/0"][:len(expected)] - expected).max() < 4e-3
     refused(run, world, "--encoder", "models/whisper", "--mean", "2", says="made with pad True, expected is False")
     refused(run, world, "--pad", says="--pad: models/seamless has no window")
 

@@ -1,6 +1,5 @@
 """Guards: what would spoil a run stops it by name or is a warning; two runs never work in one folder."""
 import contextlib
-import json
 import os
 import subprocess
 import sys
@@ -104,16 +103,6 @@ def test_another_prompt_at_inference_is_refused_and_in_c_a_warning(after_trainin
     assert all(f"warning: work/tiny/{out} was trained with other prompts" in printed for out in ("projector", "lora"))
 
 
-def test_config_json_shows_the_prompts_as_the_llm_reads_them(finished_stages):
-    prompts = json.loads((finished_stages / "work/tiny/merged/config.json").read_text(encoding="utf-8"))["prompts"]
-    assert prompts["ASR en speech"] == (
-        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nContent: <speech>SPEECH</speech>\n"
-        "Question: Can you transcribe the Speech content into English text?\nYour answer:"
-        "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n")
-    assert "Content: <text>TRANSCRIPT</text>\nQuestion: QUESTION\nYour answer:" in prompts["SQA en text"]
-    assert len(prompts) == 10
-
-
 # --- The size of the projector's output.
 
 def test_sizes_and_listening_are_logged_and_sizes_far_apart_are_a_warning(before_training, run_stage, capsys):
@@ -128,19 +117,6 @@ def test_sizes_and_listening_are_logged_and_sizes_far_apart_are_a_warning(before
     run_stage("train_projector", "--out", "loud")
     printed = capsys.readouterr().out                                     # at every validation
     assert printed.count("warning: the projector's output has an RMS of 0.") == printed.count("100 times apart") == 3
-
-
-# --- Names of utterances.
-
-def test_dev_has_its_own_frames_where_train_has_the_same_names(before_training, run_stage):
-    run_stage("train_projector")
-    work = before_training / "work"
-    for path in [work / "rows" / "tiny" / "dev.jsonl", *work.glob("features/*/tiny/dev/*.json")]:
-        path.write_text(path.read_text().replace("tiny/dev-", "tiny/train-"))
-    run_stage("train_projector", "--out", "same-names")
-    one, other = ([line.get("validation_loss") for line in read_log(work / "tiny" / out)]
-                  for out in ("projector", "same-names"))
-    assert one == other and any(one)
 
 
 # --- A second run in one folder.

@@ -49,16 +49,15 @@ def test_every_system_predicts_its_rows_in_order_whatever_the_batch(after_traini
 def test_what_is_left_out_and_what_is_refused(after_training, run_stage, seamless, capsys):
     """Transcripts are not transcribed, MCIF has none, Seamless answers nothing; Spoken-SQuAD's test is not there."""
     rows = read_rows("work/rows/tiny/test.jsonl")
-    for corpus, tasks in (("librispeech", ["ASR"]), ("librisqa", ["SQA"]), ("mcif", ["ASR", "ST", "SQA"])):
-        write_rows(f"work/rows/{corpus}/test.jsonl", [row for row in rows if row["task"] in tasks])
-    for corpus in ("librispeech", "librisqa", "mcif", "spokensquad"):
+    for corpus, tasks in (("librispeech", "ASR"), ("librisqa", "SQA"), ("mcif", "ASR ST SQA"), ("spokensquad", "")):
+        if tasks:
+            write_rows(f"work/rows/{corpus}/test.jsonl", [row for row in rows if row["task"] in tasks.split()])
         write_json(f"work/rows/{corpus}/config.json", {})                  # the recipe is finished
     run_stage("infer", "--systems", "llm,B:lora,seamless-text", "--seamless", seamless,
               "--test_sets", "librispeech.test,mcif.test,spokensquad.test")
     printed = capsys.readouterr().out
-    for system in ("llm", "B", "seamless-text"):
-        for test_set in ("librispeech.test", "mcif.test"):
-            assert f"{system} is left out on {test_set}: it has no task there\n" in printed
+    assert all(f"{system} is left out on {test_set}: it has no task there\n" in printed
+               for system in ("llm", "B", "seamless-text") for test_set in ("librispeech.test", "mcif.test"))
     assert "spokensquad.test is left out: its recipe could not make it" in printed
     run_stage("infer", "--systems", "B:lora,seamless", "--seamless", seamless, "--test_sets", "librisqa.test")
     assert "seamless is left out on librisqa.test: it has no task there" in capsys.readouterr().out
@@ -114,12 +113,6 @@ def test_a_sweep_of_scales_from_the_base_llm_to_the_trained_one(after_training, 
     assert sorted(answers) == ["B", "B@0", "B@0.125", "C", "C@0", "C@0.125", "llm"]
     assert answers["B@0"] == answers["llm"] and answers["B@0"] != answers["B@0.125"] != answers["B"]
     assert answers["C@0"] != answers["C@0.125"] != answers["C"]
-    assert read_json("work/tiny/predictions/C@0.125/tiny.test.made.json", "")["lora_scale"] == 0.125
-
-    weights["lora"] = {name: 0 * tensor for name, tensor in weights["lora"].items()}
-    torch.save(weights, path)                                               # C's projector with the base LLM
-    run_stage("infer", "--systems", "C:merged", "--out", "base")
-    assert answers_of("C", out="base") == answers["C@0"]
 
 
 @pytest.fixture

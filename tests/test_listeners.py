@@ -152,10 +152,9 @@ def test_pairs_of_systems_are_judged_at_the_end(tmp_path, monkeypatch, capsys):
     ("extract_features", "listeners", "train_projector.py --preset listeners"),
     ("train_projector", "listeners", "merge_sft.py --preset listeners_align"),
     ("merge_sft", "listeners-align", "merge_sft.py --preset listeners --work w"),
-    ("merge_sft", "listeners_ten_align", "merge_sft.py --preset listeners"),
-    ("merge_sft", "listeners", "infer.py --preset listeners"),
+    ("merge_sft", "listeners", "infer.py --preset listeners"), ("infer", "omni", "eval.py --preset omni"),
     ("train_projector", "omni", "merge_sft.py --preset omni"),
-    ("train_projector", "iwslt25", "train_lora.py --preset iwslt25"), ("infer", "omni", "eval.py --preset omni")])
+    ("train_projector", "iwslt25", "train_lora.py --preset iwslt25")])
 def test_a_stage_names_the_stage_that_follows(stage, preset, following):
     assert next_command(stage, SimpleNamespace(preset=preset, work="w")).startswith(f"python {following}")
 

@@ -117,40 +117,31 @@ def test_a_real_llm_answers(small_models):
     assert decode_text(tokenizer, answer) == "The capital of France is Paris."
 
 
-@pytest.fixture(scope="module")
-def decoded(llama):
-    """A Llama, 40 prompts of 1 to 25 random vectors, and the Llama's first 12 tokens after each."""
+def test_a_batch_is_each_alone_is_read_in_groups_and_finished_rows_leave_it(llama, monkeypatch):
+    """40 prompts of 1 to 25 random vectors, those of like length together, in groups of at most 60 positions."""
+    monkeypatch.setattr(decode, "PREFILL", 60)
+    monkeypatch.setattr(decode, "PADDING", 10 ** 6)
     llm = load_llm(llama, CPU)[0]
     torch.manual_seed(0)
     lengths = [1, 25, 2, *torch.randint(1, 25, (37,)).tolist()]
     prompts = [0.3 * torch.randn(length, llm.config.hidden_size) for length in lengths]
-    return llm, prompts, [generate(llm, [prompt], 12, set())[0] for prompt in prompts]
-
-
-def test_a_batch_is_each_alone(decoded):
-    llm, prompts, answers = decoded
+    answers = [generate(llm, [prompt], 12, set())[0] for prompt in prompts]
     stops = {answers[0][2], answers[1][5], answers[2][0]}                   # several ends; the third answer is empty
     expected = [ids[:min([ids.index(stop) for stop in stops if stop in ids], default=12)] for ids in answers]
-    lengths = [len(ids) for ids in expected]
-    assert 12 in lengths and 0 in lengths and len(set(lengths)) >= 4        # some go on to the cap, others stop early
-    assert generate(llm, prompts, 12, stops) == expected and generate(llm, prompts[:2], 0, stops) == [[], []]
-    assert generate(llm, prompts, 12, {token for ids in answers for token in ids}) == [[]] * 40      # all stop
+    sizes = {len(ids) for ids in expected}
+    assert {0, 12} < sizes and len(sizes) >= 4                              # some go on to the cap, others stop early
 
-
-def test_prompts_are_read_in_groups_and_finished_rows_leave_the_batch(decoded, monkeypatch):
-    """40 prompts in groups of at most 60 positions, those of like length together."""
-    llm, prompts, answers = decoded
-    monkeypatch.setattr(decode, "PREFILL", 60)
-    monkeypatch.setattr(decode, "PADDING", 10 ** 6)
     shapes = []                                                             # (rows, positions) of every forward pass
     hook = llm.model.register_forward_hook(lambda module, inputs, output: shapes.append(output[0].shape[:2]))
-    ids = generate(llm, prompts, 12, {answers[0][2], answers[1][5]})
+    assert generate(llm, prompts, 12, stops) == expected
     hook.remove()
     groups, steps = shapes[:-11], shapes[-11:]
     assert 2 <= len(groups) < 40 and sum(rows for rows, _ in groups) == 40
     assert all(shape.numel() <= 60 for shape in groups)
-    assert sum(shape.numel() for shape in groups) < 1.2 * sum(map(len, prompts))           # with padding
-    assert [rows for rows, _ in steps] == [sum(len(row) > n for row in ids) for n in range(11)]    # alive at n + 2
+    assert sum(shape.numel() for shape in groups) < 1.2 * sum(lengths)                               # with padding
+    assert [rows for rows, _ in steps] == [sum(len(ids) > n for ids in expected) for n in range(11)]       # are alive
+    assert generate(llm, prompts, 12, {token for ids in answers for token in ids}) == [[]] * 40            # all stop
+    assert generate(llm, prompts[:2], 0, stops) == [[], []]
 
 
 @pytest.mark.parametrize("family, options, says", [
@@ -185,19 +176,10 @@ def test_a_model_that_was_never_there_is_not_to_be_got_again(path, says, monkeyp
     assert "again" not in message and len(message) < 700
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
-def test_a_damaged_file_is_named(llama, tmp_path, name):
-    shutil.copytree(llama, tmp_path / "llm")
-    with open(tmp_path / "llm" / name, "rb+") as file:
-        file.truncate(100)
-    refused(load_llm, str(tmp_path / "llm"), CPU, says=f"; {tmp_path / 'llm' / name} is damaged; replace it")
-
-
 @pytest.mark.parametrize("written, answer", [
-    ("<think>\n\n</think>\n\nYes", "Yes"), ("<think>No? But Anna</think> Yes. ", "Yes."), ("<think>No, I", ""),
+    ("<think>No? But Anna</think> Yes. ", "Yes."), ("<think>No, I", ""),
     ("<|START_THINKING|>No?<|END_THINKING|>Yes", "Yes"), ("<|START_THINKING|>No, I", ""),       # special tokens
-    ("<|channel>thought\nNo?<channel|>Yes", "Yes"),
-    ("\u25c1think\u25b7No?\u25c1/think\u25b7Yes", "Yes"),      # Gemma 4, Kimi
+    ("<|channel>thought\nNo?<channel|>Yes", "Yes"), ("\u25c1think\u25b7No?\u25c1/think\u25b7Yes", "Yes"),
     ("<|channel|>analysis<|message|>No?<|end|><|start|>assistant<|channel|>final<|message|>Yes", "Yes"),  # gpt-oss
     ("[THINK]a[/THINK] b [THINK]c[/THINK]d", "d"), ("<think>a</think>b <think>c", "b"),
     ("No thought at all: 3 < 5", "No thought at all: 3 < 5")])

@@ -13,6 +13,7 @@ from merge_sft import load_speech_llm
 from speech_llm.constants import read_page
 from speech_llm.llm import load_llm
 from speech_llm.stage import open_stage
+from tests.bench import LLAMA, QWEN
 from train_lora import (LoRALinear, TARGETS, add_lora, attach_lora, load_lora, lora_layers, lora_parameters,
                         lora_state_dict, merge_lora, save_peft, scale_lora)
 
@@ -77,15 +78,12 @@ def test_only_the_adapters_move_and_they_stay_float32_in_a_bfloat16_llm(base):
 
 AYA = transformers.CohereConfig(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
                                 num_key_value_heads=8, vocab_size=256_000)
-LLAMA = transformers.LlamaConfig(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
-                                 num_attention_heads=32, num_key_value_heads=8, vocab_size=128256)
-QWEN = transformers.Qwen3Config(hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_attention_heads=32,
-                                num_key_value_heads=8, head_dim=128, vocab_size=151936, tie_word_embeddings=True)
 LISTENERS = read_page("listeners")["merge_sft"]
 
 
 @pytest.mark.parametrize("config, r, targets, matrices, parameters, total", [
-    (LLAMA, 8, TARGETS, 224, 20_971_520, 8_030_261_248), (QWEN, 8, TARGETS, 252, 16_515_072, 4_022_468_096),
+    (transformers.LlamaConfig(**LLAMA), 8, TARGETS, 224, 20_971_520, 8_030_261_248),
+    (transformers.Qwen3Config(**QWEN), 8, TARGETS, 252, 16_515_072, 4_022_468_096),
     (AYA, LISTENERS["random_r"], LISTENERS["random_targets"], 64, 27_262_976, 8_028_033_024)],
     ids=["Llama-3.1-8B", "Qwen3-4B", "Aya-Expanse-8B"])
 def test_parameter_counts_of_the_papers(config, r, targets, matrices, parameters, total):

@@ -1,6 +1,5 @@
 """SpeechMapper (2026, section 3): sizes, slots, its four losses on the embedding table, training without the LLM."""
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -108,15 +107,14 @@ def test_a_batch_has_the_losses_of_its_samples():
     assert validate([], objective, samples) == pytest.approx((together / objective.counts(samples)).tolist(), rel=1e-5)
 
 
-def test_it_trains_on_the_table_then_through_the_llm_and_the_later_stages_take_it(before_training, run_stage, capsys):
-    """Every fourth transcript has more tokens than its speech has slots. The first stage needs the table alone."""
+def test_it_trains_on_the_table_without_the_llm(before_training, capsys):
+    """Every fourth transcript has more tokens than its speech has slots. Of the LLM only the table is there."""
     for split in ("train", "dev"):
         path = f"work/rows/tiny/{split}.jsonl"
         write_rows(path, [{**row, "transcript": "a"} if int(row["utterance"].split("-")[-1]) % 4 else row
                           for row in read_rows(path)])
-    weights = "work/models/tiny-llama/model.safetensors"
-    whole = load_file(weights)
-    save_file({"model.embed_tokens.weight": whole["model.embed_tokens.weight"]}, weights)
+    weights, table = "work/models/tiny-llama/model.safetensors", "model.embed_tokens.weight"
+    save_file({table: load_file(weights)[table]}, weights)
     train_projector.main(ON_TABLE)
     lines = read_log("work/tiny/projector")
     steps = [line for line in lines if "loss" in line]
@@ -126,24 +124,10 @@ def test_it_trains_on_the_table_then_through_the_llm_and_the_later_stages_take_i
     assert {"RMS", "table RMS", "nearest", "validation_loss"} <= lines[-1].keys()
     dropped = sum(line.get("dropped", 0) for line in steps)
     assert dropped and f"{dropped} samples dropped: their transcripts have more tokens" in capsys.readouterr().out
-    first = torch.load("work/tiny/projector/weights.pt", weights_only=True)
+    train_projector.main([*ON_TABLE, "--start", "projector", "--out", "again", "--lr", "1e-9"])       # begins with it
+    first, again = (open_stage(f"work/tiny/{out}").weights for out in ("projector", "again"))
     assert list(first) == ["projector", "ctc_head"]
-
-    # the original second stage: cross-entropy with 1 - sigma and the embeddings' squared error with sigma
-    save_file(whole, weights, {"format": "pt"})
-    train_projector.main([*ON_TABLE, "--objective", "answers", "--start", "projector", "--sigma", "0.9", "--out",
-                          "projector-2", "--keep", "ASR", "--lr", "1e-9"])
-    lines, second = read_log("work/tiny/projector-2"), open_stage("work/tiny/projector-2")
-    assert lines[0]["loss"] == pytest.approx(0.1 * lines[0]["entropy"] + 0.9 * lines[0]["embedding"])
-    assert {"listening", "WER", "RMS"} <= lines[-1].keys() and second.config["trained"] == ["projector"]
-    for name, tensor in first["projector"].items():                     # it started there, at a rate of almost 0
-        assert torch.allclose(tensor, second.weights["projector"][name], atol=1e-6)
-
-    for stage in ("train_lora", "merge_sft"):
-        run_stage(stage)
-    run_stage("infer", "--systems", "A:projector,C:merged")
-    assert list(open_stage("work/tiny/merged").weights) == ["projector", "lora"]
-    assert all(Path(f"work/tiny/predictions/{name}/tiny.test.jsonl").read_text().count("\n") == 48 for name in "AC")
+    torch.testing.assert_close(dict(first["projector"]), dict(again["projector"]), rtol=0, atol=1e-6)
 
 
 def test_a_step_whose_rows_all_have_too_many_tokens_is_skipped_and_counted(before_training, capsys):

@@ -64,10 +64,9 @@ def test_scores_agree_with_the_reference_code(name, chosen, ours, theirs):
     ("5,000", "5000", "en", 0), ("one", "", "en", 0), ("伦敦", "London", "zh", 0),
     ("无法回答。", "无法回答", "zh", 1),                              # the full stop is no character to recall
     ("安娜有3只猫", "安娜有2只狗", "zh", 4 / 6), ("好好好", "好", "zh", 1 / 3),
-    ("Он живёт в Москве.", "в москве", "ru", 1 / 2),              # other scripts: whole words
-    ("서울 특별시", "서울", "ko", 1 / 2), ("दिल्ली में", "दिल्ली", "hi", 1 / 2),
+    ("Он живёт в Москве.", "в москве", "ru", 1 / 2), ("दिल्ली में", "दिल्ली", "hi", 1 / 2),     # other scripts: words
     ("東京タワー", "東京", "ja", 2 / 5), ("กรุงเทพ", "กรุง", "th", 4 / 7),         # no spaces: characters
-    ("القاهرة", "القاهرة", "ar", 1), ("NATO", "NATO", "ru", 1), ("IBM", "IBM", "zh", 1)])      # another script's word
+    ("NATO", "NATO", "ru", 1), ("IBM", "IBM", "zh", 1)])          # another script's word
 def test_rouge_recall_by_hand(reference, prediction, language, value):
     assert rouge1_recall([reference], [prediction], language) == pytest.approx(100 * value, abs=1e-9)
 
@@ -102,8 +101,7 @@ def test_exact_match_and_contains_by_hand(language, prediction, reference, equal
 @pytest.mark.parametrize("text, references, pieces", [
     ("the cat\nsat it purred", ["The cat sat.", "It purred."], ["the cat sat", "it purred"]),
     ("a b x c d", ["a b", "c d"], ["a b x", "c d"]),                      # an extra word stays where it is
-    ("c d", ["a b", "c d"], ["", "c d"]), ("a b", ["a b", "c d"], ["a b", ""]),
-    ("A b", ["a", "A b"], ["", "A b"]),                                  # case-sensitive
+    ("c d", ["a b", "c d"], ["", "c d"]), ("A b", ["a", "A b"], ["", "A b"]),             # case-sensitive
     # what mwerSegmenter cannot do
     ("", ["ein Satz.", "noch einer."], [".", ""]),                       # as MCIF, which feeds a "."
     ("a # b c", ["a # b", "c"], ["a # b", "c"]),
@@ -175,34 +173,27 @@ def test_written_verdicts_by_hand(text, score):
 ITEMS = [["Who has a cat?", "Anna", "Anna."],
          ["How many books are needed by Tuesday?", "seven", "It is seven or eight."],
          ["Wo?", "London", ""], ["谁有猫？", "Anna", "安娜有三只猫。"]]
-# a comment ends a template, or jinja would cut its last line break off
-TURNS = ("{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n"
-         "{{ m['content'] }}<|eot_id|>{% endfor %}")
-ANSWER, EMPTY = "<|start_header_id|>assistant<|end_header_id|>\n\n", "<think>\n\n</think>\n\n"
-SYSTEM = "{# system and user #}" + TURNS + ANSWER + "{# end #}"
-TEMPLATES = [  # a judge's chat template, and how its prompt ends
-    (SYSTEM, ANSWER), (TURNS + ANSWER + "{# end #}", ANSWER),    # one knows a system turn, the other knows none
-    # Qwen3's closes the thought when it is asked to, that of an R1 distillation opens one always
-    (TURNS + ANSWER + "{% if enable_thinking is false %}" + EMPTY + "{% elif not enable_thinking is defined %}<think>\n"
-     "{% endif %}", ANSWER + EMPTY), (TURNS + ANSWER + "<think>\n", ANSWER + EMPTY)]
+# a judge's chat template; a comment ends it, or jinja would cut its last line break off
+TEMPLATE = ("{# system and user #}{{ bos_token }}{% for m in messages %}"
+            "<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n{{ m['content'] }}<|eot_id|>{% endfor %}"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n{# end #}")
 
 
-def load(llama, template, mode="probability"):
+def load(llama, mode, template=TEMPLATE):
     """Return a judge, which is the tiny LLM with a chat template, its model and its tokenizer."""
     ask = judge.load_judge(llama, mode, torch.device("cpu"))
     ask.args[1].chat_template = template
     return ask, *ask.args
 
 
-@pytest.mark.parametrize("template, end", TEMPLATES)
-def test_probability_is_that_of_the_first_token(llama, template, end):
+@pytest.mark.parametrize("template", [TEMPLATE, TEMPLATE.replace("system and ", "")])
+def test_probability_is_that_of_the_first_token(llama, template):
     """P(Yes) is Yes / (Yes + No) of the first token after each prompt, and a batch changes nothing."""
-    ask, model, tokenizer = load(llama, template)
+    ask, model, tokenizer = load(llama, "probability", template)
     values = ask(ITEMS)
     no, yes = (tokenizer.encode(word, add_special_tokens=False)[0] for word in ("No", "Yes"))
     for item, value in zip(ITEMS, values):
-        ids = encode_chat(tokenizer, judge.messages(*item, template == SYSTEM), add_special_tokens=True)
-        assert tokenizer.decode(ids).endswith("<|eot_id|>" + end)
+        ids = encode_chat(tokenizer, judge.messages(*item, "system" in template), add_special_tokens=True)
         logits = model(torch.tensor([ids])).logits[0, -1]
         assert value == pytest.approx((logits[yes] - logits[no]).sigmoid().item(), abs=1e-5)
         assert ask([item]) == pytest.approx([value], abs=1e-5)
@@ -211,7 +202,7 @@ def test_probability_is_that_of_the_first_token(llama, template, end):
 
 def test_text_mode_reads_the_template_s_prompts(llama):
     """They have the tokenizer's special tokens and are padded on the left. What is written: test_pairwise.py."""
-    ask, _, tokenizer = load(llama, SYSTEM, "text")
+    ask, _, tokenizer = load(llama, "text")
     inputs = judge.tokenize(tokenizer, ITEMS, "cpu")
     text = tokenizer.apply_chat_template(judge.messages(*ITEMS[0], True), add_generation_prompt=True, tokenize=False)
     assert inputs["input_ids"][0][inputs["attention_mask"][0].bool()].tolist() == tokenizer(text)["input_ids"]
@@ -277,23 +268,9 @@ def test_refuses_other_weights(expected, tmp_path):
             load_comet(tmp_path / "weights.pt", encoder=TINY / "encoder")
 
 
-def test_models_and_baselines_are_the_package_s():
-    bert_score = pytest.importorskip("bert_score")
-    from bert_score.utils import lang2model, model2layers
-    assert bertscore.ORGANISERS == {language: (lang2model[language], model2layers[lang2model[language]])
-                                    for language in ("en", "de", "it", "zh")}
-    measured = json.loads(reference(PARITY / "bertscore_baselines.json").read_text())
-    assert {name: v["layer"] for name, v in measured.items()} == {
-        f"{language}/{model}": layer for language, organisers in bertscore.ORGANISERS.items()
-        for model, layer in (organisers, bertscore.XLMR)}
-    folder = Path(bert_score.__file__).parent / "rescale_baseline"
-    assert {name for name, v in measured.items() if v["baseline"]} == {
-        name for name in measured if (folder / f"{name}.tsv").exists()}
-
-
 def test_bertscore_runs_the_package(tmp_path):
     """On a random BERT. An empty side has the score 0 before rescaling, which the package would not give."""
-    bert_score = pytest.importorskip("bert_score")
+    pytest.importorskip("bert_score")
     letters = "abcdefghijklmnopqrstuvwxyz.,äöü猫"
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
     (tmp_path / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
@@ -309,11 +286,6 @@ def test_bertscore_runs_the_package(tmp_path):
     assert values[0] == pytest.approx(1) and 0 < values[1] < 0.999 and [values[n] for n in (2, 4, 5)] == [0, 0, 0]
     assert values == pytest.approx([f1([pair])[0] for pair in pairs], abs=1e-6)
     assert f1([["Mu\u0308ller", "Müller"]]) == pytest.approx([1])
-    (tmp_path / "baseline.tsv").write_text("LAYER,P,R,F\n0,0,0,0\n1,0,0,0\n2,0.1,0.2,0.25\n")
-    scorer = bert_score.BERTScorer(str(tmp_path), 2, lang="en", rescale_with_baseline=True,
-                                   baseline_path=str(tmp_path / "baseline.tsv"))
-    scorer._tokenizer.model_max_length = 512
-    assert bertscore.f1(scorer, pairs) == pytest.approx([(x - 0.25) / 0.75 for x in values], abs=1e-6)
 
 
 def test_bertscore_says_what_is_missing():

@@ -16,7 +16,6 @@ from test_layout import SOURCES, source
 from data import acl6060, covost2, speak
 from metrics import mcif
 from speech_llm import rows
-from speech_llm.files import replace_file
 
 # --- The source.
 
@@ -59,8 +58,6 @@ def test_nothing_unsafe_in(path):
 HOSTILE = ["..", "../x", "a/../../x", "/etc/passwd", "a\\..\\x", "a\0b", "a\nb", "a\rb", "a\tb", "\x1b]0;x\x07",
            "a\x7fb", "a\x85b", "a\u2028b", "\u202egpj.exe", "x" * 201, "狗" * 67, "a/" + "x" * 256, "tiny/../x",
            "../" * 40 + "x", "a/..", "\ud800"]
-LOOK_ALIKES = ["a\u2215b", "..\u2215x", "..\uff0fx", "\uff0e\uff0e/x", "\u2024\u2024/x", "..\u2044x", "a\u29f8b",
-               "\u2025/x", "%2e%2e/x", "..%2fx", "...", ".../x", "~/x", "$HOME/x", "a b", "-rf", "CON", "é", "e\u0301"]
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)
@@ -69,16 +66,6 @@ def test_a_name_that_leaves_its_folder_is_refused(name, tmp_path):
     assert rows.defect(row) and rows.defect({**row, "id": "a", "utterance": name, "audio": "a.wav"})
     refused(speak.speak, {name: "Yes."}, str(tmp_path / "audio"), says="is no name of a file below")
     assert os.listdir(tmp_path) == [] and (len(name) > 50 or not covost2.CLIP.fullmatch(name))
-
-
-def test_a_name_that_is_taken_leads_to_a_file_below_its_folder(tmp_path):
-    """Nothing in the project folds characters: a division slash is no slash."""
-    for name in LOOK_ALIKES:
-        assert not rows.name_defect(name)
-        with replace_file(f"{tmp_path}/audio/{name}.flac") as temporary, open(temporary, "w") as file:
-            file.write("x")
-    assert os.listdir(tmp_path) == ["audio"]
-    assert sum(len(files) for *_, files in os.walk(tmp_path)) == len(LOOK_ALIKES)
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE])
@@ -102,7 +89,6 @@ BOMBS = {
     "billion laughs": (LAUGHS, "&a9;"),
     "one large entity": (f'<!DOCTYPE x [<!ENTITY a "{"ha" * 50_000}">]>', "&a;" * 9999),
     "a file": ('<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]>', "&a;"),
-    "an address": ('<!DOCTYPE x [<!ENTITY a SYSTEM "http://127.0.0.1:9/x">]>', "&a;"),
     "parameters": ('<!DOCTYPE x [<!ENTITY % a SYSTEM "file:///etc/passwd"> %a;]>', ""),
     "a definition elsewhere": ('<!DOCTYPE x SYSTEM "file:///etc/passwd">', ""),
     "after a comment": ("<!-- x -->" + LAUGHS, "&a9;"),

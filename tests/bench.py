@@ -5,12 +5,9 @@ Measure speed and memory of every stage, beside what one writes with transformer
     python -m tests.bench B --seeds 5 --dtype bfloat16 >> bench.md
     python -m tests.bench A --profile                       # the ten operators or kernels that take most
 
-Weights are random; nothing is downloaded. Inputs have the lengths of the papers' corpora. A seed is one optimizer step,
-or one batch of utterances. Ours, the code that the stages run, and its peers take turns on it in one process. Their
-outputs are compared (losses within 1e-3, the same tokens in float32); where they differ there is no figure. Dropout and
-learning rates are 0 on both sides, so that every seed can be compared. B and C need peft.
-
-prints  the machine and a Markdown table, a row for each stage and peer
+Weights are random; inputs have the lengths of the papers' corpora. A seed is one optimizer step, or one batch of
+utterances. Ours, the code that the stages run, and its peers take turns on it in one process. Where their outputs
+differ (losses by 1e-3, tokens in float32) there is no figure. Dropout and learning rates are 0. B and C need peft.
 """
 import argparse
 import copy
@@ -531,26 +528,33 @@ def machine(device):
     return f"{name}, threads: {torch.get_num_threads()}"
 
 
+def print_row(cells):
+    """Print one row of a Markdown table."""
+    print(f"| {' | '.join(cells)} |", flush=True)
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(allow_abbrev=False, description="Speed and memory of every stage, beside a peer's")
     parser.add_argument("stage", nargs="?", choices=STAGES, help="every stage where none is named")
-    parser.add_argument("--size", choices=SIZES, help="real on a GPU, mid on the CPU")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the LLM; as load_llm loads it")
-    parser.add_argument("--profile", action="store_true", help="also what one more run of ours spends its time on")
-    o, device = parser.parse_args(argv), pick_device()
+    device = pick_device()
     size, dtype = ("real", "bfloat16") if device.type == "cuda" else ("mid", "float32")
-    size, dtype = o.size or size, getattr(torch, o.dtype or dtype)
-    c = SimpleNamespace(**SIZES[size], device=device, dtype=dtype, seeds=o.seeds, profile=o.profile)
+    parser.add_argument("--size", choices=SIZES, default=size)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=dtype, help="of the LLM")
+    parser.add_argument("--profile", action="store_true", help="also what one more run of ours spends its time on")
+    o = parser.parse_args(argv)
+    c = SimpleNamespace(**SIZES[o.size], device=device, dtype=getattr(torch, o.dtype), seeds=o.seeds, profile=o.profile)
     versions = ", ".join(f"{package} {version(package)}" for package in ("torch", "transformers"))
-    print(f"{size}, {dtype}, {o.seeds} seeds, {machine(device)}, {versions}, {datetime.date.today()}\n")
-    print(f"| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}", flush=True)
+    print(f"{o.size}, {o.dtype}, {o.seeds} seeds, {machine(device)}, {versions}, {datetime.date.today()}\n")
+    print_row(HEADER)
+    print_row(["---"] * len(HEADER))
     failed = []
     for name in [o.stage] if o.stage else STAGES:
         torch.manual_seed(0)
         rows, wrong = table(c, name, STAGES[name](c))
         gc.collect()                        # the weights of this stage, before the next makes its own
-        print("".join(f"| {' | '.join(row)} |\n" for row in rows), end="", flush=True)
+        for row in rows:
+            print_row(row)
         failed += [name] * wrong
     if failed:
         raise SystemExit(f"no figure where the outputs of ours and a peer differ, see above: {', '.join(failed)}")

@@ -3,9 +3,9 @@ How time and memory grow, and what fits into a card.
 
     python -m tests.growth            # writes tests/figures/growth.png and prints the table of what fits where
 
-Time: seconds of one training step of B through the LLM against its tokens and against its vocabulary, and of stage 0
-against the audio's length; the fastest of three. Memory: what a micro-batch of A keeps for its backward pass. Sizes and
-random weights are those of tests/bench.py: real on a GPU, else scaled down. A dashed line grows in proportion.
+Time: seconds of one step of B against its tokens and the vocabulary, and of stage 0 against the audio's length; the
+fastest of four. Memory: what a micro-batch of A keeps for its backward pass. Sizes and random weights are those of
+tests/bench.py: real on a GPU, else scaled down. A dashed line grows in proportion.
 
 The table is computed, not measured on a card: frozen weights in bfloat16; trained ones in float32 with gradient and
 Adam's two moments, 16 bytes each; what a layer keeps for the backward pass, counted at the real width on the CPU; 16
@@ -24,7 +24,7 @@ from speech_llm.constants import pick_device
 from speech_llm.files import replace_file
 from speech_llm.batches import Batch
 from speech_llm.training import optimizer_step
-from tests.bench import ALPHA, LLAMA, QWEN, R, SIZES, machine, make_encoder, make_llm, timed
+from tests.bench import ALPHA, LLAMA, QWEN, R, SIZES, machine, make_encoder, make_llm, print_row, timed
 from train_lora import TARGETS, add_lora, lora_parameters
 from train_projector import AnswerObjective, answer_loss, make_projector
 
@@ -172,7 +172,7 @@ def main(argv=None):
     plot(figures, path, f"{size} sizes, {machine(device)}, torch {torch.__version__}")
     header = ["system", "stage", "weights, GB", "trained, GB", "MB a token", *(f"tokens in {n} GB" for n in CARDS)]
     for row in (header, ["---"] * len(header), *(row for name in SYSTEMS for row in fits(name))):
-        print("| " + " | ".join(row) + " |")
+        print_row(row)
     print(f"figure in {path}")
 
 

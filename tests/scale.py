@@ -5,10 +5,8 @@ What 26 million rows cost a training process, how steps are cut, and what readin
     python -m tests.scale steps --tokenizers FOLDER  # micro-batches, padding, CPU time; FOLDER holds two tokenizers
     python -m tests.scale front-end                  # reading audio and making filterbanks
 
-rows: rows like GigaST's with frames of the real sizes; the files of frames have holes in place of numbers. Every figure
-is of a fresh process. Memory is its peak, with torch and the pages of the index that it shares with other processes.
-A second file, a hundred times smaller, gives the cost of a row; 26 million are extrapolated.
-
+rows: rows like GigaST's; the files of frames have holes in place of numbers. Every figure is of a fresh process: memory
+is its peak, with torch and the pages of the index that it shares. A file of a hundredth gives the cost of a row.
 steps: rows of the papers' corpora, made of common words, in the steps of 2025 and 2026.
 """
 import argparse
@@ -40,17 +38,16 @@ from speech_llm.index import open_index
 from speech_llm.llm import load_tokenizer
 from speech_llm.run import Run
 from speech_llm.speechmapper import SlotTargets, TableObjective
-from tests.bench import (CONSTANTS, SHARES, TOKENS, WORDS, draw_seconds, machine, make_rows, peak_gigabytes)
+from tests.bench import (CONSTANTS, SHARES, TOKENS, WORDS, draw_seconds, machine, make_rows, peak_gigabytes,
+                         print_row)
 from train_projector import PADDING, AnswerObjective, make_projector, positions
 
 
 ALL = 26_000_000                            # rows of GigaST; 2026, Table 5
-COMMON = """the of and to in is that it was for on are with as they at be this have from or one had by word but not what
-all were we when your can there use an each which she do how their if will up other about out many then them these so
-her would like him into time has look two more write go see number way could people""".split()
+COMMON = "the of and to in is that it was for on are with as they at be this have from or one had by word".split()
 SHARD = 18_000                              # utterances: 2 million frames of GigaST
 WIDTH = 1024                                # of SeamlessM4T's frames
-CPU = torch.device("cpu")
+CPU, STEPS = torch.device("cpu"), 5
 A100 = 312e12 / 2 / 58e9                    # audio s/s: half of its peak, 58 GFLOP an audio second in SeamlessM4T
 
 
@@ -153,13 +150,13 @@ def objective_of(stage, tokenizers, features):
                               12_000)
 
 
-def run_steps(o, stage, draws, objective):
+def run_steps(stage, draws, objective):
     """Yield (samples, micro-batches, CPU seconds) of every step but the first; A' is the first of four processes."""
     world, accumulate = (4, 8) if stage == "A'" else (1, 16)
-    run = SimpleNamespace(c=SimpleNamespace(steps=o.steps + 1, accumulate=accumulate), step=0, rank=0, world=world)
+    run = SimpleNamespace(c=SimpleNamespace(steps=STEPS + 1, accumulate=accumulate), step=0, rank=0, world=world)
     with mock.patch("speech_llm.run.in_background", lambda iterator: iterator):
         stream = Run.samples(run, draws, objective)
-        for number in range(o.steps + 1):
+        for number in range(STEPS + 1):
             start = time.process_time()
             samples, batches, _ = next(stream)
             if number:
@@ -180,7 +177,7 @@ def steps_table(o):
             draws = draw(rows, constants.mixture, SHARES[stage[0]], 16, 16, 0, paired_text=stage == "C")
             if stage == "A'":
                 draws, size, most = draw_frames(rows, 12_000, 0), lambda sample: len(sample["frames"]), 12_000
-            windows, cuts, seconds = zip(*run_steps(o, stage, draws, objective_of(stage, o.tokenizers, features)))
+            windows, cuts, seconds = zip(*run_steps(stage, draws, objective_of(stage, o.tokenizers, features)))
             others = [[*cut_by_length(samples, size, most, PADDING)] for samples in windows]
             used = sum(size(sample) for sample in chain(*windows))
 
@@ -219,18 +216,17 @@ def front_end_table(o):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(allow_abbrev=False, description="What rows cost; whether the loop waits")
+    parser = argparse.ArgumentParser(allow_abbrev=False, description="What rows, steps and audio cost")
     parser.add_argument("table", choices=TABLES)
     parser.add_argument("--rows", type=int, default=5_000_000)
-    parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--tokenizers", default="../shared/real/tokenizers")
     parser.add_argument("--work", help="a folder for the temporary files; else the system's")
     o = parser.parse_args(argv)
     torch.set_num_threads(1)
     header, *rows = TABLES[o.table](o)
     print(f"{machine(CPU)}, {datetime.date.today().isoformat()}")
-    for line in (header, "|".join("---" for _ in header.split("|")), *rows):
-        print("| " + line.replace("|", " | ") + " |")
+    for line in (header, "|".join(["---"] * len(header.split("|"))), *rows):
+        print_row(line.split("|"))
 
 
 TABLES = {"rows": rows_table, "steps": steps_table, "front-end": front_end_table}

@@ -175,9 +175,7 @@ def test_infer_writes_the_predictions_of_a_hub_model_once_and_eval_scores_them(q
               for r in json.loads(Path("work/tiny-listeners/results.json").read_text("utf-8"))}
     assert (scores["SALMONN", "WER"], scores["SALMONN", "EM"]) == (100, 100) and ("Tiny-Qwen2-Audio", "EM") in scores
 
-    capsys.readouterr()
     infer.main([*arguments, "--audio", "test-1.wav", "test-2.wav"])
-    assert capsys.readouterr().out.count("\n") == 2
     refused(infer.main, [*arguments, "--audio", "test-3.wav"], says="test-3.wav: no such file")
 
 

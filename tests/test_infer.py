@@ -9,7 +9,6 @@ import transformers
 from test_bad_input import refused
 
 import extract_features
-from data.translate import translate
 from speech_llm.audio import cut_at_pauses
 from speech_llm.files import read_json, read_json_lines, write_json
 from speech_llm.predictions import find_loop, predict
@@ -138,9 +137,6 @@ def test_the_seamless_baseline_hears_and_reads(recorded, run_stage, seamless):
     assert any(p["prediction"] for p in speech) and all(p["tokens"] <= 6 for p in text)
     run_stage("infer", *arguments, "--batch", "1", "--out", "single")
     assert (answers_of("seamless", out="single"), answers_of("seamless-text", out="single")) == (speech, text)
-    transcripts, german = {row["id"]: row["transcript"] for row in rows}, [p for p in text if p["id"].endswith("de")]
-    whole = translate([transcripts[p["id"]] for p in german], "de", seamless, "translations.jsonl")
-    assert all(text.startswith(p["prediction"][:3]) for text, p in zip(whole, german))       # here cut at six tokens
 
 
 def test_the_cascade_is_the_text_llm_on_what_whisper_transcribes(recorded, run_stage, whisper, capsys):

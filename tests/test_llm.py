@@ -16,7 +16,6 @@ from speech_llm.batches import Batch
 from speech_llm.decode import generate
 from speech_llm.llm import decode_text, load_llm, load_table, loading, stop_ids
 from speech_llm.prompts import encode_prompt
-from speech_llm.turns import tokenize, turn_of
 from train_projector import answer_loss
 
 CPU = torch.device("cpu")
@@ -105,16 +104,6 @@ def test_greedy_decoding_is_transformers_own(llm):
     assert generate(llm, embedded, 12, {2}) == alone
     if "longrope" not in str(llm.config):                                  # transformers starts anew at the border
         assert alone == expected
-
-
-def test_a_real_llm_answers(small_models):
-    """SmolLM2-135M-Instruct, in a batch of two questions of unlike length."""
-    llm, tokenizer = load_llm(f"{small_models}/smollm2-135m-instruct", CPU)
-    turn, table = turn_of(tokenizer), llm.get_input_embeddings()
-    prompts = [table(torch.tensor(tokenize(tokenizer, turn.head, question, turn.tail)))
-               for question in ("What is the capital of France?", "Say hello.")]
-    answer, _ = generate(llm, prompts, 8, stop_ids(llm, tokenizer))
-    assert decode_text(tokenizer, answer) == "The capital of France is Paris."
 
 
 def test_a_batch_is_each_alone_is_read_in_groups_and_finished_rows_leave_it(llama, monkeypatch):

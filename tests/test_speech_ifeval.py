@@ -21,7 +21,7 @@ from metrics.ifeval import CLOSED, CREATIVE, follows, rates
 from metrics.speech_ifeval import GROUPS, judge_chat, scores, verdict
 from speech_llm.cache import features_folder
 from speech_llm.files import write_json_lines
-from speech_llm.prompts import TASK_LINES, user_turn
+from speech_llm.prompts import user_turn
 from speech_llm.rows import read_rows
 
 DESTA = "speech_ifeval/reference_outputs/DeSTA-ntu--DeSTA2-8B-beta"
@@ -150,17 +150,6 @@ def results_of_toy():
     return {system: json.loads(Path(f"work/tiny/speech_ifeval/{system}.json").read_text()) for system in ("C", "llm")}
 
 
-@pytest.mark.parametrize("constraint", recipe.CONSTRAINTS, ids=lambda constraint: constraint[1])
-def test_what_a_tiny_llm_is_taught_obeys_its_constraint_and_no_other(constraint):
-    row = recipe.constrained(WORLD[2], constraint)
-    assert row["question"] == f"Who has cats?\n{constraint[0]}" and row["task"] == "SQA" and "Anna" in row["target"]
-    for _, verifier, arguments, _ in recipe.CONSTRAINTS:
-        quoted = (constraint[1], verifier) == ("startend:quotation", "detectable_format:json_format")    # a bare string
-        assert follows(verifier, arguments, row["target"]) is (verifier == constraint[1] or quoted)
-        assert not follows(verifier, arguments, "Anna is the answer.")
-    assert recipe.constrained(WORLD[0], constraint)["question"].startswith(TASK_LINES["ASR", "en"] + "\n")
-
-
 def test_the_questions_of_a_small_world(tmp_path, monkeypatch, capsys):
     """Of every utterance the transcript and one answer, every constraint equally often; answers in form obey all."""
     monkeypatch.chdir(tmp_path)
@@ -196,12 +185,11 @@ def benchmark(raw):
     stories = [item("", "keywords:existence", kwargs=[{"keywords": ["cat"]}], id=934 + n, metric="open",
                     audio_filepath=audio[0], instruction="Tell a story with a cat.") for n in range(2)]
     reasons = [item("", metric="cot", instruction="Why?\nThink.", audio_filepath=path) for path in audio[:2]]
-    constraint = ("instruction_id_list", "kwargs")
-    for group, items, needless in (("closed", closed, ()), ("creative", stories, ("label",)),
-                                   ("plain", [{**one, "instruction": "Who speaks?"} for one in closed], constraint),
-                                   ("cot", reasons, (*constraint, "label"))):
+    plain = [{**one, "instruction": "Who speaks?"} for one in closed]
+    needless = {"closed": (), "creative": ("label",), "plain": ("instruction_id_list", "kwargs"), "cot": ("label",)}
+    for (group, keys), items in zip(needless.items(), (closed, stories, plain, reasons)):
         write_json_lines(raw / "eval_data" / f"{GROUPS[group][0]}.jsonl", [
-            {key: one[key] for key in one if key not in ("response", *needless)} for one in items])
+            {key: one[key] for key in one if key not in ("response", *keys)} for one in items])
 
 
 def test_the_real_files_have_the_published_numbers(real, tmp_path, capsys):

@@ -8,7 +8,7 @@ from test_bad_input import refused
 from metrics import papers
 from metrics.paper_tables import paper_tables, shown_blocks
 from metrics.papers import LANGUAGE_TABLES, TABLES, figures, language_figures
-from metrics.tables import COLUMNS, NAMES, example_table, language_tables, system_table
+from metrics.tables import NAMES, example_table, language_tables, system_table
 
 
 def results(*groups):
@@ -51,8 +51,6 @@ def test_asr_of_several_languages_and_units():
     assert cells(system_table(scores, "x.test", ["mine"]))["mine"] == {
         "WER en": "10.0", "WER de": "20.0", "WER mean": "15.0", "CER de": "5.0", "CER zh": "30.0", "CER mean": "17.5",
         "COMET de": "0.765", "capped": "10.0"}                        # 1 of 10 outputs
-    assert system_table([], "x.test", ["C"]).splitlines() == ["| x.test |", "|---|"]
-    assert len({heading for heading, *_ in COLUMNS}) == len(COLUMNS)
 
 
 def test_two_test_sets_of_one_language_are_never_mixed():

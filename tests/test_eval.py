@@ -175,8 +175,9 @@ def test_another_folder_of_predictions_has_results_of_its_own(scored):
 
 
 def test_what_is_missing_is_named_and_the_rest_is_scored(scored, capsys, monkeypatch):
-    """Without MeCab there is no BLEU into Japanese, but into German, and chrF into both."""
-    write_test_set([*ROWS, row(10, "ST", "ja", "今日は良い天気")], C=[*ANSWERS, "今日は良い天気"])
+    """Without MeCab there is no BLEU into Japanese, but into German, and chrF into both. "..." has no word."""
+    write_test_set([*ROWS, row(10, "ST", "ja", "今日は良い天気"), row(11, "ASR", "en", "...")],
+                   C=[*ANSWERS, "今日は良い天気", "x"])
     for package in ("bert_score", "py3langid", "MeCab"):
         monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -184,11 +185,12 @@ def test_what_is_missing_is_named_and_the_rest_is_scored(scored, capsys, monkeyp
     assert {(metric, language) for _, language, metric in results} == {
         ("WER", "en"), ("BLEU", "de"), ("BLEU", "zh"), ("chrF", "de"), ("chrF", "zh"), ("chrF", "ja")}
     notes = notes_of(capsys.readouterr().out)
-    assert len(notes) == 5 and all(" is left out: " in note for note in notes)
-    for command in ("hf download Unbabel/wmt22-comet-da --local-dir work/models/wmt22-comet-da",
-                    "python eval.py --preset tiny --judges utter-project/EuroLLM", "pip install bert-score==0.3.13",
-                    "pip install py3langid", "into ja it needs MeCab; run: pip install 'sacrebleu[ja]'"):
-        assert sum(command in note for note in notes) == 1
+    assert len(notes) == 6
+    for says in ("hf download Unbabel/wmt22-comet-da --local-dir work/models/wmt22-comet-da",
+                 "python eval.py --preset tiny --judges utter-project/EuroLLM", "pip install bert-score==0.3.13",
+                 "pip install py3langid", "into ja it needs MeCab; run: pip install 'sacrebleu[ja]'",
+                 "1 ASR rows in en are not scored: nothing is left of their references: tiny/test/11"):
+        assert sum(says in note for note in notes) == 1
 
 
 def test_comet_of_a_test_set_is_a_mean_and_its_scores_stay_in_a_file(scored, monkeypatch):

@@ -20,6 +20,7 @@ import tempfile
 import time
 from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from statistics import median
@@ -544,7 +545,8 @@ def main(argv=None):
     parser.add_argument("--profile", action="store_true", help="also what one more run of ours spends its time on")
     o = parser.parse_args(argv)
     c = SimpleNamespace(**SIZES[o.size], device=device, dtype=getattr(torch, o.dtype), seeds=o.seeds, profile=o.profile)
-    versions = ", ".join(f"{package} {version(package)}" for package in ("torch", "transformers"))
+    packages = [package for package in ("torch", "transformers", "peft") if find_spec(package)]
+    versions = ", ".join(f"{package} {version(package)}" for package in packages)
     print(f"{o.size}, {o.dtype}, {o.seeds} seeds, {machine(device)}, {versions}, {datetime.date.today()}\n")
     print_row(HEADER)
     print_row(["---"] * len(HEADER))

@@ -71,6 +71,7 @@ AU, AIFF, CAF, RF64, ALAW = (sound(SWEEP, format=format, subtype=subtype) for fo
 FRAME = MP3.find(MP3[:2], 4)                                     # the first frame holds the Xing header, no sound
 PLAIN = MP3[FRAME:]                                              # an mp3 without this header
 XING = MP3.find(b"Xing")
+QUIET_FIRST = sound(np.concatenate([np.zeros(4 * RATE), np.random.default_rng(0).uniform(-1, 1, RATE)]), format="MP3")
 LOUD_FIRST = sound(np.concatenate([np.random.default_rng(0).uniform(-1, 1, RATE), np.zeros(4 * RATE)]), format="MP3")
 CHUNK = struct.pack("<4sI", b"LIST", 4) + b"INFO"                 # a chunk after the samples
 
@@ -95,6 +96,7 @@ MISSTATED = {  # file: seconds of audio
     "two FLACs.flac": (FLAC + FLAC, 6),
     "an mp3 without a Xing header.mp3": (PLAIN, 3), "two of these.mp3": (PLAIN + PLAIN, 6.19),
     "loud first.mp3": (LOUD_FIRST[LOUD_FIRST.find(LOUD_FIRST[:2], 4):], 5),
+    "quiet first.mp3": (QUIET_FIRST[QUIET_FIRST.find(QUIET_FIRST[:2], 4):], 5),
     "three mp3s with tags.mp3": (3 * (MP3 + b"TAG" + bytes(125)), 9),
     "two mp3s of two rates.mp3": (MP3 + sound(NOISE, 44100, "MP3"), 3 + 16000 / 44100),
     "an mp3 with more frames.mp3": (put(MP3, XING + 8, (20).to_bytes(4)), 3),

@@ -239,6 +239,8 @@ def test_what_is_dropped_is_counted_and_listed(world, monkeypatch, capsys):
                                       "reason": f"{audio / '2.wav'}: no such file"}
     for number, reason in ((1, "cannot be decoded"), (3, "longer than 1.95 s"), (6, ", not finite in float16")):
         assert reason in dropped[f"tiny/test/{number}"]["reason"]
+    with pytest.raises(KeyError):
+        open_features(folder)["tiny/test/2"]
     shutil.copy(audio / "0.wav", audio / "2.wav")         # mended: tried again once it is not finished
     os.remove(os.path.join(folder, "config.json"))
     run(world, "--max_seconds", "1.95")

@@ -228,6 +228,8 @@ def test_rows_go_through_infer_and_are_scored(after_training, run_stage, monkeyp
     ours, llm = (f"work/tiny/predictions/{system}" for system in ("C", "llm"))
     judge = Mock(side_effect=lambda path, name, chats: ["Result: YES" for _ in chats])
     monkeypatch.setattr(speech_ifeval, "replies", judge)
+    speech_ifeval.main([ours])
+    assert "no IFrate without closed, creative and a judge" in capsys.readouterr().out
     arguments = [ours, "--reference", llm, "--judge", "a judge"]
     speech_ifeval.main(arguments)
     printed, scored = capsys.readouterr().out, results_of_toy()

@@ -312,11 +312,11 @@ def mapping(c):
         samples = [*chain(*window)]
         return optimizer_step([optimizer], objective, samples, objective.batches(samples), 1.0)
 
-    def all_at_once(output, target, directions):
-        return F.cross_entropy(output @ directions.T, target, reduction="sum")
+    all_at_once = SimpleNamespace(apply=lambda output, target, directions: F.cross_entropy(
+        output @ directions.T, target, reduction="sum"))
 
     def plain(objective, optimizer, window):
-        with mock.patch("speech_llm.speechmapper.SoftmaxLoss", SimpleNamespace(apply=all_at_once)):
+        with mock.patch("speech_llm.speechmapper.SoftmaxLoss", all_at_once):
             return optimizer_step([optimizer], objective, [*chain(*window)], [Batch.of(draw) for draw in window], 1.0)
     arms = {}
     for name, run, objective in (("ours", step, ours), ("plain torch", plain, peer)):

@@ -233,14 +233,13 @@ QUESTIONS = [
     {**row(1, "SQA", "de", "Nein", False), "id": "spokensquad/test/1/SQA-invalid.de", "question": "Wer?"}]
 
 
-def judge_answers(*arguments):
-    return evaluate("--systems", "C", "--test_sets", "spokensquad.test", "--metrics", "judge", "--judges", *arguments)
+JUDGED = ["--systems", "C", "--test_sets", "spokensquad.test", "--metrics", "judge", "--judges"]
 
 
 def test_judges_are_averaged_and_read_the_english_reference(judges):
     """Of Spoken-SQuAD's questions, which are translations; in the tiny world every language has its own question."""
     write_test_set(QUESTIONS, "spokensquad.test", C=["In Rome.", "In Rom.", "Wien", "Nein"])
-    judge_answers("strict,absent,half")
+    evaluate(*JUDGED, "strict,absent,half")
     assert sorted(judges["strict"]) == [["Und?", "Wien", "Wien"], ["Where?", "Rome", "In Rome."],
                                         ["Wo?", "Rome", "In Rom."]]       # valid questions only
     markdown, _, notes = Path("work/tiny/results.md").read_text(encoding="utf-8").partition("\n\n")
@@ -258,7 +257,7 @@ def test_judges_are_averaged_and_read_the_english_reference(judges):
 
 def test_answers_without_a_verdict_are_shown_and_left_out(judges):
     write_test_set(QUESTIONS, "spokensquad.test", C=["In Rome.", "Rome", "Wien", "Nein"])
-    assert judge_answers("strict,half", "--judge_mode", "text") == {
+    assert evaluate(*JUDGED, "strict,half", "--judge_mode", "text") == {
         ("SQA", language, f"{score}:text:{judge}"): (value, n) for language, n in (("en", 1), ("de", 2))
         for score, judge, value in (("judge", "strict", 100), ("unparsable", "strict", 0), ("judge", "half", 0),
                                     ("unparsable", "half", 100))}

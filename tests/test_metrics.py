@@ -46,8 +46,6 @@ from speech_llm.prompts import NOT_ANSWERABLE
      lambda v: v["expected"]),
     ("speech_ifeval_llm_step.jsonl", {"kind": "extract_result"}, lambda v: verdict(v["text"]),
      lambda v: v["expected"] and v["expected"].lower() == "yes"),
-    ("speech_ifeval_llm_step.jsonl", {"kind": "normalize_text"}, lambda v: normalize(v["text"]),
-     lambda v: v["expected"]),
     ("speech_ifeval_llm_step.jsonl", {"kind": "asr"}, lambda v: [normalize(v["label"]), normalize(v["eval_response"]),
                                                                  word_error_rate([v["norm_label"]], [v["norm_hyp"]])],
      lambda v: [v["norm_label"], v["norm_hyp"], 100 * v["wer"]])])

@@ -259,14 +259,3 @@ def test_the_maker_and_the_judges_read_text(tokenizer, name):
         assert marks(tokenizer, ids) == plain, text
         readable = text if name == "maker" else text.strip().replace(chat.CUT, "").split("\n")[0]
         assert readable in tokenizer.decode(ids)
-
-
-@pytest.mark.parametrize("chats", [
-    [{"role": "user", "content": "Who?"}],
-    [{"role": "system", "content": "Judge."}, {"role": "user", "content": "Is 3 < 5 |> 2?"}]])
-def test_a_chat_without_marks_is_encoded_as_its_template_writes_it(tokenizer, chats):
-    if not tokenizer.chat_template:
-        pytest.skip("no chat template")
-    for special in (False, True):
-        whole = tokenizer(chat.chat_text(tokenizer, chats), add_special_tokens=special)["input_ids"]
-        assert chat.encode_chat(tokenizer, chats, special) == whole

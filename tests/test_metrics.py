@@ -268,7 +268,7 @@ def test_refuses_other_weights(expected, tmp_path):
 
 def test_bertscore_runs_the_package(tmp_path):
     """On a random BERT. An empty side has the score 0 before rescaling, which the package would not give."""
-    pytest.importorskip("bert_score")
+    bert_score = pytest.importorskip("bert_score")
     letters = "abcdefghijklmnopqrstuvwxyz.,äöü猫"
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
     (tmp_path / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
@@ -284,6 +284,11 @@ def test_bertscore_runs_the_package(tmp_path):
     assert values[0] == pytest.approx(1) and 0 < values[1] < 0.999 and [values[n] for n in (2, 4, 5)] == [0, 0, 0]
     assert values == pytest.approx([f1([pair])[0] for pair in pairs], abs=1e-6)
     assert f1([["Mu\u0308ller", "Müller"]]) == pytest.approx([1])
+    (tmp_path / "baseline.tsv").write_text("LAYER,P,R,F\n0,0,0,0\n1,0,0,0\n2,0.1,0.2,0.25\n")
+    scorer = bert_score.BERTScorer(str(tmp_path), 2, lang="en", rescale_with_baseline=True,
+                                   baseline_path=str(tmp_path / "baseline.tsv"))
+    scorer._tokenizer.model_max_length = 512
+    assert bertscore.f1(scorer, pairs) == pytest.approx([(x - 0.25) / 0.75 for x in values], abs=1e-6)
 
 
 def test_bertscore_says_what_is_missing():

@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from speech_llm.batches import Batch, cut_by_length, micro_batches
-from speech_llm.llm import load_llm, load_tokenizer
+from speech_llm.llm import load_llm
 from speech_llm.training import in_background, learning_rate, optimizer_step
-from train_projector import (AnswerObjective, Projector, answer_loss, encode_sample, make_projector,
-                             positions, splice)
+from train_projector import AnswerObjective, Projector, answer_loss, make_projector, positions, splice
 
 
 @pytest.fixture(scope="module")
@@ -72,17 +71,6 @@ def test_splice_is_before_speech_after_answer(llm):
         if s["slots"]:
             frames = torch.tensor(s["frames"][None].astype(np.float32))
             assert torch.allclose(sequence[n:n + s["slots"]], projector(frames, torch.tensor([s["slots"]])), atol=1e-5)
-
-
-def test_a_sample_holds_the_prompt_the_frames_and_the_answer_with_its_end(llama):
-    tokenizer, frames = load_tokenizer(llama), np.zeros((7, 12), np.float16)
-    row = {"id": "x", "utterance": "u", "task": "ST", "language": "de", "transcript": "Yes.", "target": "Ja."}
-    speech, text = (encode_sample(row, t, tokenizer, {"u": frames}, slots=lambda frames: frames // 2)
-                    for t in (False, True))
-    assert speech["frames"] is frames and (speech["slots"], text["slots"], text["frames"]) == (3, 0, None)
-    assert positions(speech) == len(speech["before"]) + 3 + len(speech["after"]) + len(speech["answer"])
-    answer = tokenizer.encode("Ja.", add_special_tokens=False)
-    assert speech["answer"] == text["answer"] == [*answer, tokenizer.convert_tokens_to_ids("<|eot_id|>")]
 
 
 def test_listening_is_the_loss_with_the_frames_of_another_sample_less_the_loss_with_its_own(llm):

@@ -89,10 +89,7 @@ def common_voice(folder, clip, **splits):
 
 
 def squad(themes, spoken):
-    """
-    Return the file of Spoken-SQuAD, or the original one, of themes [[(paragraph, its ASR, [(id, question, answers in
-    the ASR, human answers)])]]. An answer is (text, place) where its text also stands before that place.
-    """
+    """Return SQuAD's file of [[(paragraph, ASR, [(id, question, ASR's answers: text or (text, place), human's)])]]."""
     def answers(context, texts):
         pairs = [text if isinstance(text, tuple) else (text, context.index(text)) for text in texts]
         return [{"text": text, "answer_start": place} for text, place in pairs]
@@ -294,10 +291,7 @@ def to_hub(cache, name, folder):
 
 
 def random_llm(folder, family, tokenizer=""):
-    """
-    Write a random LLM of one narrow layer. tokenizer: a folder with the real one; without it a small one is trained,
-    which has the family's markers.
-    """
+    """Write a random LLM of one narrow layer. tokenizer: a folder with the real one; else a small one is trained."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from data.tiny_models import FAMILIES, make_tokenizer

@@ -1,9 +1,8 @@
 """
 Rehearse several systems in one process: python tests/rehearsing.py WORK LIMIT "iwslt25" "iwslt25 ablations" ...
 
-The models' libraries are imported once, and every command's main is called here. Random models cannot write what
-recipes need, so the makers are replaced: a translation begins with its language, every translation is good, the speech
-is noise, and the LLM's texts are fixed. Stages get small sizes.
+Every command's main is called here, in small sizes. The makers are replaced: a translation begins with its language,
+every translation is good, the speech is noise, and the LLM's texts are fixed.
 """
 import functools
 import importlib.util

@@ -1,7 +1,6 @@
 """
-What is damaged, foreign or hostile is refused with the file's name and what to do, or dropped and counted; never a
-traceback out of a library, a wrong score or a hang. A line of a table is a case. Rows have theirs in test_rows.py,
-predictions in test_eval.py, audio in test_audio.py; what a recipe drops is in its own test.
+What is damaged, foreign or hostile is refused with the file's name and what to do; never a traceback out of a library,
+a wrong score or a hang. Rows have their cases in test_rows.py, predictions in test_eval.py, audio in test_audio.py.
 """
 import contextlib
 import gzip
@@ -406,7 +405,6 @@ def test_a_checkpoint(request, tmp_path, capsys, kind, damage, says):
 RESUME = [
     ("cut", lambda f: cut(f, "resume.pt", 300), "is damaged"),
     ("a pickle that runs code", lambda f: torch.save(Runs(), f / "resume.pt"), "is damaged"),
-    ("other constants", lambda f: torch.save({"constants": {"lr": 1.0}}, f / "resume.pt"), "was made with"),
     ("a damaged log", lambda f: write(f / "log.jsonl", '{"step": 1}\n{\n'), "log.jsonl line 2 is damaged"),
     ("a log without steps", lambda f: write(f / "log.jsonl", '{"loss": 1}\n'), "log.jsonl line 1 has no 'step'"),
 ]

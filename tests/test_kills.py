@@ -1,9 +1,4 @@
-"""
-Processes. SIGKILL at random moments of everything that works for long: the same command goes on, to the bytes of an
-unbroken run. Several processes work as one: training gives the same bytes, inference is shared without gap or overlap,
-and when one is killed all end, and the same command goes on with any number of processes. test_resumable.py kills and
-shares the loop of recipes and makers.
-"""
+"""SIGKILL of all that works for long, and several processes that work as one; recipes' loop: test_resumable.py."""
 import contextlib
 import importlib
 import json

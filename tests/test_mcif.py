@@ -131,14 +131,13 @@ def test_a_recording_cannot_point_outside(raw):
 
 
 def test_the_real_references(real):
-    """670 segments of talks and 220 questions in each language, 25 of them without an answer; 755 recordings."""
+    """670 segments of talks and 220 questions in each language, 25 of them without an answer."""
     answers = recipe.read_answers(os.path.join(real, "mcif", "refs"))
     assert Counter((language, task, qa_type == "NA") for (language, _), (_, task, _, qa_type) in answers.items()) == {
         (language, *kind): count for language in ("de", "it", "zh")
         for kind, count in ((("ST", False), 670), (("SQA", False), 195), (("SQA", True), 25))}
     assert {(language, text) for (language, _), (_, _, text, qa_type) in answers.items() if qa_type == "NA"} == {
         (language, NOT_ANSWERABLE[language]) for language in ("de", "it", "zh")}
-    assert len({recording for recording, *_ in answers.values()}) == 755
 
 
 # --- The XML that is submitted.
@@ -249,20 +248,6 @@ def test_whisper_normalisation_equals_the_organisers():
     parts = [{"ids": [name for name in answers if name[0] == n], "reference": text}
              for n, text in enumerate(talks["references"])]
     assert mcif.talk_error_rate(answers, parts, normalize) == talks["wer"]
-
-
-@pytest.mark.parametrize("language, system", [("de", "granite"), ("zh", "qwen2audio")])
-def test_real_outputs_of_two_systems(real, language, system):
-    """919 sentences, each facing its reference, and 220 answers."""
-    ref = os.path.join(real, "mcif", "refs", f"MCIF0.2.IF.short.{language}.ref.xml")
-    out = os.path.join(real, "mcif", "system_outputs_short", f"audio_short_{language}_fixed_{system}_output.xml")
-    seen = []
-
-    def scorer():
-        return lambda items: seen.append(items) or [1.0] * len(items)
-    assert mcif.official_scores(out, ref, language, load_comet=scorer, load_bertscore=scorer) == (
-        {"TRANS-COMET": 1.0, "QA-BERTScore": 1.0}, {})
-    assert sorted(map(len, seen)) == [220, 919]
 
 
 def test_eval_shows_the_official_scores(raw, monkeypatch, capsys):

@@ -83,7 +83,7 @@ def test_subsets_and_their_shares_of_table_1():
         "rlhf": 808}
 
 
-def test_no_question_is_on_both_sides():
+def test_no_question_is_on_both_sides(capsys):
     """Of four pairs with the same words one is in dev, and then none in another split."""
     pairs, dropped = pairs_of(*(f"identity {n % 10}" for n in range(40))), []
     splits = split_pairs(pairs, {"dev": 3, "test": 2}, 5, 0, dropped)
@@ -96,14 +96,12 @@ def test_no_question_is_on_both_sides():
     refused(split_pairs, pairs, {"dev": 3, "test": 8}, 5, 0, [],
             says="test needs 8 pairs of identity whose questions differ, and 7 are left")
 
-
-def test_subsets_go_by_their_size_and_one_that_table_1_does_not_have_is_told(capsys):
-    """If RLHF had another name, all of its 379,621 pairs would be in train, and the screen must say so."""
+    # by size; if RLHF had another name, all of its 379,621 pairs would be in train, and the screen must say so
     pairs = pairs_of(*(f"harmless {n}" for n in range(30)), *(f"rlhf {n}" for n in range(10)))
     splits = split_pairs(pairs, {"dev": 4, "test": 4}, 2, 0, [])
     assert Counter(pair["subset"] for pair in splits["test"]) == {"harmless": 3, "rlhf": 1}
     assert Counter(pair["subset"] for pair in splits["train"]) == {"harmless": 24, "rlhf": 2}
-    assert capsys.readouterr().out.startswith("not in Table 1: harmless; ")
+    assert "not in Table 1: harmless; " in capsys.readouterr().out
 
 
 def test_the_same_pairs_in_every_language(world, capsys):

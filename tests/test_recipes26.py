@@ -129,7 +129,7 @@ def run_librispeech(raw, work, *more):
     return read_corpus(work, "librispeech")
 
 
-def test_every_part_has_its_split_and_what_is_unusable_is_listed(tmp_path, capsys):
+def test_every_part_has_its_split_and_what_is_unusable_is_listed(tmp_path, makers, capsys):
     raw = tmp_path / "raw"
     for part, texts in (("train-clean-360", {"10-20-0000": "IT'S  ONE", "10-20-0001": "TWO", "10-20-0002": ""}),
                         ("train-clean-100", {"11-20-0000": "THREE"})):
@@ -150,15 +150,12 @@ def test_every_part_has_its_split_and_what_is_unusable_is_listed(tmp_path, capsy
         (1, "empty file"), (2, "no transcript"), (3, "no transcript"), (4, "no such file"))]
     splits, _ = run_librispeech(raw, tmp_path / "hours", *parts, "--hours", str(0.1 / 3600))       # of train alone
     assert {split: len(rows) for split, rows in splits.items()} == {"train": 1, "dev-other": 1, "test": 1}
-    refused(run_librispeech, raw, tmp_path, says="test-other")                 # by default no training part
-    refused(run_librispeech, raw, tmp_path, "--parts", "test", says="--parts test: LibriSpeech has train-clean-")
-
-
-def test_hours_are_drawn_by_the_seed(tmp_path):
-    """Of nine recordings of half a second 1.2 s are three."""
-    paths = [sound(f"{tmp_path}/{n}.flac", 0.5) for n in range(9)]
+    paths = [str(n) for n in range(9)]
+    makers.setattr(librispeech, "duration", lambda path: 0.5)
     first, again, other = (librispeech.draw_hours(paths, 1.2 / 3600, seed) for seed in (0, 0, 1))
     assert len(first) == len(other) == 3 and first == again != other
+    refused(run_librispeech, raw, tmp_path, says="test-other")                 # by default no training part
+    refused(run_librispeech, raw, tmp_path, "--parts", "test", says="--parts test: LibriSpeech has train-clean-")
 
 
 # --- Downloads.
@@ -318,10 +315,7 @@ def run_librisqa(folder, work, *more):
 
 @pytest.fixture(scope="module")
 def librisqa_rows(tmp_path_factory):
-    """
-    Return ({split: rows}, dropped.txt's lines, the folder of the download) of two utterances each of six speakers and a
-    test speaker. One lacks its audio, one its text; two have a second question of Part I.
-    """
+    """Return ({split: rows}, dropped.txt's lines, the download's folder) of two utterances each of seven speakers."""
     folder = tmp_path_factory.mktemp("librisqa")
     downloads.librispeech(folder / "librispeech", 2, speakers=6)
     downloads.librisqa(folder / "librisqa", 2, speakers=6)
@@ -329,7 +323,7 @@ def librisqa_rows(tmp_path_factory):
     paths = [folder / f"librisqa/LibriSQA-Part{part}/LibriSQA-Part{part}-train.json" for part in ("I", "II")]
     one, two = (json.loads(path.read_text()) for path in paths)
     one[3]["text"] = two[3]["text"] = ""                                       # of speaker 2's second utterance
-    write(paths[0], one + [{**one[n], "question": "And who else?", "answer": "She."} for n in (0, 9)])
+    write(paths[0], one + [{**one[n], "question": "And who else?", "answer": "She."} for n in (0, 9)])    # again
     write(paths[1], two + [{"speech_path": "train-clean-360/9/7/9-7-0000.wav", "answer": "A"}])     # malformed
     return *run_librisqa(folder, folder / "work"), folder
 

@@ -22,7 +22,6 @@ CUTS = [
     ("Dr. Lane met Eve. They left.", "Lane", (1, "Lane met Eve.")),
     ("The mayor was J.B. Cole. He won.", "Cole", (1, "Cole.")),
     ("The U.S.-built mint opened. It shut.", "mint", (0, "The U.S.-built mint opened.")),
-    ("It is 8.5 miles long. It bends.", "8.5 miles", (0, "It is 8.5 miles long.")),
     ("Who came? Nobody came. It rained.", "Nobody", (0, "Who came? Nobody came.")),
     ("It fell in 1974.[note] It rose again. Good.", "rose", (0, "It fell in 1974.[note] It rose again.")),
     ("It was odd . . . very odd. Later it was not.", "Later", (2, "Later it was not.")),   # nothing is not spoken
@@ -133,9 +132,8 @@ def kinds(rows):
 
 def test_the_test_split_row_by_row(made):
     """
-    COOK: the answer "stone" lies in recording 1 ("Eva B. Stone" would need two), "she" and "bread" in 2; "bread " is a
-    duplicate but for its space and stays, as in the paper's count. LOST has no recording. Every recording has an
-    invalid question in each language (appendix B), also where the translation of its own question is not good enough.
+    "Eva B. Stone" would need two recordings; "bread " is a duplicate but for its space and stays, as in the paper's
+    count. Every recording has an invalid question in each language (appendix B), however its own is translated.
     """
     rows = made[0]["test"]
     assert kinds(rows) == {"SQA/QA en": 5, "SQA/QA de": 5, "SQA/QA it": 4, "SQA/QA zh": 5,        # it: "stone" is bad
@@ -180,8 +178,7 @@ def test_the_dev_split_is_the_first_themes_with_the_right_sentences(made):
     assert english_answers(made[0]["dev"]) == [
         ("r1", "lake tarn", "It ends in Lake Tarn."), ("m1", "ash", "Ash built a mill."),
         ("m2", "gold", "The roof was of gold!")]
-    assert "dev: 4 questions, 4 answers, 4 without duplicates, 3 entries; of 2 answers that ASR has in one sentence " \
-           "only, 2 stand in the same sentence of the original" in made[2]
+    assert "of 2 answers that ASR has in one sentence only, 2 stand in the same sentence of the original" in made[2]
 
 
 def test_everything_dropped_is_listed_and_counted(made):

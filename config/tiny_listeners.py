@@ -3,7 +3,7 @@ The toy world of the multilingual listeners: a tiny Whisper, a window Q-Former f
 LoRA on q and v; spoken questions in four languages. Everything here is our choice.
 """
 run = "tiny-listeners"
-world = dict(recipe="tiny_listeners", corpus="tiny-listeners",
+world = dict(recipe="tiny_listeners", corpus="tiny-listeners", family="cohere", hesitate_from=0,
              train=1800, dev=80, test=320,               # spoken questions; as many of `heard` as of test
              sentences=1800,                             # spoken sentences without a meaning, in train
              whisper_steps=1400, llm_steps=1500)         # optimizer steps

@@ -7,7 +7,7 @@ Make the digits world: real voices that say 3 to 6 different digits, from the Fr
 
 reads   `world` in the preset's page, the recordings (https://github.com/Jakobovski/free-spoken-digit-dataset)
 writes  <work>/rows/digits/{train,dev,test}.jsonl, <work>/audio/digits/*.flac,
-        <work>/models/{digits-seamless,digits-llama} (data/tiny_models.py), <work>/rows/digits/config.json last
+        <work>/models/digits-seamless (data/tiny_models.py), <work>/rows/digits/config.json last
 
 ASR writes the digits as English words, ST as German, Italian or Chinese words. SQA asks for one of the digits or for
 their number; a question about anything else is unanswerable. No digit occurs twice in a sequence, because the tiny LLM
@@ -162,10 +162,14 @@ def draw_world(work, folder, holdout, sizes, seed):
     return splits, jobs
 
 
-def draw_rows(rng):
-    """Return the rows of a random sequence: text for the tiny LLM."""
-    digits = rng.sample(range(10), rng.randint(3, 6))
-    return list(sequence_rows(rng, digits, "digits/text", "none"))
+def text_rows(settings):
+    """Return the function draw_rows(rng) of data/tiny_llm.py: a row of a random sequence."""
+    from data.tiny_llm import instruction_of
+
+    def draw_rows(rng):
+        digits = rng.sample(range(10), rng.randint(3, 6))
+        return [instruction_of(list(sequence_rows(rng, digits, "digits/text", "none")), rng)]
+    return draw_rows
 
 
 def main(argv=None):
@@ -177,12 +181,11 @@ def main(argv=None):
     begin(work, "digits", settings)
     splits, jobs = draw_world(work, recordings, settings["holdout"], settings, settings["seed"])
     from data.speech_ifeval import write_world               # these import torch, which join_one's processes do without
-    from data.tiny_models import make_encoder, making_llm
-    models = os.path.join(work, "models", "digits")
-    with making_llm(models, draw_rows, settings):
-        write_recorded(work, "digits", splits, join_one, jobs, "join")
-        write_world(work, "digits", splits["test"])
-        make_encoder(f"{models}-seamless", splits["train"], splits["dev"], settings["encoder_steps"], settings["seed"])
+    from data.tiny_models import make_encoder
+    write_recorded(work, "digits", splits, join_one, jobs, "join")
+    write_world(work, "digits", splits["test"])
+    make_encoder(os.path.join(work, "models", "digits-seamless"), splits["train"], splits["dev"],
+                 settings["encoder_steps"], settings["seed"])
     finish_world(work, preset, "digits", settings, splits)
 
 

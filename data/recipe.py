@@ -231,22 +231,22 @@ def run_slice(function, jobs):
 
 def world_settings(doc, recipe, argv):
     """
-    Return (work, preset, settings) from the command line of a toy's recipe: --work, --preset (default: `recipe`) and
-    --seed. settings: the seed and `world` of the preset's page.
+    Return (work, preset, settings) from the command line of a maker of toy worlds: --work, --preset (default: `recipe`)
+    and --seed. settings: the seed and `world` of the preset's page. recipe: see world_of.
     """
     command = parser(doc)
-    command.add_argument("--preset", default=recipe, help="a page of config/, or the path of another page")
+    command.add_argument("--preset", default=recipe or "tiny", help="a page of config/, or the path of another page")
     command.add_argument("--seed", type=int, default=0)
     args = command.parse_args(argv)
     return args.work, args.preset, {"seed": args.seed, **world_of(args.preset, recipe)}
 
 
 def world_of(preset, recipe):
-    """Return `world` of a page. SystemExit if another recipe makes it."""
+    """Return `world` of a page. SystemExit if the page has none, or if a recipe other than `recipe`, if named, makes it."""
     from speech_llm.constants import read_page       # imports torch, which the processes of in_processes do without
     world = read_page(preset).get("world", {})
-    if world.get("recipe") != recipe:
-        raise SystemExit(f"--preset {preset}: the page's world is not made by data.{recipe}; "
+    if not world or recipe not in ("", world["recipe"]):
+        raise SystemExit(f"--preset {preset}: the page has no world that data.{recipe or 'tiny_llm'} makes; "
                          f"run: bash run_all.sh {preset}")
     return world
 
@@ -259,11 +259,12 @@ def write_recorded(work, corpus, splits, record, jobs, desc):
 
 
 def finish_world(work, preset, corpus, settings, splits):
-    """Finish a world: write its config.json, print where its rows are and the next command."""
+    """Finish a world: write its config.json, print where its rows are and the next commands."""
     finish(work, corpus, settings)
     print(f"{corpus} world in {work}/rows/{corpus}: "
           + ", ".join(f"{len(rows)} {split} rows" for split, rows in splits.items()))
-    print(f"next: python extract_features.py --preset {preset}{work_option(work)}")
+    options = f"--preset {preset}{work_option(work)}"
+    print(f"next: python extract_features.py {options}, and beside it the LLM: python -m data.tiny_llm {options}")
 
 
 # --- The table of counts.

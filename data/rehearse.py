@@ -207,7 +207,8 @@ def main(argv=None):
         os.makedirs(os.path.join(args.work, name), exist_ok=True)
         if not os.path.lexists(link):
             os.symlink(os.path.join("..", name), link)
-    commands = [command for group in PARTS[args.part](page, args.preset, work, args.seed) for command in group]
+    commands = [command for lanes in PARTS[args.part](page, args.preset, work, args.seed) for lane in lanes
+                for command in lane]
     name = os.path.basename(args.preset).removesuffix(".py")
     name = "-".join(["rehearsal", *[name] * (name != page["run"]), *[args.part] * bool(args.part)])
     results = run_all(commands, page, work, os.path.join(work, page["run"], "logs", name), args.limit)

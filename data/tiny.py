@@ -1,12 +1,12 @@
 """
-Make the tiny world: spoken English sentences with exact translations, questions and answers, and two tiny models.
+Make the tiny world: spoken English sentences with exact translations, questions and answers, and a tiny encoder.
 
-    python -m data.tiny                      # 3,820 utterances, a tiny Seamless encoder and a tiny Llama
-    python -m data.tiny --preset tiny26      # the world of the 2026 system: a tiny Qwen3, multiple choice
+    python -m data.tiny                      # 3,820 utterances and a tiny Seamless encoder; data/tiny_llm.py: the LLM
+    python -m data.tiny --preset tiny26      # the world of the 2026 system: multiple choice
 
 reads   `world` in the preset's page of config/
 writes  <work>/rows/<corpus>/{train,dev,test}.jsonl, <work>/audio/<corpus>/*.flac,
-        <work>/models/{<corpus>-seamless,<corpus>-<family>} (data/tiny_models.py), <work>/rows/<corpus>/config.json last
+        <work>/models/<corpus>-seamless (data/tiny_models.py), <work>/rows/<corpus>/config.json last
 
 Ten sentence frames are filled from closed lists (names, cities, days, numbers, things, jobs, events). The German,
 Italian and Chinese translations are exact because every list gives each word in four languages. No test sentence and no
@@ -321,9 +321,16 @@ def draw_fresh(rng, excluded):
     return sentence
 
 
-def draw_rows(held_out, choices, rng):
-    """Return the rows of a random sentence that is not in `held_out`: text for the tiny LLM."""
-    return list(sentence_rows(rng, draw_fresh(rng, held_out), "tiny/text", "none", choices))
+def text_rows(settings):
+    """Return the function draw_rows(rng) of data/tiny_llm.py: a row of a random sentence that dev and test do not have."""
+    from data.tiny_llm import instruction_of
+    splits, _ = draw_world("", settings, settings["seed"])
+    held_out = {row["transcript"] for split in ("dev", "test") for row in splits[split]}
+
+    def draw_rows(rng):
+        sentence = draw_fresh(rng, held_out)
+        return [instruction_of(list(sentence_rows(rng, sentence, "tiny/text", "none", settings["choices"])), rng)]
+    return draw_rows
 
 
 def main(argv=None):
@@ -333,14 +340,12 @@ def main(argv=None):
         return
     begin(work, corpus, settings)
     splits, jobs = draw_world(work, settings, seed)
-    held_out = {row["transcript"] for split in ("dev", "test") for row in splits[split]}
     from data.speech_ifeval import write_world           # these import torch, which speak_one's processes do without
-    from data.tiny_models import make_encoder, making_llm
-    models = os.path.join(work, "models", corpus)
-    with making_llm(models, functools.partial(draw_rows, held_out, settings["choices"]), settings):
-        write_recorded(work, corpus, splits, speak_one, jobs, "speak")
-        write_world(work, corpus, splits["test"])
-        make_encoder(f"{models}-seamless", splits["train"], splits["dev"], settings["encoder_steps"], seed)
+    from data.tiny_models import make_encoder
+    write_recorded(work, corpus, splits, speak_one, jobs, "speak")
+    write_world(work, corpus, splits["test"])
+    make_encoder(os.path.join(work, "models", f"{corpus}-seamless"), splits["train"], splits["dev"],
+                 settings["encoder_steps"], seed)
     finish_world(work, preset, corpus, settings, splits)
 
 

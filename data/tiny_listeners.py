@@ -1,12 +1,11 @@
 """
 Make the tiny listeners' world: short questions and commands, spoken in English, German, Italian and Chinese.
 
-    python -m data.tiny_listeners                            # 4,320 utterances, three tiny models
+    python -m data.tiny_listeners                            # 4,320 utterances and a tiny Whisper; data/tiny_llm.py: the LLM
 
 reads   `world` in the preset's page of config/
 writes  <work>/rows/tiny-listeners/{train,dev,test,heard}.jsonl, <work>/audio/tiny-listeners/*.flac,
-        <work>/models/{tiny-whisper,tiny-cohere,tiny-bert} (data/tiny_models.py),
-        <work>/rows/tiny-listeners/config.json last
+        <work>/models/{tiny-whisper,tiny-bert} (data/tiny_models.py), <work>/rows/tiny-listeners/config.json last
 
 The speech is the question (listeners, section 6): the question of an SQA row is its transcript, and the speech does not
 hold the answer. The tiny LLM learns the answers to all questions from text. A fact of dev or test, such as ("after",
@@ -15,7 +14,6 @@ has the facts of train in the voices of test. Half of train are sentences withou
 Tuesday?", for ASR and ST alone: they have the words of the questions and hold no fact, so that the model must listen.
 The whole world is our choice.
 """
-import functools
 import os
 import random
 from collections import Counter
@@ -236,13 +234,15 @@ def draw_world(work, world, seed):
     return splits, jobs
 
 
-def draw_rows(rng):
-    """Return the rows of a random question or, one time in four, sentence: text for the tiny LLM."""
-    if rng.random() < 0.25:
-        i, texts = rng.randrange(len(LANGUAGES)), draw_sentence(rng)
-        return sentence_rows(LANGUAGES[i], texts[i], texts[0], "text", "none")
-    fact = draw_fact(rng, FACTS)
-    return question_rows(fact, rng.choice(languages_of(fact)), "text", "none")
+def text_rows(settings):
+    """Return draw_rows(rng) of data/tiny_llm.py: the rows of a random question or, one time in four, sentence."""
+    def draw_rows(rng):
+        if rng.random() < 0.25:
+            i, texts = rng.randrange(len(LANGUAGES)), draw_sentence(rng)
+            return sentence_rows(LANGUAGES[i], texts[i], texts[0], "text", "none")
+        fact = draw_fact(rng, FACTS)
+        return question_rows(fact, rng.choice(languages_of(fact)), "text", "none")
+    return draw_rows
 
 
 def main(argv=None):
@@ -252,14 +252,11 @@ def main(argv=None):
     begin(work, CORPUS, settings)
     seed = settings["seed"]
     splits, jobs = draw_world(work, settings, seed)
-    from data.tiny_models import beside, make_bert, make_llm, make_whisper    # torch: speak_one's processes do without
-    models = os.path.join(work, "models", "tiny-")
-    train_llm = functools.partial(make_llm, models + "cohere", draw_rows, settings["llm_steps"], seed, family="cohere",
-                                  sentences=12)
-    with beside(train_llm):
-        write_recorded(work, CORPUS, splits, speak_one, jobs, "speak")
-        make_whisper(models + "whisper", splits["train"], splits["dev"], settings["whisper_steps"], seed)
-        make_bert(models + "bert", seed)
+    from data.tiny_models import make_bert, make_whisper                  # torch: speak_one's processes do without
+    models = os.path.join(work, "models", "tiny")
+    write_recorded(work, CORPUS, splits, speak_one, jobs, "speak")
+    make_whisper(models + "-whisper", splits["train"], splits["dev"], settings["whisper_steps"], seed)
+    make_bert(models + "-bert", seed)
     finish_world(work, preset, CORPUS, settings, splits)
 
 

@@ -1,23 +1,18 @@
 """
-Make tiny foundation models in the hub's own format, which stand in for the real checkpoints.
+Make tiny speech models in the hub's own format, which stand in for the real checkpoints; tiny_llm.py makes the LLM.
 
     make_encoder    a SeamlessM4Tv2Model; its speech encoder learns CTC on the world's audio
     make_whisper    a Whisper that detects the language and transcribes; its encoder learns CTC as well
-    make_llm        a Llama, Qwen3 or Cohere with a byte-level BPE tokenizer and its own turns; it learns from texts
     make_bert       an untrained BERT with the shapes that a Q-Former starts from
-    making_llm      make_llm in a process of its own, beside the making of the audio and the encoder
 
 All models are written with save_pretrained, so every stage loads them by the code that loads the real checkpoints.
 Muon (torch.optim) trains the matrices, AdamW the other parameters. All of it is our choice.
 """
 import json
 import math
-import multiprocessing
 import os
 import random
 import shutil
-from contextlib import contextmanager
-from functools import partial
 
 import soundfile
 import torch
@@ -25,10 +20,7 @@ import torch.nn.functional as F
 import torchaudio
 from tqdm import tqdm
 
-from data.speech_ifeval import CONSTRAINTS, constrained
-from speech_llm.normalize import mms_normalize
-from speech_llm.prompts import encode_answer, encode_prompt, user_turn
-from speech_llm.turns import CHAT, encode_text
+from speech_llm.turns import encode_text
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -379,217 +371,9 @@ def whisper_word_errors(model, extractor, tokenizer, rows):
     return 100 * jiwer.wer([" ".join(split_words(row["transcript"])) for row in rows], hypotheses)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# the LLM
-CHATTER = {  # (answerable, unanswerable): the tiny LLM talks on after its answer, as chat models do, until B
-    "en": ("{} is the answer.", "{} Please ask something else."),
-    "de": ("{} ist die Antwort.", "{} Bitte frag etwas anderes."),
-    "it": ("{} è la risposta.", "{} Chiedi qualcosa di diverso."),
-    "zh": ("{}是答案。", "{}请问别的问题。"),
-}
-SENTENCES, QUESTIONS = 40, 1     # a step of the LLM reads so many sentences and so many rows of each at most
-OBEY = 0.1          # share of the English transcripts and answers in a form that A, B and C never ask for
-FAMILIES = {  # special tokens: begin of text or None, pad, ends of turn, the other markers of the chat format
-    "llama": ("<|begin_of_text|>", "<|finetune_right_pad_id|>", ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"),
-              ("<|start_header_id|>", "<|end_header_id|>")),
-    "qwen3": (None, "<|endoftext|>", ("<|endoftext|>", "<|im_end|>"), ("<|im_start|>", "<|file_sep|>")),
-    "cohere": ("<BOS_TOKEN>", "<PAD_TOKEN>", ("<|END_OF_TURN_TOKEN|>",),
-               ("<|START_OF_TURN_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>")),
-}
-PROMPTS = {"llama": ["2025"], "qwen3": ["2026", "2026-zero-shot"], "cohere": ["listeners"]}   # those it learns to read
-
-
-SHARES = {("ASR", True): 0.18, ("ST", True): 0.36, ("SQA", True): 0.38, ("SQA", False): 0.08}  # (task, answerable)
-SHARES_WITH_CHOICES = {**SHARES, ("SQA", True): 0.26, ("MCQ", True): 0.12}
-
-
-def instructions(draw_rows, rng):
-    """
-    Return one to QUESTIONS rows of one sentence, draw_rows(rng), drawn by SHARES. Answers get CHATTER; some of the
-    English answers and transcripts get one of the CONSTRAINTS.
-    """
-    rows = draw_rows(rng)
-    kinds = [(row["task"], row["answerable"]) for row in rows]
-    shares = SHARES_WITH_CHOICES if ("MCQ", True) in kinds else SHARES
-    picked = []
-    weights = [shares[kind] / kinds.count(kind) for kind in kinds]
-    for n in sorted(set(rng.choices(range(len(rows)), weights, k=QUESTIONS))):
-        row = rows[n]
-        if row["task"] == "SQA":
-            row["target"] = CHATTER[row["language"]][not row["answerable"]].format(row["target"])
-        if row["language"] == "en" and row["answerable"] and row["task"] in ("ASR", "SQA") and rng.random() < OBEY:
-            row = constrained(row, rng.choice(CONSTRAINTS))
-        picked.append(row)
-    return picked
-
-
-def make_tokenizer(texts, vocabulary, family="llama"):
-    """Return a byte-level BPE tokenizer with the family's turn markers and chat format."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-    begin, pad, ends, others = FAMILIES[family]
-    bpe = Tokenizer(models.BPE())
-    # words with their leading space, Chinese characters and digits apart, punctuation with its newlines, other white
-    # space: a Chinese sentence as one token would hide its words
-    words = Regex(r"\p{Han}| ?[\p{L}&&\P{Han}]+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+")
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(words, "isolated"),
-                                                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    bpe.decoder = decoders.ByteLevel()
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=sorted({begin, pad, *ends, *others} - {None}), show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=begin, eos_token=ends[-1], pad_token=pad)
-    head, between, end = CHAT[family]
-    head, tail = head.removeprefix(begin or ""), between.removeprefix(end)
-    tokenizer.chat_template = (
-        "{{ bos_token or '' }}{% for m in messages %}{{ TAIL if m['role'] == 'assistant' else HEAD }}"
-        "{{ m['content'] | trim }}{{ END }}{% endfor %}{% if add_generation_prompt %}{{ TAIL }}{% endif %}")
-    for name, text in (("HEAD", head), ("END", end), ("TAIL", tail)):
-        tokenizer.chat_template = tokenizer.chat_template.replace(name, json.dumps(text))
-    return tokenizer
-
-
-def llm_model(tokenizer, family):
-    """Return an untrained LLM of the family: 3 layers of width 192, tied embeddings."""
-    from transformers import AutoModelForCausalLM, CohereConfig, LlamaConfig, Qwen3Config
-    config = {"llama": LlamaConfig, "qwen3": Qwen3Config, "cohere": CohereConfig}[family]
-    constants = {"logit_scale": 0.125} if family == "cohere" else {"head_dim": 32, "rope_theta": 500000.0}
-    return AutoModelForCausalLM.from_config(config(
-        vocab_size=len(tokenizer), hidden_size=192, intermediate_size=512, num_hidden_layers=3, num_attention_heads=6,
-        num_key_value_heads=3, max_position_embeddings=1024, tie_word_embeddings=True, **constants,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.convert_tokens_to_ids(list(FAMILIES[family][2])),
-        pad_token_id=tokenizer.pad_token_id))
-
-
-def llm_optimizers(model, family):
-    """Return the optimizers of llm_model's LLM."""
-    embedding = model.model.embed_tokens.weight
-    rate, rate_embedding = 5e-3, 3e-3
-    if family == "cohere":  # its logits are scaled down: they need large embeddings, which large steps move
-        rate, rate_embedding = 1e-2, 2e-2
-        with torch.no_grad():
-            embedding *= 10
-    matrices = [p for p in model.parameters() if p is not embedding]
-    return [*optimizers(matrices, lr_matrix=rate, lr_rest=3e-3), torch.optim.AdamW([embedding], lr=rate_embedding)]
-
-
-def encode_prompts(tokenizer, family, rows, prompt, rng, like_speech):
-    """
-    Return the prompt's token ids for each of the rows, which have one transcript. With `like_speech` the transcript
-    resembles what a projector hands to the LLM: an LLM of three layers that has read only written text does not read
-    speech. Llama: up to four "uh" before every word, so that the text is as long as the speech in frames. Qwen3: lower
-    case without punctuation and pads at the end, the output of a perfect SpeechMapper. Cohere: up to two pads before
-    every token, as many positions as a Q-Former's.
-    """
-    transcript = rows[0]["transcript"]
-    if like_speech and family == "llama":
-        transcript = " ".join(piece for word in transcript.split() for piece in ["uh"] * rng.randint(0, 4) + [word])
-    if not like_speech or family == "llama":
-        return [encode_prompt(tokenizer, {**row, "transcript": transcript}, True, prompt)[0] for row in rows]
-    if family == "cohere":
-        spare = tokenizer.pad_token_id
-        speech = [token for text_token in encode_text(tokenizer, transcript)
-                  for token in [spare] * rng.randint(0, 2) + [text_token]]
-    else:
-        spare = tokenizer.convert_tokens_to_ids("<|file_sep|>")
-        text = mms_normalize(transcript, "en", remove_numbers=False)
-        speech = encode_text(tokenizer, text) + [spare] * rng.randint(0, 8)
-    turns = [encode_prompt(tokenizer, row, False, prompt) for row in rows]
-    return [before + speech + after for before, after in turns]
-
-
-def pack(sentences):
-    """
-    Return tokens, labels, positions (B, L) and an attention mask (B, 1, L, L) of B sentences, each a list of
-    (prompt ids, answer ids). The tokens with which all prompts of a sentence begin are read once for all of them;
-    the rest of each prompt and its answer see these tokens and themselves, as if they stood alone. A label is the
-    token that follows; labels outside the answers are -100.
-    """
-    columns = []
-    for examples in sentences:
-        prompts = [prompt for prompt, _ in examples]
-        shared = os.path.commonprefix(prompts)[:min(map(len, prompts)) - 1]
-        tokens, labels, positions, owners = list(shared), [-100] * len(shared), [*range(len(shared))], [0] * len(shared)
-        for number, (prompt, answer) in enumerate(examples, 1):
-            rest = prompt[len(shared):]
-            tokens += rest + answer
-            labels += [-100] * (len(rest) - 1) + answer + [-100]
-            positions += range(len(shared), len(prompt) + len(answer))
-            owners += [number] * (len(rest) + len(answer))
-        columns.append((tokens, labels, positions, owners))
-    tokens, labels, positions, owners = (
-        torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=padding)
-        for rows, padding in zip(zip(*columns), (0, -100, 0, -1)))
-    visible = (owners[:, None, :] == owners[:, :, None]) | (owners[:, None, :] == 0)              # (B, L, L)
-    return tokens, labels, positions, visible.tril()[:, None]
-
-
-def make_llm(folder, draw_rows, steps, seed, hesitate_from=0, family="llama", sentences=SENTENCES, vocabulary=2000):
-    """
-    Train a tiny LLM with the loss on the answers and save it with its tokenizer. draw_rows(rng) returns a few rows on
-    one transcript; a step reads `sentences` of them. From step `hesitate_from` on half of the transcripts are made like
-    speech, see encode_prompts.
-    """
-    from transformers import GenerationConfig
-    if is_saved(folder):
-        return
-    torch.manual_seed(seed)
-    rng, prompts = random.Random(seed), PROMPTS[family]
-    sample = [row for _ in range(3000) for row in draw_rows(rng)]
-    texts = [user_turn(row, True, prompts[-1])[0] + "\n" + row["target"] for row in sample]
-    if family == "qwen3":
-        texts += [mms_normalize(row["transcript"], "en", remove_numbers=False) for row in sample]
-    tokenizer = make_tokenizer(texts, vocabulary, family)
-    model = llm_model(tokenizer, family)
-
-    def losses_of(step):
-        batch = []
-        for _ in range(sentences):
-            rows, like_speech = draw_rows(rng), step >= hesitate_from and rng.random() < 0.5
-            questions = encode_prompts(tokenizer, family, rows, rng.choice(prompts), rng, like_speech)
-            batch.append([(question, encode_answer(tokenizer, row)) for question, row in zip(questions, rows)])
-        tokens, labels, positions, visible = pack(batch)
-        hidden = model.model(input_ids=tokens, position_ids=positions, attention_mask=visible,
-                             use_cache=False).last_hidden_state
-        logits = model.lm_head(hidden[labels != -100]) * getattr(model.config, "logit_scale", 1.0)
-        return {"loss": F.cross_entropy(logits, labels[labels != -100])}
-    train(list(model.parameters()), llm_optimizers(model, family), steps, losses_of, "LLM, text")
-    # the real checkpoints sample by default, so this one does: every stage must ask for greedy decoding
-    model.generation_config = GenerationConfig(do_sample=True, eos_token_id=model.config.eos_token_id)
-    save(folder, model.eval(), tokenizer)
-    print(f"{folder}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
-
-
 def make_bert(folder, seed):
     """Save an untrained BERT of the Q-Former's width: a Q-Former can start from it, but learns nothing from it."""
     from transformers import BertConfig, BertModel
     torch.manual_seed(seed)
     save(folder, BertModel(BertConfig(vocab_size=100, hidden_size=128, num_hidden_layers=2, num_attention_heads=4,
                                       intermediate_size=256, max_position_embeddings=64)))
-
-
-def run_job(job):
-    """Call a job with one thread: two threads gain little on small matrices."""
-    torch.set_num_threads(1)
-    job()
-
-
-@contextmanager
-def beside(job):
-    """
-    Run the block while job() runs in a process of its own, both with one thread; end when both have.
-    RuntimeError if the job fails.
-    """
-    process = multiprocessing.get_context("spawn").Process(target=run_job, args=(job,), daemon=True)
-    process.start()
-    torch.set_num_threads(1)
-    yield
-    process.join()
-    if process.exitcode:
-        raise RuntimeError(f"a process ended with exit code {process.exitcode}; its message stands above")
-
-
-def making_llm(prefix, draw_rows, settings):
-    """Return `beside` with the making of <prefix>-<family>. settings: the world's constants and the seed."""
-    return beside(partial(make_llm, f"{prefix}-{settings['family']}", partial(instructions, draw_rows),
-                          settings["llm_steps"], settings["seed"], settings["hesitate_from"], settings["family"]))

@@ -46,7 +46,7 @@ def stage_command(entry, preset, work, seed, *more):
 
 def recipe_commands(page, part, work):
     """Return the commands of the page's recipes, or of those of its `sweep`."""
-    recipes = {"": page["recipes"], "sweep": page.get("sweep", {}).get("recipes", [])}.get(part, [])
+    recipes = {"": page.get("recipes", []), "sweep": page.get("sweep", {}).get("recipes", [])}.get(part, [])
     commands = [["-m", f"data.{recipe.split()[0]}", *recipe.split()[1:], "--work", work] for recipe in recipes]
     for command in commands:
         if command[1] == "data.multispeechqa" and os.environ.get("TTS"):
@@ -61,14 +61,23 @@ def check_command(page, part, preset, work):
     return [["-m", "data.check", preset, *[part] * bool(part), "--work", work]]
 
 
+def one_by_one(commands):
+    """Return the groups of commands of which each needs the one before it."""
+    return [[[command]] for command in commands]
+
+
 def run_commands(page, preset, work, seed):
-    """Return [commands that may run side by side] of the whole system."""
-    rows = recipe_commands(page, "", work) if "recipes" in page else [
-        ["-m", f"data.{page['world']['recipe']}", "--preset", preset, "--work", work, "--seed", str(seed)]]
-    return ([[command] for command in rows]
-            + [[stage_command(entry, preset, work, seed) for entry in group]
-               for group in stage_groups(page["stages"])]
-            + pairwise_commands(page, preset, work, seed))
+    """
+    Return the groups of the whole system. A group is a list of lanes, which may run side by side; a lane is a list of
+    commands. In a toy world, features are extracted in the lane of the audio and its encoder, beside that of the LLM.
+    """
+    groups = [[[stage_command(entry, preset, work, seed)] for entry in group] for group in stage_groups(page["stages"])]
+    if "world" in page:
+        world, llm = (["-m", f"data.{maker}", "--preset", preset, "--work", work, "--seed", str(seed)]
+                      for maker in (page["world"]["recipe"], "tiny_llm"))
+        (extraction,), *later = groups
+        groups = [[[world, *extraction]] + [[llm]] * ("family" in page["world"]), *later]
+    return [*one_by_one(recipe_commands(page, "", work)), *groups, *pairwise_commands(page, preset, work, seed)]
 
 
 def pairwise_commands(page, preset, work, seed):
@@ -85,10 +94,10 @@ def pairwise_commands(page, preset, work, seed):
         if all(not run and name in systems or os.path.isdir(folder) for (run, _, name), folder in zip(places, folders)):
             rows = os.path.join(work, "rows", *settings["test_set"].split(".")) + ".jsonl"
             judge = os.environ.get("JUDGE") or settings["judge"]
-            commands.append([["-m", "metrics.pairwise", *folders, "--judge", judge, "--rows", rows]])
+            commands.append(["-m", "metrics.pairwise", *folders, "--judge", judge, "--rows", rows])
     if commands:
-        commands.append([stage_command("eval", preset, work, seed)])
-    return commands
+        commands.append(stage_command("eval", preset, work, seed))
+    return one_by_one(commands)
 
 
 def ablation_commands(page, preset, work, seed):
@@ -99,11 +108,10 @@ def ablation_commands(page, preset, work, seed):
     names, stages = list(page["ablations"]), page.get("ablation_stages", {})
     decoding = ["--systems", ",".join([*stages, *(f"C-{name}:merged-{name}" for name in names)]),
                 "--test_sets", page["ablation_test_sets"]]
-    trainings = [[stage_command(entry, preset, work, seed)] for entry in stages.values()]
-    trainings += [[stage_command("merge_sft", preset, work, seed, "--ablation", name)] for name in names]
-    return [*trainings,
-            [stage_command("infer", preset, work, seed, *decoding)],
-            [stage_command("eval", preset, work, seed)]]
+    trainings = [stage_command(entry, preset, work, seed) for entry in stages.values()]
+    trainings += [stage_command("merge_sft", preset, work, seed, "--ablation", name) for name in names]
+    return one_by_one([*trainings, stage_command("infer", preset, work, seed, *decoding),
+                       stage_command("eval", preset, work, seed)])
 
 
 def sweep_commands(page, preset, work, seed):
@@ -122,7 +130,7 @@ def sweep_commands(page, preset, work, seed):
     names = [entry.partition(":")[0] for entry in sweep["systems"].split(",") if entry not in references]
     names += [scaled.partition(":")[0] + ("" if scale == 1 else f"@{scale:g}") for scale in scales]
     folder = os.path.join(work, page["run"], "predictions")
-    return [[command] for command in [
+    return one_by_one([
         *rows, *features,
         stage_command("infer", preset, work, seed, "--systems", sweep["systems"],
                       "--test_sets", sweep["constraint_sets"], *cap),
@@ -131,7 +139,7 @@ def sweep_commands(page, preset, work, seed):
         ["-m", "metrics.speech_ifeval", *(os.path.join(folder, name) for name in names),
          "--reference", *(os.path.join(folder, name) for name in references), "--corpus", sweep["corpus"],
          "--judge", os.environ.get("JUDGE") or sweep["judge"]],
-        stage_command("eval", preset, work, seed)]]
+        stage_command("eval", preset, work, seed)])
 
 
 def fillers(run):
@@ -159,28 +167,28 @@ def fillers(run):
     return decoding
 
 
-def run_side_by_side(commands):
+def run_side_by_side(lanes):
     """
-    Run commands at the same time, or one after the other where there is a GPU, and print each. SystemExit with the exit
-    code of the first one that fails; the others are ended.
+    Run lanes of commands at the same time, or one after the other where there is a GPU, and print each command.
+    SystemExit with the exit code of the first one that fails; the others are ended.
     """
-    together = min(len(commands), os.cpu_count()) if len(commands) > 1 and pick_device().type == "cpu" else 1
+    together = min(len(lanes), os.cpu_count()) if len(lanes) > 1 and pick_device().type == "cpu" else 1
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, os.cpu_count() // together))} if together > 1 else None
-    for first in range(0, len(commands), together):
-        running = []
-        for command in commands[first:first + together]:
-            print("+ " + shlex.join(["python", *command]), flush=True)
-            running.append(subprocess.Popen([sys.executable, *command], env=environment))
-        try:
-            while any(process.poll() is None for process in running) and not any(process.poll() for process in running):
-                time.sleep(0.2)
-        finally:
-            for process in running:
-                if process.poll() is None:
-                    process.terminate()
-        failed = [process.wait() for process in running if process.wait()]
-        if failed:
-            raise SystemExit(max(failed[0], 1))
+    waiting, running = [[*lane] for lane in lanes], {}                       # running: {number of a lane: process}
+    try:
+        while running or any(waiting):
+            for number, commands in enumerate(waiting):
+                if commands and number not in running and len(running) < together:
+                    print("+ " + shlex.join(["python", *commands[0]]), flush=True)
+                    running[number] = subprocess.Popen([sys.executable, *commands.pop(0)], env=environment)
+            time.sleep(0.2)
+            for number in [number for number, process in running.items() if process.poll() is not None]:
+                if code := running.pop(number).returncode:
+                    raise SystemExit(max(code, 1))
+    finally:
+        for process in running.values():
+            process.terminate()
+            process.wait()
 
 
 PARTS = {"": run_commands, "pairwise": pairwise_commands, "ablations": ablation_commands, "sweep": sweep_commands}
@@ -203,16 +211,16 @@ def main(argv=None):
     if unknown:
         raise SystemExit(f"{page['file']}: {', '.join(unknown)} is not one of the stages {', '.join(STAGES)}")
     if args.part == "rehearse":
-        groups = [[["-m", "data.rehearse", args.preset, *[part] * bool(part), "--work", args.work,
-                    "--seed", str(args.seed)]]]
+        groups = one_by_one([["-m", "data.rehearse", args.preset, *[part] * bool(part), "--work", args.work,
+                              "--seed", str(args.seed)]])
     else:
-        groups = [*[[command] for command in check_command(page, part, args.preset, args.work)],
+        groups = [*one_by_one(check_command(page, part, args.preset, args.work)),
                   *PARTS[part](page, args.preset, args.work, args.seed)]
-    for commands in groups:
+    for lanes in groups:
         if args.dry:
-            print("\n".join(shlex.join(["python", *command]) for command in commands))
+            print("\n".join(shlex.join(["python", *command]) for lane in lanes for command in lane))
         else:
-            run_side_by_side(commands)
+            run_side_by_side(lanes)
 
 
 if __name__ == "__main__":

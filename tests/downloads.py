@@ -294,7 +294,7 @@ def random_llm(folder, family, tokenizer=""):
     """Write a random LLM of one narrow layer. tokenizer: a folder with the real one; else a small one is trained."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-    from data.tiny_models import FAMILIES, make_tokenizer
+    from data.tiny_llm import FAMILIES, make_tokenizer
     if os.path.isdir(tokenizer):
         tokenizer = AutoTokenizer.from_pretrained(tokenizer)
     else:

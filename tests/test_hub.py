@@ -17,7 +17,7 @@ import extract_features
 import infer
 import merge_sft
 import train_projector
-from data.tiny_models import make_tokenizer
+from data.tiny_llm import make_tokenizer
 from speech_llm.files import read_json_lines, write_json_lines
 from speech_llm.hub_system import hub_jobs, load_hub, render
 from speech_llm.rows import read_rows, write_rows

@@ -18,8 +18,8 @@ from speech_llm import pipeline
 @pytest.fixture
 def run_here(tmp_path, monkeypatch):
     """run_here(page, *words) runs the commands of `run_all.sh page words` below `tmp_path`."""
-    def run_one_by_one(commands):
-        for command in commands:
+    def run_one_by_one(lanes):
+        for command in (command for lane in lanes for command in lane):
             name, *arguments = command[command[0] == "-m":]
             importlib.import_module(name.removesuffix(".py")).main(arguments)
     monkeypatch.chdir(PROJECT)

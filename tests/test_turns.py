@@ -10,7 +10,7 @@ from test_bad_input import refused
 
 import train_projector
 from data import rewrite
-from data.tiny_models import make_tokenizer
+from data.tiny_llm import make_tokenizer
 from metrics import chat, judge, pairwise, speech_ifeval
 from speech_llm.prompts import encode_answer, encode_prompt, user_turn
 from speech_llm.turns import CHAT, Turn, encode_text, end_id, turn_of

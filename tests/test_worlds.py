@@ -13,8 +13,9 @@ from references import reference
 from test_bad_input import refused
 from transformers import AutoFeatureExtractor, AutoTokenizer, WhisperForConditionalGeneration
 
-from data import digits, recipe, tiny, tiny_listeners
-from data.tiny_models import WINDOW, llm_model, make_tokenizer, pack, pad_mel, read_mel
+from data import digits, recipe, tiny, tiny_listeners, tiny_llm
+from data.tiny_llm import answer_loss, llm_model, make_tokenizer
+from data.tiny_models import WINDOW, pad_mel, read_mel
 from speech_llm.prompts import NOT_ANSWERABLE
 from speech_llm.rows import LANGUAGES, PROJECT, read_rows
 
@@ -107,23 +108,13 @@ def test_the_processes_that_record_do_without_torch():
     assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT).returncode == 0
 
 
-def test_prompts_that_begin_alike_are_packed_by_hand_and_give_the_logits_of_single_ones():
-    examples = [([5, 6, 1], [7]), ([5, 6, 2], [8, 9])]
-    tokens, labels, positions, visible = pack([examples, [([5], [6])]])
-    assert tokens.tolist() == [[5, 6, 1, 7, 2, 8, 9], [5, 6, 0, 0, 0, 0, 0]]
-    assert labels.tolist() == [[-100, -100, 7, -100, 8, 9, -100], [6] + 6 * [-100]]
-    assert positions[0].tolist() == [0, 1, 2, 3, 2, 3, 4]
-    assert visible[0, 0].int().tolist() == [
-        [1, 0, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0],                       # 5 6, seen by all that follows
-        [1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0],                       # 1 7
-        [1, 1, 0, 0, 1, 0, 0], [1, 1, 0, 0, 1, 1, 0], [1, 1, 0, 0, 1, 1, 1]]                          # 2 8 9
-
+def test_the_loss_on_the_answers_of_the_tiny_llm_is_the_mean_over_their_tokens():
     torch.manual_seed(0)
     model = llm_model(make_tokenizer(["a text"], 300), "llama").eval()
-    logits = model(input_ids=tokens[:1], position_ids=positions[:1], attention_mask=visible[:1]).logits
-    single = [model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1:-1]
-              for prompt, answer in examples]
-    assert torch.allclose(logits[labels[:1] != -100], torch.cat(single), atol=1e-5)
+    examples = [([5, 6, 1], [7]), (list(range(9, 200)), [8, 9]), ([5], [6])]         # two micro-batches
+    log_probabilities = [model(input_ids=torch.tensor([prompt + answer])).logits[0].log_softmax(-1)[place, token]
+                         for prompt, answer in examples for place, token in enumerate(answer, len(prompt) - 1)]
+    assert torch.allclose(answer_loss(model, examples), -torch.stack(log_probabilities).mean(), atol=1e-5)
 
 
 def test_spoken_questions_and_answers_by_hand():
@@ -169,15 +160,16 @@ def test_no_fact_of_test_is_spoken_in_training_but_its_words_are():
 
 
 SMALL_LISTENERS = {"recipe": "tiny_listeners", "train": 16, "dev": 4, "test": 4, "sentences": 4, "whisper_steps": 2,
-                   "llm_steps": 2}
+                   "llm_steps": 2, "family": "cohere", "hesitate_from": 0}
 
 
 @pytest.fixture(scope="module")
 def listeners(tmp_path_factory):
     """Return the work folder of a small listeners' world that a page of the test's own describes."""
     folder = tmp_path_factory.mktemp("listeners")
-    (folder / "small.py").write_text(f"world = {SMALL_LISTENERS}")
-    tiny_listeners.main(["--preset", str(folder / "small.py"), "--work", str(folder)])
+    (folder / "small.py").write_text(f"world = {SMALL_LISTENERS}\ncommon = dict(llm='models/tiny-cohere')")
+    for maker in (tiny_listeners, tiny_llm):
+        maker.main(["--preset", str(folder / "small.py"), "--work", str(folder)])
     return str(folder)
 
 
@@ -199,7 +191,7 @@ def test_rows_of_spoken_questions_and_sentences(listeners, capsys):
     arguments = ["--preset", f"{listeners}/small.py", "--work", listeners]
     tiny_listeners.main(arguments)
     assert "is finished already" in capsys.readouterr().out
-    refused(tiny.main, arguments, says="the page's world is not made by data.tiny; run: bash run_all.sh")
+    refused(tiny.main, arguments, says="the page has no world that data.tiny makes; run: bash run_all.sh")
 
 
 def test_the_tiny_whisper_is_a_whole_whisper(listeners):

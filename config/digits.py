@@ -6,7 +6,8 @@ base = "tiny"
 run = "digits"
 world = dict(recipe="digits", corpus="digits", family="llama", train=3000, dev=60, test=160, encoder_steps=260,
              llm_steps=900, hesitate_from=0)
-stages = ["extract_features", ("train_projector", "train_lora"), "merge_sft", "infer", "eval"]
+stages = ["extract_features", ("train_projector", "train_lora"),
+          ("merge_sft", "infer --systems llm,B:lora,A.1:projector"), "infer", "eval"]
 common = dict(corpora="digits", encoder="models/digits-seamless", llm="models/digits-llama",
               test_sets="digits.test")
 train_projector = dict(steps=800, decode="digits")

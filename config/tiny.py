@@ -6,7 +6,8 @@ world = dict(recipe="tiny", corpus="tiny", family="llama", choices=False,
              train=3600, dev=60, test=160,               # utterances
              encoder_steps=320, llm_steps=750,           # optimizer steps of the encoder and of the LLM
              hesitate_from=451)                          # step from which the LLM's texts hold hesitations
-stages = ["extract_features", ("train_projector", "train_lora"), "merge_sft", "infer", "eval"]
+stages = ["extract_features", ("train_projector", "train_lora"),
+          ("merge_sft", "infer --systems llm,B:lora,A.1:projector"), "infer", "eval"]
 common = dict(corpora="tiny", encoder="models/tiny-seamless", mean=3, llm="models/tiny-llama", prompt="2025",
               systems="llm,B:lora,A.1:projector,C:merged", test_sets="tiny.test", micro_tokens=4096)
 LANGUAGES = {"de": 0.3, "it": 0.3, "zh": 0.4}

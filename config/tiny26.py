@@ -4,7 +4,8 @@ Everything here is our choice.
 """
 world = dict(recipe="tiny", corpus="tiny26", family="qwen3", choices=True, train=3600, dev=60, test=160,
              encoder_steps=320, llm_steps=1000, hesitate_from=0)
-stages = ["extract_features", ("train_projector", "train_lora"), "merge_sft", "infer", "eval"]
+stages = ["extract_features", ("train_projector", "train_lora"),
+          ("merge_sft", "infer --systems llm,B:lora,A:projector"), "infer", "eval"]
 common = dict(corpora="tiny26", encoder="models/tiny26-seamless", mean=2, llm="models/tiny26-qwen3",
               systems="llm,B:lora,A:projector,C:merged", test_sets="tiny26.test")
 

@@ -139,10 +139,11 @@ def stage_groups(stages):
 def next_command(stage, c):
     """
     Return the command of the stage that follows `stage` in the page's `stages`, for a message. Where the page names no
-    stages, or does not name this one, it is the next of STAGES.
+    stages, or does not name this one, it is the next of STAGES. Entries that decode a part of the systems are skipped.
     """
     page, this = read_page(c.preset), c.preset.replace("-", "_")
-    entries = [entry.split() for group in stage_groups(page.get("stages", STAGES[:-1])) for entry in group]
+    entries = [entry.split() for group in stage_groups(page.get("stages", STAGES[:-1])) for entry in group
+               if "--systems" not in entry]
     entries.append(["eval"])
     by_name = [stage, "--preset", this]                  # an entry of another page, such as listeners_align
     place = next((n for entry in (by_name, [stage]) for n, words in enumerate(entries) if words == entry), None)

@@ -16,11 +16,12 @@ SQA = {"en": (0.2, 0.05), "de": (0.2, 0.05), "it": (0.2, 0.05), "zh": (0.2, 0.05
 extract_features = dict(batch_seconds=60.0, shard_frames=50_000, workers=2)
 train_projector = dict(
     mixture={"ASR": (0.4, {"en": 1.0}), "ST": (0.6, LANGUAGES)}, shares={},
-    projector="transformer", layers=4, heads=4, ffn=512, accumulate=1, steps=300, lr=2e-3, warmup=20, cosine=True,
-    validate_every=100, validate_rows=24, decode="tiny", max_new_tokens=40)
-train_lora = dict(shares={}, accumulate=4, steps=150, lr=4e-3, warmup=20, validate_every=50, validate_rows=24)
-merge_sft = dict(shares={}, accumulate=2, steps=200, lr_projector=5e-4, lr_lora=1e-3, warmup=20, cosine=True,
-                 validate_every=100, validate_rows=16)
+    projector="transformer", layers=4, heads=4, ffn=512, batch=4, accumulate=4,     # small draws: a step mixes tasks
+    steps=300, lr=2e-3, warmup=20, cosine=True, validate_every=150, validate_rows=24, decode="tiny",
+    max_new_tokens=40)
+train_lora = dict(shares={}, batch=4, accumulate=10, steps=150, lr=4e-3, warmup=20, validate_every=75, validate_rows=24)
+merge_sft = dict(shares={}, batch=4, accumulate=8, steps=150, lr_projector=5e-4, lr_lora=1e-3, warmup=20, cosine=True,
+                 validate_every=75, validate_rows=16)
 infer = dict(max_new_tokens=40)
 eval = dict(metrics="WER,CER,BLEU,EM,CONTAINS,ROUGE-1,capped,loops", tables="", judges="")
 
@@ -32,7 +33,7 @@ ablations = {                                # what C changes; those of Table 10
     "no-sqa-no-text": dict(mixture=NO_SQA, text=False),
     "no-sqa": dict(mixture=NO_SQA),
     "no-text": dict(text=False),
-    "2k": dict(steps=400),                   # twice the steps
+    "2k": dict(steps=300),                   # twice the steps
     "0.2-0.5-0.3": dict(mixture={"ASR": (0.2, ASR), "ST": (0.5, ST), "SQA": (0.3, SQA)}),
     "0.2-0.6-0.2": dict(mixture={"ASR": (0.2, ASR), "ST": (0.6, ST), "SQA": (0.2, SQA)}),
     "0.25-0.5-0.25": dict(mixture={"ASR": (0.25, ASR), "ST": (0.5, ST), "SQA": (0.25, SQA)}),

@@ -16,12 +16,12 @@ train_projector = dict(
     micro_tokens=4096,
     steps=2400, lr=1.5e-3, warmup=20, cosine=True, clip=1.0, validate_every=400, validate_rows=24)
 train_lora = dict(
-    prompt="2026", shares={}, batch=10, accumulate=4, steps=150, lr=4e-3, warmup=20, micro_tokens=4096,
+    prompt="2026", shares={}, batch=4, accumulate=10, steps=150, lr=4e-3, warmup=20, micro_tokens=4096,
     validate_every=50, validate_rows=24,
     mixture={"MT": (0.6, {"de": 0.4, "it": 0.3, "zh": 0.3}),
              "QA": (0.4, {"en": (0.16, 0.04), "de": (0.24, 0.06), "it": (0.24, 0.06), "zh": (0.16, 0.04)})})
 merge_sft = dict(
-    prompt="2026", shares={}, batch=16, accumulate=2, steps=200, lr_projector=5e-4, lr_lora=1e-3, warmup=20,
+    prompt="2026", shares={}, batch=4, accumulate=8, steps=200, lr_projector=5e-4, lr_lora=1e-3, warmup=20,
     cosine=True, micro_tokens=4096, validate_every=100, validate_rows=16,
     mixture={"ASR": (0.3, {"en": 1.0}), "ST": (0.4, {"de": 0.4, "it": 0.4, "zh": 0.2}),
              "SQA": (0.3, {"en": (0.2, 0.05), "de": (0.2, 0.05), "it": (0.2, 0.05), "zh": (0.2, 0.05)})})

@@ -25,8 +25,8 @@ os.environ["OMP_NUM_THREADS"] = "1"                              # ... with the 
 
 import extract_features  # noqa: E402, it needs the lines above
 from data.tiny import draw_sentence, sentence_rows  # noqa: E402
-from data.tiny_models import (make_tokenizer, make_whisper_tokenizer, seamless_config,  # noqa: E402
-                              whisper_generation, whisper_model)
+from data.tiny_llm import make_tokenizer  # noqa: E402
+from data.tiny_models import make_whisper_tokenizer, seamless_config, whisper_generation, whisper_model  # noqa: E402
 from speech_llm import cache  # noqa: E402
 from speech_llm.constants import configure  # noqa: E402
 from speech_llm.files import read_json_lines, write_json  # noqa: E402

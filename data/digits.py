@@ -163,7 +163,7 @@ def draw_world(work, folder, holdout, sizes, seed):
 
 
 def text_rows(settings):
-    """Return the function draw_rows(rng) of data/tiny_llm.py: a row of a random sequence."""
+    """Return draw_rows(rng) of data/tiny_llm.py: a row of a random sequence."""
     from data.tiny_llm import instruction_of
 
     def draw_rows(rng):

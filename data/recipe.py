@@ -242,7 +242,7 @@ def world_settings(doc, recipe, argv):
 
 
 def world_of(preset, recipe):
-    """Return `world` of a page. SystemExit if the page has none, or if a recipe other than `recipe`, if named, makes it."""
+    """Return `world` of a page. SystemExit if the page has none, or one of another recipe; "" stands for any recipe."""
     from speech_llm.constants import read_page       # imports torch, which the processes of in_processes do without
     world = read_page(preset).get("world", {})
     if not world or recipe not in ("", world["recipe"]):

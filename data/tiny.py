@@ -322,7 +322,7 @@ def draw_fresh(rng, excluded):
 
 
 def text_rows(settings):
-    """Return the function draw_rows(rng) of data/tiny_llm.py: a row of a random sentence that dev and test do not have."""
+    """Return draw_rows(rng) of data/tiny_llm.py: a row of a random sentence that dev and test do not have."""
     from data.tiny_llm import instruction_of
     splits, _ = draw_world("", settings, settings["seed"])
     held_out = {row["transcript"] for split in ("dev", "test") for row in splits[split]}

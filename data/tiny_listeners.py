@@ -1,7 +1,7 @@
 """
 Make the tiny listeners' world: short questions and commands, spoken in English, German, Italian and Chinese.
 
-    python -m data.tiny_listeners                            # 4,320 utterances and a tiny Whisper; data/tiny_llm.py: the LLM
+    python -m data.tiny_listeners            # 4,320 utterances and a tiny Whisper; data/tiny_llm.py makes the LLM
 
 reads   `world` in the preset's page of config/
 writes  <work>/rows/tiny-listeners/{train,dev,test,heard}.jsonl, <work>/audio/tiny-listeners/*.flac,

@@ -105,9 +105,7 @@ def drop_unusable(segments, audio, dropped):
 
 
 def main(argv=None):
-    command = parser(__doc__, "acl6060")
-    command.add_argument("--seamless", default=SEAMLESS, help="the model that translates")
-    args = command.parse_args(argv)
+    args = parser(__doc__, "acl6060", models=[("seamless", SEAMLESS, "translates")]).parse_args(argv)
     silence_others()
     settings = {"seamless": args.seamless, **limited(args)}
     if finished(args.work, "acl6060", settings):

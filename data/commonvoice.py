@@ -32,7 +32,7 @@ from data.covost2 import (FROM_ENGLISH, LOCALES, SPLITS, no_file_name, read_tran
 from data.recipe import (ENOUGH, begin, download, finish, finished, limited, missing_files, parser, refuse_incomplete,
                          refuse_missing, report, speech_rows, unreadable, write_splits)
 from speech_llm.audio import duration
-from speech_llm.files import replace_file
+from speech_llm.files import write_text
 from speech_llm.rows import ALL_LANGUAGES
 
 
@@ -212,8 +212,7 @@ def main(argv=None):
     path = os.path.join(folder, "counts.md")
     with open(path, encoding="utf-8") as file:
         counts = file.read()
-    with replace_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        file.write(counts + table)
+    write_text(path, counts + table)
     print(table)
     refuse_incomplete(folder, [f"{language}: {train_seconds(parts) / 3600:.2f} hours of train, of {args.hours:g}"
                                for language, parts in seconds.items()

@@ -21,8 +21,8 @@ import random
 import re
 
 from data.quality import KIWI, good_translations
-from data.recipe import (begin, finish, finished, limited, missing_models, missing_packages, parser, refuse_missing,
-                         report, write_splits)
+from data.recipe import (begin, finish, finished, limited, missing_models, missing_packages, paper_counts, parser,
+                         refuse_missing, report, write_splits)
 from data.rewrite import generate
 from data.speak import speak
 from data.translate import SEAMLESS
@@ -52,14 +52,12 @@ MADE = {"topics": 56, "titles": 2_527, "scripts": 2_497}
 # 21,400 sentences. Its figures are those of sentences (our choice): 38,968 pairs are two for each of 19,484 units, or
 # 7.8 units for each of 2,497 scripts, which is a script of 12.8 sentences without the five that nothing is asked about;
 # 8.6 s is the length of one sentence; the example of Table 3 asks about one.
-COUNTS = {
-    "ASR {}": {"en": 21_400},
-    "ST/MT {}": {"de": 9_722, "it": 14_999, "zh": 4_659},
-    "SQA/QA {}": {"en": 38_968, "de": 8_763, "it": 22_290, "zh": 5_341},
-    "SQA/QA {} invalid": {"en": 38_968, "de": 21_192, "it": 31_333, "zh": 19_549},
-}
-PAPER = {("train", name.format(language)): count for name, counts in COUNTS.items()
-         for language, count in counts.items()}
+PAPER = paper_counts({
+    ("train", "ASR {}"): {"en": 21_400},
+    ("train", "ST/MT {}"): {"de": 9_722, "it": 14_999, "zh": 4_659},
+    ("train", "SQA/QA {}"): {"en": 38_968, "de": 8_763, "it": 22_290, "zh": 5_341},
+    ("train", "SQA/QA {} invalid"): {"en": 38_968, "de": 21_192, "it": 31_333, "zh": 19_549},
+})
 
 
 def missing(work, raw="", models=(LLM, SEAMLESS, KIWI, ENCODERS["unified"])):
@@ -309,11 +307,9 @@ def add_translations(english, args, dropped):
 
 
 def main(argv=None):
-    command = parser(__doc__, "fakacl", raw=False)
+    command = parser(__doc__, "fakacl", raw=False, models=[
+        ("llm", LLM, "writes"), ("seamless", SEAMLESS, "speaks and translates"), ("kiwi", KIWI, "scores translations")])
     command.add_argument("--titles", type=int, default=0, help="so many of the titles, drawn at random; 0: all of them")
-    command.add_argument("--llm", default=LLM, help="the model that writes")
-    command.add_argument("--seamless", default=SEAMLESS, help="the model that speaks and translates")
-    command.add_argument("--kiwi", default=KIWI, help="the model that scores translations")
     command.add_argument("--seed", type=int, default=0, help="of voices, held-out talks and unanswerable questions")
     args = command.parse_args(argv)
     silence_others()

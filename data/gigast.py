@@ -30,7 +30,7 @@ import os
 import random
 import re
 import tempfile
-from itertools import count, islice
+from itertools import chain, count, islice
 
 from tqdm import tqdm
 
@@ -142,34 +142,49 @@ def stream_list(path, key):
             raise SystemExit(f"{path} is damaged after item {passed} of {key!r} ({error}); download it again") from None
 
 
+def read_audios(path, read, format, source, dropped):
+    """
+    Yield read(item) of every item of the list "audios" in a file. An item in another format is added to `dropped`.
+    SystemExit, naming the source of the file, if all items are.
+    """
+    number, bad = 0, 0
+    for number, item in enumerate(stream_list(path, "audios"), 1):
+        try:
+            value = read(item)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            bad, why = bad + 1, f"not in {format}'s format ({type(error).__name__}: {error})"
+            dropped.append(("train", f"{os.path.basename(path)} item {number}", why))
+        else:
+            yield value
+    if number and bad == number:
+        raise SystemExit(f"{path} item {number} is {why}; {source}")
+
+
 def gigast_files(raw, language):
     """Return GigaST's training files of a language: GigaST.zh.json and GigaST.zh.cn.json are names of the same."""
     return [path for path in sorted(glob.glob(os.path.join(glob.escape(raw), f"GigaST.{language}*.json")))
             if "test" not in os.path.basename(path)]
 
 
-def read_translations(raw, limit=0):
+def read_translations(raw, dropped, limit=0):
     """
     Return {segment: (German, Chinese)} of both GigaST files, or of the first `limit` recordings of each file; None
-    stands for a translation that is not there.
-    SystemExit if a file is missing, there twice, or not in GigaST's format.
+    stands for a translation that is not there. Recordings in another format are added to `dropped`.
+    SystemExit if a file is missing, there twice, or not GigaST's.
     """
+    def read(item):
+        return [(segment["sid"] + "", segment["text_raw"].strip()) for segment in item["segments"]]
     texts = {}
     for place, language in enumerate(("de", "zh")):
         paths, again = gigast_files(raw, language), 0
         if len(paths) > 1:
             raise SystemExit(f"{' and '.join(paths)}: which is the training set? Keep one")
         path = paths[0] if paths else need(os.path.join(raw, f"GigaST.{language}.json"), GIGAST)
-        for item in islice(stream_list(path, "audios"), limit or None):
-            try:
-                for segment in item["segments"]:
-                    pair = list(texts.get(segment["sid"] + "", (None, None)))
-                    again += pair[place] is not None
-                    pair[place] = pair[place] or segment["text_raw"].strip()       # of two, the first stays
-                    texts[segment["sid"]] = tuple(pair)
-            except (KeyError, TypeError, AttributeError) as error:
-                raise SystemExit(f"{path} is not in GigaST's format ({type(error).__name__}: {error}); {GIGAST}"
-                                 ) from None
+        for sid, text in chain.from_iterable(islice(read_audios(path, read, "GigaST", GIGAST, dropped), limit or None)):
+            pair = list(texts.get(sid, (None, None)))
+            again += pair[place] is not None
+            pair[place] = pair[place] or text                     # of two, the first stays
+            texts[sid] = tuple(pair)
         print(f"{path}: {sum(pair[place] is not None for pair in texts.values())} segments, {again} listed again")
     print(f"in both: {sum(None not in pair for pair in texts.values())} segments")
     return texts
@@ -192,27 +207,22 @@ def written(text_tn):
     return re.sub(r"(^|[.?!] )([a-z])", lambda match: match[1] + match[2].upper(), text)
 
 
-def recordings(raw):
+def recordings(raw, dropped):
     """
     Yield (name, path of the audio, seconds, [(sid, start, end, text, subsets)]) of GigaSpeech.json's recordings;
-    seconds is 0 where the file does not tell. SystemExit for a recording that is not in GigaSpeech's format.
+    seconds is 0 where the file does not tell. Recordings in another format are added to `dropped`.
     """
-    source = need(os.path.join(raw, "GigaSpeech.json"), GIGASPEECH)
-    for number, item in enumerate(stream_list(source, "audios"), 1):
-        try:
-            segments = [(s["sid"] + "", float(s["begin_time"]), float(s["end_time"]), written(s["text_tn"]),
-                         set(s.get("subsets", []))) for s in item["segments"]]
-            recording = item["aid"] + "", os.path.join(raw, item["path"]), float(item.get("duration") or 0), segments
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise SystemExit(f"{source} item {number} is not in GigaSpeech's format ({type(error).__name__}: {error}); "
-                             f"{GIGASPEECH}") from None
-        yield recording
+    def read(item):
+        segments = [(s["sid"] + "", float(s["begin_time"]), float(s["end_time"]), written(s["text_tn"]),
+                     set(s.get("subsets", []))) for s in item["segments"]]
+        return item["aid"] + "", os.path.join(raw, item["path"]), float(item.get("duration") or 0), segments
+    return read_audios(need(os.path.join(raw, "GigaSpeech.json"), GIGASPEECH), read, "GigaSpeech", GIGASPEECH, dropped)
 
 
 def draw_recordings(raw, texts, hours, seed):
     """Return the names of recordings, drawn at random, that have so many hours of segments with both translations."""
     lengths = {name: sum(end - start for sid, start, end, _, _ in segments if None not in texts.get(sid, [None])) / 3600
-               for name, _, _, segments in recordings(raw)}
+               for name, _, _, segments in recordings(raw, [])}
     names, drawn, total = sorted(name for name in lengths if lengths[name] > 0), set(), 0.0
     random.Random(seed).shuffle(names)
     for name in names:
@@ -242,7 +252,7 @@ def read_segments(raw, texts, drawn, dropped):
     Yield {sid, text, audio, start, end, de, zh} of every segment with both translations, of the recordings in `drawn`
     if that is not None. Segments are taken out of `texts`, so that none comes twice.
     """
-    for name, audio, seconds, segments in recordings(raw):
+    for name, audio, seconds, segments in recordings(raw, dropped):
         segments = [segment for segment in segments if segment[0] in texts and (drawn is None or name in drawn)]
         exists = os.path.isfile(audio) and os.path.getsize(audio) > 0
         if segments and not exists:
@@ -311,11 +321,10 @@ def write_stream(path, rows):
 
 
 def main(argv=None):
-    command = parser(__doc__, "gigast")
+    command = parser(__doc__, "gigast", models=[("seamless", SEAMLESS, "translates"),
+                                                ("kiwi", KIWI, "scores translations")])
     command.add_argument("--hours", type=float, default=0, help="how much of the corpus; 0: all")
     command.add_argument("--seed", type=int, default=0, help="of the draw of the recordings")
-    command.add_argument("--seamless", default=SEAMLESS, help="the model that translates")
-    command.add_argument("--kiwi", default=KIWI, help="the model that scores translations")
     args = command.parse_args(argv)
     silence_others()
     work, raw = args.work, download(args.work, args.raw, "gigast")
@@ -325,7 +334,8 @@ def main(argv=None):
     refuse_missing("gigast", missing(work, raw, args.seamless, args.kiwi), args.check)
     begin(work, "gigast", settings)
     path = os.path.join(work, "rows", "gigast", "train.jsonl")
-    texts, dropped = read_translations(raw, args.limit), Dropped(os.path.dirname(path))
+    dropped = Dropped(os.path.dirname(path))
+    texts = read_translations(raw, dropped, args.limit)
     drawn = draw_recordings(raw, texts, args.hours, args.seed) if args.hours else None
     segments = islice(read_segments(raw, texts, drawn, dropped), args.limit or None)
     rows = make_rows(segments, os.path.join(work, "made", "gigast"), args, dropped)

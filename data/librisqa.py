@@ -36,8 +36,8 @@ from data.fakacl import read_list
 from data.librispeech import PARTS, draw_hours, fetch_parts, find_part
 from data.librispeech import missing as missing_parts
 from data.quality import KIWI, good_translations
-from data.recipe import (begin, download, finish, finished, limited, missing_models, need, parser, refuse_missing,
-                         report, speech_rows, spread, unreadable, write_splits)
+from data.recipe import (begin, download, finish, finished, limited, missing_models, need, paper_counts, parser,
+                         refuse_missing, report, speech_rows, spread, unreadable, write_splits)
 from data.rewrite import generate
 from data.translate import SEAMLESS
 from metrics.comet import ENCODERS
@@ -58,14 +58,12 @@ ASK_TOPICS = "List about 1000 conversation topics, without numbering or adding a
 ASK_WORDS = "Generate 30 words related to {}. Produce a comma-separated list of words, without any explanation."
 ASK_QUESTIONS = ("Ask 25 different questions about {}. Do not repeat the question, include no comments, and output "
                  "only the questions, one per line.")
-COUNTS = {                                              # 2026, Table 5, which counts Part II among SQA/QA
-    "ASR {}": {"en": 104_014},
-    "MT {}": {"de": 36_707, "it": 75_378, "zh": 22_211},
-    "SQA/QA {}": {"en": 208_038, "de": 59_274, "it": 127_295, "zh": 29_385},
-    "SQA/QA {} invalid": {"en": 169_068, "de": 79_578, "it": 123_632, "zh": 58_092},
-}
-PAPER = {("train", name.format(language)): count for name, counts in COUNTS.items()
-         for language, count in counts.items()}
+PAPER = paper_counts({                                  # 2026, Table 5, which counts Part II among SQA/QA
+    ("train", "ASR {}"): {"en": 104_014},
+    ("train", "MT {}"): {"de": 36_707, "it": 75_378, "zh": 22_211},
+    ("train", "SQA/QA {}"): {"en": 208_038, "de": 59_274, "it": 127_295, "zh": 29_385},
+    ("train", "SQA/QA {} invalid"): {"en": 169_068, "de": 79_578, "it": 123_632, "zh": 58_092},
+})
 SPEECH = re.compile(rf"({'|'.join(PARTS)})/(\d+)/(\d+)/(\d+-\d+-\d+)\.\w+$")      # part, speaker, chapter, utterance
 FILES = [f"LibriSQA-Part{numeral}-{split}.json" for numeral in ("I", "II") for split in ("train", "test")]
 OPTION = r"([ABCD]) ?[.:)、．。：）]\s*"                 # "A. ", and what translations make of it
@@ -338,12 +336,10 @@ def make_rows(entries, folder, args, dropped):
 
 def parse_arguments(argv):
     """Return the arguments of the command line."""
-    command = parser(__doc__, "librisqa")
+    command = parser(__doc__, "librisqa", models=[
+        ("seamless", SEAMLESS, "translates"), ("kiwi", KIWI, "scores translations"),
+        ("llm", LLM, "makes questions up"), ("minilm", MINILM, "compares questions with transcripts")])
     command.add_argument("--librispeech", default="", help="folder of LibriSpeech; <work>/raw/librispeech if not given")
-    command.add_argument("--seamless", default=SEAMLESS, help="the model that translates")
-    command.add_argument("--kiwi", default=KIWI, help="the model that scores translations")
-    command.add_argument("--llm", default=LLM, help="the model that makes questions up")
-    command.add_argument("--minilm", default=MINILM, help="the model that compares questions with transcripts")
     command.add_argument("--seed", type=int, default=0, help="of the dev speakers, hours and unanswerable questions")
     command.add_argument("--hours", type=float, default=0, help="so much of the training split, at random; 0: all")
     command.add_argument("--english", action="store_true", help="English rows only: no translation, no LLM")

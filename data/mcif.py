@@ -86,15 +86,15 @@ def definitions(raw):
             if path.endswith((".xml", ".parquet")) and ".ref." not in os.path.basename(path)]
 
 
-def read_definition(path):
+def read_definition(path, corpus):
     """Return [(track, language, sample id, path of the recording, instruction)] of a definition, XML or parquet."""
     if path.endswith(".parquet"):
-        return read_table(path)
+        return read_table(path, corpus)
     return [(track, language, name, sample.findtext("audio_path"), sample.findtext("instruction"))
             for (track, language), samples in read_samples(path).items() for name, sample in samples.items()]
 
 
-def read_table(path):
+def read_table(path, corpus):
     """Return the same of the hub's parquet, whose folder names the track; columns: id, audio, prompt_<language>."""
     from pyarrow import ArrowException, parquet
     track = "long" if os.path.basename(os.path.dirname(path)).startswith("long") else "short"
@@ -103,17 +103,17 @@ def read_table(path):
         return [(track, language, str(line["id"]), line["audio"], line[f"prompt_{language}"])
                 for language in LANGUAGES for line in lines if line[f"prompt_{language}"]]
     except (ArrowException, OSError, KeyError) as error:
-        raise SystemExit(f"{path} is damaged, or has other columns ({error}); {DOWNLOAD['mcif']}") from None
+        raise SystemExit(f"{path} is damaged, or has other columns ({error}); {DOWNLOAD[corpus]}") from None
 
 
-def read_definitions(raw, dropped):
+def read_definitions(raw, dropped, corpus="mcif"):
     """
     Return {(language, sample id): (recording, task, question)} of all definitions of the short track below `raw`. Print
     how their instructions were understood. SystemExit if a file defines nothing, or two files disagree.
     """
     asked, wordings = {}, defaultdict(Counter)
     for path in definitions(raw):
-        for track, language, name, recording, instruction in read_definition(path):
+        for track, language, name, recording, instruction in read_definition(path, corpus):
             if language not in LANGUAGES or not re.fullmatch(r"[\w-]+", name) or not recording or not (
                     instruction or "").strip():
                 raise SystemExit(f"{path}: sample {name!r} in {language!r} has no audio_path or no instruction, or an "
@@ -193,7 +193,7 @@ def main(argv=None):
     refuse_missing(corpus, missing(work, raw, corpus), args.check)
     begin(work, corpus, settings)
     dropped, answers = [], read_answers(raw)
-    rows = make_rows(read_definitions(raw, dropped), answers, raw, corpus)
+    rows = make_rows(read_definitions(raw, dropped, corpus), answers, raw, corpus)
     if args.limit:                              # every sample needs an answer, which is empty without a recording
         recordings = {*spread(dict.fromkeys(row["audio"] for row in rows), args.limit)}
         rows = [row if row["audio"] in recordings else {**row, "audio": os.path.join(raw, "beyond --limit")}

@@ -326,12 +326,11 @@ def require_support(languages, args):
 
 
 def main(argv=None):
-    command = parser(__doc__, "multispeechqa")
+    command = parser(__doc__, "multispeechqa", models=[("seamless", SEAMLESS, "translates and speaks")])
     command.add_argument("--languages", default=",".join(ALL_LANGUAGES), help="comma-separated")
     command.add_argument("--dev", type=int, default=2000, help="pairs; section 3.3")
     command.add_argument("--test", type=int, default=1000, help="pairs; section 3.3")
     command.add_argument("--rlhf", type=int, default=1000, help="pairs of RLHF in train; A.6")
-    command.add_argument("--seamless", default=SEAMLESS, help="the model that translates and speaks")
     command.add_argument("--tts", default="", help="a command that speaks Greek and Hebrew, with its arguments")
     command.add_argument("--tts_languages", default="", help="comma-separated: what --tts speaks besides el and he")
     command.add_argument("--seed", type=int, default=0, help="of the splits and the voices")

@@ -26,7 +26,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from speech_llm.audio import duration
-from speech_llm.files import differences, lock, read_json, replace_file, write_json
+from speech_llm.files import differences, lock, read_json, replace_file, write_json, write_text
 from speech_llm.index import open_index
 from speech_llm.rows import corpus_of, remake, work_option, write_rows
 
@@ -45,10 +45,10 @@ class Checked(SystemExit):
         self.missing = missing
 
 
-def parser(doc, corpus="", raw=True):
+def parser(doc, corpus="", raw=True, models=()):
     """
     Return a recipe's command line: its docstring as the help, --work, and for a corpus --incomplete, --limit, --check
-    and, if it has a download, --raw.
+    and, if it has a download, --raw. models: (option, the model's name on the hub, what it does) of each.
     """
     command = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     command.add_argument("--work", default="work", help="root folder of everything that is written")
@@ -60,6 +60,8 @@ def parser(doc, corpus="", raw=True):
         command.add_argument("--limit", type=int, default=0,
                              help="so many utterances of every split, for a rehearsal; 0: all")
         command.add_argument("--check", action="store_true", help="say what is missing and stop")
+    for option, name, task in models:
+        command.add_argument(f"--{option}", default=name, help=f"the model that {task}")
     return command
 
 
@@ -74,6 +76,12 @@ def spread(items, limit):
 def limited(args):
     """Return {"limit": number} for the settings of a recipe that makes a part of its corpus, else {}."""
     return {"limit": args.limit} if args.limit else {}
+
+
+def paper_counts(counts):
+    """Return {(split, kind): count} of {(split, "kind {}"): {language: count}}, as `report` reads it."""
+    return {(split, kind.format(language)): count
+            for (split, kind), by_language in counts.items() for language, count in by_language.items()}
 
 
 def download(work, raw, corpus):
@@ -300,8 +308,7 @@ def report(work, corpus, splits, paper, dropped, incomplete=False):
             file.write("\t".join(" ".join(part.split()) for part in (split, row_id, reason)) + "\n")
     lines += ["", f"dropped: {reasons.total()}" + (", listed in dropped.txt" if reasons else "")]
     lines += [f"  {count} in {split}: {reason}" for (split, reason), count in reasons.most_common()]
-    with replace_file(os.path.join(folder, "counts.md")) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        file.write("\n".join(lines) + "\n")
+    write_text(os.path.join(folder, "counts.md"), "\n".join(lines) + "\n")
     print("\n".join(lines))
     if not ours:
         raise SystemExit(f"{corpus}: everything was dropped, see {folder}/dropped.txt")

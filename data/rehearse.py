@@ -27,7 +27,7 @@ from data.check import check, frames_gb, hours_of, report, stages_of, width_of
 from metrics.paper_tables import plan
 from speech_llm.cache import features_folder
 from speech_llm.constants import STAGES, read_page, stage_constants
-from speech_llm.files import read_json, read_json_lines, replace_file
+from speech_llm.files import read_json, read_json_lines, write_text
 from speech_llm.pipeline import PARTS, fillers
 
 LIMIT, STEPS = 24, 2
@@ -182,8 +182,7 @@ def write_report(path, preset, page, work, results, lacks):
         with open(tables, encoding="utf-8") as file:
             parts.append(file.read().strip())
     text = "\n\n".join(parts) + "\n"
-    with replace_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
+    write_text(path, text)
     return text
 
 

@@ -173,18 +173,13 @@ def spoken_rows(work, articles, world, seed):
     return splits, jobs
 
 
-def parse_arguments(argv):
-    """Return the arguments of the command line."""
+def main(argv=None):
     command = parser(__doc__)
     command.add_argument("--preset", default="small_cpu", help="a page of config/, or the path of another page")
     command.add_argument("--seed", type=int, default=0, help="of passages, voices and unanswerable questions")
     command.add_argument("--raw", default="", help="folder of the downloads; <work>/raw/small_cpu if not given")
     command.add_argument("--models", default="", help="folder of the models; <work>/models if not given")
-    return command.parse_args(argv)
-
-
-def main(argv=None):
-    args = parse_arguments(argv)
+    args = command.parse_args(argv)
     work, raw = args.work, download(args.work, args.raw, "small_cpu")
     settings = {"seed": args.seed, **world_of(args.preset, "small_cpu")}
     if finished(work, "small_cpu", settings):

@@ -28,7 +28,7 @@ from collections import Counter
 
 from data.quality import KIWI, good_translations
 from data.recipe import (begin, download, finish, finished, limited, missing_files, missing_models, missing_packages,
-                         parser, refuse_missing, report, speech_rows, spread, unreadable)
+                         paper_counts, parser, refuse_missing, report, speech_rows, spread, unreadable)
 from data.rewrite import LLM, fluent_rows
 from data.speak import speak
 from data.translate import SEAMLESS
@@ -46,7 +46,7 @@ FILES = {"spoken_train-v1.1.json": SPOKEN, "spoken_test-v1.1.json": SPOKEN, "tra
          "dev-v1.1.json": SQUAD}
 DEV_THEMES = 20                             # of spoken_train, the first; 2025, section 2.1
 WAV = re.compile(r"(\d+_\d+_\d+)\.wav")     # theme, paragraph, sentence, from 0; 2025, section 2.1, footnote 1
-COUNTS = {                                  # 2025, Tables 1 and 3, sections 2.1 and A.1
+PAPER = paper_counts({                      # 2025, Tables 1 and 3, sections 2.1 and A.1
     ("train", "ASR {}"): {"en": 34_003},
     ("train", "MT {}"): {"de": 39_362, "it": 55_030, "zh": 25_078},
     ("train", "SQA/QA {}"): {"en": 34_003, "de": 6_574, "it": 16_767, "zh": 7_093},
@@ -55,9 +55,7 @@ COUNTS = {                                  # 2025, Tables 1 and 3, sections 2.1
     ("dev", "SQA/QA {}"): {"en": 3_102},
     ("test", "SQA/QA {}"): {"en": 8_026, "de": 3_272, "it": 783, "zh": 627},
     ("test", "SQA/QA {} invalid"): dict.fromkeys(LANGUAGES, 8_026),                   # appendix B
-}
-PAPER = {(split, name.format(language)): count
-         for (split, name), counts in COUNTS.items() for language, count in counts.items()}
+})
 
 
 def missing(work, raw="", seamless=SEAMLESS, kiwi=KIWI, llm=LLM):
@@ -299,10 +297,9 @@ def split_rows(split, entries, made, args, dropped):
 
 
 def main(argv=None):
-    command = parser(__doc__, "spokensquad")
-    command.add_argument("--seamless", default=SEAMLESS, help="the model that translates and speaks")
-    command.add_argument("--kiwi", default=KIWI, help="the model that scores translations")
-    command.add_argument("--llm", default=LLM, help="the model that rewrites answers")
+    command = parser(__doc__, "spokensquad", models=[
+        ("seamless", SEAMLESS, "translates and speaks"), ("kiwi", KIWI, "scores translations"),
+        ("llm", LLM, "rewrites answers")])
     command.add_argument("--seed", type=int, default=0, help="of the voices and the invalid questions")
     args = command.parse_args(argv)
     silence_others()

@@ -15,7 +15,7 @@ import functools
 from collections import Counter
 
 from speech_llm.constants import pick_device
-from speech_llm.files import replace_file
+from speech_llm.files import write_text
 from speech_llm.llm import load_checkpoint, loading
 from speech_llm.prompts import NOT_ANSWERABLE
 from speech_llm.resumable import is_first, resumable, silence_others
@@ -130,8 +130,7 @@ def write_made(path, rows, dropped):
     """
     if not is_first():
         return
-    with replace_file(f"{path}.dropped.txt") as temporary, open(temporary, "w", encoding="utf-8") as file:
-        file.writelines(" ".join(f"{name} {reason}".split()) + "\n" for name, reason in dropped)
+    write_text(f"{path}.dropped.txt", "".join(" ".join(f"{name} {reason}".split()) + "\n" for name, reason in dropped))
     print(f"{path}: {len(rows)} rows; {len(dropped)} dropped" + (f", listed in {path}.dropped.txt" if dropped else ""))
     for reason, count in Counter(reason.split(":")[0] for _, reason in dropped).most_common():
         print(f"  {count}: {reason}")

@@ -1,8 +1,9 @@
 """
 Files that are never half-written: replacing a file in one step, locking a folder, JSON and JSON lines.
 
-    with replace_file("work/x/results.md") as temporary, open(temporary, "w") as file:
-        file.write(text)
+    write_text("work/x/results.md", text)
+    with replace_file("work/x/weights.npy") as temporary:
+        np.save(temporary, weights)
     config = read_json("work/x/config.json", "train it again")      # SystemExit with this advice if it is damaged
     rows = read_json_lines("work/x/log.jsonl", "train it again")
 """
@@ -64,10 +65,15 @@ def read_json_lines(path, redo, complete=False):
                 if complete or line.endswith(b"\n")]
 
 
+def write_text(path, text):
+    """Write a text as a file, all or nothing."""
+    with replace_file(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+
+
 def write_json(path, value):
     """Write one JSON value as a file, all or nothing."""
-    with replace_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, ensure_ascii=False, indent=1)
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1))
 
 
 def write_json_lines(path, values):

@@ -103,6 +103,7 @@ def test_a_parquet_file_of_the_hub(raw, monkeypatch):
     assert sorted(map(str, run_recipe())) == sorted(map(str, rows))
     write(raw / "short_fixedprompt" / "x.parquet", "PAR1")
     refused(run_recipe, "elsewhere", says="x.parquet is damaged")
+    refused(recipe.read_table, raw / "short_fixedprompt" / "x.parquet", "iwslt26", says=recipe.DOWNLOAD["iwslt26"])
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     refused(run_recipe, "elsewhere", says="the package pyarrow is missing: pip install pyarrow")
 

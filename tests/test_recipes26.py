@@ -72,11 +72,15 @@ def test_gigast_row_by_row(tmp_path, makers, capsys):
            (7, 3.5, 3.5, "NO TIME"), (8, 3.0, 3.5, "AN <UNK> TAG"), (1, 0, 1.5, "HELLO AGAIN"), (9, 0, 1, "OF NO USE")]
     names = [f"POD1_S{n}" for n in range(1, 9)] + ["YOU2_S1", "AUD3_S1", "POD7_S1", "YOU2_S1"]
     gigast_files(raw, [recording("POD1", *pod, seconds=4.0), recording("YOU2", (1, 0.5, 99.0, "WHO KNOWS")),
+                       {"aid": "POD9", "path": "POD9.opus", "segments": [{"sid": "POD9_S1"}]},
                        recording("AUD3", (1, 1, 2.5, "THE END"), seconds=4.0)],
                  {"de": [(name, f" de é {name}") for name in names],
                   "zh.cn": [(name, f" zh é {name}") for name in names if name != "POD1_S5"], "zh.test": []})
     for name in ("POD1", "YOU2"):
         sound(f"{raw}/audio/podcast/P0001/{name}.opus", 4.0, 48_000, format="OGG", subtype="OPUS")
+    content = json.loads((raw / "GigaST.de.json").read_text())
+    content["audios"].insert(1, {"segments": [{"sid": "POD9_S1"}]})
+    write(raw / "GigaST.de.json", content)
     makers.setattr(quality, "quality", lambda pairs, *_: [0.84 if "poor" in text else 0.85 for text, _ in pairs])
     makers.setattr(gigast, "BLOCK", 2)
     gigast.main(["--raw", str(raw), "--work", f"{tmp_path}/work", "--incomplete"])
@@ -104,6 +108,8 @@ def test_gigast_row_by_row(tmp_path, makers, capsys):
         ["gigast/POD1_S6", "in GigaSpeech's dev or test set"], ["gigast/POD1_S7", "no slice: from 3.5 to 3.5 s"],
         ["gigast/POD1_S8", "unknown tag: <unk>"], ["gigast/POD1_S1", "listed twice"],
         ["gigast/AUD3", "recording without audio, MT only"],
+        ["GigaSpeech.json item 3", "not in GigaSpeech's format (KeyError: 'begin_time')"],
+        ["GigaST.de.json item 2", "not in GigaST's format (KeyError: 'text_raw')"],
         ["gigast/POD1_S2/ST.it", "Italian below 0.85: target 0.840"]])
 
 
@@ -119,7 +125,7 @@ def test_hours_draw_whole_recordings_by_the_seed(tmp_path, makers):
         drawn.append(Counter(row["id"].split("_")[0] for row in rows))
     assert drawn[0] == drawn[1] != drawn[2] and [*drawn[0].values()] == [4 * 3] * 10
     write(tmp_path / "raw" / "GigaST.zh-CN.json", {})
-    refused(gigast.read_translations, f"{tmp_path}/raw", says="GigaST.zh.json: which is the training set?")
+    refused(gigast.read_translations, f"{tmp_path}/raw", [], says="GigaST.zh.json: which is the training set?")
 
 
 # --- LibriSpeech.

@@ -25,7 +25,6 @@ import math
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -193,7 +192,7 @@ def encode(encoder, features, pad=False):
         frames = frames.last_hidden_state.float().cpu().split([(length + 1) // 2 // 2 for length in lengths])
         return [row.numpy() for row in frames]
     if window:
-        with mixed_precision(weight.device) if weight.device.type == "cpu" else nullcontext():
+        with mixed_precision(torch.device("cpu")):       # on a GPU the encoder is float16
             frames = encoder(fill_window(features, window).to(weight)).last_hidden_state       # (B, window, W)
         lengths = [window if pad else length - TAIL for length in lengths]
     else:

@@ -166,7 +166,8 @@ def train(c):
         result = run.optimizer_step(objective, samples, batches)             # loss, backward, step of both optimizers
         run.log_step(objective, result, dropped, lr_projector=rates[0], lr_lora=rates[1])
         if run.validation_is_due():
-            run.validated(*validate([projector], objective, dev), **objective.report(dev))
+            losses = validate([projector], objective, dev)
+            run.validated(*losses, **objective.report(dev, losses))
 
     # 4. the last weights (2025, section 5.1 C)
     if run.rank == 0:

@@ -239,7 +239,7 @@ class AnswerObjective:
     def sample(self, row, text):
         """Return encode_sample of a row; `text`: the transcript is read in place of the speech."""
         return encode_sample(row, text, self.tokenizer, self.features, self.prompt,
-                             self.projector.slots if self.projector else Projector.slots)
+                             self.projector and self.projector.slots)
 
     def batches(self, samples):
         """Return micro-batches of at most `micro_tokens` padded positions."""
@@ -253,19 +253,20 @@ class AnswerObjective:
         """Return the sum (1,) of the cross-entropy over the answers of a micro-batch."""
         return answer_loss(self.llm, self.projector, batch)
 
-    def report(self, samples):
+    def report(self, samples, losses):
         """
-        Return "listening", how much larger the loss per answer token is with the frames of the next sample, in nats;
-        "RMS" and "table RMS", the sizes of the projector's output and of the LLM's embeddings.
+        Return "listening", how much larger the loss per answer token is with the frames of the next sample, in nats,
+        None if all samples have the same frames; "RMS" and "table RMS", the sizes of the projector's output and of the
+        LLM's embeddings. All samples have speech.
         """
-        speech = [sample for sample in samples if sample["frames"] is not None]
-        exchanged = [{**sample, **{key: other[key] for key in ("frames", "slots", "target") if key in other}}
-                     for sample, other in zip(speech, speech[1:] + speech[:1])]
-        right, wrong = validate([self.projector], self, speech)[0], validate([self.projector], self, exchanged)[0]
-        squares, device = 0.0, self.llm.device
-        for output, _ in slot_outputs(self.projector, self.batches(speech), device):
+        others, squares, listening = samples[1:] + samples[:1], 0.0, None
+        if any(sample["frames"].tobytes() != samples[0]["frames"].tobytes() for sample in others):
+            exchanged = [{**sample, **{key: other[key] for key in ("frames", "slots", "target") if key in other}}
+                         for sample, other in zip(samples, others)]
+            listening = validate([self.projector], self, exchanged)[0] - losses[0]
+        for output, _ in slot_outputs(self.projector, self.batches(samples), self.llm.device):
             squares += output.square().mean(1).sum().item()
-        return {"listening": wrong - right, "RMS": (squares / sum(s["slots"] for s in speech)) ** 0.5,
+        return {"listening": listening, "RMS": (squares / sum(sample["slots"] for sample in samples)) ** 0.5,
                 "table RMS": root_mean_square(self.llm.get_input_embeddings().weight)}
 
 
@@ -353,6 +354,8 @@ def build_projector(c, width, llm_width, device, units=0):
 
 def main(argv=None):
     c = configure(Config, "train_projector", argv)
+    if c.objective not in ("answers", *TABLE_OBJECTIVES):
+        raise SystemExit(f"--objective {c.objective} is not one of answers, {', '.join(TABLE_OBJECTIVES)}")
     if (c.projector == "speller") != (c.objective == "tokens"):
         raise SystemExit("--objective tokens and --projector speller need each other")
     if already_finished(c):
@@ -411,7 +414,8 @@ def main(argv=None):
         result = run.optimizer_step(objective, samples, batches, c.clip)     # loss, backward, step of the optimizer
         run.log_step(objective, result, dropped, lr=optimizer.param_groups[0]["lr"])
         if run.validation_is_due():
-            losses, figures = validate([*modules.values()], objective, dev), objective.report(dev)
+            losses = validate([*modules.values()], objective, dev)
+            figures = objective.report(dev, losses)
             if decoded:
                 texts = decode_all(llm, tokenizer, projector, questions, c.decode_batch, c.max_new_tokens)
                 figures |= score_answers(decoded, texts)

@@ -140,8 +140,17 @@ def next_command(stage, c):
     """
     Return the command of the stage that follows `stage` in the page's `stages`, for a message. Where the page names no
     stages, or does not name this one, it is the next of STAGES. Entries that decode a part of the systems are skipped.
+    After an --out that is not the page's, it is the stage that reads this folder, with the option that names it.
     """
     page, this = read_page(c.preset), c.preset.replace("-", "_")
+    out = getattr(c, "out", "")                          # extract_features has none
+    name = out.partition("-")[2] or out
+    readers = {"train_projector": ("merge_sft", "--projector", out, "--out", f"merged-{name}"),
+               "train_lora": ("merge_sft", "--lora", out, "--out", f"merged-{name}"),
+               "merge_sft": ("infer", "--systems", f"C-{name}:{out}"), "infer": ("eval", "--predictions", out)}
+    if stage in readers and out != stage_constants(stage, page)["out"]:
+        reader, *options = readers[stage]
+        return f"{command(reader, c)} {shlex.join(options)}"
     entries = [entry.split() for group in stage_groups(page.get("stages", STAGES[:-1])) for entry in group
                if "--systems" not in entry]
     entries.append(["eval"])

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from speech_llm.constants import gpu_memory, provenance
-from speech_llm.files import lock, read_json_lines, replace_file, write_json, write_json_lines, writing
+from speech_llm.files import lock, read_json_lines, replace_file, write_json, write_json_lines, write_text, writing
 from speech_llm.stage import load_tensors, refuse_other_constants
 from speech_llm.training import in_background, optimizer_step, processes, total_loss
 
@@ -63,7 +63,7 @@ class Run:
     def resume(self):
         """Load the weights, the optimizers and the step of a run that was killed."""
         state = load_tensors(os.path.join(self.folder, "resume.pt"), self.redo)
-        refuse_other_constants(self.folder, state["constants"], asdict(self.c))
+        refuse_other_constants(self.folder, state["constants"], self.c)
         for name, (_, load) in self.trained.items():
             load(state["trained"][name])
         for optimizer, saved in zip(self.optimizers, state["optimizers"]):
@@ -101,8 +101,7 @@ class Run:
             result = optimizer_step(self.optimizers, objective, samples, batches, clip)
         except FloatingPointError as error:
             path = os.path.join(self.folder, f"not-finite-{self.rank}.txt")
-            with replace_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-                file.writelines(f"{row_id}\n" for row_id in error.args[1])
+            write_text(path, "".join(f"{row_id}\n" for row_id in error.args[1]))
             raise SystemExit(f"{self.folder}, step {self.step + 1}: {error.args[0]}. The step is not made; the ids of "
                              f"its rows are in {path}: look at their audio and text, or at --lr") from None
         learning = [name for name, p in self.frozen if p.grad is not None]
@@ -151,8 +150,9 @@ class Run:
         self.save("resume.pt", {"step": self.step, "trained": tensors, "constants": asdict(self.c),
                                 "optimizers": [o.state_dict() for o in self.optimizers]})
         if self.rank == 0:
+            shown = {name: "-" if figure is None else f"{figure:.3g}" for name, figure in figures.items()}
             tqdm.write(f"{self.c.out} step {self.step}/{self.c.steps}: validation loss {loss:.4f}"
-                       + "".join(f", {name} {figure:.3g}" for name, figure in figures.items()))
+                       + "".join(f", {name} {figure}" for name, figure in shown.items()))
 
     def finish(self, next_command, step=None, **facts):
         """Write weights.pt, of the last step or of `step`; then config.json: the folder is a finished stage."""

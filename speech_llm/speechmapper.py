@@ -136,15 +136,11 @@ class TableObjective:
         """
         frames = self.features[row["utterance"]]                                                     # (T, W)
         slots = self.mapper.slots(len(frames))
-        target = self.target(row, slots)
+        target = self.targets(row, slots)
         if target is None:
             return None
         letters = [LETTERS.index(letter) + 1 for letter in normalized(row) if letter in LETTERS]
         return {"id": row["id"], "frames": frames, "slots": slots, "target": target, "letters": letters}
-
-    def target(self, row, slots):
-        """Return a token id for every slot; None if the transcript has more tokens than there are slots."""
-        return self.targets(row, slots)
 
     def batches(self, samples):
         """Return micro-batches of at most `micro_frames` padded frames."""
@@ -173,7 +169,7 @@ class TableObjective:
         return torch.stack([(output - wanted).abs().mean(1).sum(), (1 - F.cosine_similarity(output, wanted)).sum(),
                             SoftmaxLoss.apply(F.normalize(output), target, self.directions)])
 
-    def report(self, samples):
+    def report(self, samples, losses):
         """
         Return "RMS" and "table RMS", the sizes of the output and of the embeddings, and "nearest": % of slots whose
         nearest row of the table is the right one.

@@ -3,6 +3,7 @@ A finished stage: opened once, its constants and its weights together.
 
     stage = open_stage("work/iwslt25/projector")         # Stage(folder, config, weights)
 """
+import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -55,14 +56,18 @@ def already_finished(c):
     path = os.path.join(folder, "config.json")
     if not os.path.exists(path):
         return False
-    refuse_other_constants(folder, read_json(path, f"remove {folder} and train it again"), asdict(c))
+    refuse_other_constants(folder, read_json(path, f"remove {folder} and train it again"), c)
     Path(folder, "resume.pt").unlink(missing_ok=True)    # a kill may have come between config.json and this line
     print(f"{folder} is finished already; to train it again, remove it or choose another --out")
     return True
 
 
-def refuse_other_constants(folder, old, new):
-    """Exit if `folder` was made with other constants than `new`, except those in FREE."""
-    different = differences(old, {key: value for key, value in new.items() if key not in FREE})
+def refuse_other_constants(folder, old, c):
+    """
+    Exit if `folder` was made with other constants than those of `c`, except those in FREE. A constant that `old` lacks
+    had the default of the stage's file.
+    """
+    defaults = json.loads(json.dumps(asdict(type(c)())))                   # tuples become lists, as in `c`
+    different = differences({**defaults, **old}, {key: value for key, value in asdict(c).items() if key not in FREE})
     if different:
         raise SystemExit(f"{folder} was made with {different}; remove it, or choose another --out")

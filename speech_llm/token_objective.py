@@ -129,7 +129,7 @@ class TokenObjective:
         return ctc_loss(logits, lengths, [s["target"] for s in batch.samples], 0)[None]
 
     @torch.no_grad()
-    def report(self, samples):
+    def report(self, samples, losses):
         """
         Return "token errors", in % of the transcripts' units, of the likeliest units by CTC's rule; "blank", % of slots
         whose likeliest unit is the blank.

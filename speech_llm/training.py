@@ -9,7 +9,7 @@ speech_llm/speechmapper.py's TableObjective on the LLM's embedding table. An obj
     batches(samples)                  micro-batches (speech_llm/batches.py)
     counts(samples)                   (K,) float32: how many terms each loss has over the samples
     loss(batch)                       (K,): the sum of each loss over a micro-batch
-    report(samples)                   {name: figure} of the validation samples
+    report(samples, losses)           {name: figure} of the validation samples, whose losses validate() returns
 """
 import math
 import queue

@@ -10,7 +10,7 @@ import merge_sft
 from data.covost2 import INTO_ENGLISH
 from metrics import speech_ifeval
 from speech_llm import pipeline
-from speech_llm.constants import configure, next_command, read_page
+from speech_llm.constants import configure, next_command, read_page, stage_constants
 from speech_llm.prompts import user_turn
 from speech_llm.qformer import QFormer, start_from_bert
 from speech_llm.rows import ALL_LANGUAGES
@@ -156,7 +156,17 @@ def test_pairs_of_systems_are_judged_at_the_end(tmp_path, monkeypatch, capsys):
     ("train_projector", "omni", "merge_sft.py --preset omni"),
     ("train_projector", "iwslt25", "train_lora.py --preset iwslt25")])
 def test_a_stage_names_the_stage_that_follows(stage, preset, following):
-    assert next_command(stage, SimpleNamespace(preset=preset, work="w")).startswith(f"python {following}")
+    c = SimpleNamespace(preset=preset, work="w", out=stage_constants(stage, read_page(preset)).get("out", ""))
+    assert next_command(stage, c).startswith(f"python {following}")
+
+
+@pytest.mark.parametrize("stage, out, following", [
+    ("train_projector", "q1", "merge_sft.py --preset tiny --projector q1 --out merged-q1"),
+    ("train_lora", "lora-r2", "merge_sft.py --preset tiny --lora lora-r2 --out merged-r2"),
+    ("merge_sft", "merged-r2", "infer.py --preset tiny --systems C-r2:merged-r2"),
+    ("infer", "again", "eval.py --preset tiny --predictions again")])
+def test_after_another_out_the_next_command_names_it(stage, out, following):
+    assert next_command(stage, SimpleNamespace(preset="tiny", work="work", out=out)) == f"python {following}"
 
 
 def test_forgetting_is_told_against_the_cascade_and_the_llm_on_gold_transcripts(capsys):

@@ -74,7 +74,8 @@ def test_losses_and_report_by_hand():
     sums = objective.loss(Batch.of([sample])).tolist()
     assert sums == pytest.approx([2 / 4 + 3 / 4, 0 + 1, right + wrong, ctc], rel=1e-5)
     assert objective.counts([sample, sample]).tolist() == [4, 4, 4, 2]
-    assert objective.report([sample]) == pytest.approx({"RMS": math.sqrt(17 / 8), "table RMS": 1.0, "nearest": 50.0})
+    assert objective.report([sample], []) == pytest.approx(
+        {"RMS": math.sqrt(17 / 8), "table RMS": 1.0, "nearest": 50.0})
     objective.mapper = fixed(objective.table[[1, 3]][None], letters)
     assert objective.loss(Batch.of([sample]))[:2].tolist() == pytest.approx([0, 0], abs=1e-6)
     longer = fixed(torch.tensor([[[3.0, 0], [0, 1], [9, 9]]]))           # the third slot is beyond the sample's two

@@ -77,13 +77,15 @@ def test_listening_is_the_loss_with_the_frames_of_another_sample_less_the_loss_w
     """b, d, a take the places of a, b, d. Validation rows of two tasks repeat the utterances: that changes nothing."""
     projector = small_projector().eval()
     torch.nn.init.normal_(projector.output.weight, std=1.0)               # an output that the LLM cannot overlook
-    figures = objective_of(llm, projector).report(MIXED)
     others = [{**s, "frames": other["frames"], "slots": other["slots"]}
               for s, other in zip(SPEECH, [SPEECH[1], SPEECH[2], SPEECH[0]])]
     right, wrong = (sum(answer_loss(llm, projector, Batch.of([s])).item() for s in samples) / (4 + 1 + 2)
                     for samples in (SPEECH, others))
+    figures = objective_of(llm, projector).report(SPEECH, [right])
     assert figures["listening"] == pytest.approx(wrong - right, abs=1e-4) and abs(wrong - right) > 0.01
-    assert objective_of(llm, projector).report(MIXED * 2)["listening"] == pytest.approx(wrong - right, abs=1e-4)
+    twice, *alone = (objective_of(llm, projector).report(samples, [right])["listening"]
+                     for samples in (SPEECH * 2, SPEECH[:1], SPEECH[:1] * 2))
+    assert twice == pytest.approx(wrong - right, abs=1e-4) and alone == [None, None]       # no other utterance
     output = torch.cat([projector(torch.tensor(s["frames"][None].astype(np.float32)), torch.tensor([s["slots"]]))[0]
                         for s in SPEECH])
     assert figures["RMS"] == pytest.approx(output.square().mean().sqrt().item(), rel=1e-5)

@@ -25,7 +25,9 @@ def test_a_finished_stage_does_nothing_and_refuses_other_constants(after_trainin
     assert f"{folder} is finished already" in capsys.readouterr().out
     refused(run_stage, script, "--seed", "3", says=f"{folder} was made with seed 0 (now 3); remove it, or choose")
     change(f"{folder}/config.json", prompt=...)                            # of a version without this constant
-    refused(run_stage, script, says=f"{folder} was made with prompt None (now '2025')")
+    run_stage(script)
+    assert f"{folder} is finished already" in capsys.readouterr().out      # it had what is the default now
+    refused(run_stage, script, "--prompt", "2026", says=f"{folder} was made with prompt '2025' (now '2026')")
 
 
 @pytest.mark.parametrize("out", ["projector", "lora", "merged"])

@@ -145,9 +145,9 @@ def test_a_slot_is_the_mean_of_units_by_their_probabilities_and_the_llm_reads_no
 
 def test_training_writes_the_units_in_order(objective):
     samples = [objective.sample(row_of("acd"))]
-    before, optimizer = objective.report(samples), torch.optim.AdamW(objective.projector.parameters(), lr=1e-2)
+    before, optimizer = objective.report(samples, []), torch.optim.AdamW(objective.projector.parameters(), lr=1e-2)
     losses = [optimizer_step([optimizer], objective, samples, objective.batches(samples), 0.0)[0][0] for _ in range(61)]
-    assert losses[-1] < losses[0] / 4 and before["token errors"] > 0 == objective.report(samples)["token errors"]
+    assert losses[-1] < losses[0] / 4 and before["token errors"] > 0 == objective.report(samples, [])["token errors"]
 
 
 def test_it_trains_on_the_table_and_the_later_stages_take_it(before_training, run_stage):
@@ -162,6 +162,8 @@ def test_it_trains_on_the_table_and_the_later_stages_take_it(before_training, ru
     assert "listening" in read_log("work/tiny/merged")[-1]
     with pytest.raises(SystemExit, match="need each other"):
         train_projector.main([*arguments, "--projector", "mapper", "--out", "other"])
+    with pytest.raises(SystemExit, match="--objective token is not one of answers, embeddings, tokens"):
+        train_projector.main([*arguments, "--objective", "token", "--out", "other"])
 
 
 def test_bf16_multiplies_in_bfloat16_on_a_cpu(monkeypatch):

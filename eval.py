@@ -6,10 +6,10 @@ Evaluation: predictions -> one table a test set, the papers' tables with ours be
 
 reads   <work>/<run>/predictions/<system>/<corpus>.<split>.jsonl, <work>/rows/<corpus>/<split>.jsonl, the stages'
         log.jsonl; <work>/<run>/speech_ifeval/<system>.json and <work>/<run>/pairwise/*.md, if metrics/speech_ifeval.py
-        and metrics/pairwise.py wrote them
-writes  <work>/<run>/results.json, results.md, loss-<stage>.png; scale-<system>.png of a system that infer.py ran at
-        several --lora_scale; below scores/ what a model (COMET, BERTScore, a judge) gave each answer: a second run asks
-        only about new answers, and a killed run goes on
+        and metrics/pairwise.py wrote them; the names of infer.py's pictures of what the LLM hears
+writes  <work>/<run>/results.json, results.md with links to the pictures, loss-<stage>.png; scale-<system>.png of a
+        system that infer.py ran at several --lora_scale; below scores/ what a model (COMET, BERTScore, a judge) gave
+        each answer: a second run asks only about new answers, and a killed run goes on
 
 results.json is a list of {"system", "test_set", "task", "language", "metric", "value", "n"}; every table is made from
 that list alone. metrics/README.md says what each score is. A score whose model or package is missing is left out, with
@@ -18,7 +18,7 @@ a line that says how to get it. Answers of the listeners are judged in pairs by 
 import glob
 import os
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 import torch
@@ -29,9 +29,10 @@ from metrics.papers import ANSWERS, ST, SYSTEMS
 from metrics.scores import TEXT_SCORES, score_texts
 from metrics.speech_ifeval import plot_curve, point
 from metrics.tables import NAMES, TASKS, example_table, language_tables, shown, system_table
-from speech_llm.constants import command, configure, pick_device, read_page, require
+from speech_llm.constants import command, configure, pick_device, read_page, require, stage_constants
 from speech_llm.draws import TEXT_TASK
-from speech_llm.files import read_json, read_json_lines, replace_file, write_json
+from speech_llm.files import read_json, read_json_lines, write_json, write_text
+from speech_llm.pictures import picture
 from speech_llm.pipeline import fillers
 from speech_llm.predictions import OFFICIAL, parse_system, read_finished, tasks_answered
 from speech_llm.resumable import resumable
@@ -109,6 +110,17 @@ def reads_text(c, system, folders):
     return "projector" not in read_json(path, f"remove {os.path.dirname(path)} and train it again")["trained"]
 
 
+def with_shared_test_sets(c):
+    """
+    Return c with the test sets of all pages that decode into the same folder, as far as they are decoded. Test sets
+    that --test_sets names stay alone.
+    """
+    names, folder = c.test_sets.split(","), glob.escape(os.path.join(c.work, c.run, c.predictions))
+    if c.test_sets == stage_constants("eval", read_page(c.preset))["test_sets"]:
+        names += [name for *_, decoded in fillers(c.run) for name in decoded if glob.glob(f"{folder}/*/{name}.jsonl")]
+    return replace(c, test_sets=",".join(dict.fromkeys(names)))
+
+
 def read_test_sets(c, folder, notes):
     """Return {test set: rows}; [] without rows and predictions. A test set that no recipe could make is noted."""
     rows_of = {}
@@ -134,6 +146,7 @@ def read_outputs(c, notes):
     present = {path.split(os.sep)[0] for path in glob.glob("*/*.jsonl", root_dir=folder)} if by_page else set()
     names = [*NAMES, *SYSTEMS]                           # in the order of the papers' tables, then by name
     others = sorted(present - {*systems}, key=lambda s: (names.index(s) if s in names else len(names), s))
+    decoded = stage_constants("infer", read_page(c.preset))["test_sets"].split(",")      # by the command that is named
     rows_of, outputs = read_test_sets(c, folder, notes), {}
     for system in systems + others:
         absent, idle, text = [], [], reads_text(c, system, folders)
@@ -142,7 +155,7 @@ def read_outputs(c, notes):
             if rows and not {row["task"] for row in rows} & {*tasks_answered(system, text, test_set)}:
                 idle.append(test_set)
             elif by_page and not os.path.exists(path):
-                absent += [test_set] * (system in systems)             # a system of another page has its own test sets
+                absent += [test_set] * (system in systems and test_set in decoded)     # other pages have their own
             else:
                 predictions = read_predictions(path, rows, system, decode)
                 outputs[system, test_set] = rows, predictions
@@ -317,9 +330,6 @@ def all_results(c, metrics, outputs, notes):
 # pictures
 def plot_losses(folder):
     """Write loss-<stage>.png for every stage that has a log; return the paths."""
-    import matplotlib
-    matplotlib.use("Agg")                                   # no screen
-    import matplotlib.pyplot as plt
     paths = []
     for log in sorted(glob.glob(os.path.join(glob.escape(folder), "*", "log.jsonl"))):
         lines = read_json_lines(log, "remove its folder and train it again")
@@ -328,18 +338,15 @@ def plot_losses(folder):
         stage = os.path.basename(os.path.dirname(log))
         curves = {"loss": dict(linewidth=0.8, label="training"),
                   "validation_loss": dict(marker="o", label="validation")}
-        if any("listening" in line for line in lines):
+        if any(line.get("listening") is not None for line in lines):
             curves["listening"] = dict(marker=".", linestyle="--", label="listening")
-        figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
-        for key, style in curves.items():
-            axes.plot([p["step"] for p in lines if key in p], [p[key] for p in lines if key in p], **style)
         unit = "four losses, weighted" if any("L1" in line for line in lines) else "nats per answer token"
-        axes.set(title=stage, xlabel="optimizer step", ylabel=unit, yscale="log")
-        axes.legend()
         paths.append(os.path.join(folder, f"loss-{stage}.png"))
-        with replace_file(paths[-1]) as temporary:
-            figure.savefig(temporary, dpi=120)
-        plt.close(figure)
+        with picture(paths[-1], figsize=(6, 3.5)) as axes:
+            for key, style in curves.items():
+                axes.plot([p["step"] for p in lines if key in p], [p[key] for p in lines if key in p], **style)
+            axes.set(title=stage, xlabel="optimizer step", ylabel=unit, yscale="log")
+            axes.legend()
     return paths
 
 
@@ -365,6 +372,16 @@ def plot_scales(folder, results, systems, test_set, notes):
     return paths
 
 
+def links_to_pictures(c, systems):
+    """Return, as Markdown, links to what the LLM hears in each system, of which infer.py has drawn pictures."""
+    texts = []
+    for system in systems:
+        names = sorted(glob.glob(f"{c.predictions}/{glob.escape(system)}/*.png", root_dir=os.path.join(c.work, c.run)))
+        if names:
+            texts.append(f"What the LLM hears in {system}:\n" + "\n".join(f"![{name}]({name})" for name in names))
+    return texts
+
+
 def pairwise_tables(folder):
     """Return the tables that metrics/pairwise.py wrote of a judge's preferences, each with its systems above it."""
     texts = []
@@ -375,7 +392,7 @@ def pairwise_tables(folder):
 
 
 def main(argv=None):
-    c = configure(Config, "eval", argv)
+    c = with_shared_test_sets(configure(Config, "eval", argv))
     folder, metrics, notes = os.path.join(c.work, c.run), c.metrics.split(","), []
     if not {*metrics} <= {*SCORED} or c.judge_mode not in ("probability", "text"):
         raise SystemExit(f"--metrics are of {','.join(SCORED)}; --judge_mode is probability or text")
@@ -396,14 +413,14 @@ def main(argv=None):
               else [system_table(results, test_set, systems) for test_set in test_sets])
     tables += paper_tables(results, papers) + pairwise_tables(folder)
     tables += filter(None, [example_table(outputs, system) for system in filter(None, c.examples.split(","))])
+    tables += links_to_pictures(c, systems)
     scales = plot_scales(folder, results, systems, test_sets[0], notes)
     judges = sorted({r["metric"].removeprefix("judge:") for r in results if r["metric"].startswith("judge:")})
     notes = [f"judge: the mean over {', '.join(judges)}"] * bool(judges) + list(dict.fromkeys(notes))
     text = "\n\n".join(tables + ["\n".join(f"- {note}" for note in notes)] * bool(notes))
     stem = os.path.join(folder, c.predictions.replace("predictions", "results"))
     write_json(f"{stem}.json", results)
-    with replace_file(f"{stem}.md") as temporary, open(temporary, "w", encoding="utf-8") as file:
-        file.write(text + "\n")
+    write_text(f"{stem}.md", text + "\n")
     print(f"{text}\n\nall scores but COMET and BERTScore are percentages; they are in {stem}.md and "
           f"{os.path.basename(stem)}.json, the loss curves in\n" + "\n".join(plot_losses(folder))
           + "\nthe curves over LoRA's scale in\n" * bool(scales) + "\n".join(scales))

@@ -13,7 +13,8 @@ reads   <work>/rows/<corpus>/<split>.jsonl, <work>/features/..., <work>/<run>/{p
         systems seamless (ASR, ST) and seamless-text (MT) are SeamlessM4T-v2 itself; they read the audio or the
         transcript. In cascade the LLM reads Whisper's transcript (listeners, section 4)
 writes  <work>/<run>/predictions/<system>/<corpus>.<split>.jsonl, see speech_llm/predictions.py; for MCIF and the
-        official test of 2026 also .xml, the file that the shared task takes
+        official test of 2026 also .xml, the file that the shared task takes; <corpus>.<split>-1.png and so on, what the
+        LLM hears of the first utterances of the test set `pictures`
 """
 import itertools
 import math
@@ -21,13 +22,11 @@ import os
 import sys
 import time
 import traceback
-import warnings
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 from data.translate import BEAMS, CODES, load_seamless
@@ -35,17 +34,17 @@ from extract_features import (FRAME, average_frames, encode, fill_window, front_
                               make_feature, pad_features, window_of)
 from merge_sft import load_speech_llm
 from metrics.mcif import write_output
-from speech_llm.audio import SAMPLE_RATE, cut_at_pauses, read_audio
-from speech_llm.batches import Batch
+from speech_llm.audio import QUIETEST, SAMPLE_RATE, cut_at_pauses, read_audio
 from speech_llm.cache import features_folder, open_features
 from speech_llm.constants import command, configure, fingerprint, locate, next_command, pick_device, require
 from speech_llm.draws import TEXT_TASK
-from speech_llm.files import read_json_lines, replace_file
+from speech_llm.files import read_json_lines
 from speech_llm.hub_system import hub_jobs, load_hub
 from speech_llm.llm import decode_text, load_llm
+from speech_llm.pictures import draw_slots, nearest_tokens
 from speech_llm.predictions import OFFICIAL, already_predicted, parse_system, predict, tasks_answered
 from speech_llm.prompts import user_turn
-from speech_llm.resumable import rank_and_world
+from speech_llm.resumable import is_first, rank_and_world
 from speech_llm.rows import (ALL_LANGUAGES, TASKS, composed, not_made, read_rows, remake, rows_file, run_all,
                              source_language)
 from speech_llm.stage import open_stage
@@ -71,8 +70,9 @@ class Config:                               # the 2025 paper's values; a page of
     max_new_tokens: int = 300               # section 4; 150 for the submission
     lora_scale: str = "1"                   # strength of the adapters: 0 the base LLM, 1 as trained; 0,0.5,1 several
     trim_loops: bool = False                # keep one copy of what an answer repeats up to the cap
-    audio: list = field(default_factory=list)             # files instead of the test sets
+    audio: list = field(default_factory=list)             # files instead of the test sets, for the last of `systems`
     show: str = ""                          # with --audio: a picture, the first 30 s and each slot's nearest token
+    pictures: str = ""                      # a test set: such pictures of its first utterances, beside the predictions
     task: str = "ASR"
     language: str = "en"
     question: str = ""
@@ -82,7 +82,8 @@ class Config:                               # the 2025 paper's values; a page of
 BUILT_IN = ("llm", "cascade", "seamless", "seamless-text")               # systems without a trained stage
 
 MAX_SECONDS = 30                            # longer audio is cut at its pauses; Whisper's window too is 30 s
-CHINESE_FONTS = ("Noto Sans CJK SC", "WenQuanYi Zen Hei", "SimHei", "PingFang SC", "Microsoft YaHei")   # if installed
+QUIET = 0.01                                # a recording with a lower peak, -40 dB, is nearly silent (our choice)
+PICTURES = 3                                # of a test set
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -199,32 +200,29 @@ def cascade_jobs(c, loaded, rows):
 # ---------------------------------------------------------------------------------------------------------------------
 # audio files
 def answer_files(c, device):
-    """Transcribe, translate or answer about audio files with the preset's last system; print one answer a file."""
+    """Yield a text for each file of --audio: its transcript, its translation or an answer, by the last of `systems`."""
     if c.task not in TASKS or c.language not in ALL_LANGUAGES:
         raise SystemExit(f"--task is one of {', '.join(TASKS)} and --language one of {', '.join(ALL_LANGUAGES)}")
-    with redirect_stdout(sys.stderr):        # standard output holds the answers alone, so that a shell can pipe them
-        _, folder, model = parse_system(c.systems.split(",")[-1])
-        stage = not model and open_stage(os.path.join(c.work, c.run, folder),
-                                         f"{run_all(c.preset, c.work)}, which trains it")
-        prompt = stage.config["prompt"] if stage else c.prompt
-        if c.task in ("SQA", "MCQ") and not c.question and prompt not in ("listeners", "omni"):
-            raise SystemExit(f"--task {c.task} needs --question")      # the listeners' question may be spoken
-        try:
-            user_turn(file_row(c, "--audio"), prompt=prompt)
-        except ValueError as error:
-            raise SystemExit(str(error)) from None
+    name, folder, model = parse_system(c.systems.split(",")[-1])
+    print(f"{name} answers")
+    stage = not model and open_stage(os.path.join(c.work, c.run, folder),
+                                     f"{run_all(c.preset, c.work)}, which trains it")
+    prompt = stage.config["prompt"] if stage else c.prompt
+    if c.task in ("SQA", "MCQ") and not c.question and prompt not in ("listeners", "omni"):
+        raise SystemExit(f"--task {c.task} needs --question")              # the listeners' question may be spoken
+    try:
+        user_turn(file_row(c, "--audio"), prompt=prompt)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
     if model:
-        answer_files_by_hub(c, model, device)
+        yield from answer_files_by_hub(c, model, device)
         return
-    with redirect_stdout(sys.stderr):
-        encoder = load_encoder(locate(c.work, stage.config["encoder"]), device)
-        waves = [read_pieces(c, path, encoder) for path in c.audio]    # a file that cannot be read stops here, at once
-        loaded = load_speech_llm(c.work, stage, device)
-        scale_lora(loaded[0], strengths(c)[-1])
+    encoder = load_encoder(locate(c.work, stage.config["encoder"]), device)
+    waves = [read_pieces(c, path, encoder) for path in c.audio]            # before the LLM is loaded
+    loaded = load_speech_llm(c.work, stage, device)
+    scale_lora(loaded[0], strengths(c)[-1])
     for path, pieces in zip(c.audio, waves):
-        with redirect_stdout(sys.stderr):
-            text = answer_pieces(c, stage.config, encoder, loaded, path, pieces)
-        print(text, flush=True)
+        yield answer_pieces(c, stage.config, encoder, loaded, path, pieces)
 
 
 def file_row(c, path):
@@ -234,27 +232,31 @@ def file_row(c, path):
 
 
 def answer_files_by_hub(c, model, device):
-    """Answer about audio files with a speech LLM of the hub; print one answer a file."""
-    loaded = None
+    """Yield the answer of a speech LLM of the hub to each file of --audio."""
     for path in c.audio:
-        with redirect_stdout(sys.stderr):
-            try:
-                read_audio(path)
-            except ValueError as error:
-                raise SystemExit(str(error)) from None
-            loaded = loaded or load_hub(locate(c.work, model), device)
-            _, decode = hub_jobs(loaded, [], c.prompt, c.max_new_tokens)
-            text = decode_text(loaded[1], decode([file_row(c, path)])[0])
-        print(text, flush=True)
+        read_file(path)
+    loaded = load_hub(locate(c.work, model), device)
+    _, decode = hub_jobs(loaded, [], c.prompt, c.max_new_tokens)
+    for path in c.audio:
+        yield decode_text(loaded[1], decode([file_row(c, path)])[0])
+
+
+def read_file(path):
+    """Return the wave of an audio file. A warning if it is nearly silent; SystemExit if it cannot be read."""
+    try:
+        wave = read_audio(path)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+    if (peak := np.abs(wave).max()) < QUIET:
+        print(f"warning: {path} is nearly silent, its loudest sample is at {20 * math.log10(max(peak, QUIETEST)):.0f} "
+              "dB of full scale: the answer may be invented")
+    return wave
 
 
 def read_pieces(c, path, encoder):
     """Return the audio of a file in pieces that the models can read. SystemExit for a question about several pieces."""
     longest = min(MAX_SECONDS * SAMPLE_RATE, window_of(encoder.config) * FRAME or math.inf)
-    try:
-        pieces = cut_at_pauses(read_audio(path), longest)
-    except ValueError as error:
-        raise SystemExit(str(error)) from None
+    pieces = cut_at_pauses(read_file(path), longest)
     if len(pieces) > 1 and c.task in ("SQA", "MCQ") and not c.pieces:
         raise SystemExit(f"{path} is longer than {longest / SAMPLE_RATE:g} s, the most the models are trained on, "
                          "and an answer cannot be joined from pieces; cut it, or pass --pieces to answer on each piece")
@@ -279,47 +281,24 @@ def answer_pieces(c, config, encoder, loaded, path, pieces):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# what the LLM hears
-@torch.no_grad()
-def nearest_tokens(llm, tokenizer, projector, frames):
-    """
-    Return (tokens, cosines) of frames (T, W): for each output vector of the projector the token of the LLM's table
-    that has the largest cosine with it; "" and 0 for a vector of zeros, which the LLM does not read.
-    """
-    table = llm.get_input_embeddings().weight.float()
-    output = projector(*Batch.of([{"frames": frames}]).speech(table.device))[0].float()              # (slots, D)
-    cosines, ids = (F.normalize(output) @ F.normalize(table).T).max(1)
-    tokens = [tokenizer.decode([token]) if cosine else "" for token, cosine in zip(ids.tolist(), cosines.tolist())]
-    return tokens, cosines.tolist()
+# test sets
+def draw_first(loaded, jobs, decode, stem):
+    """Draw what the LLM hears of the first PICTURES utterances of a test set, ASR first, as `stem`-1.png and so on."""
+    llm, tokenizer, projector = loaded
+    first = {}
+    for row, _, _, sample in sorted(jobs, key=lambda job: job[0]["task"] != "ASR"):
+        if sample and sample["frames"] is not None:
+            first.setdefault(row["utterance"], (row, sample))
+    for number, (row, sample) in enumerate(itertools.islice(first.values(), PICTURES), 1):
+        try:
+            wave = read_audio(row["audio"], row.get("start"), row.get("end"))
+        except ValueError as error:
+            print(f"no picture of {row['id']}: {error}")
+            continue
+        tokens, cosines = nearest_tokens(llm, tokenizer, projector, sample["frames"])
+        draw_slots(f"{stem}-{number}.png", wave, tokens, cosines, decode_text(tokenizer, decode([sample])[0]))
 
 
-def draw_slots(path, wave, tokens, cosines, text):
-    """Draw the log mel of a wave at 16 kHz, under it the nearest token of every slot with its cosine, and the text."""
-    import matplotlib
-    matplotlib.use("Agg")                                   # no screen
-    import matplotlib.pyplot as plt
-    from matplotlib.font_manager import fontManager
-    from torchaudio.compliance.kaldi import fbank
-    installed = {font.name for font in fontManager.ttflist}
-    plt.rcParams["font.family"] = ["DejaVu Sans", *(font for font in CHINESE_FONTS if font in installed)]
-    seconds = len(wave) / SAMPLE_RATE
-    figure, (sound, slots) = plt.subplots(2, 1, sharex=True, layout="constrained",
-                                          figsize=(min(24, max(6, 0.22 * len(tokens))), 4.5))
-    mel = fbank(torch.from_numpy(wave)[None] * 2**15, num_mel_bins=80, sample_frequency=SAMPLE_RATE)     # (frames, 80)
-    sound.imshow(mel.T, origin="lower", aspect="auto", cmap="magma", extent=(0, seconds, 0, 80))
-    sound.set(ylabel="mel bin", title=text)
-    centres = (np.arange(len(tokens)) + 0.5) * seconds / len(tokens)
-    slots.bar(centres, cosines, width=0.9 * seconds / len(tokens), color="#b8cbe0")
-    for centre, token in zip(centres, tokens):
-        slots.text(centre, 0.02, token.replace("$", r"\$"), rotation=90, ha="center", va="bottom", fontsize=8)
-    slots.set(xlabel="seconds", ylabel="cosine to the nearest token", xlim=(0, seconds), ylim=(0, 1))
-    with replace_file(path) as temporary, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # a token in a script that no installed font has
-        figure.savefig(temporary, format="png", dpi=120)
-    plt.close(figure)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 def strengths(c):
     """Return the numbers of --lora_scale."""
     try:
@@ -377,6 +356,8 @@ def run_system(c, system, kind, stage, model, rows_of, device):
             else:
                 scale_lora(loaded[0], scale)
                 jobs, decode = llm_jobs(c, stage, loaded, rows, test_set)
+                if test_set == c.pictures and scale == 1 and is_first():
+                    draw_first(loaded, jobs, decode, path.removesuffix(".jsonl"))      # before finished predictions
             predict(path, f"{name}, {test_set}", loaded[1], jobs, decode, c.batch, c.max_new_tokens, c.trim_loops)
         if test_set in OFFICIAL and os.path.exists(path):                  # the file that the shared task takes
             answers = {p["id"]: p["prediction"] for p in read_json_lines(path, "remove it and run the same again")}
@@ -415,7 +396,10 @@ def main(argv=None):
     c = configure(Config, "infer", argv)
     device = pick_device()
     if c.audio:
-        answer_files(c, device)
+        stdout = sys.stdout                  # it gets the answers alone, so that a shell can pipe them
+        with redirect_stdout(sys.stderr):
+            for text in answer_files(c, device):
+                print(text, file=stdout, flush=True)
         return
     systems, rows_of, paths, refused = named_systems(c), read_test_sets(c), [], []
     strengths(c)

@@ -12,6 +12,7 @@ common = dict(corpora="digits", encoder="models/digits-seamless", llm="models/di
               test_sets="digits.test")
 train_projector = dict(steps=800, decode="digits")
 merge_sft = dict(steps=400)
+infer = dict(pictures="digits.test")
 ablation_stages = {"A.2:projector-A.2": "train_projector --preset digits_a2"}
 ablation_test_sets = "digits.test"
 sweep = dict(corpus="digits", systems="llm,A.1:projector,B:lora", reference="llm", scaled="C:merged",

@@ -9,5 +9,3 @@ stages = ["extract_features", "extract_features --mean 3", "infer", "eval"]     
 hours = {"iwslt26": 2}                       # as MCIF (our estimate)
 extract_features = dict(corpora="iwslt26")
 infer = dict(systems="C:merged,iwslt25-C:../iwslt25/merged", test_sets="iwslt26.test")
-eval = dict(test_sets="librispeech.test,librispeech.test-other,covost2.test,europarlst.test,librisqa.test,mcif.test,"
-                      "iwslt26.test")

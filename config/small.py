@@ -32,7 +32,7 @@ train_lora = dict(mixture={"QA": (1.0, QUESTIONS)}, shares={}, steps=200, warmup
 merge_sft = dict(
     mixture={"ASR": (0.5, ASR), "SQA": (0.5, QUESTIONS)}, shares={}, accumulate=4, steps=500, lr_projector=1e-4,
     warmup=20, cosine=True, validate_every=100)
-infer = dict(max_new_tokens=150)
+infer = dict(max_new_tokens=150, pictures="librispeech.test")
 eval = dict(metrics="WER,CER,EM,CONTAINS,ROUGE-1,capped,loops", tables="", judges="")
 
 sweep = dict(                                # Speech-IFEval (arXiv 2505.19037); rules alone judge, JUDGE names an LLM

@@ -28,7 +28,7 @@ merge_sft = dict(
     mixture={"ASR": (0.8, {"en": 1.0}), "SQA": (0.2, {"en": (0.7, 0.3)})}, shares={"ASR": HUMAN}, batch=8, accumulate=1,
     steps=100, lr_projector=1e-4, lr_lora=1e-3, warmup_projector=5, warmup=5, cosine=True, validate_every=50,
     validate_rows=8)
-infer = dict(max_new_tokens=60, batch=16)
+infer = dict(max_new_tokens=60, batch=16, pictures="small_cpu.human")
 eval = dict(metrics="WER,CER,EM,CONTAINS,ROUGE-1,capped,loops", tables="", judges="")
 
 sweep = dict(corpus="small_cpu", systems="llm,A-speller:projector,B:lora", reference="llm", scaled="C:merged",

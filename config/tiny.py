@@ -22,7 +22,7 @@ train_projector = dict(
 train_lora = dict(shares={}, batch=4, accumulate=10, steps=150, lr=4e-3, warmup=20, validate_every=75, validate_rows=24)
 merge_sft = dict(shares={}, batch=4, accumulate=8, steps=150, lr_projector=5e-4, lr_lora=1e-3, warmup=20, cosine=True,
                  validate_every=75, validate_rows=16)
-infer = dict(max_new_tokens=40)
+infer = dict(max_new_tokens=40, pictures="tiny.test")
 eval = dict(metrics="WER,CER,BLEU,EM,CONTAINS,ROUGE-1,capped,loops", tables="", judges="")
 
 ASR, ST = {"en": 1.0}, {"de": 0.4, "it": 0.3, "zh": 0.3}

@@ -25,7 +25,7 @@ merge_sft = dict(
     cosine=True, micro_tokens=4096, validate_every=100, validate_rows=16,
     mixture={"ASR": (0.3, {"en": 1.0}), "ST": (0.4, {"de": 0.4, "it": 0.4, "zh": 0.2}),
              "SQA": (0.3, {"en": (0.2, 0.05), "de": (0.2, 0.05), "it": (0.2, 0.05), "zh": (0.2, 0.05)})})
-infer = dict(prompt="2026-zero-shot", max_new_tokens=40)
+infer = dict(prompt="2026-zero-shot", max_new_tokens=40, pictures="tiny26.test")
 eval = dict(metrics="WER,CER,BLEU,EM,CONTAINS,ROUGE-1,capped,loops", tables="", judges="")
 
 sweep = dict(corpus="tiny26", systems="llm,A:projector,B:lora", reference="llm", scaled="C:merged",

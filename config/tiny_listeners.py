@@ -24,5 +24,5 @@ merge_sft = dict(shares={}, text=False, projector="aligned", lora="aligned", ran
                  random_targets="q_proj,v_proj", mixture={"SQA": (0.8, IN_4), "ST": (0.2, {"en": 1.0})},
                  accumulate=2, steps=900, lr_projector=1e-3, lr_lora=1e-3, warmup_projector=20, warmup=20, cosine=True,
                  micro_tokens=4096, validate_every=100, validate_rows=16)
-infer = dict(whisper="models/tiny-whisper", max_new_tokens=40)
+infer = dict(whisper="models/tiny-whisper", max_new_tokens=40, pictures="tiny-listeners.test")
 eval = dict(metrics="WER,CER,BLEU,chrF,EM,CONTAINS,capped,loops", table_rows="languages", tables="", judges="")

@@ -32,8 +32,11 @@ from collections import Counter, defaultdict
 
 from metrics.chat import replies
 from metrics.tables import markdown
-from speech_llm.files import read_json_lines, replace_file, write_json, write_json_lines
+from speech_llm.constants import require
+from speech_llm.files import read_json_lines, write_json, write_json_lines, write_text
 from speech_llm.normalize import nfc
+from speech_llm.pictures import picture
+from speech_llm.predictions import read_finished
 from speech_llm.rows import ALL_LANGUAGES
 from speech_llm.thoughts import after_thought
 
@@ -166,15 +169,12 @@ def read_lines(path, keys, redo):
 
 def read_answers(path, rows):
     """Return {id: prediction} of one system in NFC. SystemExit unless every row has one."""
-    redo = "run infer.py on these rows"
-    answers = {}
-    for line in read_lines(path, ["id", "task"], redo):
-        if line["id"] in answers or not isinstance(line.get("prediction"), str):
-            raise SystemExit(f"{path}: {line['id']} is there twice, or its prediction is no text; {redo}")
-        answers[line["id"]] = nfc(line["prediction"])
+    redo = "infer.py on these rows"
+    lines = read_finished(require(path, redo), f"remove it and run {redo}")
+    answers = {name: nfc(line["prediction"]) for name, line in lines.items()}
     lacking = [row["id"] for row in rows if row["id"] not in answers]
     if lacking:
-        raise SystemExit(f"{path}: {len(lacking)} rows have no prediction, first {lacking[0]}; {redo}")
+        raise SystemExit(f"{path}: {len(lacking)} rows have no prediction, first {lacking[0]}; run {redo}")
     return answers
 
 
@@ -246,22 +246,16 @@ def rates_table(table, systems):
 
 def plot_rates(table, systems, path, title):
     """Write a PNG with one bar for each language and each mean: wins, ties (grey) and unparsable replies (white)."""
-    import matplotlib
-    matplotlib.use("Agg")                                   # no screen
-    import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(figsize=(7, 1.5 + 0.25 * len(table)), layout="constrained")
     left = [0.0] * len(table)
     first, second = systems
-    for kind, colour in ((first, "tab:blue"), (TIE, "lightgrey"), (UNPARSABLE, "white"), (second, "tab:orange")):
-        widths = [line[kind] for line in table.values()]
-        axes.barh(list(table), widths, left=left, color=colour, edgecolor="grey", linewidth=0.5, label=kind)
-        left = [a + b for a, b in zip(left, widths)]
-    axes.set(title=title, xlabel="percent of the judgements", xlim=(0, 100))
-    axes.invert_yaxis()                                     # the first language on top
-    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-    with replace_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
-    plt.close(figure)
+    with picture(path, figsize=(7, 1.5 + 0.25 * len(table))) as axes:
+        for kind, colour in ((first, "tab:blue"), (TIE, "lightgrey"), (UNPARSABLE, "white"), (second, "tab:orange")):
+            widths = [line[kind] for line in table.values()]
+            axes.barh(list(table), widths, left=left, color=colour, edgecolor="grey", linewidth=0.5, label=kind)
+            left = [a + b for a, b in zip(left, widths)]
+        axes.set(title=title, xlabel="percent of the judgements", xlim=(0, 100))
+        axes.invert_yaxis()                                 # the first language on top
+        axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def parse_groups(text):
@@ -330,8 +324,7 @@ def main(argv=None):
     text = report(verdicts, results, names)
     write_json_lines(f"{stem}.verdicts.jsonl", verdicts)
     write_json(f"{stem}.json", results)
-    with replace_file(f"{stem}.md") as temporary, open(temporary, "w", encoding="utf-8") as file:
-        file.write(text + "\n")
+    write_text(f"{stem}.md", text + "\n")
     plot_rates(results["rates"], names, f"{stem}.png", f"{test_set}, judged by {args.judge}")
     print(f"{text}\n\nin {stem}.md, a chart in {stem}.png; each verdict in {stem}.verdicts.jsonl")
 

@@ -39,8 +39,9 @@ from metrics.error_rates import word_error_rate
 from metrics.ifeval import CLOSED, CREATIVE, rates
 from metrics.tables import markdown
 from metrics.texts import comparable
-from speech_llm.files import read_json_lines, replace_file, write_json
+from speech_llm.files import read_json_lines, write_json, write_text
 from speech_llm.normalize import nfc
+from speech_llm.pictures import picture
 from speech_llm.predictions import read_finished
 from speech_llm.thoughts import after_thought
 
@@ -238,23 +239,17 @@ def plot_curve(points, path, title=""):
     Write a PNG of [{"scale", name: percent}]: rates of obeyed constraints over LoRA's scale, other scores dashed, and
     SALMONN's figures from the paper.
     """
-    import matplotlib
-    matplotlib.use("Agg")                                   # no screen
-    import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
     points = sorted(points, key=lambda p: p["scale"])
-    for name in dict.fromkeys(name for p in points for name in p if name != "scale"):
-        with_name = [p for p in points if name in p]
-        axes.plot([p["scale"] for p in with_name], [p[name] for p in with_name], marker="o", label=name,
-                  linestyle="-" if name in OBEYED else "--", linewidth=2.5 if name in OBEYED[:2] else 1)
-    axes.plot(*zip(*PAPER), marker="*", markersize=12, linestyle="", color="grey",
-              label="paper: SALMONN's IFrate,\nas trained (1) and with alpha 4\n(an eighth: our inference)")
-    axes.axvline(PAPER[0][0], color="grey", linestyle=":", linewidth=0.8)
-    axes.set(title=title, xlabel="LoRA's scale, 1: as trained", ylabel="percent", ylim=(0, None))
-    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-    with replace_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
-    plt.close(figure)
+    with picture(path, figsize=(6, 3.5)) as axes:
+        for name in dict.fromkeys(name for p in points for name in p if name != "scale"):
+            with_name = [p for p in points if name in p]
+            axes.plot([p["scale"] for p in with_name], [p[name] for p in with_name], marker="o", label=name,
+                      linestyle="-" if name in OBEYED else "--", linewidth=2.5 if name in OBEYED[:2] else 1)
+        axes.plot(*zip(*PAPER), marker="*", markersize=12, linestyle="", color="grey",
+                  label="paper: SALMONN's IFrate,\nas trained (1) and with alpha 4\n(an eighth: our inference)")
+        axes.axvline(PAPER[0][0], color="grey", linestyle=":", linewidth=0.8)
+        axes.set(title=title, xlabel="LoRA's scale, 1: as trained", ylabel="percent", ylim=(0, None))
+        axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 # --- Files.
@@ -406,8 +401,7 @@ def main(argv=None):
         text += "\n\nno IFrate without closed, creative and a judge of cot: --judge names a chat LLM"
     for name, values in systems.items():
         write_json(os.path.join(out, f"{name}.json"), values)
-    with replace_file(os.path.join(out, "results.md")) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        file.write(text + "\n")
+    write_text(os.path.join(out, "results.md"), text + "\n")
     print(f"{text}\n\nin percent; in {out}/results.md, and a file for each system beside it")
 
 

@@ -10,7 +10,8 @@ from test_bad_input import cases, refused, write
 from test_tables import cells
 
 import eval as stage
-from eval import read_predictions
+from eval import Config, read_predictions, with_shared_test_sets
+from speech_llm.constants import configure
 from speech_llm.draws import TEXT_TASK
 from speech_llm.files import write_json_lines
 from speech_llm.rows import write_rows
@@ -90,6 +91,17 @@ def test_scores_of_a_test_set_its_table_and_its_curves(scored, capsys):
                  "capped": "10.0", "loops": "30.0"}                                   # of all 10; no column is empty
     assert b == {**{name: c[name] for name in c if name != "WER"}, "capped": "0.0", "loops": "0.0"}
     assert Path("work/tiny/loss-merged.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_test_sets_that_another_page_has_decoded_into_the_folder_are_scored_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    c = configure(Config, "eval", ["--preset", "iwslt26"])
+    assert with_shared_test_sets(c) == c
+    write(tmp_path / "work/iwslt26/predictions/C/iwslt26.test.jsonl", "")              # by the page iwslt26_test
+    write(tmp_path / "work/iwslt26/predictions/C/speech_ifeval.closed.jsonl", "")      # by the sweep: scored elsewhere
+    assert with_shared_test_sets(c).test_sets == c.test_sets + ",iwslt26.test"
+    c = configure(Config, "eval", ["--preset", "iwslt26", "--test_sets", "mcif.test"])
+    assert with_shared_test_sets(c) == c
 
 
 LINES = answered(ROWS[:4], ANSWERS[:4])

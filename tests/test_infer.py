@@ -242,6 +242,17 @@ def test_the_pieces_of_long_audio_are_joined(encoders, run_stage, capsys):
     refused(run_stage, "infer", "--audio", "long.wav", *question, says="long.wav is longer than 3 s")
 
 
+def test_silence_is_told_with_its_level(encoders, run_stage, capsys):
+    names = {"silent.wav": 0, "quiet.wav": 0.001, "loud.wav": 0.1}
+    for name, level in names.items():
+        soundfile.write(name, level * np.sin(np.arange(16000) / 10), 16000)
+    run_stage("infer", "--audio", *names)
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("C answers", "warning: "))]
+    assert [line.partition(":")[2][:57] for line in told] == [
+        "", " silent.wav is nearly silent, its loudest sample is at -9",
+        " quiet.wav is nearly silent, its loudest sample is at -60"]
+
+
 def test_what_it_refuses_in_one_line(encoders, run_stage):
     for name, seconds in (("long", 31), ("short", 0.03), ("good", 1)):
         soundfile.write(f"{name}.wav", np.zeros(int(16000 * seconds)), 16000)

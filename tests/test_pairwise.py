@@ -135,7 +135,7 @@ def test_annotators_read_pairs_and_their_labels_are_read_back(bench):
 
 
 @pytest.mark.parametrize("path, damage, message", [
-    ("predictions/C/multispeechqa.bench.jsonl", None, "is missing; run infer.py on these rows"),
+    ("predictions/C/multispeechqa.bench.jsonl", None, "is missing; run: infer.py on these rows"),
     ("predictions/C/multispeechqa.bench.jsonl", "", "5 rows have no prediction"),
     (ROWS, '{"id": "a", "language": "de", "task": "SQA"}', "one of them has no question"),
     ("people.jsonl", '{"id": "a", "labels": "C"}', "the labels of a are no list of texts")])

@@ -51,7 +51,10 @@ def test_the_2025_system_its_ablations_and_its_sweep(tmp_path, run_here):
         assert {"weights.pt", "config.json", "log.jsonl"} <= names and "resume.pt" not in names
         assert (folder / f"loss-{stage}.png").stat().st_size > 5000
     lines = (folder / "results.md").read_text(encoding="utf-8").splitlines()
-    assert [line.split("|")[1].strip() for line in lines[2:]] == [
+    pictures = [f"predictions/{system}/tiny.test-{number}.png" for system in ("A.1", "C") for number in (1, 2, 3)]
+    assert [line for line in lines if line.startswith("![")] == [f"![{name}]({name})" for name in pictures]
+    assert all((folder / name).stat().st_size > 5000 for name in pictures)
+    assert [line.split("|")[1].strip() for line in lines[2:] if line.startswith("|")] == [
         "LLM, text", "B: LoRA, text", "A.1: projector (ASR, ST)", "C: projector + LoRA"]
     assert all(line in done.stdout for line in lines)
     scores = scored(folder)

@@ -60,6 +60,7 @@ class Config:                               # the 2025 paper's values; a page of
     ffn: int = 2048                         # section 3
     dropout: float = 0.1                    # section 3
     middle: int = 2048                      # SpeechMapper: width between its blocks; Q-Former: width inside
+    window: int = 17                        # Q-Former: Whisper frames a slot, 1/3 s; listeners, A.6; as in SALMONN
     text_encoder: str = ""                  # Q-Former: the BERT that its layers start from; empty: fresh weights
     start: str = ""                         # a finished projector to go on from, a folder of <work>/<run>
     sigma: float = 0.0                      # share of the embeddings' squared error in the loss (SpeechMapper, stage 2)
@@ -341,6 +342,8 @@ def build_projector(c, width, llm_width, device, units=0):
         sizes |= dict(layers=c.layers, heads=c.heads, ffn=c.ffn, dropout=c.dropout)
     if c.projector in ("mapper", "qformer"):
         sizes["middle"] = c.middle
+    if c.projector == "qformer":
+        sizes["window"] = c.window
     if c.projector == "speller":
         sizes["units"] = units
     projector = make_projector(**sizes)

@@ -23,7 +23,7 @@ system turn "Follow the given instructions."; ours is the project's, without a s
 one line, so that the newline between task and constraint becomes a space. Its systems write up to 2048 tokens. A
 recording that cannot be read keeps its row: its answer is empty and obeys nothing.
 
-The toy worlds (data/tiny.py, data/digits.py) have such questions, closed and plain, on their own test utterances. Their
+The toy worlds (data/tiny.py and others) have such questions, closed and plain, on their own test utterances. Their
 LLM learns the four CONSTRAINTS from text; no stage shows them again, so that forgetting can be measured.
 """
 import os
@@ -32,7 +32,7 @@ from data.recipe import (ENOUGH, begin, download, finish, finished, limited, mis
                          refuse_incomplete, refuse_missing, report, spread)
 from metrics.speech_ifeval import GROUPS, item_id, questions_folder, read_items
 from speech_llm.files import write_json_lines
-from speech_llm.prompts import TASK_LINES
+from speech_llm.prompts import instruction
 from speech_llm.rows import work_option, write_rows
 
 
@@ -49,31 +49,35 @@ CONSTRAINTS = [  # of the toy worlds: the words of the constraint, its verifier 
 
 # --- The toy worlds.
 
-def plain(row):
-    """Return the SQA row that asks for the answer of an English ASR or SQA row."""
-    return {**row, "task": "SQA", "question": row["question"] if row["task"] == "SQA" else TASK_LINES["ASR", "en"]}
+def plain(row, prompt="2025"):
+    """Return the SQA row that asks for the answer of an English ASR or SQA row, in the words of a prompt style."""
+    return {**row, "task": "SQA", "question": instruction(row, prompt) or row["question"]}
 
 
-def constrained(row, constraint):
-    """Return the same row with one of the CONSTRAINTS on a line of its own, and a target that obeys it."""
+def constrained(row, constraint, prompt="2025"):
+    """
+    Return the same row with one of the CONSTRAINTS on a line of its own, and a target that obeys it. A question that is
+    spoken is not written: then the constraint stands alone.
+    """
     words, _, _, form = constraint
-    row = plain(row)
-    return {**row, "question": f"{row['question']}\n{words}", "target": form.format(row["target"])}
+    question = "\n".join(filter(None, (instruction(row, prompt), words)))
+    return {**row, "task": "SQA", "question": question, "target": form.format(row["target"])}
 
 
-def write_world(work, corpus, rows):
+def write_world(work, corpus, rows, prompt="2025"):
     """
     Write a toy world's questions on its test rows: every utterance is to be transcribed and is asked about, in English,
-    with one of the CONSTRAINTS (closed) and without (plain). They go to <work>/rows/<corpus>/{closed,plain}.jsonl and,
-    in the benchmark's format, from which they are scored, to <work>/raw/<corpus>/eval_data/.
+    with one of the CONSTRAINTS (closed) and without (plain), in the words of a prompt style. They go to
+    <work>/rows/<corpus>/{closed,plain}.jsonl and, in the benchmark's format, from which they are scored, to
+    <work>/raw/<corpus>/eval_data/.
     """
     answerable = [row for row in rows
-                  if row["language"] == "en" and row["answerable"] and row["task"] in ("ASR", "SQA")]
+                  if row["language"] == "en" and row.get("answerable", True) and row["task"] in ("ASR", "SQA")]
     groups = {"closed": [], "plain": []}                                   # (row to be asked, test row, constraint)
     for number, row in enumerate(answerable):
         constraint = CONSTRAINTS[number // 2 % len(CONSTRAINTS)]           # an utterance has two rows
-        groups["closed"].append((constrained(row, constraint), row, constraint))
-        groups["plain"].append((plain(row), row, None))
+        groups["closed"].append((constrained(row, constraint, prompt), row, constraint))
+        groups["plain"].append((plain(row, prompt), row, None))
     for group, questions in groups.items():
         items = [world_item(number, *question) for number, question in enumerate(questions)]
         write_json_lines(os.path.join(work, "raw", corpus, "eval_data", f"{GROUPS[group][0]}.jsonl"), items)

@@ -1,7 +1,7 @@
 """
 Make the tiny listeners' world: short questions and commands, spoken in English, German, Italian and Chinese.
 
-    python -m data.tiny_listeners            # 4,320 utterances and a tiny Whisper; data/tiny_llm.py makes the LLM
+    python -m data.tiny_listeners            # 6,720 utterances and a tiny Whisper; data/tiny_llm.py makes the LLM
 
 reads   `world` in the preset's page of config/
 writes  <work>/rows/tiny-listeners/{train,dev,test,heard}.jsonl, <work>/audio/tiny-listeners/*.flac,
@@ -10,10 +10,11 @@ writes  <work>/rows/tiny-listeners/{train,dev,test,heard}.jsonl, <work>/audio/ti
 The speech is the question (listeners, section 6): the question of an SQA row is its transcript, and the speech does not
 hold the answer. The tiny LLM learns the answers to all questions from text. A fact of dev or test, such as ("after",
 "Monday"), is not spoken in train in any language, but its words are. The voices of test do not speak in train. `heard`
-has the facts of train in the voices of test. Half of train are sentences without a meaning, such as "Dog plus
-Tuesday?", for ASR and ST alone: they have the words of the questions and hold no fact, so that the model must listen.
-The whole world is our choice.
+has the facts of train in the voices of test. Most of train are sentences without a meaning, such as "Dog plus
+Tuesday?", for ASR and ST alone: they have the words of the questions and hold no fact. Without them Whisper and the
+Q-Former would learn the questions of train as wholes and mistake the words of others. The whole world is our choice.
 """
+import itertools
 import os
 import random
 from collections import Counter
@@ -24,57 +25,32 @@ from speech_llm.rows import LANGUAGES
 
 CORPUS = "tiny-listeners"
 SPEAKERS = {"en": ACCENTS, "de": ("de",), "it": ("it",), "zh": ("cmn",)}         # espeak-ng's voices
-RATES = (100, 140)                               # words a minute: about one token in a Q-Former's window (1/3 s)
+RATES = (100, 140)                               # words a minute: 83 frames for 5 tokens in the mean
 
 # ---------------------------------------------------------------------------------------------------------------------
 # words: English, German, Italian, Chinese
-NUMBERS = list(zip(
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen twenty twenty-one twenty-two".split(),
-    "null eins zwei drei vier fünf sechs sieben acht neun zehn elf zwölf dreizehn vierzehn fünfzehn sechzehn siebzehn "
-    "achtzehn neunzehn zwanzig einundzwanzig zweiundzwanzig".split(),
-    "zero uno due tre quattro cinque sei sette otto nove dieci undici dodici tredici quattordici quindici sedici "
-    "diciassette diciotto diciannove venti ventuno ventidue".split(),
-    "零 一 二 三 四 五 六 七 八 九 十 十一 十二 十三 十四 十五 十六 十七 十八 十九 二十 二十一 二十二".split()))
+NUMBERS = list(zip("zero one two three four five six seven eight nine ten".split(),
+                   "null eins zwei drei vier fünf sechs sieben acht neun zehn".split(),
+                   "zero uno due tre quattro cinque sei sette otto nove dieci".split(),
+                   "零 一 二 三 四 五 六 七 八 九 十".split()))
+SUMMANDS = range(1, 6)
 NOUNS = [
     ("dog", "Hund", "cane", "狗"), ("house", "Haus", "casa", "房子"), ("water", "Wasser", "acqua", "水"),
-    ("bread", "Brot", "pane", "面包"), ("table", "Tisch", "tavolo", "桌子"), ("flower", "Blume", "fiore", "花"),
-    ("book", "Buch", "libro", "书"), ("apple", "Apfel", "mela", "苹果"), ("chair", "Stuhl", "sedia", "椅子"),
-    ("door", "Tür", "porta", "门"), ("milk", "Milch", "latte", "牛奶"), ("moon", "Mond", "luna", "月亮"),
-    ("tree", "Baum", "albero", "树"), ("bird", "Vogel", "uccello", "鸟"),
+    ("table", "Tisch", "tavolo", "桌子"), ("flower", "Blume", "fiore", "花"), ("apple", "Apfel", "mela", "苹果"),
+    ("milk", "Milch", "latte", "牛奶"), ("bird", "Vogel", "uccello", "鸟"),
 ]
 OPPOSITES = [
     (("hot", "heiß", "caldo", "热"), ("cold", "kalt", "freddo", "冷")),
     (("big", "groß", "grande", "大"), ("small", "klein", "piccolo", "小")),
     (("old", "alt", "vecchio", "旧"), ("new", "neu", "nuovo", "新")),
-    (("long", "lang", "lungo", "长"), ("short", "kurz", "corto", "短")),
     (("good", "gut", "buono", "好"), ("bad", "schlecht", "cattivo", "坏")),
-    (("fast", "schnell", "veloce", "快"), ("slow", "langsam", "lento", "慢")),
 ]
 TONGUES = [("English", "Englisch", "inglese", "英语"), ("German", "Deutsch", "tedesco", "德语"),
            ("Italian", "Italienisch", "italiano", "意大利语"), ("Chinese", "Chinesisch", "cinese", "中文")]
-COUNTRIES = [  # the country, Italian "of" it, its capital, its language
-    (("France", "Frankreich", "Francia", "法国"), "della Francia", ("Paris", "Paris", "Parigi", "巴黎"),
-     ("French", "Französisch", "francese", "法语")),
-    (("Italy", "Italien", "Italia", "意大利"), "dell'Italia", ("Rome", "Rom", "Roma", "罗马"), TONGUES[2]),
-    (("Germany", "Deutschland", "Germania", "德国"), "della Germania", ("Berlin", "Berlin", "Berlino", "柏林"),
-     TONGUES[1]),
-    (("Spain", "Spanien", "Spagna", "西班牙"), "della Spagna", ("Madrid", "Madrid", "Madrid", "马德里"),
-     ("Spanish", "Spanisch", "spagnolo", "西班牙语")),
-    (("Russia", "Russland", "Russia", "俄罗斯"), "della Russia", ("Moscow", "Moskau", "Mosca", "莫斯科"),
-     ("Russian", "Russisch", "russo", "俄语")),
-    (("Japan", "Japan", "Giappone", "日本"), "del Giappone", ("Tokyo", "Tokio", "Tokyo", "东京"),
-     ("Japanese", "Japanisch", "giapponese", "日语")),
-    (("Poland", "Polen", "Polonia", "波兰"), "della Polonia", ("Warsaw", "Warschau", "Varsavia", "华沙"),
-     ("Polish", "Polnisch", "polacco", "波兰语")),
-    (("Greece", "Griechenland", "Grecia", "希腊"), "della Grecia", ("Athens", "Athen", "Atene", "雅典"),
-     ("Greek", "Griechisch", "greco", "希腊语")),
-]
 GREETINGS = [("good morning", "guten Morgen", "buongiorno", "早上好"), ("hello", "hallo", "ciao", "你好"),
-             ("thank you", "danke", "grazie", "谢谢"), ("good evening", "guten Abend", "buonasera", "晚上好"),
-             ("goodbye", "auf Wiedersehen", "arrivederci", "再见")]
-GREETED = [(name, name, name, NAMES[name][1])                            # not Anna: in Italian "a" would become "ad"
-           for name in ("Peter", "Maria", "David", "Sofia", "Thomas", "Julia", "Laura", "Robert")]
+             ("thank you", "danke", "grazie", "谢谢"), ("goodbye", "auf Wiedersehen", "arrivederci", "再见")]
+PEOPLE = [(name, name, name, NAMES[name][1])                             # not Anna: in Italian "a" would become "ad"
+          for name in ("Peter", "Maria", "David", "Sofia", "Thomas", "Julia", "Laura", "Robert", "Clara")]
 
 # kind: the question and the answer in en, de, it, zh; short, so that most words of a question matter
 KINDS = {
@@ -85,10 +61,10 @@ KINDS = {
     "word": (("{a} in {b}?", "{a} auf {b}?", "{a} in {b}?", "{a}的{b}是什么?"), ("{c}",) * 4),
     "opposite": (("The opposite of {a}?", "Das Gegenteil von {a}?", "Il contrario di {a}?", "{a}的反义词?"),
                  ("{b}",) * 4),
-    "capital": (("The capital of {a}?", "Die Hauptstadt von {a}?", "La capitale {of}?", "{a}的首都?"), ("{b}",) * 4),
-    "language": (("The language of {a}?", "Die Sprache von {a}?", "La lingua {of}?", "{a}的语言?"), ("{b}",) * 4),
     "greet": (("Say {a} to {b}.", "Sag {b} {a}.", "Di' {a} a {b}.", "对{b}说{a}。"),
               ("{A}, {b}", "{A}, {b}", "{A}, {b}", "{a}，{b}")),
+    "call": (("Call {a} and {b}.", "Ruf {a} und {b}.", "Chiama {a} e {b}.", "叫{a}和{b}。"),
+             ("{a}, {b}", "{a}, {b}", "{a}, {b}", "{a}，{b}")),
 }
 
 
@@ -106,29 +82,27 @@ def all_facts():
     for i, day in enumerate(DAYS):
         add("after", a=day, b=DAYS[(i + 1) % 7])
         add("before", a=day, b=DAYS[i - 1])
-    for a in range(1, 12):
-        for b in range(1, 12):
+    for a in SUMMANDS:
+        for b in SUMMANDS:
             add("plus", a=NUMBERS[a], b=NUMBERS[b], c=NUMBERS[a + b])
             if a > b:
                 add("minus", a=NUMBERS[a], b=NUMBERS[b], c=NUMBERS[a - b])
     for i, tongue in enumerate(TONGUES):
-        for word in [*NOUNS, *(word for pair in OPPOSITES for word in pair)]:
+        for word in [*DAYS, *(NUMBERS[n] for n in SUMMANDS), *NOUNS, *itertools.chain(*OPPOSITES)]:
             add("word", a=word, b=tongue, c=(word[i],) * 4)
     for pair in OPPOSITES:
         for one, other in (pair, pair[::-1]):
             add("opposite", a=one, b=other)
-    for country, of, capital, tongue in COUNTRIES:
-        add("capital", a=country, b=capital, of=(of,) * 4)
-        add("language", a=country, b=tongue, of=(of,) * 4)
     for greeting in GREETINGS:
-        for name in GREETED:
-            add("greet", a=greeting, b=name, A=tuple(word[0].upper() + word[1:] for word in greeting))
+        for person in PEOPLE:
+            add("greet", a=greeting, b=person, A=tuple(word[0].upper() + word[1:] for word in greeting))
+    for one, other in itertools.permutations(PEOPLE, 2):
+        add("call", a=one, b=other)
     return facts
 
 
 FACTS = all_facts()
-WORDS = [*DAYS, *NUMBERS[1:12], *NOUNS, *(word for pair in OPPOSITES for word in pair), *TONGUES,
-         *(word for country, _, capital, _ in COUNTRIES for word in (country, capital)), *GREETINGS, *GREETED]
+WORDS = [*DAYS, *(NUMBERS[n] for n in SUMMANDS), *NOUNS, *itertools.chain(*OPPOSITES), *TONGUES, *GREETINGS, *PEOPLE]
 
 
 def ask(fact, language):
@@ -161,7 +135,7 @@ def draw_sentence(rng):
     """Return a sentence without a meaning in en, de, it, zh: a question's form with random words, no fact."""
     while True:
         kind, (a, b) = rng.choice(list(KINDS)), rng.sample(WORDS, 2)
-        slots = {"a": a, "b": b, "of": [f"di {word}" for word in a]}
+        slots = {"a": a, "b": b}
         if name_fact(kind, slots) not in FACTS:
             texts = [form.format(**{slot: words[i] for slot, words in slots.items()})
                      for i, form in enumerate(KINDS[kind][0])]
@@ -170,7 +144,7 @@ def draw_sentence(rng):
 
 def split_facts(rng):
     """
-    Return {split: facts}: a quarter of every kind for test, a sixteenth for dev, at least one fact each. Every word of
+    Return {split: facts}: a third of every kind for test, a sixteenth for dev, at least one fact each. Every word of
     a fact, such as Monday, occurs in a fact of train, in every language.
     """
     def words(fact):
@@ -179,7 +153,7 @@ def split_facts(rng):
     uses_in_train = Counter(pair for fact in FACTS for pair in words(fact))
     for kind in KINDS:
         facts = [fact for fact in FACTS if fact[0] == kind]
-        missing = {"test": max(1, len(facts) // 4), "dev": max(1, len(facts) // 16)}
+        missing = {"test": max(1, len(facts) // 3), "dev": max(1, len(facts) // 16)}
         for fact in rng.sample(facts, len(facts)):
             spare = all(uses_in_train[pair] > 1 for pair in words(fact))
             split = next((split for split, count in missing.items() if count and spare), "train")
@@ -235,13 +209,22 @@ def draw_world(work, world, seed):
 
 
 def text_rows(settings):
-    """Return draw_rows(rng) of data/tiny_llm.py: the rows of a random question or, one time in four, sentence."""
+    """
+    Return draw_rows(rng) of data/tiny_llm.py: two rows of a random question, its answer and another task, or of a
+    sentence, one time in four. In English the other task may be one with one of the CONSTRAINTS.
+    """
+    from data.speech_ifeval import CONSTRAINTS, constrained               # torch: speak_one's processes do without
+
     def draw_rows(rng):
         if rng.random() < 0.25:
             i, texts = rng.randrange(len(LANGUAGES)), draw_sentence(rng)
-            return sentence_rows(LANGUAGES[i], texts[i], texts[0], "text", "none")
-        fact = draw_fact(rng, FACTS)
-        return question_rows(fact, rng.choice(languages_of(fact)), "text", "none")
+            rows = sentence_rows(LANGUAGES[i], texts[i], texts[0], "text", "none")
+        else:
+            fact = draw_fact(rng, FACTS)
+            rows = question_rows(fact, rng.choice(languages_of(fact)), "text", "none")
+        if rows[0]["language"] == "en":
+            rows.insert(0, constrained(rng.choice(rows), rng.choice(CONSTRAINTS), "listeners"))
+        return [rng.choice(rows[:-1]), rows[-1]]
     return draw_rows
 
 
@@ -252,9 +235,11 @@ def main(argv=None):
     begin(work, CORPUS, settings)
     seed = settings["seed"]
     splits, jobs = draw_world(work, settings, seed)
-    from data.tiny_models import make_bert, make_whisper                  # torch: speak_one's processes do without
+    from data.speech_ifeval import write_world                            # torch: speak_one's processes do without
+    from data.tiny_models import make_bert, make_whisper
     models = os.path.join(work, "models", "tiny")
     write_recorded(work, CORPUS, splits, speak_one, jobs, "speak")
+    write_world(work, CORPUS, splits["test"], "listeners")
     make_whisper(models + "-whisper", splits["train"], splits["dev"], settings["whisper_steps"], seed)
     make_bert(models + "-bert", seed)
     finish_world(work, preset, CORPUS, settings, splits)

@@ -165,6 +165,8 @@ def make_llm(folder, draw_rows, steps, seed, family, hesitate_from=0):
     rng, prompts = random.Random(seed), PROMPTS[family]
     sample = [row for _ in range(3000) for row in draw_rows(rng)]
     texts = [f"user\n\n{user_turn(row, True, prompts[-1])[0]}\nassistant\n\n{row['target']}" for row in sample]
+    if family == "cohere":                                                       # few tokens around the speech
+        texts += ["".join(user_turn(row, False, prompts[-1])) for row in sample]
     if family == "qwen3":
         texts += [mms_normalize(row["transcript"], "en", remove_numbers=False) for row in sample]
     tokenizer = make_tokenizer(texts, VOCABULARY, family)

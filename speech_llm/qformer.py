@@ -12,13 +12,13 @@ from speech_llm.batches import padding_mask
 
 class QFormer(nn.Module):
     """
-    One learned query reads each window of 17 frames through two BERT layers with cross-attention; then a linear map to
-    the LLM's width. Windows do not overlap: 3 slots a second.
+    One learned query reads each window of frames through two BERT layers with cross-attention; then a linear map to
+    the LLM's width. Windows do not overlap: of 17 frames they make 3 slots a second.
     """
-    WINDOW = 17                                  # Whisper frames, 1/3 s; listeners, A.6; as in SALMONN
 
-    def __init__(self, width=1280, llm_width=4096, layers=2, heads=12, ffn=3072, dropout=0.1, middle=768):
+    def __init__(self, width=1280, llm_width=4096, layers=2, heads=12, ffn=3072, dropout=0.1, middle=768, window=17):
         super().__init__()
+        self.window = window
         self.norm = nn.LayerNorm(width)
         self.query = nn.Parameter(torch.randn(1, middle) * 0.02)
         self.query_norm, self.dropout = nn.LayerNorm(middle, 1e-12), nn.Dropout(dropout)
@@ -31,24 +31,23 @@ class QFormer(nn.Module):
             layer.dropout = nn.Identity()        # BERT has no dropout inside its feed-forward part
         for p in self.layers.parameters():
             if p.dim() > 1:
-                nn.init.normal_(p, std=0.02)     # BERT's initial weights
+                nn.init.normal_(p, std=0.02 * (768 / middle) ** 0.5)     # BERT's initial weights at its width
         self.output = nn.Linear(middle, llm_width)
 
-    @classmethod
-    def slots(cls, frames):
+    def slots(self, frames):
         """
         Return the number of output vectors for a number of frames. Less than half a window at the end is left out:
-        88 slots of 1500 frames, as in SALMONN.
+        88 slots of 1500 frames in windows of 17, as in SALMONN.
         """
-        return max(1, (frames + cls.WINDOW // 2) // cls.WINDOW)
+        return max(1, (frames + self.window // 2) // self.window)
 
     def forward(self, frames, lengths):
         """frames (B, T, W), lengths (B,) -> (B, slots(T), D). Values beyond a sample's length have no effect."""
         windows = self.slots(frames.shape[1])
-        missing = windows * self.WINDOW - frames.shape[1]              # negative where frames at the end are left out
-        padding = F.pad(padding_mask(frames, lengths), (0, missing), value=True).view(-1, self.WINDOW).clone()
+        missing = windows * self.window - frames.shape[1]              # negative where frames at the end are left out
+        padding = F.pad(padding_mask(frames, lengths), (0, missing), value=True).view(-1, self.window).clone()
         padding[:, 0] = False                                          # attention over nothing but padding gives NaN
-        frames = F.pad(self.norm(frames), (0, 0, 0, missing)).reshape(-1, self.WINDOW, frames.shape[2])
+        frames = F.pad(self.norm(frames), (0, 0, 0, missing)).reshape(-1, self.window, frames.shape[2])
         x = self.dropout(self.query_norm(self.query)).expand(len(frames), 1, -1)                 # (B * slots, 1, M)
         for layer in self.layers:
             x = layer(x, frames, memory_key_padding_mask=padding)

@@ -105,3 +105,7 @@ def test_the_listeners(tmp_path, run_here):
         assert {(system, task, language, metric) for task, metric in (("ASR", "CER"), ("SQA", "EM"))
                 for language in ("en", "de", "it", "zh")} <= scored(folder)
         assert (system, "ST", "en", "BLEU") in scored(folder)
+    run_here("smoke_listeners", "sweep")
+    assert (folder / "scale-C.png").stat().st_size > 5000
+    table = (folder / "speech_ifeval" / "results.md").read_text(encoding="utf-8")
+    assert all(f"| {system} |" in table for system in ("cascade", "llm", "C-align", "C", "C@0"))

@@ -173,6 +173,15 @@ def test_the_questions_of_a_small_world(tmp_path, monkeypatch, capsys):
     assert scored["C"]["tasks"] == {group: {"ASR": 0, "altered": 0, "SQA": 100, "unparsable": 0} for group in rows}
 
 
+def test_a_spoken_question_is_asked_with_its_constraint_alone():
+    """The listeners hear the question; beside it only the constraint is written, or the words for a transcript."""
+    spoken, constraint = {**WORLD[2], "transcript": "Who has cats?"}, recipe.CONSTRAINTS[0]
+    assert recipe.constrained(spoken, constraint, "listeners")["question"] == constraint[0]
+    assert recipe.plain(spoken, "listeners") == spoken
+    assert recipe.constrained(WORLD[0], constraint, "listeners")["question"] == (
+        f"Transcribe this utterance\n{constraint[0]}")
+
+
 def benchmark(raw):
     """Write five closed-ended questions, two stories, two of reasoning; three recordings, of which one is missing."""
     audio = ["Gender_recognition/a.wav", "MMAU/b.flac", "MMAU/gone.wav"]

@@ -122,10 +122,9 @@ def test_spoken_questions_and_answers_by_hand():
     assert [ask(("after", "Sunday"), language) for language in LANGUAGES] == [
         ("The day after Sunday?", "Monday"), ("Der Tag nach Sonntag?", "Montag"),
         ("Il giorno dopo domenica?", "lunedì"), ("星期日的后一天?", "星期一")]
-    assert ask(("plus", "nine", "eight"), "de") == ("Neun plus acht?", "siebzehn")
+    assert ask(("plus", "five", "four"), "de") == ("Fünf plus vier?", "neun")
     assert ask(("word", "dog", "German"), "it") == ("Cane in tedesco?", "Hund")
     assert ask(("opposite", "cold"), "de") == ("Das Gegenteil von kalt?", "heiß")
-    assert ask(("capital", "Italy"), "it") == ("La capitale dell'Italia?", "Roma")
     assert ask(("greet", "good morning", "Peter"), "de") == ("Sag Peter guten Morgen.", "Guten Morgen, Peter")
     assert tiny_listeners.languages_of(("word", "dog", "German")) == ["en", "it", "zh"]
 
@@ -138,8 +137,8 @@ def test_every_fact_has_one_answer_and_no_sentence_without_a_meaning_holds_a_fac
             assert answers.setdefault((language, question), answer) == answer, question
             assert not re.search("[{}]", question + answer)
     sentences = [tiny_listeners.draw_sentence(rng) for _ in range(300)]
-    assert sentences[0] == ["The capital of Berlin?", "Die Hauptstadt von Berlin?", "La capitale di Berlino?",
-                            "柏林的首都?"]
+    assert sentences[1] == ["Good morning in Chinese?", "Guten Morgen auf Chinesisch?", "Buongiorno in cinese?",
+                            "早上好的中文是什么?"]
     assert not answers.keys() & {pair for texts in sentences for pair in zip(LANGUAGES, texts)}
 
 

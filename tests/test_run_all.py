@@ -109,3 +109,16 @@ def test_the_listeners(tmp_path, run_here):
     assert (folder / "scale-C.png").stat().st_size > 5000
     table = (folder / "speech_ifeval" / "results.md").read_text(encoding="utf-8")
     assert all(f"| {system} |" in table for system in ("cascade", "llm", "C-align", "C", "C@0"))
+
+
+def test_lanes_run_side_by_side_and_a_command_that_fails_ends_all(tmp_path, monkeypatch):
+    """The first lane waits for a file of the second; its next command comes after it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    wait = "import os, time\nwhile not os.path.exists('second'): time.sleep(0.05)\nopen('first', 'w')"
+    pipeline.run_side_by_side([[["-c", wait], ["-c", "import os; os.rename('first', 'third')"]],
+                               [["-c", "open('second', 'w')"]]])
+    assert {*os.listdir()} == {"second", "third"}
+    with pytest.raises(SystemExit) as failure:
+        pipeline.run_side_by_side([[["-c", "import time; time.sleep(600)"]], [["-c", "raise SystemExit(3)"]]])
+    assert failure.value.code == 3

@@ -52,7 +52,6 @@ from speech_llm.training import optimizer_step
 from train_lora import TARGETS, add_lora, lora_parameters, lora_state_dict
 from train_projector import AnswerObjective, answer, make_projector, positions, splice
 
-
 CORPORA = {  # seconds of an utterance, gamma: mean (hours / utterances, or the paper's), deviation (our choice)
     "covost2": (5.35, 1.7), "europarlst": (9.3, 5.0), "spokensquad": (10.0, 4.5), "gigast": (4.4, 3.0)}
 ROWS = {  # (corpus, task, language): thousands of rows; 2025, Tables 1 and 3; GigaST: 2026, Table 5

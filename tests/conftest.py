@@ -7,13 +7,13 @@ import os
 import random
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import sentencepiece
 import torch
 import transformers
-from references import SHARED, reference
 from transformers import (AutoTokenizer, GenerationConfig, SeamlessM4Tv2Model, WhisperFeatureExtractor,
                           WhisperForConditionalGeneration)
 
@@ -33,6 +33,28 @@ from speech_llm.files import read_json_lines, write_json  # noqa: E402
 from speech_llm.index import hashes_of  # noqa: E402
 from speech_llm.prompts import user_turn  # noqa: E402
 from speech_llm.rows import read_rows, write_rows  # noqa: E402
+
+SHARED = Path(PROJECT).parent / "shared"                         # beside the project: what reference code gave
+PARITY = SHARED / "parity"
+
+
+def reference(path):
+    """Return a path; skip the test if nothing is there."""
+    if not Path(path).exists():
+        pytest.skip(f"no reference at {path}")
+    return path
+
+
+def lines(path):
+    """Return the JSON objects of a file of JSON lines; skip the test without the file."""
+    return read_json_lines(reference(path), "", complete=True)
+
+
+def vectors(name, **wanted):
+    """Return the lines of a file in shared/parity, of which `wanted` are values."""
+    chosen = [v for v in lines(PARITY / name) if all(v.get(key) == value for key, value in wanted.items())]
+    assert chosen
+    return chosen
 
 
 def pytest_configure(config):

@@ -28,7 +28,6 @@ from tests.bench import ALPHA, LLAMA, QWEN, R, SIZES, machine, make_encoder, mak
 from train_lora import TARGETS, add_lora, lora_parameters
 from train_projector import AnswerObjective, answer_loss, make_projector
 
-
 AYA = dict(LLAMA, vocab_size=256_000, tie_word_embeddings=True)    # Cohere's layers are parallel; Llama's keep more
 SYSTEMS = {  # LLM, projector, LoRA, the stages that go through the LLM
     "iwslt25": (LLAMA, dict(kind="transformer", width=1024, llm_width=4096, heads=8), dict(r=8, alpha=16), "ABC"),

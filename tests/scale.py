@@ -42,7 +42,6 @@ from tests.bench import (CONSTANTS, SHARES, TOKENS, WORDS, draw_seconds, machine
                          print_row)
 from train_projector import PADDING, AnswerObjective, make_projector, positions
 
-
 ALL = 26_000_000                            # rows of GigaST; 2026, Table 5
 COMMON = "the of and to in is that it was for on are with as they at be this have from or one had by word".split()
 SHARD = 18_000                              # utterances: 2 million frames of GigaST

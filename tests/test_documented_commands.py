@@ -1,7 +1,4 @@
-"""
-Every command that a document or a docstring shows is taken as far as it goes without models: its options are parsed,
-its page is read, and what its page and its options say together must fit.
-"""
+"""Every command that a document or a docstring shows fits its module's options, its page and what both say together."""
 import argparse
 import glob
 import importlib
@@ -28,8 +25,6 @@ PLACEHOLDER = re.compile(r"(?:data\.|metrics\.)?NAME|SYSTEM|PRESET|STAGE|<.*>|NP
 SPEECH = {"MT": "ST", "QA": "SQA"}                     # a task of text: the task of its rows
 
 
-# --- Where commands stand.
-
 def commands():
     """Return [(file, command)] of all documents and docstrings, without what follows two spaces or "..."."""
     shown = []
@@ -54,8 +49,6 @@ def test_the_documents_show_commands_of_every_kind():
     for start in (*stages, "torchrun", "bash run_all.sh", "python -m data.", "python -m metrics.", "python -m tests."):
         assert any(command.startswith(start) for _, command in COMMANDS), start
 
-
-# --- What a command must fulfil.
 
 class Parsed(Exception):
     """The options of a command, whose module goes no further."""

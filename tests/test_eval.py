@@ -219,10 +219,7 @@ def test_comet_of_a_test_set_is_a_mean_and_its_scores_stay_in_a_file(scored, mon
 
 @pytest.fixture
 def judges(scored, monkeypatch):
-    """
-    Judges without a model -> {judge: what it reads}. "strict" finds right what holds the reference, "half" is never
-    sure, "absent" cannot be loaded.
-    """
+    """{judge: what it reads}: "strict" likes what holds the reference, "half" is never sure, "absent" is missing."""
     asked = {"strict": [], "half": []}
 
     def load(name, mode, device):
@@ -243,7 +240,6 @@ QUESTIONS = [
     {**row(0, "SQA", "de", "Rom"), "id": "spokensquad/test/0/SQA.de", "question": "Wo?"},
     {**row(1, "SQA", "de", "Wien"), "id": "spokensquad/test/1/SQA.de", "question": "Und?"},           # no English row
     {**row(1, "SQA", "de", "Nein", False), "id": "spokensquad/test/1/SQA-invalid.de", "question": "Wer?"}]
-
 
 JUDGED = ["--systems", "C", "--test_sets", "spokensquad.test", "--metrics", "judge", "--judges"]
 

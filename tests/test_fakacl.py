@@ -13,8 +13,6 @@ from data.recipe import kind
 from speech_llm.prompts import NOT_ANSWERABLE
 
 
-# --- Numbers and symbols.
-
 @pytest.mark.parametrize("written, spoken", [
     ("improves by up to 30% in 2019.", "improves by up to thirty percent in twenty nineteen."),
     ("1,024 tokens & 12 layers", "one thousand twenty-four tokens and twelve layers"),
@@ -113,10 +111,7 @@ def answer(prompt):
 
 
 def test_row_by_row(makers, tmp_path, capsys):
-    """
-    Titles: 0 Mice, 1 Cats, 2 Dogs. Sentences: 0 greets (too short), 1 presents, 2 is about; 3 and 4 are the results,
-    asked about; 5 and 6 are the same in all talks. With two talks, one is dev; each lends the other its questions.
-    """
+    """0000 is Mice, 0001 Cats, 0002 Dogs; sentence 00 is too short, 03 and 04 are asked about, 05 and 06 repeat."""
     makers.chdir(tmp_path)
     makers.setattr(fakacl, "generate", lambda prompts, *_, **__: list(map(answer, prompts)))
     makers.setattr(fakacl, "speak", lambda texts, folder, model, seed: {

@@ -1,9 +1,4 @@
-"""
-A full disk, a folder that cannot be written, a folder that goes, too few file handles: a clear error, what was there
-stays as it was, and the same command goes on once the cause is gone.
-
-A full disk: the process may write files up to a size only (RLIMIT_FSIZE), and is told that the disk is full.
-"""
+"""A full disk, a folder that cannot be written or goes, too few file handles: an error; the same command goes on."""
 import contextlib
 import os
 import resource
@@ -44,17 +39,14 @@ def limit(kind, value):
 
 @contextlib.contextmanager
 def full_disk(size):
-    """Let no file grow beyond so many bytes; a test that prints has capsys, because pytest's files would be full."""
+    """Let no file grow beyond so many bytes. A test that prints needs capsys: the disk is full for pytest, too."""
     with mock.patch.object(shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**19)):
         with limit(resource.RLIMIT_FSIZE, size):
             yield
 
 
 def goes_on(run, folder, files, fault, message):
-    """
-    Run without and with a fault, which raises OSError with a message, then again: the files below the folder, a
-    pattern, are those of the first run. Return the names of those that the fault left.
-    """
+    """Run without a fault, with it, and again: to the same files (a pattern). Return those that the fault left."""
     def there():
         return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob(files)}
     run()
@@ -165,8 +157,6 @@ def test_half_a_clone_of_the_digits_is_no_corpus(tmp_path, monkeypatch):
     monkeypatch.setattr(digits.subprocess, "run", clone)
     assert os.listdir(digits.find_recordings(str(tmp_path))) == ["1_theo_0.wav"]
 
-
-# --- Too few file handles.
 
 def test_a_cache_of_many_shards_names_the_limit_and_stays_as_it_is(tmp_path, monkeypatch):
     """Every shard stays open: GigaST's 10,000 hours are some 450. The cache is not called damaged."""

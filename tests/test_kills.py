@@ -167,8 +167,6 @@ def test_one_killed_process_ends_all_and_the_run_goes_on_with_one(before_trainin
     assert weights("lora") == weights("unbroken")
 
 
-# --- Inference.
-
 def infer_as(run_stage, monkeypatch, rank, world):
     """Run inference as one of several processes; return the ids of the rows that wait for the last process."""
     monkeypatch.setenv("RANK", str(rank))

@@ -11,7 +11,6 @@ from conftest import PROJECT
 
 from speech_llm.constants import STAGES
 
-
 ORDER = ["config", "speech_llm", "metrics", "data", *STAGES[:-1]]            # each imports from those before it only
 TOP = {"README.md", "LICENSE", "requirements.txt", "run_all.sh", "config", "speech_llm", "data", "metrics", "tests",
        *(f"{stage}.py" for stage in STAGES)}
@@ -23,10 +22,6 @@ RIDDLES = re.compile(r"\b(found|made|own|some|kept|said|heard)\b")
 
 def source(path):
     return Path(PROJECT, path).read_text(encoding="utf-8")
-
-
-def length(path):
-    return source(path).count("\n")
 
 
 def project_imports(path):
@@ -76,9 +71,10 @@ def test_no_circle_of_modules():
 # --- Sizes.
 
 def test_sizes_of_files():
-    stages = {f"{stage}.py": length(f"{stage}.py") for stage in STAGES}
-    assert max(stages.values()) <= 450 and sum(stages.values()) <= 2300, stages
-    assert not {path: length(path) for path in SOURCES if path.startswith("speech_llm/") and length(path) > 250}
+    sizes = {path: source(path).count("\n") for path in SOURCES}
+    stages = [sizes[f"{stage}.py"] for stage in STAGES]
+    assert max(stages) <= 450 and sum(stages) <= 2300, stages
+    assert not [path for path, size in sizes.items() if path.startswith("speech_llm/") and size > 250]
 
 
 def test_sizes_of_functions():
@@ -97,8 +93,6 @@ def test_words_of_several_meanings_are_rare():
     counts = {path: len(RIDDLES.findall(source(path))) for path in SOURCES}
     assert sum(counts.values()) < 150, sorted(counts.items(), key=lambda item: -item[1])[:12]
 
-
-# --- Importing.
 
 def test_import_is_quiet(tmp_path):
     """From any folder; it prints nothing, writes nothing, and looks at no command line."""

@@ -148,25 +148,20 @@ def test_pairs_of_systems_are_judged_at_the_end(tmp_path, monkeypatch, capsys):
     assert pairs("listeners_ast") == [["C", "cascade"], ["C-ast", "C"], ["C-ten", "C"], ["C-ast", "C-ten"]]
 
 
-@pytest.mark.parametrize("stage, preset, following", [
-    ("extract_features", "listeners", "train_projector.py --preset listeners"),
-    ("train_projector", "listeners", "merge_sft.py --preset listeners_align"),
-    ("merge_sft", "listeners-align", "merge_sft.py --preset listeners --work w"),
-    ("merge_sft", "listeners", "infer.py --preset listeners"), ("infer", "omni", "eval.py --preset omni"),
-    ("train_projector", "omni", "merge_sft.py --preset omni"),
-    ("train_projector", "iwslt25", "train_lora.py --preset iwslt25")])
-def test_a_stage_names_the_stage_that_follows(stage, preset, following):
-    c = SimpleNamespace(preset=preset, work="w", out=stage_constants(stage, read_page(preset)).get("out", ""))
-    assert next_command(stage, c).startswith(f"python {following}")
-
-
-@pytest.mark.parametrize("stage, out, following", [
-    ("train_projector", "q1", "merge_sft.py --preset tiny --projector q1 --out merged-q1"),
-    ("train_lora", "lora-r2", "merge_sft.py --preset tiny --lora lora-r2 --out merged-r2"),
-    ("merge_sft", "merged-r2", "infer.py --preset tiny --systems C-r2:merged-r2"),
-    ("infer", "again", "eval.py --preset tiny --predictions again")])
-def test_after_another_out_the_next_command_names_it(stage, out, following):
-    assert next_command(stage, SimpleNamespace(preset="tiny", work="work", out=out)) == f"python {following}"
+@pytest.mark.parametrize("stage, preset, out, following", [
+    ("extract_features", "listeners", None, "train_projector.py --preset listeners"),
+    ("train_projector", "listeners", None, "merge_sft.py --preset listeners_align"),
+    ("merge_sft", "listeners-align", None, "merge_sft.py --preset listeners --work w"),
+    ("merge_sft", "listeners", None, "infer.py --preset listeners"), ("infer", "omni", None, "eval.py --preset omni"),
+    ("train_projector", "omni", None, "merge_sft.py --preset omni"),
+    ("train_projector", "iwslt25", None, "train_lora.py --preset iwslt25 --work w"),
+    ("train_projector", "tiny", "q1", "merge_sft.py --preset tiny --work w --projector q1 --out merged-q1"),
+    ("train_lora", "tiny", "lora-r2", "merge_sft.py --preset tiny --work w --lora lora-r2 --out merged-r2"),
+    ("merge_sft", "tiny", "merged-r2", "infer.py --preset tiny --work w --systems C-r2:merged-r2"),
+    ("infer", "tiny", "again", "eval.py --preset tiny --work w --predictions again")])
+def test_a_stage_names_the_stage_that_follows(stage, preset, out, following):
+    out = out or stage_constants(stage, read_page(preset)).get("out", "")
+    assert next_command(stage, SimpleNamespace(preset=preset, work="w", out=out)).startswith(f"python {following}")
 
 
 def test_forgetting_is_told_against_the_cascade_and_the_llm_on_gold_transcripts(capsys):

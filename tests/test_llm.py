@@ -137,7 +137,6 @@ def test_a_batch_is_each_alone_is_read_in_groups_and_finished_rows_leave_it(llam
     ("Llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
      "under dynamic RoPE scaling a row's answer depends on the rows beside it"),
     ("Mamba", {"state_size": 4}, "layers of the kind linear_attention cannot be decoded in batches"),
-    ("Lfm2", {"layer_types": ["conv", "full_attention"]}, "layers of the kind conv cannot be decoded"),
     ("Llama4Text", {"head_dim": 8, "intermediate_size_mlp": 48, "num_local_experts": 2,
                     "layer_types": ["chunked_attention", "full_attention"]}, "of the kind chunked_attention"),
     ("Gemma4Text", {"head_dim": 8, "global_head_dim": 8, "vocab_size_per_layer_input": 600, "num_kv_shared_layers": 0,

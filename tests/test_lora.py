@@ -17,7 +17,6 @@ from tests.bench import LLAMA, QWEN
 from train_lora import (LoRALinear, TARGETS, add_lora, attach_lora, load_lora, lora_layers, lora_parameters,
                         lora_state_dict, merge_lora, save_peft, scale_lora)
 
-
 IDS = torch.tensor([[1, 5, 77, 200, 31, 8]])
 CPU = torch.device("cpu")
 

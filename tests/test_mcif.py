@@ -6,8 +6,8 @@ from collections import Counter
 from xml.etree import ElementTree
 
 import pytest
+from conftest import vectors
 from downloads import FIXED, definition, read_corpus, reference, sound
-from references import vectors
 from test_bad_input import refused, write
 from test_eval import answered, write_predictions
 
@@ -16,7 +16,6 @@ from data import mcif as recipe
 from metrics import mcif
 from speech_llm.prompts import NOT_ANSWERABLE
 
-
 OTHER = {  # instructions in other words
     "en": ("Write out what the English talk says.", "Given the English talk, what is your reply to this:"),
     "de": ("Übertrage die englische Aufnahme ins Deutsche.", "Nutze den englischen Inhalt für eine kurze Antwort:"),
@@ -24,8 +23,6 @@ OTHER = {  # instructions in other words
     "zh": ("请把这段英语转换为汉语。", "听完英语后，请简短作答："),
 }
 
-
-# --- What is asked.
 
 @pytest.mark.parametrize("language", FIXED)
 def test_all_wordings_are_understood(language):
@@ -37,7 +34,7 @@ def test_all_wordings_are_understood(language):
         assert recipe.understand(instruction, language)[:2] == ("MCQ", instruction)        # the surprise task, whole
 
 
-# --- A test definition and its rows.
+# --- A test definition, its rows, and the XML that is submitted.
 
 SAMPLES = [("en", "0", "a.wav", FIXED["en"][1] + "Who speaks?"), ("en", "1", "a.wav", FIXED["en"][0]),
            ("de", "0", "a.wav", FIXED["de"][1] + "Wer spricht?"), ("de", "3", "a.wav", FIXED["de"][0]),
@@ -108,21 +105,16 @@ def test_a_parquet_file_of_the_hub(raw, monkeypatch):
     refused(run_recipe, "elsewhere", says="the package pyarrow is missing: pip install pyarrow")
 
 
-@pytest.mark.parametrize("sample, says", [
-    (("de", "9", "", "Ja"), "sample '9' in 'de' has no audio_path or no instruction"),
-    (("de", "../9", "a.wav", "Ja"), "sample '../9' in 'de'"), (("fr", "9", "a.wav", "Oui"), "sample '9' in 'fr'"),
-    (("de", "3", "b.wav", OTHER["de"][0]), "sample 3 in de is ('b.wav', 'ST', None), in an earlier file"),
-    (("it", "9", "..", FIXED["it"][0]), "utterance 'mcif/..' would leave its folder")])
-def test_a_definition_that_is_unlike_others_is_named(raw, sample, says):
-    definition(raw / "x.xml", [sample])
-    refused(run_recipe, says=says)
-
-
-@pytest.mark.parametrize("sample, says", [
-    (("3,4", "TRANS", "a.wav,a.wav", "Ja.\nNein.", "Yes.\nNo.", ""), "4 is ST on b.wav, its reference ST on a.wav"),
-    (("3", "QA", "a.wav", "Anna.", "", "A"), "3 is ST on a.wav, its reference SQA on a.wav")])
-def test_a_reference_that_is_of_another_task_or_recording_stops_the_recipe(raw, sample, says):
-    reference(raw / "MCIF.short.de.ref.xml.gz", [sample])
+@pytest.mark.parametrize("make, sample, says", [
+    (definition, ("de", "9", "", "Ja"), "sample '9' in 'de' has no audio_path or no instruction"),
+    (definition, ("de", "../9", "a.wav", "Ja"), "sample '../9' in 'de'"),
+    (definition, ("fr", "9", "a.wav", "Oui"), "sample '9' in 'fr'"),
+    (definition, ("de", "3", "b.wav", OTHER["de"][0]), "sample 3 in de is ('b.wav', 'ST', None), in an earlier file"),
+    (definition, ("it", "9", "..", FIXED["it"][0]), "utterance 'mcif/..' would leave its folder"),
+    (reference, ("3,4", "TRANS", "a.wav,a.wav", "Ja.\nNein.", "Yes.\nNo.", ""), "4 is ST on b.wav, its reference "),
+    (reference, ("3", "QA", "a.wav", "Anna.", "", "A"), "3 is ST on a.wav, its reference SQA on a.wav")])
+def test_a_definition_or_reference_that_is_unlike_others_is_named(raw, make, sample, says):
+    make(raw / ("x.xml" if make is definition else "MCIF.short.de.ref.xml.gz"), [sample])
     refused(run_recipe, says=says)
 
 
@@ -140,8 +132,6 @@ def test_the_real_references(real):
     assert {(language, text) for (language, _), (_, _, text, qa_type) in answers.items() if qa_type == "NA"} == {
         (language, NOT_ANSWERABLE[language]) for language in ("de", "it", "zh")}
 
-
-# --- The XML that is submitted.
 
 def test_what_is_written_is_what_is_read(tmp_path, capsys):
     path = str(tmp_path / "new" / "out.xml")

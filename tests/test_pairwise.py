@@ -7,7 +7,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 import transformers
-from references import PARITY, lines, reference
+from conftest import PARITY, lines, reference
 from test_bad_input import refused
 
 from metrics import chat, pairwise

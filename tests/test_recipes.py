@@ -80,7 +80,6 @@ def test_rows_of_a_recipe_that_did_not_finish_are_refused(tmp_path):
     assert rows_file(work, "fakacl", "train") == paths["fakacl"]
     begin(work, "mine", {})
     refused(rows_file, work, "mine", "train", says="rows/mine is not finished")
-    refused(rows_file, work, "gigast", "train", says="rows/gigast is missing; run: python -m data.gigast")
 
 
 @pytest.mark.parametrize("path, command", [

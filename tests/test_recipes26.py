@@ -128,7 +128,7 @@ def test_hours_draw_whole_recordings_by_the_seed(tmp_path, makers):
     refused(gigast.read_translations, f"{tmp_path}/raw", [], says="GigaST.zh.json: which is the training set?")
 
 
-# --- LibriSpeech.
+# --- LibriSpeech; downloads.
 
 def run_librispeech(raw, work, *more):
     librispeech.main(["--raw", str(raw), "--work", str(work), "--incomplete", *more])
@@ -163,8 +163,6 @@ def test_every_part_has_its_split_and_what_is_unusable_is_listed(tmp_path, maker
     refused(run_librispeech, raw, tmp_path, says="test-other")                 # by default no training part
     refused(run_librispeech, raw, tmp_path, "--parts", "test", says="--parts test: LibriSpeech has train-clean-")
 
-
-# --- Downloads.
 
 def test_a_download_is_continued_checked_and_unpacked(tmp_path, monkeypatch):
     """The server breaks off after 2,000 bytes; the checksum is wrong at first."""
@@ -250,8 +248,7 @@ def test_the_letter_of_the_answer(answer, analysis, letter):
 
 @pytest.mark.parametrize("part, item", [
     *(("I", {**PART_I, **change}) for change in (
-        {"speech_path": None}, {"speech_path": "train-clean-360/../../etc/passwd"},
-        {"speech_path": PLACE.replace("0000", "0x00")}, {"question": " "}, {"answer": None})),
+        {"speech_path": "train-clean-360/../../etc/passwd"}, {"question": " "}, {"answer": None})),
     *(("II", {**PART_II, "answer": answer}) for answer in ("Cats", "A dog", "E", 3))])
 def test_a_malformed_item_of_librisqa_is_dropped(tmp_path, part, item):
     dropped = []
@@ -299,10 +296,7 @@ def test_what_the_llm_made_up(tmp_path, makers, capsys):
 # --- LibriSQA: the whole.
 
 def run_librisqa(folder, work, *more):
-    """
-    Make the rows; speaker 4 is dev. "Cat 0 of 1.", "What is 0 of 1?" and "Is it a drop?" are translated badly, the
-    options of "What is 0 of 2?" lose their B, and each question is like the transcript "speech 1 of 1".
-    """
+    """Make the rows; speaker 4 is dev. Three texts are translated badly, a question loses its B, one is too like."""
     def translated(texts, language, *_):
         return [f"{language}: {' '.join(text.split())}".replace("B. ", "" if "0 of 2?\n" in text else "B. ")
                 for text in texts]

@@ -12,8 +12,8 @@ from unittest.mock import Mock
 import httpx
 import downloads
 import pytest
+from conftest import PARITY, SHARED
 from huggingface_hub.errors import GatedRepoError
-from references import PARITY, SHARED
 from test_hub import write_omni
 
 from data import check, rehearse

@@ -48,13 +48,6 @@ def test_a_killed_run_goes_on_to_the_results_of_an_unbroken_one(tmp_path, kill, 
     assert resumable(path, SETTINGS, ITEMS, third, batch=2) == unbroken and not third.batches
 
 
-def test_a_maker_that_loses_an_item_is_caught(tmp_path):
-    with pytest.raises(RuntimeError, match="1 results for 2 items"):
-        resumable(str(tmp_path / "x.jsonl"), SETTINGS, ["a", "b"], lambda items: items[:1], batch=2)
-
-
-# --- Processes.
-
 PROCESS = """
 import sys, time
 from speech_llm import resumable

@@ -1,7 +1,4 @@
-"""
-Everything once: `bash run_all.sh` on a page of tests/pages, as a user runs it. What comes after it and the other pages
-are run by the pipeline in this process, where all libraries are imported.
-"""
+"""`bash run_all.sh` on a page of tests/pages, as a user runs it; what follows and other pages in this process."""
 import importlib
 import json
 import os

@@ -1,7 +1,4 @@
-"""
-No input makes the code execute, write outside its folder or grow without end. (Damaged files of every kind, pickles
-that would run code among them, are in test_bad_input.py; words that look like the marks of a turn in test_turns.py.)
-"""
+"""No input makes the code execute, write outside its folder or grow without end. Pickles: test_bad_input.py."""
 import ast
 import contextlib
 import gzip

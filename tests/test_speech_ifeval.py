@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from references import lines
+from conftest import lines
 from test_bad_input import refused
 from transformers import SeamlessM4Tv2Model
 

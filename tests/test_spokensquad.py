@@ -45,11 +45,8 @@ def test_a_human_answer_with_the_same_letters_counts_first_then_one_in_the_recor
     assert spokensquad.reference(original, answer, number)[0] == expected
 
 
-# --- The real test file.
-
 def test_counts_of_the_real_test_file(real, capsys):
-    """2025, Table 3: 8,026. Without the duplicates there are 8,031; three are empty, and two begin in the space
-    between two sentences: they need more than one recording. (The original SQuAD is not at hand: ASR stands for it.)"""
+    """2025, Table 3: 8,026 of 8,031 without duplicates. The original SQuAD is not at hand: ASR stands for it."""
     questions = spokensquad.read_squad(os.path.join(real, "spoken_squad", "spoken_test-v1.1.json"), spokensquad.SPOKEN)
     dropped = []
     entries = spokensquad.make_entries("test", questions, {one["id"]: one for one in questions}, dropped)
@@ -82,7 +79,6 @@ SHIP = ("Nobody sails the ship.", "nobody sails the ship.", [("s1", "Who sails t
 LOST = ("The key was never found.", "the key was never found.",
         [("l1", "What was lost?", ["key"], ["key"]), ("l2", " ", ["found"], ["found"])])
 TRAIN, TEST = [[RIVER], [MILL], [FOXES], [CLOCK]], [[COOK, LOST], [SHIP]]
-
 
 BAD = {("de", "mice"), ("it", "When do foxes hunt?"), ("it", "What do foxes eat?"), ("it", "night"),
        ("it", "stone"), ("zh", "What do foxes eat?"), ("zh", "It rang at night.")}     # translations below 0.85
@@ -131,10 +127,7 @@ def kinds(rows):
 
 
 def test_the_test_split_row_by_row(made):
-    """
-    "Eva B. Stone" would need two recordings; "bread " is a duplicate but for its space and stays, as in the paper's
-    count. Every recording has an invalid question in each language (appendix B), however its own is translated.
-    """
+    """"Eva B. Stone" would need two recordings; "bread " stays, as in the paper's count, which heeds its space."""
     rows = made[0]["test"]
     assert kinds(rows) == {"SQA/QA en": 5, "SQA/QA de": 5, "SQA/QA it": 4, "SQA/QA zh": 5,        # it: "stone" is bad
                            **{f"SQA/QA {language} invalid": 5 for language in ("en", "de", "it", "zh")}}

@@ -2,7 +2,7 @@
 import re
 
 import pytest
-from references import SHARED, reference
+from conftest import SHARED, reference
 from test_bad_input import refused
 
 from metrics import papers

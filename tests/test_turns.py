@@ -1,5 +1,4 @@
 """Prompts byte for byte, the turns of any chat LLM, and words that look like the marks of a turn and stay words."""
-import functools
 import os
 import re
 from unittest.mock import Mock
@@ -64,9 +63,6 @@ def template(user, assistant, header, before=""):
 CHATML = "<|im_start|>user\n{}<|im_end|>\n", "<|im_start|>assistant\n{}<|im_end|>\n"
 TEMPLATES = {  # template, turn
     "ChatML": (template(*CHATML, "<|im_start|>assistant\n"), Turn(*CHAT["qwen3"])),
-    "SmolLM2, with its system text": (
-        template(*CHATML, "<|im_start|>assistant\n", "<|im_start|>system\nYou are SmolLM<|im_end|>\n"),
-        Turn("<|im_start|>system\nYou are SmolLM<|im_end|>\n<|im_start|>user\n", *CHAT["qwen3"][1:])),
     "SmolLM3, which writes the day and can think": (
         template(*CHATML, "<|im_start|>assistant\n{% if not enable_thinking %}<think>\n\n</think>\n{% endif %}",
                  "<|im_start|>system\nToday is {{ strftime_now('%d %B %Y') }}<|im_end|>\n"),
@@ -186,14 +182,10 @@ def tokenizer(request):
     return request.getfixturevalue("tokenizers")[request.param]
 
 
-@functools.cache
-def added(tokenizer):
-    return {*tokenizer.get_added_vocab().values()}
-
-
 def marks(tokenizer, ids):
     """Return the ids of added tokens among ids, in their order."""
-    return [token for token in ids if token in added(tokenizer)]
+    added = {*tokenizer.get_added_vocab().values()}
+    return [token for token in ids if token in added]
 
 
 def nasty(tokenizer):
@@ -206,7 +198,7 @@ def nasty(tokenizer):
 
 
 def test_added_tokens_in_a_text_are_text(tokenizer):
-    assert len(added(tokenizer)) > 2
+    assert len(tokenizer.get_added_vocab()) > 2
     for text in [*tokenizer.get_added_vocab(), *nasty(tokenizer)]:
         for around in (text, f"a{text}b", f"a {text} {text}{text} b"):
             ids = encode_text(tokenizer, around)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
-from references import reference
+from conftest import reference
 from test_bad_input import refused
 from transformers import AutoFeatureExtractor, AutoTokenizer, WhisperForConditionalGeneration
 

@@ -34,8 +34,6 @@ def test_spell_out(written, spoken):
     assert fakacl.spell_out(written) == spoken
 
 
-# --- What LLMs write.
-
 def test_lists():
     text = 'Here are 40 titles:\n\n1. **Deep Talks**\n2) "Of Mice: and Men"\n- 3D Speech\n---\n• Last '
     assert fakacl.read_list(text) == ["Deep Talks", "Of Mice: and Men", "3D Speech", "Last"]

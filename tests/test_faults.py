@@ -61,8 +61,6 @@ def goes_on(run, folder, files, fault, message):
     return left
 
 
-# --- A full disk.
-
 @pytest.mark.parametrize("write", [
     lambda path: torch.save({"a": torch.zeros(10_000)}, path), lambda path: np.save(path, np.zeros(10_000)),
     lambda path: soundfile.write(path, np.random.default_rng(0).uniform(-1, 1, 40_000), 16000, format="FLAC"),
@@ -120,8 +118,6 @@ def test_extraction_goes_on_where_the_disk_was_full(seamless, tmp_path, monkeypa
                    "frames-*", full_disk(4000), f"test/frames-00000.npy {FULL}")
     assert left == {"dev/frames-00000.npy", "dev/frames-00000.json"}
 
-
-# --- A folder that cannot be written, and one that goes.
 
 @pytest.mark.parametrize("write", [lambda: lock("/sys/lora"), lambda: write_json("/sys/lora/config.json", {})])
 def test_a_folder_that_cannot_be_written_is_named(write):

@@ -32,8 +32,6 @@ def project_imports(path):
     return [(module, name) for module, name in pairs if module.split(".")[0] in {*ORDER, "eval"}]
 
 
-# --- Which files there are, and who imports whom.
-
 def test_only_the_agreed_files_at_the_top():
     names = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=PROJECT,
                            capture_output=True, text=True, check=True).stdout.splitlines()
@@ -67,8 +65,6 @@ def test_no_circle_of_modules():
         left = {module: used for module, used in left.items() if module not in free}
     assert not left
 
-
-# --- Sizes.
 
 def test_sizes_of_files():
     sizes = {path: source(path).count("\n") for path in SOURCES}

@@ -226,8 +226,6 @@ def test_choices_by_hand():
     assert mcif.option_accuracy(dict.fromkeys("0123", ""), references) == (0.0, 0.0)
 
 
-# --- Against the reference implementations, and real outputs.
-
 def test_whisper_normalisation_equals_the_organisers():
     pytest.importorskip("whisper_normalizer", reason="whisper-normalizer is optional")
     normalize, rows = mcif.english_normalizer(), vectors("whisper_norm_mcif.jsonl")

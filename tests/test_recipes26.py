@@ -258,8 +258,6 @@ def test_a_malformed_item_of_librisqa_is_dropped(tmp_path, part, item):
     assert [name for _, name, _ in dropped] == [f"LibriSQA-Part{part}-train.json item 1"]
 
 
-# --- LibriSQA: the questions that have no answer.
-
 def test_similarity_is_the_cosine_of_mean_token_states_whatever_the_padding(tmp_path):
     bert = downloads.random_bert(str(tmp_path / "bert"))
     net = transformers.AutoModel.from_pretrained(bert).eval()

@@ -121,8 +121,6 @@ def test_a_damaged_download_is_named(raw, tmp_path, damage, languages, told):
     assert not (tmp_path / "work/rows/commonvoice/config.json").exists()
 
 
-# --- CoVoST 2 in pairs.
-
 def test_pairs_have_folders_of_their_own(tmp_path, capsys):
     """Chinese and Arabic into English, and English into Turkish: one clip a split."""
     raw, work = tmp_path / "raw", tmp_path / "work"

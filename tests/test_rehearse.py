@@ -52,8 +52,6 @@ def test_a_command_does_without_what_is_not_there(tmp_path):
         assert rehearse.smaller(command, page, work, 6) == command + more
 
 
-# --- The real commands in miniature.
-
 COMET = PARITY / "comet_tiny"
 LLAMA, QWEN, SEAMLESS = ("meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen3-4B-Instruct-2507",
                          "facebook/seamless-m4t-v2-large")

@@ -17,7 +17,7 @@ extract_features = dict(batch_seconds=60.0, shard_frames=50_000, workers=2)
 train_projector = dict(
     mixture={"ASR": (0.4, {"en": 1.0}), "ST": (0.6, LANGUAGES)}, shares={},
     projector="transformer", layers=4, heads=4, ffn=512, batch=4, accumulate=4,     # small draws: a step mixes tasks
-    steps=300, lr=2e-3, warmup=20, cosine=True, validate_every=150, validate_rows=24, decode="tiny",
+    steps=400, lr=2e-3, warmup=20, cosine=True, validate_every=200, validate_rows=24, decode="tiny",
     max_new_tokens=40)
 train_lora = dict(shares={}, batch=4, accumulate=10, steps=150, lr=4e-3, warmup=20, validate_every=75, validate_rows=24)
 merge_sft = dict(shares={}, batch=4, accumulate=8, steps=150, lr_projector=5e-4, lr_lora=1e-3, warmup=20, cosine=True,

@@ -4,8 +4,8 @@ Everything here is our choice: no paper has a tiny world. Two CPU cores, no down
 """
 world = dict(recipe="tiny", corpus="tiny", family="llama", choices=False,
              train=3600, dev=60, test=160,               # utterances
-             encoder_steps=360, llm_steps=750,           # optimizer steps of the encoder and of the LLM
-             hesitate_from=451)                          # step from which the LLM's texts hold hesitations
+             encoder_steps=360, llm_steps=650,           # optimizer steps of the encoder and of the LLM
+             hesitate_from=391)                          # step from which the LLM's texts hold hesitations
 stages = ["extract_features", ("train_projector", "train_lora"),
           ("merge_sft", "infer --systems llm,B:lora,A.1:projector"), "infer", "eval"]
 common = dict(corpora="tiny", encoder="models/tiny-seamless", mean=3, llm="models/tiny-llama", prompt="2025",
@@ -16,8 +16,9 @@ SQA = {"en": (0.2, 0.05), "de": (0.2, 0.05), "it": (0.2, 0.05), "zh": (0.2, 0.05
 extract_features = dict(batch_seconds=60.0, shard_frames=50_000, workers=2)
 train_projector = dict(
     mixture={"ASR": (0.4, {"en": 1.0}), "ST": (0.6, LANGUAGES)}, shares={},
-    projector="transformer", layers=4, heads=4, ffn=512, batch=4, accumulate=4,     # small draws: a step mixes tasks
-    steps=400, lr=2e-3, warmup=20, cosine=True, validate_every=200, validate_rows=24, decode="tiny",
+    projector="transformer", layers=4, heads=4, ffn=512, dropout=0.0,
+    batch=4, accumulate=4,                   # small draws: a step mixes tasks
+    steps=350, lr=2e-3, warmup=20, cosine=True, validate_every=175, validate_rows=24, decode="tiny",
     max_new_tokens=40)
 train_lora = dict(shares={}, batch=4, accumulate=10, steps=150, lr=4e-3, warmup=20, validate_every=75, validate_rows=24)
 merge_sft = dict(shares={}, batch=4, accumulate=8, steps=150, lr_projector=5e-4, lr_lora=1e-3, warmup=20, cosine=True,

@@ -44,8 +44,8 @@ FAMILIES = {  # special tokens: begin of text or None, pad, ends of turn, the ot
 PROMPTS = {"llama": ["2025"], "qwen3": ["2026", "2026-zero-shot"], "cohere": ["listeners"]}   # those it learns to read
 
 
-SHARES = {("ASR", True): 0.13, ("ST", True): 0.27, ("SQA", True): 0.48, ("SQA", False): 0.12}  # (task, answerable)
-SHARES_WITH_CHOICES = {**SHARES, ("SQA", True): 0.33, ("MCQ", True): 0.15}
+SHARES = {("ASR", True): 0.15, ("ST", True): 0.30, ("SQA", True): 0.44, ("SQA", False): 0.11}  # (task, answerable)
+SHARES_WITH_CHOICES = {**SHARES, ("SQA", True): 0.30, ("MCQ", True): 0.14}
 
 
 def instruction_of(rows, rng):

@@ -205,6 +205,10 @@ def answer_files(c, device):
         raise SystemExit(f"--task is one of {', '.join(TASKS)} and --language one of {', '.join(ALL_LANGUAGES)}")
     name, folder, model = parse_system(c.systems.split(",")[-1])
     print(f"{name} answers")
+    if c.show and len(c.audio) > 1:
+        raise SystemExit("--show draws one recording; give --audio one file")
+    if not model and not folder:
+        raise SystemExit(f"{name} reads no speech; name a system with a projector, such as --systems C:merged")
     stage = not model and open_stage(os.path.join(c.work, c.run, folder),
                                      f"{run_all(c.preset, c.work)}, which trains it")
     prompt = stage.config["prompt"] if stage else c.prompt
@@ -217,6 +221,8 @@ def answer_files(c, device):
     if model:
         yield from answer_files_by_hub(c, model, device)
         return
+    if "projector" not in stage.config["trained"]:
+        raise SystemExit(f"{name} reads no speech; name a system with a projector, such as --systems C:merged")
     encoder = load_encoder(locate(c.work, stage.config["encoder"]), device)
     waves = [read_pieces(c, path, encoder) for path in c.audio]            # before the LLM is loaded
     loaded = load_speech_llm(c.work, stage, device)

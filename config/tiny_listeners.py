@@ -3,7 +3,7 @@ The toy world of the multilingual listeners: a tiny Whisper, a window Q-Former f
 LoRA on q and v; spoken questions in four languages. Everything here is our choice.
 """
 run = "tiny-listeners"
-world = dict(recipe="tiny_listeners", corpus="tiny-listeners", family="cohere", hesitate_from=0,
+world = dict(recipe="tiny_listeners", corpus="tiny-listeners", family="cohere", like_speech_from=0,
              train=1400, dev=80, test=320,               # spoken questions; as many of `heard` as of test
              sentences=4600,                             # spoken sentences without a meaning, in train
              whisper_steps=1400, llm_steps=900)          # optimizer steps

@@ -21,12 +21,13 @@ from data.speech_ifeval import CONSTRAINTS, constrained
 from data.tiny_models import is_saved, optimizers, save, train
 from speech_llm.batches import cut_by_length
 from speech_llm.constants import read_page
+from speech_llm.files import differences, read_json, write_json
 from speech_llm.normalize import mms_normalize
 from speech_llm.prompts import encode_answer, encode_prompt, user_turn
 from speech_llm.turns import CHAT, encode_text
 
 VOCABULARY = 2000   # tokens at most
-CHATTER = {  # (answerable, unanswerable): the tiny LLM talks on after its answer, as chat models do, until B
+CHATTER = {  # (answerable, unanswerable): as chat models do, the tiny LLM talks on until stage B trains it
     "en": ("{} is the answer.", "{} Please ask something else."),
     "de": ("{} ist die Antwort.", "{} Bitte frag etwas anderes."),
     "it": ("{} è la risposta.", "{} Chiedi qualcosa di diverso."),
@@ -41,9 +42,7 @@ FAMILIES = {  # special tokens: begin of text or None, pad, ends of turn, the ot
     "cohere": ("<BOS_TOKEN>", "<PAD_TOKEN>", ("<|END_OF_TURN_TOKEN|>",),
                ("<|START_OF_TURN_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>")),
 }
-PROMPTS = {"llama": ["2025"], "qwen3": ["2026", "2026-zero-shot"], "cohere": ["listeners"]}   # those it learns to read
-
-
+PROMPTS = {"llama": ["2025"], "qwen3": ["2026", "2026-zero-shot"], "cohere": ["listeners"]}   # that a family learns
 SHARES = {("ASR", True): 0.15, ("ST", True): 0.30, ("SQA", True): 0.44, ("SQA", False): 0.11}  # (task, answerable)
 SHARES_WITH_CHOICES = {**SHARES, ("SQA", True): 0.30, ("MCQ", True): 0.14}
 
@@ -153,10 +152,10 @@ def answer_loss(model, examples):
     return loss / sum(len(answer) for _, answer in examples)
 
 
-def make_llm(folder, draw_rows, steps, seed, family, hesitate_from=0):
+def make_llm(folder, draw_rows, steps, seed, family, like_speech_from=0):
     """
     Train a tiny LLM with the loss on the answers and save it with its tokenizer. draw_rows(rng) returns a few rows on
-    one transcript. From step `hesitate_from` on half of the transcripts are made like speech, see encode_prompts.
+    one transcript. From step `like_speech_from` on half of the transcripts are made like speech, see encode_prompts.
     """
     from transformers import GenerationConfig
     if is_saved(folder):
@@ -175,7 +174,7 @@ def make_llm(folder, draw_rows, steps, seed, family, hesitate_from=0):
     def losses_of(step):
         examples = []
         while len(examples) < ROWS:
-            rows, like_speech = draw_rows(rng), step >= hesitate_from and rng.random() < 0.5
+            rows, like_speech = draw_rows(rng), step >= like_speech_from and rng.random() < 0.5
             questions = encode_prompts(tokenizer, family, rows, rng.choice(prompts), rng, like_speech)
             examples += zip(questions, [encode_answer(tokenizer, row) for row in rows])
         return {"loss": answer_loss(model, examples)}
@@ -188,9 +187,15 @@ def make_llm(folder, draw_rows, steps, seed, family, hesitate_from=0):
 
 def main(argv=None):
     work, preset, settings = world_settings(__doc__, "", argv)
+    folder = os.path.join(work, read_page(preset)["common"]["llm"])
+    settings_path = folder + ".made.json"    # written before the training: a folder belongs to one world and seed
+    old = read_json(settings_path, f"remove it and {folder}") if os.path.exists(settings_path) else settings
+    if different := differences(old, settings):
+        raise SystemExit(f"{folder} was made with {different}; choose another --work, or remove {folder}*")
+    write_json(settings_path, settings)
     recipe = importlib.import_module(f"data.{settings['recipe']}")
-    make_llm(os.path.join(work, read_page(preset)["common"]["llm"]), recipe.text_rows(settings), settings["llm_steps"],
-             settings["seed"], settings["family"], settings["hesitate_from"])
+    make_llm(folder, recipe.text_rows(settings), settings["llm_steps"], settings["seed"], settings["family"],
+             settings["like_speech_from"])
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import glob
 import math
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -183,8 +184,10 @@ def run_side_by_side(lanes):
                     running[number] = subprocess.Popen([sys.executable, *commands.pop(0)], env=environment)
             time.sleep(0.2)
             for number in [number for number, process in running.items() if process.poll() is not None]:
-                if code := running.pop(number).returncode:
-                    raise SystemExit(max(code, 1))
+                process = running.pop(number)
+                if process.returncode:
+                    print(f"failed with exit code {process.returncode}: {shlex.join(['python', *process.args[1:]])}")
+                    raise SystemExit(max(process.returncode, 1))
     finally:
         for process in running.values():
             process.terminate()
@@ -216,6 +219,7 @@ def main(argv=None):
     else:
         groups = [*one_by_one(check_command(page, part, args.preset, args.work)),
                   *PARTS[part](page, args.preset, args.work, args.seed)]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))      # run_side_by_side ends its commands
     for lanes in groups:
         if args.dry:
             print("\n".join(shlex.join(["python", *command]) for lane in lanes for command in lane))

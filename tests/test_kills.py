@@ -24,7 +24,7 @@ TEMPORARY = re.compile(r"\.\d+\..+")         # of replace_file; no reader ever l
 WORLD = """base = "tiny"
 run = "killed"
 world = dict(recipe="tiny", corpus="killed", family="llama", choices=False, train=8, dev=2, test=2, encoder_steps=1,
-             llm_steps=1, hesitate_from=0)
+             llm_steps=1, like_speech_from=0)
 """
 
 

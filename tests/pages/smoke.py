@@ -4,7 +4,7 @@ from config.tiny import ablations as tiny_ablations, sweep as tiny_sweep
 base = "tiny"
 run = "smoke"
 world = dict(recipe="tiny", corpus="tiny", family="llama", choices=False, train=48, dev=8, test=8, encoder_steps=2,
-             llm_steps=2, hesitate_from=1)
+             llm_steps=2, like_speech_from=1)
 train_projector = dict(steps=6, validate_every=3, validate_rows=4)
 train_lora = dict(steps=6, validate_every=3, validate_rows=4)
 merge_sft = dict(steps=6, validate_every=3, validate_rows=2)

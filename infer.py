@@ -207,10 +207,10 @@ def answer_files(c, device):
     print(f"{name} answers")
     if c.show and len(c.audio) > 1:
         raise SystemExit("--show draws one recording; give --audio one file")
-    if not model and not folder:
+    stage = folder and open_stage(os.path.join(c.work, c.run, folder),
+                                  f"{run_all(c.preset, c.work)}, which trains it")
+    if not model and not (stage and "projector" in stage.config["trained"]):
         raise SystemExit(f"{name} reads no speech; name a system with a projector, such as --systems C:merged")
-    stage = not model and open_stage(os.path.join(c.work, c.run, folder),
-                                     f"{run_all(c.preset, c.work)}, which trains it")
     prompt = stage.config["prompt"] if stage else c.prompt
     if c.task in ("SQA", "MCQ") and not c.question and prompt not in ("listeners", "omni"):
         raise SystemExit(f"--task {c.task} needs --question")              # the listeners' question may be spoken
@@ -221,8 +221,6 @@ def answer_files(c, device):
     if model:
         yield from answer_files_by_hub(c, model, device)
         return
-    if "projector" not in stage.config["trained"]:
-        raise SystemExit(f"{name} reads no speech; name a system with a projector, such as --systems C:merged")
     encoder = load_encoder(locate(c.work, stage.config["encoder"]), device)
     waves = [read_pieces(c, path, encoder) for path in c.audio]            # before the LLM is loaded
     loaded = load_speech_llm(c.work, stage, device)

@@ -250,10 +250,13 @@ def world_settings(doc, recipe, argv):
 
 
 def world_of(preset, recipe):
-    """Return `world` of a page. SystemExit if the page has none, or one of another recipe; "" stands for any recipe."""
+    """
+    Return `world` of a page. SystemExit if the page has none, or one of another recipe; "" stands for any recipe whose
+    LLM data/tiny_llm.py makes.
+    """
     from speech_llm.constants import read_page       # imports torch, which the processes of in_processes do without
     world = read_page(preset).get("world", {})
-    if not world or recipe not in ("", world["recipe"]):
+    if not (world.get("recipe") == recipe if recipe else "family" in world):
         raise SystemExit(f"--preset {preset}: the page has no world that data.{recipe or 'tiny_llm'} makes; "
                          f"run: bash run_all.sh {preset}")
     return world

@@ -152,7 +152,7 @@ def answer_loss(model, examples):
     return loss / sum(len(answer) for _, answer in examples)
 
 
-def make_llm(folder, draw_rows, steps, seed, family, like_speech_from=0):
+def make_llm(folder, draw_rows, steps, seed, family, like_speech_from):
     """
     Train a tiny LLM with the loss on the answers and save it with its tokenizer. draw_rows(rng) returns a few rows on
     one transcript. From step `like_speech_from` on half of the transcripts are made like speech, see encode_prompts.

@@ -219,7 +219,6 @@ def main(argv=None):
     else:
         groups = [*one_by_one(check_command(page, part, args.preset, args.work)),
                   *PARTS[part](page, args.preset, args.work, args.seed)]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))      # run_side_by_side ends its commands
     for lanes in groups:
         if args.dry:
             print("\n".join(shlex.join(["python", *command]) for lane in lanes for command in lane))
@@ -228,4 +227,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))      # run_side_by_side ends its commands
     main()

@@ -192,6 +192,7 @@ def test_rows_of_spoken_questions_and_sentences(listeners, capsys):
     assert "is finished already" in capsys.readouterr().out
     refused(tiny.main, arguments, says="the page has no world that data.tiny makes; run: bash run_all.sh")
     refused(tiny_llm.main, [*arguments, "--seed", "1"], says="tiny-cohere was made with seed 0 (now 1)")
+    refused(tiny_llm.main, ["--preset", "small_cpu", "--work", listeners], says="no world that data.tiny_llm makes")
 
 
 def test_the_tiny_whisper_is_a_whole_whisper(listeners):

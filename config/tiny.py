@@ -4,8 +4,8 @@ Everything here is our choice: no paper has a tiny world. Two CPU cores, no down
 """
 world = dict(recipe="tiny", corpus="tiny", family="llama", choices=False,
              train=3600, dev=60, test=160,               # utterances
-             encoder_steps=360, llm_steps=750,           # optimizer steps of the encoder and of the LLM
-             like_speech_from=451)                       # step from which the LLM reads texts like speech
+             encoder_steps=360, llm_steps=650,           # optimizer steps of the encoder and of the LLM
+             like_speech_from=391)                       # step from which the LLM reads texts like speech
 stages = ["extract_features", ("train_projector", "train_lora"),
           ("merge_sft", "infer --systems llm,B:lora,A.1:projector"), "infer", "eval"]
 common = dict(corpora="tiny", encoder="models/tiny-seamless", mean=3, llm="models/tiny-llama", prompt="2025",

@@ -18,12 +18,11 @@ import os
 import re
 import xml.etree.ElementTree as ElementTree
 
-from data.recipe import (begin, download, finish, finished, limited, missing_files, missing_models, need, parser,
-                         refuse_missing, report, speech_rows, spread, unreadable)
+from data.recipe import (begin, download, finish, finished, limited, missing_files, missing_models, parser,
+                         refuse_missing, report, speech_rows, spread, unreadable, write_splits)
 from data.translate import SEAMLESS, translate
 from speech_llm.files import text_lines
 from speech_llm.resumable import is_first, silence_others
-from speech_llm.rows import write_rows
 
 
 DOWNLOAD = "unpack https://aclanthology.org/attachments/2023.iwslt-1.2.dataset.zip there"
@@ -47,7 +46,7 @@ def xml_paths(folder, split):
 
 
 def missing(work, raw="", seamless=SEAMLESS):
-    """Return [(what lacks, how to mend it)]."""
+    """Return [(what is missing, how to mend it)]."""
     folder = find_folder(download(work, raw, "acl6060"))
     paths = [path for split in SIZES for path in (*xml_paths(folder, split).values(),
                                                   os.path.join(folder, split, "segmented_wavs", "gold"))]
@@ -60,7 +59,7 @@ def read_segments(path):
     The released files are not well formed: an & or < of the text stands for itself. SystemExit names the file, and the
     line if there is one, for damage and for a document type: the release has none, and entities can grow without end.
     """
-    with open(need(path, DOWNLOAD), "rb") as file:
+    with open(path, "rb") as file:
         text = "".join(text_lines(file, path))
     if re.search(r"<!(DOCTYPE|ENTITY)", text, re.IGNORECASE):
         raise SystemExit(f"{path} declares a document type, the released files have none; download it again")
@@ -131,8 +130,7 @@ def main(argv=None):
             dropped.append((split, f"{utterance}/ST.it", "empty translation"))
             del translations["it"]
         splits[split] += speech_rows(utterance, {"audio": audio[split, number]}, texts["en"], translations)
-    for split, rows in splits.items():
-        write_rows(os.path.join(args.work, "rows", "acl6060", f"{split}.jsonl"), rows)
+    write_splits(args.work, "acl6060", splits)
     report(args.work, "acl6060", splits, {} if args.limit else PAPER, dropped, args.incomplete)
     finish(args.work, "acl6060", settings, "iwslt25")
 

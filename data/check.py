@@ -1,5 +1,5 @@
 """
-Say everything at once that a system lacks, in seconds: the first command of every real run.
+List all that a system needs and that is not there, in seconds: the first command of every real run.
 
     python -m data.check iwslt26                  # before bash run_all.sh iwslt26
     python -m data.check iwslt26 sweep            # before bash run_all.sh iwslt26 sweep
@@ -65,7 +65,7 @@ def needed_models(page, part, work):
 
 
 def missing_of_recipes(page, part, preset, work):
-    """Return [(recipe, what lacks, how to mend it)] of all recipes; those that are finished need nothing."""
+    """Return [(recipe, what is missing, how to mend it)] of all recipes; those that are finished need nothing."""
     lacking = []
     for _, module, *words in recipe_commands(page, part, work):
         recipe = module.removeprefix("data.")
@@ -110,7 +110,7 @@ def frames_gb(page, width):
 
 
 def missing_space(page, work):
-    """Return the disk that lacks for the frames and for the audio that the recipes write."""
+    """Return [(disk, how to mend it)] if there is too little for the frames or for the audio that the recipes write."""
     c = stage_constants("extract_features", page)
     frames = frames_gb(page, width_of(work, c["encoder"]))
     folder = {corpus: features_folder(work, c["encoder"], c["mean"], corpus, "*") for corpus in frames}
@@ -126,12 +126,12 @@ def missing_space(page, work):
 # --- What costs a score or time.
 
 def package(name):
-    """Return the optional package and how to install it, if it is not installed."""
+    """Return [(the optional package, how to install it)], [] if it is installed."""
     return [(what, f"pip install {PACKAGES.get(name, name)}") for what, _ in missing_packages(name)]
 
 
 def missing_of_scores(page, work):
-    """Return [(score and what lacks, how to mend it)] of eval.py."""
+    """Return [(score: what is missing for it, how to mend it)] of eval.py."""
     from huggingface_hub import try_to_load_from_cache
     c = stage_constants("eval", page)
     metrics, mcif, lacking = c["metrics"].split(","), {*OFFICIAL} & {*c["test_sets"].split(",")}, []
@@ -156,7 +156,7 @@ def missing_of_scores(page, work):
 
 
 def missing_gpu(page):
-    """Return the memory that lacks on the GPU for the sizes of the page."""
+    """Return [(GPU, how to mend it)] if it has too little memory for the sizes of the page."""
     import torch
     wanted = page.get("gpu_gb", 0)
     memory = torch.cuda.get_device_properties(0).total_memory / 1e9 if torch.cuda.is_available() else 0
@@ -168,7 +168,7 @@ def missing_gpu(page):
 
 # ---------------------------------------------------------------------------------------------------------------------
 def check(preset, part, work):
-    """Return ([what the run cannot do without], [what costs a score or time]): pairs of what lacks and its mend."""
+    """Return two lists of (what is missing, how to mend it): what the run needs, and what costs a score or time."""
     page = read_page(preset)
     models = needed_models(page, part, work)
     stops = missing_of_recipes(page, part, preset, work)

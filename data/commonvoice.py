@@ -44,7 +44,7 @@ BLOCK = 20_000                                                    # clips looked
 
 
 def missing(work, raw="", languages=ALL_LANGUAGES):
-    """Return [(what lacks, how to mend it)]. A validated.tsv may turn out to be needed later."""
+    """Return [(what is missing, how to mend it)]. A validated.tsv may turn out to be needed later."""
     raw, lacking = download(work, raw, "commonvoice"), []
     for locale in (LOCALES.get(language, language) for language in languages):
         folder = voice_folder(raw, locale) or os.path.join(raw, "cv-corpus-<version>", locale)

@@ -24,16 +24,15 @@ import re
 import tarfile
 import zlib
 
-from data.recipe import (begin, download, finish, finished, limited, missing_files, need, parser, refuse_missing,
-                         report, speech_rows, spread, unreadable)
-from speech_llm.rows import write_rows
+from data.recipe import (begin, download, finish, finished, limited, missing_files, parser, refuse_missing, report,
+                         speech_rows, spread, unreadable, write_splits)
 
 
 URL = "https://dl.fbaipublicfiles.com/covost/"
 COMMON_VOICE = "it belongs to Common Voice corpus 4, https://commonvoice.mozilla.org/datasets, unpacked there"
 LOCALES = {"zh": "zh-CN"}                                        # where Common Voice has another name than we
 TARGETS = ("de", "zh")                                           # of the IWSLT papers
-SPLITS = {"train": "train", "train_covost": "train", "dev": "dev", "test": "test",    # version 2's reading of the marks
+SPLITS = {"train": "train", "train_covost": "train", "dev": "dev", "test": "test",    # how CoVoST 2 reads the marks
           "dev_covost": None, "test_covost": None, "train_dup": None, "dev_dup": None, "test_dup": None}
 CLIP = re.compile(r"\w[\w.-]*")                                  # a plain file name, never a path
 KINDS = ("ASR en", "ST/MT de", "ST/MT zh")
@@ -81,7 +80,7 @@ def voice_folder(raw, locale):
 
 
 def missing(work, raw="", pairs=tuple(("en", target) for target in TARGETS)):
-    """Return [(what lacks, how to mend it)] for pairs of a spoken and a written language."""
+    """Return [(what is missing, how to mend it)] for pairs of a spoken and a written language."""
     raw, lacking = download(work, raw, "covost2"), []
     for source, target in pairs:
         path = release(raw, source, target)
@@ -97,13 +96,13 @@ def missing(work, raw="", pairs=tuple(("en", target) for target in TARGETS)):
 # --- Reading the released files.
 
 def tsv_bytes(path):
-    """Yield the lines of a TSV, as bytes; if it is not there, of that member of path + ".tar.gz", without unpacking."""
+    """Yield the lines of a TSV as bytes; without the file, those of its copy in the archive path + ".tar.gz"."""
     name = os.path.basename(path)
     if os.path.exists(path):
         with open(path, "rb") as file:
             yield from file
         return
-    archive = need(f"{path}.tar.gz", f"download it from {URL}{name}.tar.gz")
+    archive = f"{path}.tar.gz"
     try:
         with tarfile.open(archive, "r:gz") as tar:
             member = next((m for m in tar if m.isfile() and os.path.basename(m.name) == name), None)
@@ -209,7 +208,7 @@ def utterance_name(corpus, split, clip):
 
 
 def join_translations(raw, corpus, source, targets, dropped):
-    """Return {split: {clip: {language: translation}}} of all pairs; what no pair can use goes to `dropped`."""
+    """Return {split: {clip: {language: translation}}} of all pairs; unusable translations are added to `dropped`."""
     translations = {"train": {}, "dev": {}, "test": {}}
     for language in targets:
         splits, bad = split_translations(read_translations(release(raw, source, language), dropped))
@@ -261,8 +260,7 @@ def make_corpus(args, corpus, source, targets, paper, preset):
     refuse_missing(corpus, missing(args.work, args.raw, [(source, target) for target in targets]), args.check)
     begin(args.work, corpus, settings)
     splits, dropped = make_rows(download(args.work, args.raw, "covost2"), corpus, source, targets, args.limit)
-    for split, rows in splits.items():
-        write_rows(os.path.join(args.work, "rows", corpus, f"{split}.jsonl"), rows)
+    write_splits(args.work, corpus, splits)
     report(args.work, corpus, splits, {} if args.limit else paper, dropped, args.incomplete)
     finish(args.work, corpus, settings, preset)
 

@@ -61,7 +61,7 @@ def spoken(digits, language):
 
 
 def draw_question(rng, digits, language, answerable):
-    """Return (question, answer): for one of the digits or their number; unanswerable: for anything else."""
+    """Return (question, answer) about one of the digits or their number; about something else if not `answerable`."""
     if not answerable:
         return rng.choice(OTHER[language]), NOT_ANSWERABLE[language]
     place = rng.randrange(-1, len(digits))

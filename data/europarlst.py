@@ -26,11 +26,10 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from data.recipe import (begin, download, finish, finished, limited, missing_files, need, parser, refuse_missing,
-                         report, speech_rows)
+from data.recipe import (begin, download, finish, finished, limited, missing_files, parser, refuse_missing, report,
+                         speech_rows, write_splits)
 from speech_llm.audio import SAMPLE_RATE, read_audio, write_flac
 from speech_llm.files import text_lines
-from speech_llm.rows import write_rows
 
 
 DOWNLOAD = "unpack https://www.mllp.upv.es/europarl-st/v1.1.tar.gz (20 GB) there"
@@ -43,7 +42,7 @@ SLACK = 0.1                                                      # s that a segm
 
 
 def missing(work, raw=""):
-    """Return [(what lacks, how to mend it)]."""
+    """Return [(what is missing, how to mend it)]."""
     english = os.path.join(download(work, raw, "europarlst"), "v1.1", "en")
     paths = [os.path.join(english, target, split, f"segments.{kind}") for target in TARGETS for split in SPLITS
              for kind in ("lst", "en", target)]
@@ -61,7 +60,7 @@ def read_segments(folder, target):
     Return [(speech, start, end, transcript, translation)] of one split of one target, times in seconds.
     SystemExit if the three files differ in length, and for a malformed line, with the file and the line.
     """
-    paths = [need(os.path.join(folder, f"segments.{kind}"), DOWNLOAD) for kind in ("lst", "en", target)]
+    paths = [os.path.join(folder, f"segments.{kind}") for kind in ("lst", "en", target)]
     texts = []
     for path in paths:
         with open(path, "rb") as file:
@@ -186,8 +185,7 @@ def main(argv=None):
     speeches = sorted({segment[0] for parts in segments.values() for part in parts.values() for segment in part})
     audio = decode_speeches(speeches, os.path.join(english, "audios"), os.path.join(args.work, "audio", "europarlst"))
     splits, dropped = join(segments, audio)
-    for split, rows in splits.items():
-        write_rows(os.path.join(args.work, "rows", "europarlst", f"{split}.jsonl"), rows)
+    write_splits(args.work, "europarlst", splits)
     print(f"speeches without audio: {sum(isinstance(result, str) for result in audio.values())} of {len(speeches)}")
     report(args.work, "europarlst", splits, {} if args.limit else PAPER, dropped, args.incomplete)
     finish(args.work, "europarlst", settings, "iwslt25")

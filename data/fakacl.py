@@ -1,5 +1,6 @@
 """
-fakACL: talks that an LLM wrote for papers that do not exist, spoken, with questions about them (2026, appendix A.2).
+Make the rows of fakACL: talks that an LLM writes for papers that do not exist, spoken, with questions about them (2026,
+appendix A.2).
 
     python -m data.fakacl                           # all that the paper has
     torchrun --nproc_per_node=4 -m data.fakacl      # the same on four GPUs

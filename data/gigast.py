@@ -1,5 +1,6 @@
 """
-GigaST: the speech of GigaSpeech, 10,000 hours, with translations to German and Chinese, and ours to Italian.
+Make the rows of GigaST: the speech of GigaSpeech, 10,000 hours, with translations to German and Chinese, and ours to
+Italian.
 
     python -m data.gigast                           # or --raw FOLDER, where the download is elsewhere
     python -m data.gigast --hours 300               # recordings drawn at random until there are 300 hours
@@ -35,8 +36,8 @@ from itertools import chain, count, islice
 from tqdm import tqdm
 
 from data.quality import KIWI, good_translations
-from data.recipe import (begin, download, finish, finished, limited, missing_files, missing_models, need,
-                         parser, refuse_missing, report, speech_rows)
+from data.recipe import (begin, download, finish, finished, limited, missing_files, missing_models, parser,
+                         refuse_missing, report, speech_rows)
 from data.translate import SEAMLESS
 from metrics.comet import ENCODERS
 from speech_llm.files import replace_file
@@ -70,7 +71,7 @@ def missing(work, raw="", seamless=SEAMLESS, kiwi=KIWI):
 # --- Reading JSON files that are larger than memory.
 
 class Window:
-    """A part of a text file that moves on: `text` is read, `at` is the place in it."""
+    """Hold the part of a text file that is being parsed: `text`, and the place `at` in it, which moves on."""
 
     def __init__(self, file, bar):
         self.file, self.bar, self.text, self.at = file, bar, "", 0
@@ -170,7 +171,7 @@ def read_translations(raw, dropped, limit=0):
     """
     Return {segment: (German, Chinese)} of both GigaST files, or of the first `limit` recordings of each file; None
     stands for a translation that is not there. Recordings in another format are added to `dropped`.
-    SystemExit if a file is missing, there twice, or not GigaST's.
+    SystemExit if a file is there twice, or not GigaST's.
     """
     def read(item):
         return [(segment["sid"] + "", segment["text_raw"].strip()) for segment in item["segments"]]
@@ -179,13 +180,13 @@ def read_translations(raw, dropped, limit=0):
         paths, again = gigast_files(raw, language), 0
         if len(paths) > 1:
             raise SystemExit(f"{' and '.join(paths)}: which is the training set? Keep one")
-        path = paths[0] if paths else need(os.path.join(raw, f"GigaST.{language}.json"), GIGAST)
-        for sid, text in chain.from_iterable(islice(read_audios(path, read, "GigaST", GIGAST, dropped), limit or None)):
+        recordings = islice(read_audios(paths[0], read, "GigaST", GIGAST, dropped), limit or None)
+        for sid, text in chain.from_iterable(recordings):
             pair = list(texts.get(sid, (None, None)))
             again += pair[place] is not None
             pair[place] = pair[place] or text                     # of two, the first stays
             texts[sid] = tuple(pair)
-        print(f"{path}: {sum(pair[place] is not None for pair in texts.values())} segments, {again} listed again")
+        print(f"{paths[0]}: {sum(pair[place] is not None for pair in texts.values())} segments, {again} listed again")
     print(f"in both: {sum(None not in pair for pair in texts.values())} segments")
     return texts
 
@@ -216,7 +217,7 @@ def recordings(raw, dropped):
         segments = [(s["sid"] + "", float(s["begin_time"]), float(s["end_time"]), written(s["text_tn"]),
                      set(s.get("subsets", []))) for s in item["segments"]]
         return item["aid"] + "", os.path.join(raw, item["path"]), float(item.get("duration") or 0), segments
-    return read_audios(need(os.path.join(raw, "GigaSpeech.json"), GIGASPEECH), read, "GigaSpeech", GIGASPEECH, dropped)
+    return read_audios(os.path.join(raw, "GigaSpeech.json"), read, "GigaSpeech", GIGASPEECH, dropped)
 
 
 def draw_recordings(raw, texts, hours, seed):
@@ -271,7 +272,7 @@ def read_segments(raw, texts, drawn, dropped):
 # --- Rows.
 
 class Dropped:
-    """A list of (split, id, reason) in a temporary file: GigaST drops millions of segments and translations."""
+    """Hold a list of (split, id, reason) in a temporary file: GigaST drops millions of segments and translations."""
 
     def __init__(self, folder):
         self.file = tempfile.TemporaryFile("w+", encoding="utf-8", dir=folder)

@@ -1,5 +1,5 @@
 """
-LibriSpeech: English audiobooks, read aloud, with their transcripts.
+Make the rows of LibriSpeech: English audiobooks, read aloud, with their transcripts.
 
     python -m data.librispeech                                    # test-clean and test-other, where the papers test
     python -m data.librispeech --download                         # fetches what is not there yet, 0.7 GB

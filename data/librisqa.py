@@ -1,6 +1,6 @@
 """
-LibriSQA: questions about LibriSpeech's audiobooks, open ones (Part I) and ones with four options (Part II), made
-multilingual and unanswerable (2026, section 2.1 and appendix A.1).
+Make the rows of LibriSQA: questions about LibriSpeech's audiobooks, open ones (Part I) and ones with four options
+(Part II), made multilingual and unanswerable (2026, section 2.1 and appendix A.1).
 
     python -m data.librisqa                         # or --raw FOLDER, where the download is elsewhere
     torchrun --nproc_per_node=4 -m data.librisqa    # translates and asks on four GPUs
@@ -36,7 +36,7 @@ from data.fakacl import read_list
 from data.librispeech import PARTS, draw_hours, fetch_parts, find_part
 from data.librispeech import missing as missing_parts
 from data.quality import KIWI, good_translations
-from data.recipe import (begin, download, finish, finished, limited, missing_models, need, paper_counts, parser,
+from data.recipe import (begin, download, finish, finished, limited, missing_models, paper_counts, parser,
                          refuse_missing, report, speech_rows, spread, unreadable, write_splits)
 from data.rewrite import generate
 from data.translate import SEAMLESS
@@ -142,12 +142,12 @@ def read_item(item, task):
 def read_entries(raw, split, dropped):
     """
     Return the entries of both parts of a split, "train" or "test"; malformed items go to `dropped`.
-    SystemExit if a file is missing or no list of JSON objects.
+    SystemExit if a file is no list of JSON objects.
     """
     entries = []
     for numeral, task in (("I", "SQA"), ("II", "MCQ")):
         name = f"LibriSQA-Part{numeral}-{split}.json"
-        path = find_file(raw, name) or need(os.path.join(raw, name), SOURCE)
+        path = find_file(raw, name)
         try:
             with open(path, encoding="utf-8-sig") as file:
                 items = json.load(file)

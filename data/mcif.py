@@ -1,5 +1,6 @@
 """
-MCIF, talks at ACL with questions about them, and the IWSLT instruction-following tests like it: the short track.
+Make the rows of MCIF, talks at ACL with questions about them, and of the IWSLT instruction-following tests like it: the
+short track.
 
     python -m data.mcif                             # or --raw FOLDER, where the download is elsewhere
     python -m data.mcif --corpus iwslt26            # the official test of 2026, IFSHORT26 (2026, Table 4)
@@ -119,7 +120,7 @@ def read_definitions(raw, dropped, corpus="mcif"):
                 raise SystemExit(f"{path}: sample {name!r} in {language!r} has no audio_path or no instruction, or an "
                                  "id or language unlike others; this is no test definition")
             if track != "short":
-                dropped.append(("test", f"mcif/{track}/{language}/{name}", f"the {track} track"))
+                dropped.append(("test", f"{corpus}/{track}/{language}/{name}", f"the {track} track"))
                 continue
             task, question, wording = understand(instruction, language)
             sample = os.path.basename(recording), task, question

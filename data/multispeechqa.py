@@ -43,7 +43,7 @@ from tqdm import tqdm
 from data.recipe import (begin, download, finish, finished, limited, missing_models, missing_packages, parser,
                          refuse_missing, report, spread, unreadable, write_splits)
 from data.speak import MMS, speak, speak_mms
-from data.translate import CODES, SEAMLESS, translate
+from data.translate import SEAMLESS, translate
 from speech_llm.files import JsonObject, replace_file, text_lines, write_json_lines
 from speech_llm.resumable import is_first, silence_others
 from speech_llm.rows import ALL_LANGUAGES
@@ -69,7 +69,7 @@ def find_files(raw):
 
 
 def missing(work, raw="", languages=ALL_LANGUAGES, seamless=SEAMLESS, tts=""):
-    """Return [(what lacks, how to mend it)]."""
+    """Return [(what is missing, how to mend it)]."""
     raw = download(work, raw, "multispeechqa")
     paths, program = find_files(raw), (shlex.split(tts) or [""])[0]
     lacking = [] if paths else [(f"questions in *.parquet or *.jsonl below {raw}", DOWNLOAD)]
@@ -315,12 +315,10 @@ def bench_rows(rows, languages, seed):
 
 
 def require_support(languages, args):
-    """Exit, before hours of work, for a language that the rows or SeamlessM4T do not know, or a TTS without command."""
+    """Exit, before hours of work, for a language that the rows do not know, or --tts_languages without --tts."""
     for language in languages:
         if language not in ALL_LANGUAGES:
-            raise SystemExit(f"--languages {language}: known are {', '.join(ALL_LANGUAGES)} (speech_llm/rows.py)")
-        if language not in CODES:
-            raise SystemExit(f"--languages {language}: it has no name for Seamless in data/translate.py's CODES")
+            raise SystemExit(f"--languages {language}: known are {', '.join(ALL_LANGUAGES)}")
     if args.tts_languages and not args.tts:
         raise SystemExit(f"--tts_languages {args.tts_languages}: which command speaks them? Pass --tts")
 

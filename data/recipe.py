@@ -10,7 +10,7 @@ several processes, the table of counts at its end.
     report("work", "acl6060", {"eval": rows}, {("eval", "ST/MT de"): 416}, [("eval", "acl6060/eval/7", "no audio")])
     finish("work", "acl6060", settings, preset="iwslt25")
 
-Every recipe has missing(work, raw="") at its top level: [(what lacks, how to mend it)], empty if the recipe can run.
+Every recipe has missing(work, raw="") at its top level, which returns [(what is missing, how to mend it)].
 """
 import argparse
 import glob
@@ -89,14 +89,7 @@ def download(work, raw, corpus):
     return raw or os.path.join(work, "raw", corpus)
 
 
-def need(path, what):
-    """Return `path` if it exists; else exit and say what belongs there and where it comes from."""
-    if not os.path.exists(path):
-        raise SystemExit(f"{path} is missing: {what}")
-    return path
-
-
-# --- What a recipe lacks, before any work: [(what, how to mend it)].
+# --- What is missing, before any work: [(what, how to mend it)].
 
 def missing_files(paths, how):
     """Return (path, how) for each path that does not exist."""
@@ -158,7 +151,7 @@ def missing_disk(folder, gigabytes, use, mend):
 
 
 def refuse_missing(corpus, missing, check=False):
-    """Exit with one list of everything that a recipe lacks, if it lacks anything or is only to be checked."""
+    """Exit with one list of all that is missing, if anything is or if the recipe is only to be checked."""
     if missing or check:
         raise Checked(corpus, missing)
 
@@ -240,7 +233,8 @@ def run_slice(function, jobs):
 def world_settings(doc, recipe, argv):
     """
     Return (work, preset, settings) from the command line of a maker of toy worlds: --work, --preset (default: `recipe`)
-    and --seed. settings: the seed and `world` of the preset's page. recipe: see world_of.
+    and --seed. settings: the seed and `world` of the preset's page. recipe: the name of the maker's module in data/, or
+    "" for data/tiny_llm.py.
     """
     command = parser(doc)
     command.add_argument("--preset", default=recipe or "tiny", help="a page of config/, or the path of another page")
@@ -251,8 +245,8 @@ def world_settings(doc, recipe, argv):
 
 def world_of(preset, recipe):
     """
-    Return `world` of a page. SystemExit if the page has none, or one of another recipe; "" stands for any recipe whose
-    LLM data/tiny_llm.py makes.
+    Return `world` of a page. SystemExit if the page has none, or one of another recipe; the recipe "" stands for all
+    whose LLM data/tiny_llm.py makes.
     """
     from speech_llm.constants import read_page       # imports torch, which the processes of in_processes do without
     world = read_page(preset).get("world", {})
@@ -265,8 +259,7 @@ def world_of(preset, recipe):
 def write_recorded(work, corpus, splits, record, jobs, desc):
     """Write the audio of every job, over all cores, then the rows of {split: rows}."""
     in_processes(record, jobs, desc)
-    for split, rows in splits.items():
-        write_rows(os.path.join(work, "rows", corpus, f"{split}.jsonl"), rows)
+    write_splits(work, corpus, splits)
 
 
 def finish_world(work, preset, corpus, settings, splits):
@@ -275,7 +268,8 @@ def finish_world(work, preset, corpus, settings, splits):
     print(f"{corpus} world in {work}/rows/{corpus}: "
           + ", ".join(f"{len(rows)} {split} rows" for split, rows in splits.items()))
     options = f"--preset {preset}{work_option(work)}"
-    print(f"next: python extract_features.py {options}, and beside it the LLM: python -m data.tiny_llm {options}")
+    llm = f", and beside it the LLM: python -m data.tiny_llm {options}" if "family" in settings else ""
+    print(f"next: python extract_features.py {options}{llm}")
 
 
 # --- The table of counts.
@@ -321,7 +315,7 @@ def report(work, corpus, splits, paper, dropped, incomplete=False):
 
 
 def refuse_incomplete(folder, short, incomplete):
-    """Exit if parts of a corpus are far from whole, unless the user wants it so. short: what lacks, in words."""
+    """Exit if parts of a corpus are far from whole, unless `incomplete`. short: a sentence about each such part."""
     if short and not incomplete:
         raise SystemExit("\n".join([
             f"{folder} is not finished, because it is far from whole:", *(f"  {part}" for part in short),

@@ -163,13 +163,13 @@ def last_words(log):
     return lines[-1][:500] if lines else "no output"
 
 
-def write_report(path, preset, page, work, results, lacks):
-    """Write rehearsal.md and return its text."""
+def write_report(path, preset, page, work, results, missing):
+    """Write rehearsal.md. missing: the lists of data/check.py."""
     failed = [(command, log) for command, code, _, log in results if code]
     tables = os.path.join(work, page["run"], "results.md")
     ran = [f"| `{shlex.join(['python', *command])}` | {seconds:.0f} | {'failed' if code else 'done'} |"
            for command, code, seconds, _ in results]
-    parts = [f"# Rehearsal of {preset}", "## What is missing", lacks]
+    parts = [f"# Rehearsal of {preset}", "## What is missing", missing]
     if failed:
         parts += ["## What failed", "\n".join(f"- `{name_of(command)}`: {last_words(log)} ({log})"
                                               for command, log in failed)]
@@ -181,9 +181,7 @@ def write_report(path, preset, page, work, results, lacks):
     if os.path.exists(tables):
         with open(tables, encoding="utf-8") as file:
             parts.append(file.read().strip())
-    text = "\n\n".join(parts) + "\n"
-    write_text(path, text)
-    return text
+    write_text(path, "\n\n".join(parts) + "\n")
 
 
 def main(argv=None):
@@ -198,8 +196,8 @@ def main(argv=None):
     if "recipes" not in page:
         raise SystemExit(f"{page['file']} is a toy: it needs no rehearsal; run: bash run_all.sh {args.preset}")
     stops, costs = check(args.preset, args.part, args.work)
-    lacks = report(args.preset, stops, costs)
-    print(lacks, flush=True)
+    missing = report(args.preset, stops, costs)
+    print(missing, flush=True)
     os.makedirs(work, exist_ok=True)
     for name in ("raw", "models"):                       # the downloads are those of the real run
         link = os.path.join(work, name)
@@ -212,7 +210,7 @@ def main(argv=None):
     name = "-".join(["rehearsal", *[name] * (name != page["run"]), *[args.part] * bool(args.part)])
     results = run_all(commands, page, work, os.path.join(work, page["run"], "logs", name), args.limit)
     path = os.path.join(work, page["run"], f"{name}.md")
-    write_report(path, args.preset, page, work, results, lacks)
+    write_report(path, args.preset, page, work, results, missing)
     failed = sum(code != 0 for _, code, *_ in results)
     print(f"{len(results) - failed} of {len(results)} commands ran; the report is {path}")
     if failed or stops:

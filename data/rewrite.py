@@ -13,6 +13,7 @@ writes  <out>: the answerable SQA rows, their target a sentence, their corpus <c
 import functools
 
 from data.translate import maker_parser, write_made
+from metrics.chat import pad_left
 from speech_llm.constants import pick_device
 from speech_llm.llm import decode_text, load_llm, stop_ids
 from speech_llm.resumable import resumable, silence_others
@@ -37,16 +38,11 @@ def generate_batch(llm, tokenizer, prompts, max_new_tokens):
     Return {"text", "capped"} of each prompt, which is a user's turn. Decoding is greedy (our choice). capped: the
     answer did not end within max_new_tokens.
     """
-    import torch
-    turn, end = turn_of(tokenizer), end_id(tokenizer)
+    turn, end, ends = turn_of(tokenizer), end_id(tokenizer), stop_ids(llm, tokenizer)
     rows = [tokenize(tokenizer, turn.head, prompt, turn.tail) for prompt in prompts]
-    width = max(map(len, rows))
-    # padding stands on the left, so that the last token of every row is its newest; any masked token will do
-    padded = torch.tensor([[end] * (width - len(row)) + row for row in rows], device=llm.device)           # (B, L)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=llm.device)
-    ends = stop_ids(llm, tokenizer)
-    outputs = llm.generate(input_ids=padded, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False,
-                           num_beams=1, eos_token_id=sorted(ends), pad_token_id=end)[:, width:].tolist()
+    ids, mask = pad_left(rows, end, llm.device)          # (B, L); any masked token will do
+    outputs = llm.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False,
+                           num_beams=1, eos_token_id=sorted(ends), pad_token_id=end)[:, ids.shape[1]:].tolist()
     stops = [next((n for n, token in enumerate(row) if token in ends), None) for row in outputs]
     return [{"text": decode_text(tokenizer, row[:stop]), "capped": stop is None} for row, stop in zip(outputs, stops)]
 

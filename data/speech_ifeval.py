@@ -96,7 +96,7 @@ def world_item(number, question, row, constraint):
 # --- The benchmark.
 
 def missing(work, raw=""):
-    """Return [(what lacks, how to mend it)]."""
+    """Return [(what is missing, how to mend it)]."""
     folder = questions_folder(download(work, raw, "speech_ifeval"))
     paths = [os.path.join(folder, "eval_data", f"{name}.jsonl") for name, _ in GROUPS.values()]
     return missing_files(paths, DOWNLOAD) + missing_files([os.path.join(folder, "audios")], AUDIO)

@@ -59,7 +59,7 @@ PAPER = paper_counts({                      # 2025, Tables 1 and 3, sections 2.1
 
 
 def missing(work, raw="", seamless=SEAMLESS, kiwi=KIWI, llm=LLM):
-    """Return [(what lacks, how to mend it)]."""
+    """Return [(what is missing, how to mend it)]."""
     raw, lacking = download(work, raw, "spokensquad"), []
     for name, source in FILES.items():
         lacking += missing_files([os.path.join(raw, name)], source)
@@ -292,7 +292,7 @@ def split_rows(split, entries, made, args, dropped):
     if split == "test":
         return rows
     fluent, bad = fluent_rows(valid, args.llm, os.path.join(made, "rewrite.jsonl"))
-    dropped += [(split, row_id, " ".join(why.split())) for row_id, why in bad]        # dropped.txt has a line for each
+    dropped += [(split, row_id, why) for row_id, why in bad]
     return rows + fluent
 
 

@@ -14,6 +14,7 @@ import functools
 
 import torch
 
+from speech_llm.constants import pick_device
 from speech_llm.llm import decode_text, end_ids
 from speech_llm.resumable import resumable
 from speech_llm.thoughts import NO_THOUGHT, close_thought
@@ -52,7 +53,7 @@ def encode_chat(tokenizer, chat, add_special_tokens=False):
 
 
 def pad_left(rows, pad, device):
-    """Return lists of token ids as ids (B, L) and mask (B, L), padded on the left."""
+    """Return lists of token ids as ids (B, L) and mask (B, L), padded on the left: the last token of a row is last."""
     length = max(map(len, rows))
     ids = [[pad] * (length - len(row)) + row for row in rows]
     mask = [[0] * (length - len(row)) + [1] * len(row) for row in rows]
@@ -115,7 +116,7 @@ def replies(path, judge, chats):
     """
     @functools.cache
     def llm():
-        return load_chat(judge, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        return load_chat(judge, pick_device())
     entries = resumable(path, {"judge": judge, "max_new_tokens": MAX_NEW_TOKENS}, chats,
                         lambda batch: write_replies(*llm(), batch), BATCH, f"judge {judge}",
                         size=lambda chat: sum(len(turn["content"]) for turn in chat))

@@ -25,7 +25,8 @@ OPTIONS = {"No": 0, "Yes": 1}        # sorted, as bergen sorts them before it ta
 UNPARSABLE = -100
 MAX_NEW_TOKENS = 10                  # of a written verdict
 
-# With a system turn, and for templates that know none. The trailing spaces and the ?. are bergen's
+# With a system turn, and for templates that know none. The spaces before line breaks and the full stop after the
+# question are bergen's
 SYSTEM = "You are an evaluation tool. Answer with one of Yes, No."
 USER = ("Here is a question, a golden answer and an AI-generated answer. Can you judge whether the AI-generated answer "
         "is correct according to the question and golden answer, simply answer with one of Yes, No.\n"

@@ -101,7 +101,7 @@ def test_two_corpora_with_one_utterance_are_refused_by_name(before_training):
             says="the corpora tiny and yours share the names of 24 utterances")
 
 
-# --- What a recipe lacks.
+# --- What is missing for a recipe.
 
 def test_models_that_the_hub_does_not_give_are_told_before_any_work(tmp_path, monkeypatch):
     response = httpx.Response(403, request=httpx.Request("GET", "https://x"))
@@ -118,7 +118,7 @@ def test_models_that_the_hub_does_not_give_are_told_before_any_work(tmp_path, mo
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_everything_that_lacks_is_listed_at_once_before_any_work(name, tmp_path, monkeypatch):
+def test_everything_missing_is_listed_at_once_before_any_work(name, tmp_path, monkeypatch):
     """An empty download: the list names files and where they come from, as main does; nothing is written."""
     monkeypatch.setattr("huggingface_hub.auth_check", lambda name: None)
     module, work = importlib.import_module(f"data.{name}"), str(tmp_path / "work")
@@ -302,6 +302,7 @@ def test_segments_must_agree_over_the_languages(tmp_path):
         write(tmp_path / "dev" / "text" / "xml" / f"ACL.6060.dev.en-xx.{language}.xml",
               talks_xml({"t.1": {"1": "A"}, second + " ": {"2": "B"}}))
     refused(acl6060.read_split, str(tmp_path), "dev", names="en-xx.en.xml", says="en-xx.de.xml differ in segment 2")
+
 
 def test_the_real_texts_of_acl6060(real):
     """The test set as released: 416 segments of five talks."""

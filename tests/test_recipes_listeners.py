@@ -144,7 +144,7 @@ def test_pairs_have_folders_of_their_own(tmp_path, capsys):
 
 
 def test_pairs_that_there_are_not(tmp_path):
-    """What lacks is listed for all pairs at once."""
+    """What is missing is listed for all pairs at once."""
     for option, language in (("--into-english", "ko"), ("--from-english", "fr"), ("--into-english", "en")):
         refused(covost2.main, [option, f"ar,{language}"], says=f"{option} {language}: ")
     assert refused(covost2.main, ["--into-english", "--work", str(tmp_path)]).count(".tsv.tar.gz is missing") == 13

@@ -1,4 +1,4 @@
-"""What a real run lacks is told at once; the real commands run in miniature, from the downloads to the tables."""
+"""All that a real run needs is told at once; the real commands run in miniature, from the downloads to the tables."""
 import importlib.util
 import os
 import re
@@ -132,7 +132,7 @@ def empty_cells(text, others=()):
 IWSLT25 = ("acl6060", "covost2", "europarlst", "spokensquad")
 
 
-def test_everything_that_lacks_is_told_at_once(tmp_path, monkeypatch, capsys):
+def test_everything_missing_is_told_at_once(tmp_path, monkeypatch, capsys):
     """No downloads, no py3langid, no licence for Llama, 50 GB of disk, no GPU: one list, in seconds."""
     refusal = GatedRepoError("no", response=httpx.Response(403, request=httpx.Request("GET", "https://x")))
     has, find_spec = SimpleNamespace(py3langid=None, licence=refusal, free=50e9), importlib.util.find_spec

@@ -25,7 +25,7 @@ from speech_llm.files import text_lines
 from speech_llm.resumable import is_first, silence_others
 
 
-DOWNLOAD = "unpack https://aclanthology.org/attachments/2023.iwslt-1.2.dataset.zip there"
+DOWNLOAD = "unpack https://aclanthology.org/attachments/2023.iwslt-1.2.dataset.zip, which makes 2/acl_6060/"
 SIZES = {"dev": 468, "eval": 416}                    # segments, of five talks each
 KINDS = ("ASR en", "ST/MT de", "ST/MT it", "ST/MT zh")
 PAPER = {(split, kind): size for split, size in SIZES.items() for kind in KINDS}

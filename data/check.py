@@ -170,6 +170,9 @@ def missing_gpu(page):
 def check(preset, part, work):
     """Return two lists of (what is missing, how to mend it): what the run needs, and what costs a score or time."""
     page = read_page(preset)
+    for key in ("recipes", part):
+        if key and key not in page:
+            raise SystemExit(f"{page['file']} has no {key} to check or to rehearse; run: bash run_all.sh {preset}")
     models = needed_models(page, part, work)
     stops = missing_of_recipes(page, part, preset, work)
     stops += [(models[name], name, how) for name, how in missing_models(*models)]

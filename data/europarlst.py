@@ -32,7 +32,7 @@ from speech_llm.audio import SAMPLE_RATE, read_audio, write_flac
 from speech_llm.files import text_lines
 
 
-DOWNLOAD = "unpack https://www.mllp.upv.es/europarl-st/v1.1.tar.gz (20 GB) there"
+DOWNLOAD = "unpack https://www.mllp.upv.es/europarl-st/v1.1.tar.gz (20 GB), which makes v1.1/"
 TARGETS = ("de", "it")
 SPLITS = ("train", "dev", "test")
 PAPER = {("train", "ASR en"): 35_372, ("train", "ST/MT de"): 32_628, ("train", "ST/MT it"): 29_552,   # 2025, Table 1

@@ -180,8 +180,8 @@ def read_translations(raw, dropped, limit=0):
         paths, again = gigast_files(raw, language), 0
         if len(paths) > 1:
             raise SystemExit(f"{' and '.join(paths)}: which is the training set? Keep one")
-        recordings = islice(read_audios(paths[0], read, "GigaST", GIGAST, dropped), limit or None)
-        for sid, text in chain.from_iterable(recordings):
+        items = islice(read_audios(paths[0], read, "GigaST", GIGAST, dropped), limit or None)
+        for sid, text in chain.from_iterable(items):
             pair = list(texts.get(sid, (None, None)))
             again += pair[place] is not None
             pair[place] = pair[place] or text                     # of two, the first stays

@@ -48,7 +48,7 @@ PARTS = {  # LibriSpeech's name: (our split, utterances, GB packed, about as man
 def missing(work, raw="", parts=("test-clean", "test-other")):
     """Return [(what is missing, how to mend it)]; empty if the recipe can run."""
     raw = download(work, raw, "librispeech")
-    return [(os.path.join(raw, part), f"unpack {URL}/{part}.tar.gz there, {PARTS[part][2]} GB, or run: "
+    return [(os.path.join(raw, part), f"unpack {URL}/{part}.tar.gz, {PARTS[part][2]} GB, in {raw}, or run: "
              f"python -m data.librispeech --download --parts {part} --raw {raw}")
             for part in parts if not find_part(raw, part)]
 

@@ -78,6 +78,7 @@ def test_rows_one_by_one(raw, capsys):
         "mcif/short/de/3": row("a", "ST", "de"), "mcif/short/de/4": row("b", "ST", "de"),
         "mcif/short/de/5": row("b", "MCQ", "de", question="Welche ist besser?\nA: Ja.\nB: Nein."),
         "mcif/short/de/6": row("a", "SQA", "de", "Nicht zu beantworten.", question="Wer fehlt?", answerable=False)}
+    assert read_corpus("work", "mcif")[1] == [["test", "mcif/long/en/7", "the long track"]]
     told = capsys.readouterr().out
     for line in ("ST de: 3 instructions in 2 wordings", "1 recordings cannot be read; their rows stay",
                  "1 in test: the long track", "| test: SQA/QA de | 1 | 195 | -194 |",

@@ -14,6 +14,7 @@ import downloads
 import pytest
 from conftest import PARITY, SHARED
 from huggingface_hub.errors import GatedRepoError
+from test_bad_input import refused
 from test_hub import write_omni
 
 from data import check, rehearse
@@ -162,6 +163,8 @@ def test_everything_missing_is_told_at_once(tmp_path, monkeypatch, capsys):
     has.py3langid, has.licence, has.free = True, None, 1e12
     check.main(["iwslt25", "--work", str(work)])
     assert capsys.readouterr().out.startswith("iwslt25 has all that its run needs.")
+    for preset, part, lacks in (("tiny", "", "recipes"), ("iwslt26", "ablations", "ablations")):
+        refused(check.check, preset, part, str(work), says=f"config/{preset}.py has no {lacks} to check")
 
 
 @pytest.mark.rehearsal

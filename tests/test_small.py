@@ -38,7 +38,7 @@ def test_a_passage_is_whole_sentences_and_has_the_questions_whose_answers_it_hol
         0: [(first, [("Where?", "rome")]), (last, [("Who sings?", "peter")])]}
 
 
-def test_a_world_in_miniature(tmp_path, whisper, monkeypatch):
+def test_a_world_in_miniature(tmp_path, whisper, monkeypatch, capsys):
     """20 recordings of noise as LJ Speech has them, one of LibriSpeech, eight articles of two questions each."""
     raw, models, noise = tmp_path / "raw", tmp_path / "models", np.random.default_rng(0).uniform(-0.1, 0.1, 16000)
     speech, reader = raw / "ljspeech", raw / "LibriSpeech" / "test-clean" / "1" / "2"
@@ -58,6 +58,7 @@ def test_a_world_in_miniature(tmp_path, whisper, monkeypatch):
           'world = dict(recipe="small_cpu", human=20, words=12, train=2, dev=1, test=1)\n')
     small_cpu.main(["--work", str(tmp_path / "work"), "--raw", str(raw), "--models", str(models),
                     "--preset", str(tmp_path / "page.py")])
+    assert "data.tiny_llm" not in capsys.readouterr().out                 # the LLM is a real one
     assert (tmp_path / "work" / "models" / "smollm2-135m-instruct" / "config.json").read_text() == "{}"
     long, short = (extract_features.load_encoder(f"{tmp_path}/work/models/whisper-base{name}", "cpu")
                    for name in ("", "-2s"))

@@ -29,14 +29,14 @@ from metrics.papers import ANSWERS, ST, SYSTEMS
 from metrics.scores import TEXT_SCORES, score_texts
 from metrics.speech_ifeval import plot_curve, point
 from metrics.tables import NAMES, TASKS, example_table, language_tables, shown, system_table
-from speech_llm.constants import command, configure, pick_device, read_page, require, stage_constants
+from speech_llm.constants import command, configure, locate, pick_device, read_page, require, stage_constants
 from speech_llm.draws import TEXT_TASK
 from speech_llm.files import read_json, read_json_lines, write_json, write_text
 from speech_llm.pictures import picture
 from speech_llm.pipeline import fillers
 from speech_llm.predictions import OFFICIAL, parse_system, read_finished, tasks_answered
 from speech_llm.resumable import resumable
-from speech_llm.rows import LANGUAGES, not_made, read_rows
+from speech_llm.rows import LANGUAGES, corpus_and_split, not_made, read_rows
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def read_test_sets(c, folder, notes):
     """Return {test set: rows}; [] without rows and predictions. A test set that no recipe could make is noted."""
     rows_of = {}
     for test_set in c.test_sets.split(","):
-        path = os.path.join(c.work, "rows", *test_set.rsplit(".", 1)) + ".jsonl"
+        path = os.path.join(c.work, "rows", *corpus_and_split(test_set)) + ".jsonl"
         if not_made(c.work, test_set):
             notes.append(f"{test_set} is left out: its recipe could not make it, see {os.path.dirname(path)}/counts.md")
         elif os.path.exists(path) or glob.glob(os.path.join(glob.escape(folder), "*", f"{test_set}.jsonl")):
@@ -238,9 +238,8 @@ def model_jobs(c, metrics):
     if "COMET" in metrics:
         yield "COMET", f"COMET:{c.comet}", LANGUAGES, partial(load_comet, c)
     for llm in filter(None, c.judges.split(",") if "judge" in metrics else []):
-        path = os.path.join(c.work, llm)
         yield ("judge", f"judge:{c.judge_mode}:{llm}", LANGUAGES,
-               partial(judge.load_judge, path if os.path.isdir(path) else llm, c.judge_mode, pick_device()))
+               partial(judge.load_judge, locate(c.work, llm), c.judge_mode, pick_device()))
     for metric in [metric for metric in metrics if metric.startswith("BERTScore")]:
         for language in LANGUAGES:
             model, layer = bertscore.ORGANISERS[language] if metric == "BERTScore" else bertscore.XLMR
@@ -366,7 +365,7 @@ def plot_scales(folder, results, systems, test_set, notes):
             values = {metric: [r["value"] for r in results if r["system"] == name and r["test_set"] == test_set
                                and r["metric"] == shown(metric, r["language"])] for metric in ("WER", "BLEU", "EM")}
             points.append({"scale": float(name.partition("@")[2] or 1), **obedience,
-                           **{metric: sum(list_) / len(list_) for metric, list_ in values.items() if list_}})
+                           **{metric: sum(scores) / len(scores) for metric, scores in values.items() if scores}})
         paths.append(os.path.join(folder, f"scale-{base}.png"))
         plot_curve(points, paths[-1], base)
     return paths
@@ -418,11 +417,12 @@ def main(argv=None):
     judges = sorted({r["metric"].removeprefix("judge:") for r in results if r["metric"].startswith("judge:")})
     notes = [f"judge: the mean over {', '.join(judges)}"] * bool(judges) + list(dict.fromkeys(notes))
     text = "\n\n".join(tables + ["\n".join(f"- {note}" for note in notes)] * bool(notes))
-    stem = os.path.join(folder, c.predictions.replace("predictions", "results"))
+    stem = os.path.join(folder, c.predictions.replace("predictions", "results"))       # predictions-mcif: results-mcif
     write_json(f"{stem}.json", results)
     write_text(f"{stem}.md", text + "\n")
+    losses = plot_losses(folder)
     print(f"{text}\n\nall scores but COMET and BERTScore are percentages; they are in {stem}.md and "
-          f"{os.path.basename(stem)}.json, the loss curves in\n" + "\n".join(plot_losses(folder))
+          f"{os.path.basename(stem)}.json, the loss curves in\n" + "\n".join(losses)
           + "\nthe curves over LoRA's scale in\n" * bool(scales) + "\n".join(scales))
 
 

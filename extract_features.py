@@ -2,7 +2,7 @@
 Stage 0: audio -> frozen speech encoder -> averaged frames -> numpy cache.
 
     python extract_features.py                       # tiny: CPU, about a minute
-    python extract_features.py --preset iwslt25      # an A100 at half its peak: 430 hours in 10 minutes
+    python extract_features.py --preset iwslt25      # computed for an A100: 430 hours in 10 minutes
     python extract_features.py --preset listeners    # Whisper; the checkpoint's config.json says which encoder it is
     torchrun --nproc_per_node 4 extract_features.py --preset iwslt25     # the same cache, shared out
 
@@ -63,7 +63,7 @@ STACK = 2                                    # filterbank frames, one every 10 m
 FRAME = SAMPLE_RATE // FRAME_RATE            # samples in one encoder frame
 MEL_BINS = 80                                # of SeamlessM4T; the others' config.json says how many they have
 FFT = 400                                    # samples, Whisper's transform: 25 ms
-TAIL = 2                                     # encoder frames of silence that a Whisper's filterbank ends with
+TAIL = 2                                     # encoder frames that log_mel adds to those of the audio
 LAYER = "last layer after the closing LayerNorm"         # our choice; the papers: layer 24, the last one
 BLOCK = 512                                  # utterances decoded ahead and sorted by length (our choice)
 SAMPLED = 200                                # utterances whose lengths give the hours of a split (our choice)
@@ -115,7 +115,7 @@ def log_mel(wave, bins, window=math.inf):
 
 
 def window_of(config):
-    """Return the frames that an encoder always takes, padded with silence: Whisper's window; 0 for any number."""
+    """Return the number of frames in Whisper's window, which it always reads; 0 for an encoder without a window."""
     return config.max_source_positions if config.model_type == "whisper" else 0
 
 
@@ -149,7 +149,10 @@ def encoder_config(path):
 
 
 def load_frozen(kind, path, device, prefix=None, **options):
-    """Return the transformers class `kind` out of a checkpoint that has it at `prefix`: frozen, on `device`."""
+    """
+    Return a model of the transformers class `kind`, frozen, on `device`. prefix: what the names of its weights begin
+    with in the checkpoint, a regular expression.
+    """
     # float16 on a GPU: Meta runs SeamlessM4T in it, it is 8 times closer to float32 than bfloat16 is, and the
     # cache is float16 anyway. sdpa: eager adds the mask to the scores as 0 or 1, so padding would leak in.
     dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
@@ -187,7 +190,7 @@ def encode(encoder, features, pad=False):
     """
     weight, window = next(encoder.parameters()), window_of(encoder.config)
     lengths = [len(feature) for feature in features]
-    if encoder.config.model_type == OMNI:    # takes utterances one after the other, and has 25 frames a second
+    if encoder.config.model_type == OMNI:    # takes utterances joined end to end; a stride of 2, then means of 2
         frames = encoder(torch.cat(features).T.to(weight), feature_lens=torch.tensor(lengths, device=weight.device))
         frames = frames.last_hidden_state.float().cpu().split([(length + 1) // 2 // 2 for length in lengths])
         return [row.numpy() for row in frames]
@@ -288,7 +291,7 @@ def extract(c, encoder, origin, folder, utterances, longest):
             frames |= encoded
             progress.update(len(block))
             full = sum(map(len, frames.values())) >= c.shard_frames or done == len(blocks)
-            if full and (frames or entry["dropped"]):    # neither where dropped ones were tried again
+            if full and (frames or entry["dropped"]):    # not if all were dropped before and are dropped again
                 while os.path.exists(os.path.join(folder, f"frames-{number:05d}.json")):
                     number += world          # so no two processes ever fill the same shard
                 write_shard(folder, f"frames-{number:05d}", frames, {**entry, "made": origin, "by": provenance()})
@@ -298,7 +301,7 @@ def extract(c, encoder, origin, folder, utterances, longest):
 # --- What is asked for, and whether the disk holds it.
 
 def splits_of(c):
-    """Yield (corpus, split, file of its rows) for every split that is asked for; a corpus may be one split of it."""
+    """Yield (corpus, split, file of its rows) for every split of --corpora; an entry may be one split: mcif.test."""
     for entry in c.corpora.split(","):
         corpus, _, only = entry.partition(".")
         folder = os.path.dirname(rows_file(c.work, corpus, "train"))

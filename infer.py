@@ -45,8 +45,8 @@ from speech_llm.pictures import draw_slots, nearest_tokens
 from speech_llm.predictions import OFFICIAL, already_predicted, parse_system, predict, tasks_answered
 from speech_llm.prompts import user_turn
 from speech_llm.resumable import is_first, rank_and_world
-from speech_llm.rows import (ALL_LANGUAGES, TASKS, composed, not_made, read_rows, remake, rows_file, run_all,
-                             source_language)
+from speech_llm.rows import (ALL_LANGUAGES, TASKS, composed, corpus_and_split, not_made, read_rows, remake, rows_file,
+                             run_all, source_language)
 from speech_llm.stage import open_stage
 from speech_llm.turns import encode_text
 from train_lora import scale_lora
@@ -94,9 +94,8 @@ def llm_jobs(c, stage, loaded, rows, test_set):
     prompt, features, text, jobs = stage.config["prompt"] if stage else c.prompt, {}, projector is None, []
     if not text:
         origin = {key: stage.config[key] for key in ("encoder", "mean", "pad")}
-        corpus, split = test_set.rsplit(".", 1)
-        features = open_features(features_folder(c.work, origin["encoder"], origin["mean"], corpus, split), origin,
-                                 command("extract_features", c))
+        folder = features_folder(c.work, origin["encoder"], origin["mean"], *corpus_and_split(test_set))
+        features = open_features(folder, origin, command("extract_features", c))
     for row in rows:
         if text and row["task"] in TEXT_TASK:
             sample = encode_sample(row, True, tokenizer, None, prompt)
@@ -131,14 +130,14 @@ def seamless_jobs(c, loaded, rows, text):
         answers = {}
         languages = {row["id"]: (source_language(row), row["language"]) for row in batch}
         for source, language in sorted({*languages.values()}):             # generate has one target language
-            rows_now = [row for row in batch if languages[row["id"]] == (source, language)]
-            names, hooks = [row["id"] for row in rows_now], []
+            same = [row for row in batch if languages[row["id"]] == (source, language)]
+            names, hooks = [row["id"] for row in same], []
             if text:
                 # split_special_tokens: "</s>" or "__deu__" inside a text stays ordinary text
-                inputs = tokenizer([row["transcript"] for row in rows_now], src_lang=CODES[source], padding=True,
+                inputs = tokenizer([row["transcript"] for row in same], src_lang=CODES[source], padding=True,
                                    split_special_tokens=True, return_tensors="pt").to(model.device)
             else:
-                pieces = [(row["id"], feature) for row in rows_now
+                pieces = [(row["id"], feature) for row in same
                           for feature in front_end(model.config, row, piece=MAX_SECONDS)[0] or ()]
                 if not pieces:
                     continue
@@ -188,7 +187,7 @@ def cascade_jobs(c, loaded, rows):
             if text is not None and row["task"] == "ASR":
                 answers[row["id"]] = encode_text(tokenizer, text)[:c.max_new_tokens]
             elif text is not None:
-                question = {"question": text} if row.get("question") == row["transcript"] else {}      # it is spoken
+                question = {"question": text} if row.get("question") == row["transcript"] else {}      # spoken
                 samples.append(encode_sample({**row, "transcript": text, **question}, True, tokenizer, None, c.prompt))
         if samples:
             answers |= zip([sample["id"] for sample in samples],
@@ -205,12 +204,11 @@ def answer_files(c, device):
         raise SystemExit(f"--task is one of {', '.join(TASKS)} and --language one of {', '.join(ALL_LANGUAGES)}")
     name, folder, model = parse_system(c.systems.split(",")[-1])
     print(f"{name} answers")
-    if c.show and len(c.audio) > 1:
-        raise SystemExit("--show draws one recording; give --audio one file")
     stage = folder and open_stage(os.path.join(c.work, c.run, folder),
                                   f"{run_all(c.preset, c.work)}, which trains it")
-    if not model and not (stage and "projector" in stage.config["trained"]):
-        raise SystemExit(f"{name} reads no speech; name a system with a projector, such as --systems C:merged")
+    if not (stage and "projector" in stage.config["trained"] or model and not c.show):
+        raise SystemExit(f"{name} has no projector, which {'--show' if model else '--audio'} needs; name a system with "
+                         "one, such as --systems C:merged")
     prompt = stage.config["prompt"] if stage else c.prompt
     if c.task in ("SQA", "MCQ") and not c.question and prompt not in ("listeners", "omni"):
         raise SystemExit(f"--task {c.task} needs --question")              # the listeners' question may be spoken
@@ -361,7 +359,7 @@ def run_system(c, system, kind, stage, model, rows_of, device):
                 scale_lora(loaded[0], scale)
                 jobs, decode = llm_jobs(c, stage, loaded, rows, test_set)
                 if test_set == c.pictures and scale == 1 and is_first():
-                    draw_first(loaded, jobs, decode, path.removesuffix(".jsonl"))      # before finished predictions
+                    draw_first(loaded, jobs, decode, path.removesuffix(".jsonl"))      # first: a finished set is passed over
             predict(path, f"{name}, {test_set}", loaded[1], jobs, decode, c.batch, c.max_new_tokens, c.trim_loops)
         if test_set in OFFICIAL and os.path.exists(path):                  # the file that the shared task takes
             answers = {p["id"]: p["prediction"] for p in read_json_lines(path, "remove it and run the same again")}
@@ -375,9 +373,7 @@ def read_test_sets(c):
     """Return {test set: rows}, without those that their recipe could not make. Exit if one is missing."""
     rows_of = {}
     for test_set in c.test_sets.split(","):
-        if "." not in test_set:
-            raise SystemExit(f"--test_sets {test_set}: write <corpus>.<split>, such as tiny.test")
-        path = rows_file(c.work, *test_set.rsplit(".", 1))
+        path = rows_file(c.work, *corpus_and_split(test_set))
         if not_made(c.work, test_set):
             print(f"{test_set} is left out: its recipe could not make it, see {os.path.dirname(path)}/counts.md")
         else:
@@ -399,6 +395,8 @@ def named_systems(c):
 def main(argv=None):
     c = configure(Config, "infer", argv)
     device = pick_device()
+    if c.show and len(c.audio) != 1:
+        raise SystemExit("--show draws one recording; give --audio one file")
     if c.audio:
         stdout = sys.stdout                  # it gets the answers alone, so that a shell can pipe them
         with redirect_stdout(sys.stderr):

@@ -112,15 +112,6 @@ def open_starting_points(c):
     return stage_a, stage_b
 
 
-def main(argv=None):
-    c = configure(Config, "merge_sft", argv)
-    folder = os.path.join(c.work, c.run, c.out)
-    if not already_finished(c):
-        train(c)
-    if c.export:
-        export_llm(c.work, open_stage(folder), c.export)
-
-
 def train(c):
     """Train the projector and the adapters together."""
     device = pick_device()
@@ -173,6 +164,14 @@ def train(c):
     if run.rank == 0:
         save_peft(run.folder, lora_state_dict(llm), adapters["r"], adapters["alpha"], stage_a.config["llm"])
     run.finish(next_command("merge_sft", c))
+
+
+def main(argv=None):
+    c = configure(Config, "merge_sft", argv)
+    if not already_finished(c):
+        train(c)
+    if c.export:
+        export_llm(c.work, open_stage(os.path.join(c.work, c.run, c.out)), c.export)
 
 
 if __name__ == "__main__":

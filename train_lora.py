@@ -28,7 +28,7 @@ from speech_llm.stage import already_finished
 from speech_llm.training import learning_rate, processes, set_rate, validate
 from train_projector import AnswerObjective
 
-# attention and feed-forward (2025, section 3); the paper names keys, which torchtune's recipe leaves out
+# attention and feed-forward (2025, section 3); the paper lists keys (k_proj), which torchtune's recipe leaves out
 TARGETS = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
 
 
@@ -51,7 +51,7 @@ class Config:                               # the 2025 paper's values; a page of
     batch: int = 10                         # rows in a draw; section 5.1
     accumulate: int = 8                     # draws in one optimizer step, over all processes; section 5.1
     steps: int = 11_117                     # optimizer steps: 1 epoch of 889,350 rows; section 5.1. The paper's 4 days
-                                            # are near A's 4.6 for 3.9 million rows: its epoch may be another
+                                            # are near A's 4.6 for 3.9 million rows: its epoch may be longer
     lr: float = 3e-4                        # section 5.1
     warmup: int = 100                       # steps; section 5.1 B. Then half a cosine down to 0 (our choice)
     weight_decay: float = 0.1               # section 5.1

@@ -49,7 +49,7 @@ class Config:                               # the 2025 paper's values; a page of
     pad: bool = False                       # whether Whisper's frames are those of its whole window
     llm: str = "meta-llama/Llama-3.1-8B-Instruct"
     prompt: str = "2025"                    # whose prompt; speech_llm/prompts.py
-    objective: str = "answers"              # on its table alone: "embeddings" (SpeechMapper), "tokens" (speller)
+    objective: str = "answers"              # "embeddings" (SpeechMapper), "tokens" (speller): on the LLM's table alone
     mixture: dict = field(default_factory=lambda: {                  # A.1; section 5.1
         "ASR": (0.4, {"en": 1.0}),
         "ST": (0.6, {"de": 0.3, "it": 0.3, "zh": 0.4})})             # the text; Table 13: it 0.4, zh 0.3 (our choice)
@@ -185,7 +185,7 @@ def encode_sample(row, text, tokenizer, features, prompt="2025", slots=Projector
 
 
 def positions(sample):
-    """Return the length L of the sequence that the LLM reads for a sample; of a speller's at most."""
+    """Return the length L of the sequence that the LLM reads for a sample; after a speller it may be shorter."""
     return len(sample["before"]) + sample["slots"] + len(sample["after"]) + len(sample["answer"])
 
 
@@ -347,6 +347,8 @@ def build_projector(c, width, llm_width, device, units=0):
     if c.projector == "speller":
         sizes["units"] = units
     projector = make_projector(**sizes)
+    if c.text_encoder and c.projector != "qformer":
+        raise SystemExit(f"--text_encoder {c.text_encoder}: only a qformer starts from a BERT, not a {c.projector}")
     if c.text_encoder:
         copied, fresh = start_from_bert(projector, locate(c.work, c.text_encoder))
         print(f"{copied} tensors of the Q-Former from {c.text_encoder}, {fresh} fresh")

@@ -14,7 +14,6 @@ common = dict(systems="llm,B:lora,seamless,seamless-text,A.1:projector,C:merged"
               test_sets="acl6060.dev,acl6060.eval,covost2.test,europarlst.test,spokensquad.test")
 
 extract_features = dict(corpora="covost2,europarlst,spokensquad,acl6060")
-infer = dict(seamless="facebook/seamless-m4t-v2-large")
 eval = dict(tables="2025 Table 2,2025 footnote 8,2025 section 6,2025 Table 3,2025 Table 6,2025 Table 7,2025 Table 8,"
                    "2025 Table 9,2025 Table 10,2025 Table 11,2025 poster")
 

@@ -46,7 +46,7 @@ merge_sft = dict(                            # section 6.1, setup 1; Tables 6 an
     # Table 6: ASR and ST from CoVoST 2 and Europarl-ST alone; A's shares of 2025 for ASR (our choice), ST by size
     shares={**MT, "ASR": {"covost2": 0.8, "europarlst": 0.2}, "ST": {"covost2": 289_413, "europarlst": 32_628}})
 
-infer = dict(prompt="2026-zero-shot", seamless="facebook/seamless-m4t-v2-large", max_new_tokens=100,     # section 5
+infer = dict(prompt="2026-zero-shot", max_new_tokens=100,                                                # section 5
              submission={"C": "NLE_IWSLT26_IF_SHORT_CONSTRAINED_PRIMARY",                                # section 7
                          "iwslt25-C": "NLE_IWSLT26_IF_SHORT_UNCONSTRAINED_CONTRASTIVE1"})
 eval = dict(judges="utter-project/EuroLLM-9B-Instruct,google/gemma-3-12b-it,google/gemma-3-27b-it",      # section 5

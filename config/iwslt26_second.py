@@ -1,7 +1,7 @@
 """
 The second stage of the original SpeechMapper (ICASSP 2026, arXiv 2601.20417) on the projector of iwslt26: 1,000 steps
-through the frozen LLM on ASR, with the embeddings' squared error as 0.9 of the loss. The figures are those that digests
-of that paper give.
+through the frozen LLM on ASR, with the embeddings' squared error as 0.9 of the loss. The figures come from summaries of
+that paper, whose full text was not at hand.
 """
 base = "iwslt26"
 stages = ["train_projector", "infer", "eval"]

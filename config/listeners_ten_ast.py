@@ -1,6 +1,6 @@
 """Multilingual listeners, TEN+AST: ten languages, at most 20 % translation into English (section 6)."""
 from config.listeners import extract_features as of_listeners
-from config.listeners_ten_align import IN_10
+from config.listeners_ten import IN_10
 
 base = "listeners_ten"
 hours = {"commonvoice": 226, "multispeechqa": 796,      # as listeners_ten; covost2: clips of 5 s (our estimate)

@@ -75,7 +75,7 @@ def open_features(folder, expect=None, again="python extract_features.py"):
     redo = f"{again} --corpora {corpus} --splits {split}"
     remove = f"remove {folder} and run: {redo}"
     config = read_json(require(os.path.join(folder, "config.json"), redo), remove)
-    shards, hashes, places = [], [], []
+    shards, hashes, places = [], [np.empty(0, np.uint64)], [np.empty(0, PLACE)]
     for index in read_indices(folder, expect or {}):
         if not index["lengths"]:                         # all of its utterances were dropped
             continue

@@ -4,7 +4,8 @@ A stage's constants: the stage's file, then a page of config/, then the command 
     c = configure(Config, "train_lora", ["--preset", "iwslt25", "--steps", "100"])
     page = read_page("iwslt25")              # {"recipes": [...], "train_lora": {...}, ...}
 
-A page is a Python file of literals. `--preset` takes the name of a page in config/ or the path of any other file.
+A page is a Python file that sets names to literals and to expressions of other names, which it may import from another
+page. `--preset` takes the name of a page in config/ or the path of any other file.
 A page with `base` starts from another page: constants of a stage are added to the base's, all else replaces it.
 `common` holds constants for every stage that has them. `run` is the folder below --work where the stages write; a page
 without `run` has that of a base in its own folder, else its own name.

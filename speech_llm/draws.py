@@ -5,8 +5,8 @@ The sampler: rows -> draws, in two levels (2025, section 3 and Table 13).
     rows_of_one_kind, text = next(draws)         # text: whether the transcript is read in place of the speech
 
 A mixture is {task: (share, {language: share})}. For SQA and QA the share of a language may be a pair: questions with
-and without an answer. Shares are {task or "task language": {corpus: share}}; without an entry, corpora go by size.
-Both stand in the pages of config/ as literals.
+and without an answer. Shares are {task or "task language": {corpus: share}}. Without an entry, or if no corpus of the
+entry has such rows, corpora go by size. Both stand in the pages of config/.
 """
 import random
 

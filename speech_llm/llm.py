@@ -93,7 +93,7 @@ def load_checkpoint(kind, path, **options):
 
 
 def text_part(config):
-    """Return (config, {pattern: name}) of the part of a model that reads text, and how its weights are renamed."""
+    """Return (config of the part of a model that reads text, {pattern in the names of its weights: replacement})."""
     from transformers import Qwen2Config
     if config.model_type == "qwen2_5_omni":     # the thinker reads text and audio as a Qwen2 does
         text = config.thinker_config.text_config.to_dict()

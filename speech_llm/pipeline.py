@@ -37,12 +37,24 @@ def stage_command(entry, preset, work, seed, *more):
     page = words[words.index("--preset") + 1] if "--preset" in words else preset
     processes = int(os.environ.get("NPROC", 1))
     if stage in SEEDED:                      # the processes share the draws of a step equally
-        processes = math.gcd(processes, (read_page(page).get(stage) or {}).get("accumulate", processes))
+        processes = math.gcd(processes, stage_constants(stage, read_page(page))["accumulate"])
     launcher = (["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
                 if processes > 1 and stage != "eval" else [])
     seeded = ["--seed", str(seed)] if stage in SEEDED else []
     words = words if "--preset" in words else ["--preset", preset, *words]
     return [*launcher, f"{stage}.py", *words, "--work", work, *seeded, *more]
+
+
+def refuse_entries(page, part):
+    """Exit if an entry of the page's stages is not a stage, or if the page that an entry names has another `run`."""
+    stages = [entry for group in stage_groups(page["stages"]) for entry in group]
+    for entry in [*stages, *(page.get("ablation_stages", {}).values() if part == "ablations" else [])]:
+        stage, *words = entry.split()
+        if stage not in STAGES:
+            raise SystemExit(f"{page['file']}: {stage} is not one of the stages {', '.join(STAGES)}")
+        if "--preset" in words and (run := read_page(words[words.index("--preset") + 1])["run"]) != page["run"]:
+            raise SystemExit(f"{page['file']}: the entry {entry!r} would write into the folder {run}, this system has "
+                             f"{page['run']}; write a page with this page as `base`, and name it in the entry")
 
 
 def recipe_commands(page, part, work):
@@ -206,13 +218,13 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dry", action="store_true", help="print the commands and run nothing")
     args = parser.parse_args(argv)
+    if args.of and args.part != "rehearse":
+        parser.error(f"{args.part} and {args.of} are two runs; run one after the other")
     page = read_page(args.preset)
     part = args.of if args.part == "rehearse" else args.part
     if part and part not in page:
         raise SystemExit(f"{page['file']} has no {part}")
-    unknown = {entry.split()[0] for group in stage_groups(page["stages"]) for entry in group} - {*STAGES}
-    if unknown:
-        raise SystemExit(f"{page['file']}: {', '.join(unknown)} is not one of the stages {', '.join(STAGES)}")
+    refuse_entries(page, part)
     if args.part == "rehearse":
         groups = one_by_one([["-m", "data.rehearse", args.preset, *[part] * bool(part), "--work", args.work,
                               "--seed", str(args.seed)]])
@@ -227,5 +239,6 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))      # run_side_by_side ends its commands
+    for number in (signal.SIGINT, signal.SIGTERM):                   # run_side_by_side then ends its commands
+        signal.signal(number, lambda received, _: sys.exit(128 + received))
     main()

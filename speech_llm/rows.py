@@ -83,9 +83,16 @@ def rows_file(work, corpus, split):
     return path
 
 
+def corpus_and_split(test_set):
+    """Return (corpus, split) of the name of a test set, <corpus>.<split>. SystemExit for a name without a split."""
+    if "." not in test_set:
+        raise SystemExit(f"--test_sets {test_set}: write <corpus>.<split>, such as tiny.test")
+    return test_set.rsplit(".", 1)
+
+
 def not_made(work, test_set):
     """Return whether the recipe of <corpus>.<split> is finished and could not make this split."""
-    corpus, split = test_set.rsplit(".", 1)
+    corpus, split = corpus_and_split(test_set)
     folder = os.path.join(work, "rows", corpus)
     return os.path.exists(os.path.join(folder, "config.json")) and not os.path.exists(
         os.path.join(folder, f"{split}.jsonl"))

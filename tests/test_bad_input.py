@@ -225,6 +225,7 @@ CACHES = [  # name, what is done to the folder, part of the message
     ("another shard of the same size", lambda f: shutil.copy(f / OTHER_DATA, f / DATA), DATA),
     ("an index twice", lambda f: shutil.copy(f / INDEX, f / OTHER), OTHER),
     ("an index gone", lambda f: (f / OTHER).unlink(), ""),
+    ("no index", lambda f: [(f / name).unlink() for name in (INDEX, OTHER)], "holds 0 utterances"),
     ("an index of another folder's data", lambda f: change(f / INDEX, data="../../x.npy"), INDEX),
     ("float32", lambda f: resave(f, lambda a: a.astype(np.float32)), "float32"),
     ("objects", lambda f: resave(f, lambda a: a.astype(object)), DATA),

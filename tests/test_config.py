@@ -114,6 +114,25 @@ def test_no_real_system_depends_on_a_toy(name):
     assert page["recipes"] and not re.search("tiny|digits|models/", repr(values))
 
 
-def test_a_stage_that_does_not_exist_is_refused(tmp_path):
-    (tmp_path / "page.py").write_text('base = "tiny"\nstages = ["extract_features", "train_loro"]\n')
-    refused(pipeline.main, [str(tmp_path / "page.py"), "--dry"], says="page.py: train_loro is not one of the stages ")
+@pytest.mark.parametrize("text, part, says", [
+    ('base = "tiny"\nstages = ["extract_features", "train_loro"]', [], "train_loro is not one of the stages "),
+    ('base = "listeners"', [], "would write into the folder listeners, this system has page"),
+    ('base = "tiny"', ["ablations"], "'train_projector --preset tiny_a2' would write into the folder tiny,")])
+def test_an_entry_of_no_stage_or_of_a_page_with_another_folder_is_refused(tmp_path, text, part, says):
+    (tmp_path / "page.py").write_text(text)
+    refused(pipeline.main, [str(tmp_path / "page.py"), *part, "--dry"], names="page.py: ", says=says)
+
+
+def test_two_parts_are_two_runs(capsys):
+    with pytest.raises(SystemExit):
+        pipeline.main(["tiny", "ablations", "sweep", "--dry"])
+    assert "ablations and sweep are two runs" in capsys.readouterr().err
+
+
+def test_a_stage_has_as_many_processes_as_share_its_draws_equally(monkeypatch, capsys):
+    """A of 2025 has 16 draws a step, which the page leaves to the stage's file; B has 8."""
+    monkeypatch.setenv("NPROC", "6")
+    pipeline.main(["iwslt25", "--dry"])
+    processes = {line.split(".py")[0].split()[-1]: "nproc_per_node" in line and line.split("nproc_per_node ")[1][0]
+                 for line in capsys.readouterr().out.splitlines()}
+    assert [processes[stage] for stage in STAGES] == ["6", "2", "2", "2", "6", False]

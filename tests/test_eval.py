@@ -158,6 +158,7 @@ def test_a_system_that_is_named_must_have_predictions_one_of_the_page_may_lack_t
         for system in ("llm", "A.1")]
     assert {r["system"] for r in json.loads(Path("work/tiny/results.json").read_text())} == {"B", "C", "mine"}
     refused(stage.main, ["--systems", "C,A.1"], says="A.1/tiny.test.jsonl is missing; run: python infer.py --preset")
+    refused(stage.main, ["--test_sets", "tiny"], says="--test_sets tiny: write <corpus>.<split>")
     os.rename("work", "my work")
     refused(stage.main, ["--predictions", "nothing", "--work", "my work"],
             says="nothing has no predictions; run: python infer.py --preset tiny --work 'my work'")

@@ -262,11 +262,13 @@ def test_what_it_refuses_in_one_line(encoders, run_stage):
             (["--task", "TTS"], "--task is one of ASR, ST, SQA, MCQ"),
             (["--task", "ST", "--language", "xx"], "--language one of en, de, it, zh, ar"),
             (["--task", "ST"], "no prompt for ST in 'en'"), (["--language", "de"], "no prompt for ASR in 'de'"),
-            (["--systems", "llm"], "llm reads no speech; name a system with a projector"),
-            (["--systems", "B:lora"], "B reads no speech; name a system with a projector"),
+            (["--systems", "cascade"], "cascade has no projector, which --audio needs; name a system with one"),
+            (["--systems", "B:lora"], "B has no projector, which --audio needs; name a system with one"),
+            (["--systems", "hub:a/b", "--show", "x.png"], "b has no projector, which --show needs"),
             (["--audio", "good.wav", "good.wav", "--show", "x.png"], "--show draws one recording"),
             (["--audio", "nowhere.wav"], "nowhere.wav: no such file"),
             (["--audio", "long.wav", "--task", "SQA", "--question", "Who?"], "long.wav is longer than 30 s"),
             (["--audio", "short.wav"], "short.wav: 0.0300 s, shorter than 0.04 s"),
             (["--audio", "text.wav"], "text.wav: cannot be decoded")):
         refused(run_stage, "infer", "--audio", "good.wav", *arguments, says=message)
+    refused(run_stage, "infer", "--show", "x.png", says="--show draws one recording; give --audio one file")

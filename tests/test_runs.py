@@ -99,6 +99,7 @@ def test_a_stage_before_its_predecessor_names_the_command(after_training, run_st
 def test_what_the_page_or_the_dev_rows_do_not_have_is_refused(before_training, run_stage):
     refused(run_stage, "merge_sft", "--ablation", "no-asr", says="config/tiny.py: random-lora-no-text, ")
     refused(run_stage, "train_projector", "--keep", "SQA", says="--keep SQA: the dev rows of tiny that the mixture")
+    refused(run_stage, "train_projector", "--text_encoder", "bert", says="only a qformer starts from a BERT")
     refused(run_stage, "train_projector", "--decode", "acl6060", says="--keep ST: the dev rows of acl6060")
 
 

@@ -359,7 +359,7 @@ def run_system(c, system, kind, stage, model, rows_of, device):
                 scale_lora(loaded[0], scale)
                 jobs, decode = llm_jobs(c, stage, loaded, rows, test_set)
                 if test_set == c.pictures and scale == 1 and is_first():
-                    draw_first(loaded, jobs, decode, path.removesuffix(".jsonl"))      # first: a finished set is passed over
+                    draw_first(loaded, jobs, decode, path.removesuffix(".jsonl"))  # before the set is finished
             predict(path, f"{name}, {test_set}", loaded[1], jobs, decode, c.batch, c.max_new_tokens, c.trim_loops)
         if test_set in OFFICIAL and os.path.exists(path):                  # the file that the shared task takes
             answers = {p["id"]: p["prediction"] for p in read_json_lines(path, "remove it and run the same again")}

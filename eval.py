@@ -45,7 +45,7 @@ class Config:                               # the 2025 paper's values; a page of
     work: str = "work"                      # everything that is written lies below this folder
     run: str = ""                           # the system's folder below work; the page names it
     predictions: str = "predictions"        # folder of <work>/<run>, infer.py's --out
-    systems: str = "llm,B,seamless,seamless-text,A.1,C"             # folders of predictions; "name:folder" is its name
+    systems: str = "llm,B:lora,seamless,seamless-text,A.1:projector,C:merged"      # as infer.py's; a name is a folder
     test_sets: str = "acl6060.dev,acl6060.eval,covost2.test,europarlst.test,spokensquad.test"     # <corpus>.<split>
     metrics: str = "WER,CER,BLEU,EM,CONTAINS,ROUGE-1,capped,loops,COMET,judge,BERTScore,BERTScore-xlmr,language"
     table_rows: str = "systems"             # a table a test set with a row a system, or "languages": a table a metric
@@ -146,7 +146,7 @@ def read_outputs(c, notes):
     present = {path.split(os.sep)[0] for path in glob.glob("*/*.jsonl", root_dir=folder)} if by_page else set()
     names = [*NAMES, *SYSTEMS]                           # in the order of the papers' tables, then by name
     others = sorted(present - {*systems}, key=lambda s: (names.index(s) if s in names else len(names), s))
-    decoded = stage_constants("infer", read_page(c.preset))["test_sets"].split(",")      # by the command that is named
+    decoded = stage_constants("infer", read_page(c.preset))["test_sets"].split(",")      # by `decode`
     rows_of, outputs = read_test_sets(c, folder, notes), {}
     for system in systems + others:
         absent, idle, text = [], [], reads_text(c, system, folders)
@@ -155,7 +155,7 @@ def read_outputs(c, notes):
             if rows and not {row["task"] for row in rows} & {*tasks_answered(system, text, test_set)}:
                 idle.append(test_set)
             elif by_page and not os.path.exists(path):
-                absent += [test_set] * (system in systems and test_set in decoded)     # other pages have their own
+                absent += [test_set] * (system in systems and test_set in decoded)     # other pages decode the rest
             else:
                 predictions = read_predictions(path, rows, system, decode)
                 outputs[system, test_set] = rows, predictions
@@ -372,7 +372,7 @@ def plot_scales(folder, results, systems, test_set, notes):
 
 
 def links_to_pictures(c, systems):
-    """Return, as Markdown, links to what the LLM hears in each system, of which infer.py has drawn pictures."""
+    """Return links, as Markdown, to infer.py's pictures of what the LLM hears in each system."""
     texts = []
     for system in systems:
         names = sorted(glob.glob(f"{c.predictions}/{glob.escape(system)}/*.png", root_dir=os.path.join(c.work, c.run)))

@@ -34,6 +34,7 @@ from extract_features import (FRAME, average_frames, encode, fill_window, front_
                               make_feature, pad_features, window_of)
 from merge_sft import load_speech_llm
 from metrics.mcif import write_output
+from metrics.texts import CHARACTERS
 from speech_llm.audio import QUIETEST, SAMPLE_RATE, cut_at_pauses, read_audio
 from speech_llm.cache import features_folder, open_features
 from speech_llm.constants import command, configure, fingerprint, locate, next_command, pick_device, require
@@ -89,7 +90,10 @@ PICTURES = 3                                # of a test set
 # ---------------------------------------------------------------------------------------------------------------------
 # Systems: each returns (jobs, decode) for a test set, see speech_llm/predictions.py
 def llm_jobs(c, stage, loaded, rows, test_set):
-    """Our systems: speech through the projector, or the transcript if the stage has none (then ASR is no task)."""
+    """
+    Return (jobs, decode) of a stage, or of the text LLM if `stage` is None. The LLM reads speech through the projector;
+    without a projector it reads the transcript, and ASR is no task.
+    """
     llm, tokenizer, projector = loaded
     prompt, features, text, jobs = stage.config["prompt"] if stage else c.prompt, {}, projector is None, []
     if not text:
@@ -120,7 +124,7 @@ def zero_padding(speech_encoder, mask):
 
 
 def seamless_jobs(c, loaded, rows, text):
-    """SeamlessM4T-v2 itself (2025, Table 2): ASR and ST from the audio, MT from the transcript."""
+    """Return (jobs, decode) of SeamlessM4T-v2 itself (2025, Table 2): ASR and ST of the audio, MT of the transcript."""
     model, tokenizer = loaded
     jobs = [(row, "MT" if text else row["task"], len(row["transcript"]), row) for row in rows
             if row["task"] == "ST" or row["task"] == "ASR" and not text and "utterance" in row]
@@ -176,7 +180,7 @@ def transcribe(whisper, tokenizer, rows):
 
 
 def cascade_jobs(c, loaded, rows):
-    """Whisper's transcript takes the place of the row's, and the text LLM answers; for ASR it is the answer."""
+    """Return (jobs, decode) of the cascade: Whisper's transcript is the answer to ASR, or what the text LLM reads."""
     llm, tokenizer, whisper, whisper_tokenizer = loaded
     jobs = [(row, row["task"], len(row["transcript"]), row) for row in rows if "utterance" in row]
 
@@ -279,7 +283,7 @@ def answer_pieces(c, config, encoder, loaded, path, pieces):
     if question and len(pieces) > 1:
         ends = np.cumsum([len(piece) for piece in pieces]) / SAMPLE_RATE
         texts = [f"{first:.1f}-{end:.1f} s: {text}" for first, end, text in zip([0, *ends], ends, texts)]
-    return ("\n" if question else "" if c.language in ("zh", "ja") else " ").join(texts)
+    return ("\n" if question else "" if c.language in CHARACTERS else " ").join(texts)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -404,7 +408,7 @@ def main(argv=None):
                 print(text, file=stdout, flush=True)
         return
     systems, rows_of, paths, refused = named_systems(c), read_test_sets(c), [], []
-    strengths(c)
+    strengths(c)                             # a text that is no number exits before a model is loaded
     for name, kind, model in systems:
         try:
             stage = None if model or kind in BUILT_IN else open_stage(

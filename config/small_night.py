@@ -2,7 +2,8 @@
 `small` on a CPU over night: 5 hours of speech, and in stage A a speller, which spells with 500 merges of the LLM (as
 `small_cpu` does). Time, computed at 0.1 TFLOP/s, two cores, not measured: frames 1 hour, A 1.3 hours, B a quarter of an
 hour, C 1.5 hours, answers 1.5 hours.
-The download is that of `small`. It needs a work folder of its own: WORK=work-night bash run_all.sh small_night
+The download is that of `small`. The rows differ, so the run needs another work folder:
+WORK=work-night bash run_all.sh small_night
 """
 base = "small_mapper"
 run = "small_night"

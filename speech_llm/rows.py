@@ -12,9 +12,9 @@ import math
 import os
 import re
 import shlex
-import unicodedata
 
 from speech_llm.files import write_json_lines
+from speech_llm.normalize import nfc
 
 
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -64,8 +64,7 @@ def write_rows(path, rows):
 
 def composed(row):
     """Return a row with its texts in Unicode's composed form (NFC): the same letters are then the same tokens."""
-    return {key: unicodedata.normalize("NFC", value) if key in TEXTS and isinstance(value, str) else value
-            for key, value in row.items()}
+    return {key: nfc(value) if key in TEXTS and isinstance(value, str) else value for key, value in row.items()}
 
 
 def rows_file(work, corpus, split):

@@ -98,7 +98,7 @@ def has_more(file, raw, place):
 
 
 def refuse_cut_off(file, raw, place, stated):
-    """ValueError if a file that was decoded up to frame `place` ends before `stated`, the frames in its header."""
+    """Raise ValueError if a file, decoded up to frame `place`, ends before `stated`, the frames in its header."""
     cut_off, samples = place + SLACK * file.samplerate < stated < UNKNOWN, samples_of(raw)
     if samples.kind:
         cut_off = samples.there < samples.stated < WITHOUT_SIZE

@@ -201,8 +201,13 @@ def run_all(preset, work):
 
 
 def remake(path):
-    """Return the command that writes the rows at `path`, <work>/rows/<corpus>/<split>.jsonl, anew."""
+    """
+    Return the command that writes the rows at `path`, <work>/rows/<corpus>/<split>.jsonl, anew; for a user's corpus say
+    in words that it is the user's command.
+    """
     folder, corpus = os.path.split(os.path.dirname(path) or os.getcwd())
     work = os.path.dirname(folder) or "." if os.path.basename(folder) == "rows" else "work"
-    recipe = recipe_of(corpus)
-    return f"python -m {recipe}{work_option(work)}" if recipe else run_all(corpus, work)
+    if recipe := recipe_of(corpus):
+        return f"python -m {recipe}{work_option(work)}"
+    page = os.path.join(PROJECT, "config", corpus.replace("-", "_") + ".py")
+    return run_all(corpus, work) if os.path.exists(page) else f"your command that writes {path}"

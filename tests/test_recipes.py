@@ -86,7 +86,8 @@ def test_rows_of_a_recipe_that_did_not_finish_are_refused(tmp_path):
     ("work/rows/covost2-zh_en/test.jsonl", "python -m data.covost2 --into-english zh"),
     ("work/rows/covost2-en_ar/test.jsonl", "python -m data.covost2 --from-english ar"),
     ("my work/rows/covost2/test.jsonl", "python -m data.covost2 --work 'my work'"),
-    ("w/rows/tiny26/test.jsonl", "WORK=w bash run_all.sh tiny26")])
+    ("w/rows/tiny26/test.jsonl", "WORK=w bash run_all.sh tiny26"),
+    ("work/rows/mine/dev.jsonl", "your command that writes work/rows/mine/dev.jsonl")])
 def test_commands_to_make_rows_carry_the_work_folder(path, command):
     assert remake(path) == command
 

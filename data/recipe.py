@@ -26,6 +26,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from speech_llm.audio import duration
+from speech_llm.constants import read_page
 from speech_llm.files import differences, lock, read_json, replace_file, write_json, write_text
 from speech_llm.index import open_index
 from speech_llm.rows import corpus_of, remake, work_option, write_rows
@@ -248,7 +249,6 @@ def world_of(preset, recipe):
     Return `world` of a page. SystemExit if the page has none, or one of another recipe; the recipe "" stands for all
     whose LLM data/tiny_llm.py makes.
     """
-    from speech_llm.constants import read_page       # imports torch, which the processes of in_processes do without
     world = read_page(preset).get("world", {})
     if not (world.get("recipe") == recipe if recipe else "family" in world):
         raise SystemExit(f"--preset {preset}: the page has no world that data.{recipe or 'tiny_llm'} makes; "

@@ -35,7 +35,7 @@ def stage_command(entry, preset, work, seed, *more):
     """Return the command of a stage as a list. `entry` is the stage's name and, after it, arguments of its own."""
     stage, *words = entry.split()
     page = words[words.index("--preset") + 1] if "--preset" in words else preset
-    processes = int(os.environ.get("NPROC", 1))
+    processes = max(1, int(os.environ.get("NPROC", 1)))
     if stage in SEEDED:                      # the processes share the draws of a step equally
         processes = math.gcd(processes, stage_constants(stage, read_page(page))["accumulate"])
     launcher = (["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]

@@ -1,6 +1,6 @@
 """
 The toy world of `bash run_all.sh`: the 2025 recipe on spoken sentences and tiny models that are made on the spot.
-Everything here is our choice: no paper has a tiny world. Two CPU cores, no download, about 300 MB of disk.
+Everything here is our choice: no paper has a tiny world. Two CPU cores, no download, about 220 MB of disk.
 """
 world = dict(recipe="tiny", corpus="tiny", family="llama", choices=False,
              train=3600, dev=60, test=160,               # utterances

@@ -3,7 +3,7 @@ The toy world of the 2026 recipe: SpeechMapper on the table of a tiny Qwen3, the
 Everything here is our choice.
 """
 world = dict(recipe="tiny", corpus="tiny26", family="qwen3", choices=True, train=3600, dev=60, test=160,
-             encoder_steps=320, llm_steps=1000, like_speech_from=0)
+             encoder_steps=480, llm_steps=1000, like_speech_from=0)
 stages = ["extract_features", ("train_projector", "train_lora"),
           ("merge_sft", "infer --systems llm,B:lora,A:projector"), "infer", "eval"]
 common = dict(corpora="tiny26", encoder="models/tiny26-seamless", mean=2, llm="models/tiny26-qwen3",

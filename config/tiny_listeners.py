@@ -23,9 +23,9 @@ train_projector = dict(                      # a fresh Q-Former; the questions a
 train_lora = None                            # the adapters are trained by merge_sft.py alone
 merge_sft = dict(shares={}, text=False, projector="aligned", lora="aligned", random_r=16, random_alpha=16,
                  random_targets="q_proj,v_proj", mixed=True,
-                 mixture={"SQA": (0.6, IN_4), "ASR": (0.3, IN_4), "ST": (0.1, {"en": 1.0})},
-                 accumulate=1, steps=2400, lr_projector=2e-3, lr_lora=1e-3, warmup_projector=20, warmup=20, cosine=True,
-                 micro_tokens=4096, validate_every=400, validate_rows=16)
+                 mixture={"SQA": (0.5, IN_4), "ASR": (0.4, IN_4), "ST": (0.1, {"en": 1.0})},
+                 accumulate=1, steps=2400, lr_projector=2e-3, lr_lora=5e-4, warmup_projector=20, warmup=20, cosine=True,
+                 micro_tokens=4096, validate_every=800, validate_rows=16)
 infer = dict(whisper="models/tiny-whisper", max_new_tokens=40, pictures="tiny-listeners.test")
 eval = dict(metrics="WER,CER,BLEU,chrF,EM,CONTAINS,capped,loops", table_rows="languages", tables="", judges="")
 

@@ -42,7 +42,7 @@ HUB = {"whisper-tiny": "openai/whisper-tiny", "whisper-base": "openai/whisper-ba
        "smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct",
        "smollm2-360m-instruct": "HuggingFaceTB/SmolLM2-360M-Instruct"}
 RATES = (150, 200)                          # words a minute of the passages
-ACCENT = ("en-us",)                         # Whisper base has a WER of 26 with it, of 34 to 64 with espeak's British ones
+ACCENT = ("en-us",)                         # Whisper base has a WER of 26 with it, of 34 to 64 with British ones
 VOICES = {                                  # of data/tiny.py's, those with a WER of at most 33 on two passages
     "train": ("m2", "m4", "m5", "m6", "m7", "f1", "Alex", "Annie", "Denis", "Gene", "Henrique", "Hugo", "Nguyen",
               "anika", "benjamin", "grandpa", "iven", "linda", "mike2", "quincy", "steph2"),

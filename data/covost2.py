@@ -252,17 +252,17 @@ def make_rows(raw, corpus="covost2", source="en", targets=TARGETS, limit=0):
     return rows, dropped
 
 
-def make_corpus(args, corpus, source, targets, paper, preset):
-    """Write one rows folder, unless it is finished. paper: {(split, kind): count}; preset: a system that uses it."""
-    settings = limited(args)
-    if finished(args.work, corpus, settings):
-        return
-    refuse_missing(corpus, missing(args.work, args.raw, [(source, target) for target in targets]), args.check)
-    begin(args.work, corpus, settings)
+def make_corpus(args, corpus, source, targets):
+    """Write one rows folder: English to the IWSLT papers' languages, or one pair of the listeners."""
+    begin(args.work, corpus, limited(args))
     splits, dropped = make_rows(download(args.work, args.raw, "covost2"), corpus, source, targets, args.limit)
     write_splits(args.work, corpus, splits)
+    paper = PAPER
+    if corpus != "covost2":
+        sizes = FROM_ENGLISH[targets[0]] if source == "en" else INTO_ENGLISH[source]
+        paper = {(split, f"ST/MT {targets[0]}"): size for split, size in zip(("train", "dev", "test"), sizes)}
     report(args.work, corpus, splits, {} if args.limit else paper, dropped, args.incomplete)
-    finish(args.work, corpus, settings, preset)
+    finish(args.work, corpus, limited(args), "iwslt25" if corpus == "covost2" else "listeners_ast")
 
 
 def chosen(option, languages, known):
@@ -282,16 +282,14 @@ def main(argv=None):
     args = command.parse_args(argv)
     pairs = [(language, "en") for language in chosen("--into-english", args.into_english, INTO_ENGLISH)]
     pairs += [("en", language) for language in chosen("--from-english", args.from_english, FROM_ENGLISH)]
-    if not pairs:
-        make_corpus(args, "covost2", "en", TARGETS, PAPER, "iwslt25")
-    corpora = {f"covost2-{source}_{target}": (source, target) for source, target in pairs}
-    todo = [pair for corpus, pair in corpora.items()
-            if not os.path.exists(os.path.join(args.work, "rows", corpus, "config.json"))]
-    refuse_missing("CoVoST 2", missing(args.work, args.raw, todo), bool(pairs) and args.check)     # before the first
-    for corpus, (source, target) in corpora.items():
-        sizes = INTO_ENGLISH[source] if target == "en" else FROM_ENGLISH[target]
-        paper = {(split, f"ST/MT {target}"): size for split, size in zip(("train", "dev", "test"), sizes)}
-        make_corpus(args, corpus, source, (target,), paper, "listeners_ast")
+    corpora = {f"covost2-{source}_{target}": (source, (target,)) for source, target in pairs} or {
+        "covost2": ("en", TARGETS)}
+    todo = {corpus: pair for corpus, pair in corpora.items() if not finished(args.work, corpus, limited(args))}
+    if todo:
+        pairs = [(source, target) for source, targets in todo.values() for target in targets]
+        refuse_missing("covost2", missing(args.work, args.raw, pairs), args.check)         # of all, before the first
+    for corpus, (source, targets) in todo.items():
+        make_corpus(args, corpus, source, targets)
 
 
 if __name__ == "__main__":

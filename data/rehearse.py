@@ -28,11 +28,9 @@ from metrics.paper_tables import plan
 from speech_llm.cache import features_folder
 from speech_llm.constants import STAGES, read_page, stage_constants
 from speech_llm.files import read_json, read_json_lines, write_text
-from speech_llm.pipeline import PARTS, fillers
+from speech_llm.pipeline import PARTS, SEEDED, fillers
 
 LIMIT, STEPS = 24, 2
-
-TRAINING = ("train_projector", "train_lora", "merge_sft")
 
 
 # --- The commands of the real run, made small.
@@ -60,7 +58,7 @@ def smaller(command, page, work, limit):
     page = read_page(option(command, "--preset")) if "--preset" in command else page
     c = stage_constants(name, page) | {key: option(command, f"--{key}") for key in ("corpora", "systems", "test_sets")
                                        if f"--{key}" in command}
-    if name in TRAINING and c["steps"]:
+    if name in SEEDED and c["steps"]:
         more += ["--steps", str(STEPS), "--validate_every", str(STEPS), "--validate_rows", "4"]
     finished = {key: [entry for entry in c.get(key, "").split(",") if is_there(key, entry, work, page)]
                 for key in ("corpora", "test_sets")}
@@ -132,7 +130,7 @@ def time_table(page, work):
     disk = sum(frames_gb(page, width_of(work, c["encoder"])).values())
     lines.append(f"| extract_features | {rate:.1f} s an hour of speech | {hours:,.0f} h of speech "
                  f"| {rate * hours / 3600:.1f} | {disk:,.0f} | |")
-    stages = [(stage, stage_constants(stage, page_now)) for stage, page_now in stages_of(page) if stage in TRAINING]
+    stages = [(stage, stage_constants(stage, page_now)) for stage, page_now in stages_of(page) if stage in SEEDED]
     for stage, constants in stages:
         folder = os.path.join(work, page["run"], constants["out"])
         path = os.path.join(folder, "config.json")

@@ -271,7 +271,7 @@ def invalid_rows(speech, valid, theme_of, rng, split, dropped):
     return rows
 
 
-def split_rows(split, entries, made, args, dropped):
+def split_rows(split, entries, folder, args, dropped):
     """
     Return all rows of one split. An SQA row in another language has both question and answer translated well.
     The test set has neither ASR nor MT nor fluent rows, and invalid questions on all of its recordings in each language
@@ -283,7 +283,7 @@ def split_rows(split, entries, made, args, dropped):
     for language in LANGUAGES:
         good = english
         if language != "en":
-            good, bad = good_translations(english + texts, language, made, args.seamless, args.kiwi)
+            good, bad = good_translations(english + texts, language, folder, args.seamless, args.kiwi)
             dropped += [(split, row_id, why) for row_id, why in bad]
         sqa = [row for row in good if row["task"] == "SQA"]
         rng = random.Random(f"{args.seed} {split} {language}")
@@ -291,7 +291,7 @@ def split_rows(split, entries, made, args, dropped):
         valid += sqa
     if split == "test":
         return rows
-    fluent, bad = fluent_rows(valid, args.llm, os.path.join(made, "rewrite.jsonl"))
+    fluent, bad = fluent_rows(valid, args.llm, os.path.join(folder, "rewrite.jsonl"))
     dropped += [(split, row_id, why) for row_id, why in bad]
     return rows + fluent
 

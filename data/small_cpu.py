@@ -57,7 +57,7 @@ FRAME_RATE = 50                             # Hz, Whisper's positions
 
 
 def missing(work, raw="", models=""):
-    """Return [(what lacks, how to mend it)]; the models are those of the page small_cpu."""
+    """Return [(what is missing, how to mend it)]; the models are those of the page small_cpu."""
     raw, models = download(work, raw, "small_cpu"), models or os.path.join(work, "models")
     lacking = missing_files([os.path.join(raw, "ljspeech", "metadata.csv")], LJSPEECH)
     lacking += missing_files([os.path.join(raw, "spoken_squad", "spoken_test-v1.1.json")], SPOKEN)
@@ -95,10 +95,12 @@ def read_ljspeech(folder, count):
     path_of = {os.path.splitext(os.path.basename(path))[0]: path for path in paths}
     recordings = []
     with open(os.path.join(folder, "metadata.csv"), "rb") as file:
-        for line in text_lines(file, file.name):
-            name, _, text = line.rstrip("\n").split("|")                  # id, text, text with its numbers as words
+        for number, line in enumerate(text_lines(file, file.name), 1):
+            name, *texts = line.rstrip("\n").split("|")                   # id, text, text with its numbers as words
+            if len(texts) != 2:
+                raise SystemExit(f"{file.name}, line {number}: expected id|text|text; {LJSPEECH}")
             if name in path_of:
-                recordings.append((name, path_of[name], text.strip()))
+                recordings.append((name, path_of[name], texts[1].strip()))
     return recordings[:count]
 
 

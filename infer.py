@@ -350,6 +350,7 @@ def run_system(c, system, kind, stage, model, rows_of, device):
                   "max_new_tokens": c.max_new_tokens,
                   "stage": weights,
                   "trim_loops": c.trim_loops, "lora_scale": scale,
+                  **({} if stage or kind.startswith("seamless") else {"prompt": c.prompt}),
                   **({"whisper": c.whisper} if kind == "cascade" else {})}
         if not already_predicted(path, origin):
             loaded = loaded or load_system(c, kind, stage, model, device)

@@ -7,7 +7,7 @@ the audio cannot be read.
 
 writes  <folder>/<corpus>.<split>.jsonl             {"id", "task", "prediction", "tokens", "capped", "loops"} a line, in
                                                     the rows' order; "unheard": true where the audio cannot be read
-        <folder>/<corpus>.<split>.made.json         the weights, caps and scale that they come from
+        <folder>/<corpus>.<split>.made.json         the weights, prompt, caps and scale of a run
         <folder>/<corpus>.<split>.jsonl.partial.N   of process N while it decodes; a killed run goes on from there
 """
 import glob
@@ -18,7 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from speech_llm.draws import TEXT_TASK
-from speech_llm.files import add_lines, lock, read_json, read_json_lines, write_json, write_json_lines
+from speech_llm.files import add_lines, differences, lock, read_json, read_json_lines, write_json, write_json_lines
 from speech_llm.llm import decode_text
 from speech_llm.resumable import rank_and_world
 from speech_llm.rows import TASKS
@@ -105,9 +105,10 @@ def already_predicted(path, origin):
     """
     origin_path, folder = path[:-len("jsonl")] + "made.json", os.path.dirname(path)
     if os.path.exists(origin_path):
-        if read_json(origin_path, f"remove {folder} and run the same command again") != origin:
-            raise SystemExit(f"{path} comes from other weights, another cap or scale; remove {folder} and run the same "
-                             "command again, or choose another --out")
+        old = read_json(origin_path, f"remove {folder} and run the same command again")
+        if different := differences(old, origin):
+            raise SystemExit(f"{path} was made with {different}; remove {folder} and run the same command again, or "
+                             "choose another --out")
     if os.path.exists(path):
         remove_partial(path)                                # a kill may have come just before this line
         print(f"{path} is finished already; to make it again, remove {folder}")

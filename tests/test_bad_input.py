@@ -175,7 +175,7 @@ DAMAGED = {  # file: [(its content, what is said of it)]
         ({"instruction": "Yes?", "metric": "cot", "audio_filepath": 7}, "has no 'audio_filepath'")],
     "answers.jsonl": [({"id": "r1", "task": "SQA", "prediction": None}, "run infer.py on these rows")],
     "labels.jsonl": [({"id": 7, "labels": ["C"]}, "line 1"), ({"id": "a", "labels": ["Z"]}, "'Z'")],
-    "answers.made.json": [({}, "comes from other weights")]}
+    "answers.made.json": [({"llm": "y"}, "was made with llm 'y' (now 'x')")]}
 
 
 @pytest.mark.parametrize("name, content, says", [(name, *case) for name, table in DAMAGED.items() for case in table])

@@ -5,13 +5,13 @@ that is never heard in training (HOLDOUT=theo). Tiny models are made on the spot
 base = "tiny"
 run = "digits"
 world = dict(recipe="digits", corpus="digits", family="llama", train=3000, dev=60, test=160, encoder_steps=260,
-             llm_steps=900, like_speech_from=0)
+             llm_steps=450, like_speech_from=0)
 stages = ["extract_features", ("train_projector", "train_lora"),
           ("merge_sft", "infer --systems llm,B:lora,A.1:projector"), "infer", "eval"]
 common = dict(corpora="digits", encoder="models/digits-seamless", llm="models/digits-llama",
               test_sets="digits.test")
-train_projector = dict(steps=800, decode="digits")
-merge_sft = dict(steps=400)
+train_projector = dict(steps=400, validate_every=200, decode="digits")
+merge_sft = dict(steps=300)
 infer = dict(pictures="digits.test")
 ablation_stages = {"A.2:projector-A.2": "train_projector --preset digits_a2"}
 ablation_test_sets = "digits.test"

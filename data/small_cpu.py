@@ -1,5 +1,5 @@
 """
-Make the small world for two CPU cores: real models, human recordings of LJ Speech, and Wikipedia passages of
+Make the small world for a CPU: real models, human recordings of LJ Speech, and Wikipedia passages of
 Spoken-SQuAD with their questions, which espeak-ng speaks in many voices.
 
     python -m data.small_cpu                                   # or --raw FOLDER --models FOLDER
@@ -206,7 +206,7 @@ def main(argv=None):
     articles = read_passages(os.path.join(raw, "spoken_squad", "spoken_test-v1.1.json"), settings["words"])
     splits, jobs = spoken_rows(work, articles, settings, args.seed)
     human = human_rows(raw, settings["human"])
-    # one question of either kind a passage: two cores have to answer them, system by system
+    # one question of either kind a passage: a CPU has to answer them, system by system
     splits["test"] = [row for row in splits["test"] if row["id"].endswith(("/ASR.en", "-0.en"))]
     splits |= {split: rows + splits.get(split, []) for split, rows in human.items()}
     write_recorded(work, "small_cpu", splits, speak_one, jobs, "speak")

@@ -56,14 +56,28 @@ def read_page(preset):
     return {**base, **page, "file": file, "places": places}
 
 
-def stage_constants(stage, page):
-    """Return {name: value} of a stage under a page, of the constants that the stage's file gives as literals."""
+def read_config(stage):
+    """Return {name: syntax tree of its value} of the constants in a stage's Config, without an import of the stage."""
     with open(os.path.join(PROJECT, f"{stage}.py"), encoding="utf-8") as file:
         classes = {node.name: node for node in ast.parse(file.read()).body if isinstance(node, ast.ClassDef)}
-    values = {node.target.id: node.value.value for node in classes["Config"].body
-              if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Constant)}
+    return {node.target.id: node.value for node in classes["Config"].body if isinstance(node, ast.AnnAssign)}
+
+
+def stage_constants(stage, page):
+    """Return {name: value} of a stage under a page, of the constants that the stage's file gives as literals."""
+    values = {name: node.value for name, node in read_config(stage).items() if isinstance(node, ast.Constant)}
     common = {name: value for name, value in {"run": page["run"], **page.get("common", {})}.items() if name in values}
     return {**values, **common, **(page.get(stage) or {})}
+
+
+def refuse_unknown(page):
+    """Exit before the first stage if a page states a constant that a stage, or for `common` every stage, lacks."""
+    known = {stage: {*read_config(stage)} for stage in STAGES}
+    known["common"] = set().union(*known.values())
+    for part, names in known.items():
+        for name in page.get(part) or {}:
+            if name not in names:
+                raise SystemExit(f"{page['places'][part][name]}: {part} has no constant called {name}")
 
 
 def parse_dict(text):

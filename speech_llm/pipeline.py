@@ -24,7 +24,7 @@ import subprocess
 import sys
 import time
 
-from speech_llm.constants import STAGES, pick_device, read_page, stage_constants, stage_groups
+from speech_llm.constants import STAGES, pick_device, read_page, refuse_unknown, stage_constants, stage_groups
 from speech_llm.predictions import model_name, parse_system
 from speech_llm.rows import PROJECT
 
@@ -224,6 +224,7 @@ def main(argv=None):
     part = args.of if args.part == "rehearse" else args.part
     if part and part not in page:
         raise SystemExit(f"{page['file']} has no {part}")
+    refuse_unknown(page)
     refuse_entries(page, part)
     if args.part == "rehearse":
         groups = one_by_one([["-m", "data.rehearse", args.preset, *[part] * bool(part), "--work", args.work,

@@ -48,7 +48,8 @@ def word_error_rate(references, predictions):
     """
     Return the corpus WER in percent: 100 * (substituted + inserted + deleted) / reference words, over all pairs.
     It is 100 times evaluate's fraction, by jiwer 4's rules: only U+0020 separates words; an empty reference adds the
-    words of its prediction to the errors. WER can exceed 100. ValueError if no reference has a word.
+    words of its prediction to the errors. WER can exceed 100. ValueError if no reference has a word, or if the lists
+    differ in length.
     """
     from jiwer import process_words
     return error_rate(process_words, references, predictions)
@@ -62,7 +63,12 @@ def character_error_rate(references, predictions):
 
 def error_rate(align, references, predictions):
     """Return errors over the units of the references in percent; `align` is jiwer's, by words or by characters."""
+    if isinstance(references, str) or isinstance(predictions, str):
+        raise TypeError("references and predictions are lists of texts, one per utterance, not one text")
+    references, predictions = list(references), list(predictions)
+    if len(references) != len(predictions):
+        raise ValueError(f"{len(references)} references, {len(predictions)} predictions")
     if not any(reference.strip() for reference in references):
         raise ValueError("every reference is empty: an error rate would divide by zero")
-    a = align(list(references), list(predictions))
+    a = align(references, predictions)
     return 100 * (a.substitutions + a.insertions + a.deletions) / (a.hits + a.substitutions + a.deletions)

@@ -41,5 +41,7 @@ def identify(texts, languages=LANGUAGES):
 
 
 def share_in_language(texts, language):
-    """Return the percent of the texts that are in `language`; a text without a letter is not."""
+    """Return the percent of the texts that are in `language`; a text without a letter is not. ValueError for none."""
+    if not texts:
+        raise ValueError("no texts to identify the language of")
     return 100 * identify(texts, LANGUAGES if language in LANGUAGES else ALL_LANGUAGES).count(language) / len(texts)

@@ -101,8 +101,10 @@ def rates(verdicts, systems, groups=GROUPS):
     """
     Return {language: {system: percent, ..., TIE: percent, UNPARSABLE: percent, "n": replies}} of verdicts, which are
     (language, the system that wins, TIE or UNPARSABLE). "mean" is the mean over the languages; each of the `groups`
-    {name: languages} with a verdict has its mean under its name.
+    {name: languages} with a verdict has its mean under its name. ValueError without verdicts.
     """
+    if not verdicts:
+        raise ValueError("no verdicts to take rates of")
     counts = defaultdict(Counter)
     for language, winner in verdicts:
         counts[language][winner] += 1
@@ -127,8 +129,10 @@ def consensus(labels):
 def agreement(human, judge):
     """
     Return (percent alike, Cohen's kappa) of two lists of labels; kappa is 0 for chance and at most 1.
-    Kappa is None if both lists hold one and the same label throughout.
+    Kappa is None if both lists hold one and the same label throughout. ValueError for lists of unequal length.
     """
+    if not human or len(human) != len(judge):
+        raise ValueError(f"{len(human)} labels of people and {len(judge)} of the judge")
     n, (first, second) = len(human), (Counter(human), Counter(judge))
     alike = sum(a == b for a, b in zip(human, judge)) / n
     chance = sum(first[label] * second[label] for label in first) / n**2

@@ -86,9 +86,11 @@ def test_a_reference_of_numbers_only_keeps_them():
     """MMS removes words of digits; a reference would be empty without them."""
     assert wer(["3 4 5"], ["3, 4, 6."], "en") == pytest.approx(100 / 3)
     assert wer(["in 1990", "7."], ["in 1991", "8"], "en") == 50                    # in the first pair no number counts
-    refused(word_error_rate, ["", " "], ["a", "b"])
-    with pytest.raises(TypeError, match="lists"):
-        wer("abc", "abd", "en")
+    for references, predictions in [(["", " "], ["a", "b"]), ([], []), (["a"], [])]:
+        refused(word_error_rate, references, predictions)
+    for rate in (character_error_rate, lambda *texts: wer(*texts, "en")):
+        with pytest.raises(TypeError, match="lists"):
+            rate("abc", "abd")
 
 
 @pytest.mark.parametrize("reference, prediction, language, value", [
@@ -148,6 +150,9 @@ def test_resegmentation_by_hand(text, references, pieces):
 def test_resegmentation_of_chinese_is_by_characters():
     assert resegment("你好。再见", ["你好。", "再见。"], characters=True) == ["你好。", "再见"]
     assert resegment("听 Easy on Me\n好", ["听Easy on Me", "好"], characters=True) == ["听EasyonMe", "好"]
+    refused(resegment, "a", [], says="no reference")
+    with pytest.raises(TypeError, match="list"):
+        resegment("a", "a b")
 
 
 def test_the_two_normal_forms_of_a_text_are_equal_for_every_score():
@@ -335,3 +340,4 @@ def test_languages_by_hand():
     assert language.identify([sentences["de"]], ("en", "it"))[0] in ("en", "it")
     texts = ["Dit is een korte zin in het Nederlands.", "This is a short English sentence.", "これは日本語の文です。", "7"]
     assert [language.share_in_language(texts, code) for code in ("nl", "ja", "en", "uk")] == [25, 25, 25, 0]
+    refused(language.share_in_language, [], "en", says="no texts")

@@ -51,6 +51,7 @@ def test_rates_by_hand():
                              UNPARSABLE: pytest.approx(25 / 3), "n": 7}                   # languages weigh the same
     assert table["Asian"] == {"C": 0, "base": 100, TIE: 0, UNPARSABLE: 0, "n": 1}
     assert table["other"] == {"C": 50, "base": 25, TIE: 12.5, UNPARSABLE: 12.5, "n": 6}
+    refused(rates, [], ["C", "base"], says="no verdicts")
 
 
 def test_groups_of_languages():

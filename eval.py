@@ -36,7 +36,7 @@ from speech_llm.pictures import picture
 from speech_llm.pipeline import fillers
 from speech_llm.predictions import OFFICIAL, parse_system, read_finished, tasks_answered
 from speech_llm.resumable import resumable
-from speech_llm.rows import LANGUAGES, corpus_and_split, not_made, read_rows
+from speech_llm.rows import LANGUAGES, corpus_and_split, lacks_split, read_rows
 
 
 @dataclass(frozen=True)
@@ -122,12 +122,12 @@ def with_shared_test_sets(c):
 
 
 def read_test_sets(c, folder, notes):
-    """Return {test set: rows}; [] without rows and predictions. A test set that no recipe could make is noted."""
+    """Return {test set: rows}; [] without rows and predictions. A test set that a finished corpus lacks is noted."""
     rows_of = {}
     for test_set in c.test_sets.split(","):
         path = os.path.join(c.work, "rows", *corpus_and_split(test_set)) + ".jsonl"
-        if not_made(c.work, test_set):
-            notes.append(f"{test_set} is left out: its recipe could not make it, see {os.path.dirname(path)}/counts.md")
+        if lacking := lacks_split(c.work, test_set):
+            notes.append(f"{test_set} is left out: {lacking}")
         elif os.path.exists(path) or glob.glob(os.path.join(glob.escape(folder), "*", f"{test_set}.jsonl")):
             rows_of[test_set] = read_rows(path)
         else:

@@ -46,8 +46,8 @@ from speech_llm.pictures import draw_slots, nearest_tokens
 from speech_llm.predictions import OFFICIAL, already_predicted, parse_system, predict, tasks_answered
 from speech_llm.prompts import user_turn
 from speech_llm.resumable import is_first, rank_and_world
-from speech_llm.rows import (ALL_LANGUAGES, TASKS, composed, corpus_and_split, not_made, read_rows, remake, rows_file,
-                             run_all, source_language)
+from speech_llm.rows import (ALL_LANGUAGES, TASKS, composed, corpus_and_split, lacks_split, read_rows, remake,
+                             rows_file, run_all, source_language)
 from speech_llm.stage import open_stage
 from speech_llm.turns import encode_text
 from train_lora import scale_lora
@@ -208,8 +208,7 @@ def answer_files(c, device):
         raise SystemExit(f"--task is one of {', '.join(TASKS)} and --language one of {', '.join(ALL_LANGUAGES)}")
     name, folder, model = parse_system(c.systems.split(",")[-1])
     print(f"{name} answers")
-    stage = folder and open_stage(os.path.join(c.work, c.run, folder),
-                                  f"{run_all(c.preset, c.work)}, which trains it")
+    stage = folder and open_stage(os.path.join(c.work, c.run, folder), run_all(c.preset, c.work))
     if not (stage and "projector" in stage.config["trained"] or model and not c.show):
         raise SystemExit(f"{name} has no projector, which {'--show' if model else '--audio'} needs; name a system with "
                          "one, such as --systems C:merged")
@@ -375,14 +374,16 @@ def run_system(c, system, kind, stage, model, rows_of, device):
 
 
 def read_test_sets(c):
-    """Return {test set: rows}, without those that their recipe could not make. Exit if one is missing."""
+    """Return {test set: rows}, without those that a finished corpus lacks. Exit if one is missing or none is left."""
     rows_of = {}
     for test_set in c.test_sets.split(","):
         path = rows_file(c.work, *corpus_and_split(test_set))
-        if not_made(c.work, test_set):
-            print(f"{test_set} is left out: its recipe could not make it, see {os.path.dirname(path)}/counts.md")
+        if lacking := lacks_split(c.work, test_set):
+            print(f"{test_set} is left out: {lacking}")
         else:
             rows_of[test_set] = read_rows(require(path, remake(path)))
+    if not rows_of:
+        raise SystemExit(f"--test_sets {c.test_sets}: no test set is left")
     return rows_of
 
 
@@ -413,8 +414,7 @@ def main(argv=None):
     for name, kind, model in systems:
         try:
             stage = None if model or kind in BUILT_IN else open_stage(
-                os.path.normpath(os.path.join(c.work, c.run, kind)),
-                f"{run_all(c.preset, c.work)}, which makes {kind} first")
+                os.path.normpath(os.path.join(c.work, c.run, kind)), run_all(c.preset, c.work))
             paths += run_system(c, name, kind, stage, model, rows_of, device)
         except (SystemExit, ValueError) as error:        # this system cannot run; the others do
             if not isinstance(error, SystemExit):

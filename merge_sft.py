@@ -103,9 +103,9 @@ def export_llm(work, stage, folder):
 def open_starting_points(c):
     """Return the stages (A, B) that training starts from; B is None for fresh adapters. Exit if their LLMs differ."""
     base = os.path.join(c.work, c.run)
-    before = f"{run_all(c.preset, c.work)}, which makes the stages in order"
-    stage_a = open_stage(os.path.join(base, c.projector), before)
-    stage_b = None if c.lora == "random" else open_stage(os.path.join(base, c.lora), before)
+    system = run_all(c.preset, c.work)
+    stage_a = open_stage(os.path.join(base, c.projector), system)
+    stage_b = None if c.lora == "random" else open_stage(os.path.join(base, c.lora), system)
     if stage_b and stage_a.config["llm"] != stage_b.config["llm"]:
         raise SystemExit(f"{stage_a.folder} was trained on {stage_a.config['llm']}, "
                          f"{stage_b.folder} on {stage_b.config['llm']}")

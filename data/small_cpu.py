@@ -38,9 +38,7 @@ from speech_llm.files import text_lines
 from speech_llm.prompts import NOT_ANSWERABLE
 
 LJSPEECH = "unpack https://data.keithito.com/data/speech/LJSpeech-1.1.tar.bz2 (2.6 GB) and call its folder ljspeech"
-HUB = {"whisper-tiny": "openai/whisper-tiny", "whisper-base": "openai/whisper-base",
-       "smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct",
-       "smollm2-360m-instruct": "HuggingFaceTB/SmolLM2-360M-Instruct"}
+HUB = {"whisper-base": "openai/whisper-base", "smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 RATES = (150, 200)                          # words a minute of the passages
 ACCENT = ("en-us",)                         # Whisper base has a WER of 26 with it, of 34 to 64 with British ones
 VOICES = {                                  # of data/tiny.py's, those with a WER of at most 33 on two passages

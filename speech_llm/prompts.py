@@ -50,7 +50,8 @@ def question_line(row):
         return "Question: " + " ".join(row["question"].splitlines()).strip() + "\n"
     key = (row["task"], row["language"])
     if key not in TASK_LINES:
-        raise ValueError(f"row {row['id']}: no prompt for {key[0]} in {key[1]!r}; there is one for {list(TASK_LINES)}")
+        raise ValueError(f"row {row['id']}: no prompt for {key[0]} in {key[1]!r}; TASK_LINES of speech_llm/prompts.py "
+                         f"has one for {list(TASK_LINES)}")
     return f"Question: {TASK_LINES[key]}\n"
 
 

@@ -7,6 +7,7 @@ Read, check and write rows. A row is a training or test example: one JSON object
      "audio": "path", "start": 0.0, "end": 10.77,     start and end only where the utterance is a slice, in seconds
      "task": "ST", "language": "de", "answerable": true, "transcript": "...", "question": "...", "target": "..."}
 """
+import glob
 import json
 import math
 import os
@@ -89,12 +90,14 @@ def corpus_and_split(test_set):
     return test_set.rsplit(".", 1)
 
 
-def not_made(work, test_set):
-    """Return whether the recipe of <corpus>.<split> is finished and could not make this split."""
+def lacks_split(work, test_set):
+    """Return in words that a finished corpus has no such split, with those that it has; "" if the corpus has it."""
     corpus, split = corpus_and_split(test_set)
     folder = os.path.join(work, "rows", corpus)
-    return os.path.exists(os.path.join(folder, "config.json")) and not os.path.exists(
-        os.path.join(folder, f"{split}.jsonl"))
+    splits = sorted(name.removesuffix(".jsonl") for name in glob.glob("*.jsonl", root_dir=folder))
+    if split in splits or not os.path.exists(os.path.join(folder, "config.json")):
+        return ""
+    return f"the finished corpus in {folder} has no split {split}, only {', '.join(splits) or 'none'}"
 
 
 def corpus_of(row):

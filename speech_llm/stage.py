@@ -25,11 +25,13 @@ class Stage:
     weights: dict
 
 
-def open_stage(folder, command="bash run_all.sh, which makes the stages in order"):
+def open_stage(folder, system="bash run_all.sh"):
     """
-    Return the Stage in `folder`. SystemExit, naming `command`, if the stage is not finished; SystemExit, naming the
-    file, if its weights are damaged or are not the tensors that its config.json promises.
+    Return the Stage in `folder`. SystemExit, naming `system`, the command that runs the whole system, if the stage is
+    not finished; SystemExit, naming the file, if its weights are damaged or are not the tensors that its config.json
+    promises.
     """
+    command = f"{system}, or the stage that has --out {os.path.basename(folder)}"
     redo = f"remove {folder} and train it again"
     config = read_json(require(os.path.join(folder, "config.json"), command), redo)
     path = os.path.join(folder, "weights.pt")

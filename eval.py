@@ -33,8 +33,8 @@ from speech_llm.constants import command, configure, locate, pick_device, read_p
 from speech_llm.draws import TEXT_TASK
 from speech_llm.files import read_json, read_json_lines, write_json, write_text
 from speech_llm.pictures import picture
-from speech_llm.pipeline import fillers
-from speech_llm.predictions import OFFICIAL, parse_system, read_finished, tasks_answered
+from speech_llm.pipeline import decoding_commands
+from speech_llm.predictions import OFFICIAL_TESTS, parse_system, read_finished, tasks_answered
 from speech_llm.resumable import resumable
 from speech_llm.rows import LANGUAGES, corpus_and_split, lacks_split, read_rows
 
@@ -94,7 +94,10 @@ def read_predictions(path, rows, system, again):
 
 
 def system_names(c):
-    """Return (names of --systems, {name: folder of its stage} of these and the page's, whether they are the page's)."""
+    """
+    Return (names of --systems; {name: folder of its stage}, for the systems of --systems and of the page; whether
+    --systems has the page's value).
+    """
     page = {"systems": Config.systems, **read_page(c.preset).get("common", {})}["systems"]
     parsed = [parse_system(entry) for entry in f"{page},{c.systems}".split(",")]
     folders = {name: folder for name, folder, _ in parsed if folder}
@@ -112,12 +115,13 @@ def reads_text(c, system, folders):
 
 def with_shared_test_sets(c):
     """
-    Return c with the test sets of all pages that decode into the same folder, as far as they are decoded. Test sets
-    that --test_sets names stay alone.
+    Return c with more test sets: those that other pages decode into the same folder and that have predictions there.
+    If --test_sets differs from the page's value, nothing is added.
     """
     names, folder = c.test_sets.split(","), glob.escape(os.path.join(c.work, c.run, c.predictions))
     if c.test_sets == stage_constants("eval", read_page(c.preset))["test_sets"]:
-        names += [name for *_, decoded in fillers(c.run) for name in decoded if glob.glob(f"{folder}/*/{name}.jsonl")]
+        names += [name for *_, decoded in decoding_commands(c.run) for name in decoded
+                  if glob.glob(f"{folder}/*/{name}.jsonl")]
     return replace(c, test_sets=",".join(dict.fromkeys(names)))
 
 
@@ -137,9 +141,9 @@ def read_test_sets(c, folder, notes):
 
 def read_outputs(c, notes):
     """
-    Return {(system, test set): (rows, predictions)}. Test sets without a task of the system are left out.
-    Systems of the page may lack predictions, which is noted; a system that --systems names may not. All other systems
-    that have predictions are added: those of pages that share the folder, of the hub, of elsewhere, and at a scale.
+    Return {(system, test set): (rows, predictions)}, without test sets on which the system has no task.
+    If --systems has the page's value, systems without predictions are noted and left out, and all other systems with
+    predictions in the folder are added. If --systems names other systems, exit if one of them has no predictions.
     """
     folder, decode = os.path.join(c.work, c.run, c.predictions), command("infer", c)
     systems, folders, by_page = system_names(c)
@@ -155,7 +159,8 @@ def read_outputs(c, notes):
             if rows and not {row["task"] for row in rows} & {*tasks_answered(system, text, test_set)}:
                 idle.append(test_set)
             elif by_page and not os.path.exists(path):
-                absent += [test_set] * (system in systems and test_set in decoded)     # other pages decode the rest
+                if system in systems and test_set in decoded:                          # other pages decode the rest
+                    absent.append(test_set)
             else:
                 predictions = read_predictions(path, rows, system, decode)
                 outputs[system, test_set] = rows, predictions
@@ -283,7 +288,7 @@ def model_scores(c, outputs, metric, name, languages, load):
 
 
 def official_results(c, outputs, notes):
-    """Return the organisers' scores of OFFICIAL tests (metrics/mcif.py), language by language; they are fractions."""
+    """Return the organisers' scores of OFFICIAL_TESTS (metrics/mcif.py), language by language; they are fractions."""
     results, load = [], cache(partial(load_comet, c))    # once for all systems and languages
     references = c.references if os.path.isdir(c.references) else os.path.join(c.work, c.references)
     for system, test_set in outputs:
@@ -305,7 +310,7 @@ def official_results(c, outputs, notes):
 
 def all_results(c, metrics, outputs, notes):
     """Return the results of all metrics: scores of texts, then each model's, which is in memory alone."""
-    official = {key: output for key, output in outputs.items() if key[1] in OFFICIAL}
+    official = {key: output for key, output in outputs.items() if key[1] in OFFICIAL_TESTS}
     others = {key: output for key, output in outputs.items() if key not in official}
     results = official_results(c, official, notes)
     for metric in [metric for metric in metrics if metric not in ITEMS]:
@@ -339,7 +344,11 @@ def plot_losses(folder):
                   "validation_loss": dict(marker="o", label="validation")}
         if any(line.get("listening") is not None for line in lines):
             curves["listening"] = dict(marker=".", linestyle="--", label="listening")
-        unit = "four losses, weighted" if any("L1" in line for line in lines) else "nats per answer token"
+        keys, unit = {key for line in lines for key in line}, "nats per answer token"
+        if keys & {"L1", "embedding"}:                      # SpeechMapper's objectives
+            unit = "weighted sum of the losses"
+        elif "token errors" in keys:
+            unit = "CTC, nats per unit"
         paths.append(os.path.join(folder, f"loss-{stage}.png"))
         with picture(paths[-1], figsize=(6, 3.5)) as axes:
             for key, style in curves.items():
@@ -398,7 +407,7 @@ def main(argv=None):
 
     papers = list(filter(None, c.tables.split(",")))
     if c.dry:
-        print(plan(papers, fillers(c.run)))
+        print(plan(papers, decoding_commands(c.run)))
         return
 
     # 1. scores
@@ -415,15 +424,20 @@ def main(argv=None):
     tables += links_to_pictures(c, systems)
     scales = plot_scales(folder, results, systems, test_sets[0], notes)
     judges = sorted({r["metric"].removeprefix("judge:") for r in results if r["metric"].startswith("judge:")})
-    notes = [f"judge: the mean over {', '.join(judges)}"] * bool(judges) + list(dict.fromkeys(notes))
-    text = "\n\n".join(tables + ["\n".join(f"- {note}" for note in notes)] * bool(notes))
+    notes = list(dict.fromkeys(notes))
+    if judges:
+        notes.insert(0, f"judge: the mean over {', '.join(judges)}")
+    if notes:
+        tables.append("\n".join(f"- {note}" for note in notes))
+    text = "\n\n".join(tables)
     stem = os.path.join(folder, c.predictions.replace("predictions", "results"))       # predictions-mcif: results-mcif
     write_json(f"{stem}.json", results)
     write_text(f"{stem}.md", text + "\n")
     losses = plot_losses(folder)
     print(f"{text}\n\nall scores but COMET and BERTScore are percentages; they are in {stem}.md and "
-          f"{os.path.basename(stem)}.json, the loss curves in\n" + "\n".join(losses)
-          + "\nthe curves over LoRA's scale in\n" * bool(scales) + "\n".join(scales))
+          f"{os.path.basename(stem)}.json, the loss curves in\n" + "\n".join(losses))
+    if scales:
+        print("the curves over LoRA's scale in\n" + "\n".join(scales))
 
 
 if __name__ == "__main__":

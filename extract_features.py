@@ -79,15 +79,15 @@ ENCODERS = {                                 # by model type: transformers' modu
 # --- From a wave to frames, in three steps: filterbank, encoder, average.
 
 def filterbank(wave):
-    """16 kHz samples -> float32 (T, 160): log mel, normalised over the utterance, frames stacked in pairs."""
+    """Return SeamlessM4T's log mel of a wave, float32 (T, 160), normalised over the utterance, stacked in pairs."""
     from torchaudio.compliance.kaldi import fbank
 
-    # The numbers of transformers' SeamlessM4TFeatureExtractor, in torch, where threads run side by side.
-    # float64: in float32 quiet bins are off by 0.02
+    # Equal to transformers' SeamlessM4TFeatureExtractor, but in torch, which lets several threads compute at once.
+    # float64, because in float32 quiet bins are off by 0.02.
     samples = torch.from_numpy(wave).double()[None] * 2**15              # Kaldi expects 16-bit integers
     mel = fbank(samples, num_mel_bins=MEL_BINS, sample_frequency=SAMPLE_RATE)          # (2T or 2T + 1, 80)
     mel = (mel - mel.mean(0)) / (mel.var(0, correction=1) + 1e-7).sqrt()
-    mel = mel[:len(mel) // STACK * STACK]    # an odd last frame counts in the mean, and is masked there
+    mel = mel[:len(mel) // STACK * STACK]    # an odd last frame counts in the mean; transformers masks it
     return mel.reshape(-1, STACK * MEL_BINS).float()
 
 
@@ -101,17 +101,18 @@ def mel_filters(bins):
 
 def log_mel(wave, bins, window=math.inf):
     """
-    16 kHz samples -> float32 (T + TAIL, 2 * bins): Whisper's log mel, frames stacked in pairs. The first T frames hold
-    the audio, and frame T + 1 the end of its last transform; one frame of silence stands for the rest of the window.
+    Return Whisper's log mel of a wave, float32 (T + TAIL, 2 * bins), frames stacked in pairs. The first T frames hold
+    the audio. The next frame holds the end of the last transform. The last frame is silence and stands for all frames
+    that follow it in the window.
     """
-    # the numbers of transformers' WhisperFeatureExtractor, which makes all of the silence, too
+    # Equal to transformers' WhisperFeatureExtractor, which also computes every silent frame of the window.
     length = -(-len(wave) // FRAME) + TAIL
     samples = torch.nn.functional.pad(torch.from_numpy(wave), (0, min(length, window) * FRAME - len(wave)))
     spectrum = torch.stft(samples, FFT, FRAME // STACK, window=torch.hann_window(FFT), return_complex=True)
     mel = (mel_filters(bins) @ spectrum[:, :-1].abs().square()).clamp(min=1e-10).log10()             # (bins, 2T)
     mel = (mel.maximum(mel.max() - 8) + 4) / 4
     mel = mel.T.reshape(-1, STACK * bins)
-    return torch.cat([mel, mel[-1:].expand(length - len(mel), -1)])      # fills up a tail beyond the window
+    return torch.cat([mel, mel[-1:].expand(length - len(mel), -1)])      # no room for TAIL in a full window
 
 
 def window_of(config):
@@ -130,7 +131,7 @@ def frame_rate(config):
 
 
 def make_feature(config, wave):
-    """16 kHz samples -> what the encoder with this config reads, float32 (feature_rate rows a second, ...)."""
+    """Return what the encoder with this config reads of a wave, float32 (rows, bins); feature_rate rows a second."""
     if config.model_type == OMNI:            # Whisper's log mel, not stacked, and without silence
         return log_mel(wave, config.num_mel_bins).view(-1, config.num_mel_bins)[:-(-len(wave) * STACK // FRAME)]
     return log_mel(wave, config.num_mel_bins, window_of(config)) if window_of(config) else filterbank(wave)
@@ -169,13 +170,13 @@ def load_encoder(path, device):
 
 
 def fill_window(features, window):
-    """List of log_mel's (T + TAIL, 2 * bins) -> (B, bins, 2 * window), with silence up to the window's end."""
+    """Return log_mel's features as a batch (B, bins, 2 * window), each filled with silence to the window's end."""
     padded = torch.stack([torch.cat([feature, feature[-1:].expand(window, -1)])[:window] for feature in features])
     return padded.view(len(features), STACK * window, -1).transpose(1, 2)
 
 
 def pad_features(features, weight):
-    """List of (T, 160) -> ((B, T, 160), mask (B, T)) of the weight's type and device."""
+    """Return features (T, 160) padded to (B, T, 160), in the type of `weight`, and their mask (B, T), on its device."""
     lengths = torch.tensor([len(feature) for feature in features])
     padded = torch.nn.utils.rnn.pad_sequence(features, batch_first=True)
     mask = (torch.arange(padded.shape[1]) < lengths[:, None]).long()
@@ -185,7 +186,7 @@ def pad_features(features, weight):
 @torch.no_grad()
 def encode(encoder, features, pad=False):
     """
-    One padded batch: list of make_feature's -> list of float32 arrays (T, W), each as if it had been alone.
+    Return the frames, float32 (T, W), of each of make_feature's `features`. They are encoded as one padded batch.
     pad: all frames of a Whisper's window, not only those of the audio.
     """
     weight, window = next(encoder.parameters()), window_of(encoder.config)
@@ -206,7 +207,7 @@ def encode(encoder, features, pad=False):
 
 
 def average_frames(frames, k):
-    """(T, W) -> (ceil(T / k), W): means of k consecutive frames; a short last group counts (our choice)."""
+    """Return the means (ceil(T / k), W) of k consecutive frames each; a short last group is averaged (our choice)."""
     starts = np.arange(0, len(frames), k)
     sizes = np.minimum(k, len(frames) - starts).astype(frames.dtype)
     return np.add.reduceat(frames, starts, axis=0) / sizes[:, None]
@@ -214,28 +215,29 @@ def average_frames(frames, k):
 
 # --- One split: decode ahead, encode, commit shard by shard.
 
-def front_end(config, row, longest=math.inf, piece=math.inf):
+def front_end(config, row, max_seconds=math.inf, piece_seconds=math.inf):
     """
     Return (features, seconds, None) for a row's audio, or (None, 0.0, the reason) if the audio cannot be used or is
-    longer than `longest` seconds. features: one for each piece, of at most `piece` seconds and at most a window, cut at
-    pauses; so the encoder's memory is bounded for audio of any length.
+    longer than `max_seconds`. features: make_feature of each piece. Pieces are cut at pauses and are at most
+    `piece_seconds` and at most a window long, so that audio of any length fits into the encoder's memory.
     """
     try:
-        wave = read_audio(row["audio"], row.get("start"), row.get("end"), longest)
+        wave = read_audio(row["audio"], row.get("start"), row.get("end"), max_seconds)
     except ValueError as error:
         return None, 0.0, str(error)
-    samples = min(piece * SAMPLE_RATE, window_of(config) * FRAME or math.inf, len(wave))
-    pieces = cut_at_pauses(wave, int(samples))
+    longest = min(piece_seconds * SAMPLE_RATE, window_of(config) * FRAME or math.inf, len(wave))
+    pieces = cut_at_pauses(wave, int(longest))
     return [make_feature(config, piece) for piece in pieces], len(wave) / SAMPLE_RATE, None
 
 
-def decode_ahead(config, blocks, longest, piece, workers):
-    """Yield [(row, *front_end(row))] for each list of rows; the next list is decoded while the caller has one."""
+def decode_ahead(config, blocks, max_seconds, piece_seconds, workers):
+    """Yield [(row, *front_end(row))] for each list of rows; the next list is decoded while the caller works."""
     # Threads, not processes: decoding, resampling and filterbank hold the interpreter lock for 4 to 7 % of their time.
     with ThreadPoolExecutor(workers) as pool:
         waiting = []
         for block in itertools.chain(blocks, [[]]):
-            waiting, ready = [(row, pool.submit(front_end, config, row, longest, piece)) for row in block], waiting
+            waiting, ready = [(row, pool.submit(front_end, config, row, max_seconds, piece_seconds))
+                              for row in block], waiting
             if ready:
                 yield [(row, *future.result()) for row, future in ready]
 
@@ -378,8 +380,9 @@ def main(argv=None):
             if state is None:
                 print(f"{corpus}/{split}: this process is done, others are not")
                 continue
+        silent = f", {state.silent} silent" if state.silent else ""
         print(f"{corpus}/{split}: {state.seconds / 3600:.2f} hours, {len(state.hashes)} utterances, "
-              f"{len(state.dropped)} dropped" + f", {state.silent} silent" * (state.silent > 0) + f", in {folder}")
+              f"{len(state.dropped)} dropped{silent}, in {folder}")
         if state.dropped:
             print("  dropped.jsonl there says which and why; to try them again, remove its config.json")
     print(f"next: {next_command('extract_features', c)}")

@@ -43,11 +43,12 @@ from speech_llm.files import read_json_lines
 from speech_llm.hub_system import hub_jobs, load_hub
 from speech_llm.llm import decode_text, load_llm
 from speech_llm.pictures import draw_slots, nearest_tokens
-from speech_llm.predictions import OFFICIAL, already_predicted, parse_system, predict, tasks_answered
-from speech_llm.prompts import user_turn
+from speech_llm.predictions import (BUILT_IN, OFFICIAL_TESTS, Job, already_predicted, parse_system, predict,
+                                    tasks_answered)
+from speech_llm.prompts import SPOKEN_PROMPTS, user_turn
 from speech_llm.resumable import is_first, rank_and_world
-from speech_llm.rows import (ALL_LANGUAGES, TASKS, composed, corpus_and_split, lacks_split, read_rows, remake,
-                             rows_file, run_all, source_language)
+from speech_llm.rows import (ALL_LANGUAGES, QUESTION_TASKS, TASKS, composed, corpus_and_split, lacks_split, read_rows,
+                             remake, rows_file, run_all, source_language)
 from speech_llm.stage import open_stage
 from speech_llm.turns import encode_text
 from train_lora import scale_lora
@@ -80,8 +81,6 @@ class Config:                               # the 2025 paper's values; a page of
     pieces: bool = False                    # answer a question on every piece of audio over 30 s, else refuse it
     submission: dict = field(default_factory=dict)        # {system: <team>_IWSLT26_IF_<track>_<condition>_<type>}
 
-BUILT_IN = ("llm", "cascade", "seamless", "seamless-text")               # systems without a trained stage
-
 MAX_SECONDS = 30                            # longer audio is cut at its pauses; Whisper's window too is 30 s
 QUIET = 0.01                                # a recording with a lower peak, -40 dB, is nearly silent (our choice)
 PICTURES = 3                                # of a test set
@@ -103,12 +102,12 @@ def llm_jobs(c, stage, loaded, rows, test_set):
     for row in rows:
         if text and row["task"] in TEXT_TASK:
             sample = encode_sample(row, True, tokenizer, None, prompt)
-            jobs.append((row, TEXT_TASK[row["task"]], positions(sample), sample))
+            jobs.append(Job(row, TEXT_TASK[row["task"]], positions(sample), sample))
         elif not text and "utterance" in row and row["utterance"] in features:
             sample = encode_sample(row, False, tokenizer, features, prompt, projector.slots)
-            jobs.append((row, row["task"], positions(sample) - len(sample["answer"]), sample))
+            jobs.append(Job(row, row["task"], positions(sample) - len(sample["answer"]), sample))
         elif not text and "utterance" in row:
-            jobs.append((row, row["task"], 0, None))
+            jobs.append(Job(row, row["task"], 0, None))
     return jobs, lambda samples: answer(llm, tokenizer, projector, samples, c.max_new_tokens)
 
 
@@ -126,7 +125,7 @@ def zero_padding(speech_encoder, mask):
 def seamless_jobs(c, loaded, rows, text):
     """Return (jobs, decode) of SeamlessM4T-v2 itself (2025, Table 2): ASR and ST of the audio, MT of the transcript."""
     model, tokenizer = loaded
-    jobs = [(row, "MT" if text else row["task"], len(row["transcript"]), row) for row in rows
+    jobs = [Job(row, "MT" if text else row["task"], len(row["transcript"]), row) for row in rows
             if row["task"] == "ST" or row["task"] == "ASR" and not text and "utterance" in row]
 
     @torch.no_grad()
@@ -142,7 +141,7 @@ def seamless_jobs(c, loaded, rows, text):
                                    split_special_tokens=True, return_tensors="pt").to(model.device)
             else:
                 pieces = [(row["id"], feature) for row in same
-                          for feature in front_end(model.config, row, piece=MAX_SECONDS)[0] or ()]
+                          for feature in front_end(model.config, row, piece_seconds=MAX_SECONDS)[0] or ()]
                 if not pieces:
                     continue
                 names, features = zip(*pieces)
@@ -182,7 +181,7 @@ def transcribe(whisper, tokenizer, rows):
 def cascade_jobs(c, loaded, rows):
     """Return (jobs, decode) of the cascade: Whisper's transcript is the answer to ASR, or what the text LLM reads."""
     llm, tokenizer, whisper, whisper_tokenizer = loaded
-    jobs = [(row, row["task"], len(row["transcript"]), row) for row in rows if "utterance" in row]
+    jobs = [Job(row, row["task"], len(row["transcript"]), row) for row in rows if "utterance" in row]
 
     def decode(batch):
         transcripts, samples, answers = transcribe(whisper, whisper_tokenizer, batch), [], {}
@@ -213,7 +212,7 @@ def answer_files(c, device):
         raise SystemExit(f"{name} has no projector, which {'--show' if model else '--audio'} needs; name a system with "
                          "one, such as --systems C:merged")
     prompt = stage.config["prompt"] if stage else c.prompt
-    if c.task in ("SQA", "MCQ") and not c.question and prompt not in ("listeners", "omni"):
+    if c.task in QUESTION_TASKS and not c.question and prompt not in SPOKEN_PROMPTS:
         raise SystemExit(f"--task {c.task} needs --question")              # the listeners' question may be spoken
     try:
         user_turn(file_row(c, "--audio"), prompt=prompt)
@@ -262,7 +261,7 @@ def read_pieces(c, path, encoder):
     """Return the audio of a file in pieces that the models can read. SystemExit for a question about several pieces."""
     longest = min(MAX_SECONDS * SAMPLE_RATE, window_of(encoder.config) * FRAME or math.inf)
     pieces = cut_at_pauses(read_file(path), longest)
-    if len(pieces) > 1 and c.task in ("SQA", "MCQ") and not c.pieces:
+    if len(pieces) > 1 and c.task in QUESTION_TASKS and not c.pieces:
         raise SystemExit(f"{path} is longer than {longest / SAMPLE_RATE:g} s, the most the models are trained on, "
                          "and an answer cannot be joined from pieces; cut it, or pass --pieces to answer on each piece")
     return pieces
@@ -271,7 +270,7 @@ def read_pieces(c, path, encoder):
 def answer_pieces(c, config, encoder, loaded, path, pieces):
     """Return the answer to one file: the texts of its pieces, joined, or a line with its time for each question."""
     llm, tokenizer, projector = loaded
-    row, texts, question = file_row(c, path), [], c.task in ("SQA", "MCQ")
+    row, texts, question = file_row(c, path), [], c.task in QUESTION_TASKS
     for number, piece in enumerate(tqdm(pieces, desc=path, unit=" piece", disable=len(pieces) == 1)):
         feature = make_feature(encoder.config, piece)
         frames = average_frames(encode(encoder, [feature], config["pad"])[0], config["mean"])
@@ -291,7 +290,7 @@ def draw_first(loaded, jobs, decode, stem):
     """Draw what the LLM hears of the first PICTURES utterances of a test set, ASR first, as `stem`-1.png and so on."""
     llm, tokenizer, projector = loaded
     first = {}
-    for row, _, _, sample in sorted(jobs, key=lambda job: job[0]["task"] != "ASR"):
+    for row, _, _, sample in sorted(jobs, key=lambda job: job.row["task"] != "ASR"):
         if sample and sample["frames"] is not None:
             first.setdefault(row["utterance"], (row, sample))
     for number, (row, sample) in enumerate(itertools.islice(first.values(), PICTURES), 1):
@@ -312,52 +311,52 @@ def strengths(c):
         raise SystemExit(f"--lora_scale {c.lora_scale}: one number, or several with commas") from None
 
 
-def load_system(c, kind, stage, model, device):
-    """Return (model, tokenizer, what else the system needs). kind: one of BUILT_IN, if nothing else is given."""
+def load_system(c, source, stage, model, device):
+    """Return (model, tokenizer, what else the system needs). Without `stage` and `model`, source is one of BUILT_IN."""
     if stage:
         return load_speech_llm(c.work, stage, device)
     if model:
         return load_hub(locate(c.work, model), device)
     from transformers import (AutoTokenizer, SeamlessM4Tv2ForSpeechToText, SeamlessM4Tv2ForTextToText,
                               WhisperForConditionalGeneration)
-    if kind.startswith("seamless"):
-        model = SeamlessM4Tv2ForTextToText if kind == "seamless-text" else SeamlessM4Tv2ForSpeechToText
+    if source.startswith("seamless"):
+        model = SeamlessM4Tv2ForTextToText if source == "seamless-text" else SeamlessM4Tv2ForSpeechToText
         return load_seamless(model, locate(c.work, c.seamless))
     loaded = load_llm(locate(c.work, c.llm), device)
-    if kind == "llm":
+    if source == "llm":
         return *loaded, None
     path = locate(c.work, c.whisper)
     return *loaded, load_frozen(WhisperForConditionalGeneration, path, device), AutoTokenizer.from_pretrained(path)
 
 
-def run_system(c, system, kind, stage, model, rows_of, device):
+def run_system(c, system, source, stage, model, rows_of, device):
     """
-    Decode what is not there yet, at every strength of the adapters; models are loaded once, or not at all. A system
-    has a finished stage, or a model of the hub, or is one of BUILT_IN, its `kind`. Return the paths of the predictions.
+    Decode the test sets that have no predictions yet, at every strength of the adapters. Return the paths of all
+    predictions. The models are loaded once, and only if something is left to decode. A system has a finished `stage`,
+    or a `model` of the hub, or is one of BUILT_IN, which is then its `source`.
     """
     loaded, weights, paths = None, fingerprint(os.path.join(stage.folder, "weights.pt")) if stage else "", []
-    text = "projector" not in stage.config["trained"] if stage else kind in ("llm", "seamless-text")
+    text = "projector" not in stage.config["trained"] if stage else source in ("llm", "seamless-text")
     scales = strengths(c) if stage and "lora" in stage.config["trained"] else [1.0]
     for scale, (test_set, rows) in itertools.product(scales, rows_of.items()):
         name = system if scale == 1 else f"{system}@{scale:g}"
         path = os.path.join(c.work, c.run, c.out, name, f"{test_set}.jsonl")
-        if not {row["task"] for row in rows} & {*tasks_answered(kind, text, test_set)}:
+        if not {row["task"] for row in rows} & {*tasks_answered(source, text, test_set)}:
             print(f"{name} is left out on {test_set}: it has no task there")
             continue
         paths.append(path)
-        origin = {"llm": model or (c.seamless if kind.startswith("seamless") else c.llm),
+        origin = {"llm": model or (c.seamless if source.startswith("seamless") else c.llm),
                   "max_new_tokens": c.max_new_tokens,
-                  "stage": weights,
-                  "trim_loops": c.trim_loops, "lora_scale": scale,
-                  **({} if stage or kind.startswith("seamless") else {"prompt": c.prompt}),
-                  **({"whisper": c.whisper} if kind == "cascade" else {})}
+                  "stage": weights, "trim_loops": c.trim_loops, "lora_scale": scale,
+                  **({} if stage or source.startswith("seamless") else {"prompt": c.prompt}),
+                  **({"whisper": c.whisper} if source == "cascade" else {})}
         if not already_predicted(path, origin):
-            loaded = loaded or load_system(c, kind, stage, model, device)
+            loaded = loaded or load_system(c, source, stage, model, device)
             if model:
                 jobs, decode = hub_jobs(loaded, rows, c.prompt, c.max_new_tokens)
-            elif kind.startswith("seamless"):
-                jobs, decode = seamless_jobs(c, loaded, rows, kind == "seamless-text")
-            elif kind == "cascade":
+            elif source.startswith("seamless"):
+                jobs, decode = seamless_jobs(c, loaded, rows, source == "seamless-text")
+            elif source == "cascade":
                 jobs, decode = cascade_jobs(c, loaded, rows)
             else:
                 scale_lora(loaded[0], scale)
@@ -365,10 +364,11 @@ def run_system(c, system, kind, stage, model, rows_of, device):
                 if test_set == c.pictures and scale == 1 and is_first():
                     draw_first(loaded, jobs, decode, path.removesuffix(".jsonl"))  # before the set is finished
             predict(path, f"{name}, {test_set}", loaded[1], jobs, decode, c.batch, c.max_new_tokens, c.trim_loops)
-        if test_set in OFFICIAL and os.path.exists(path):                  # the file that the shared task takes
+        if test_set in OFFICIAL_TESTS and os.path.exists(path):            # the file that the shared task takes
             answers = {p["id"]: p["prediction"] for p in read_json_lines(path, "remove it and run the same again")}
             submission = c.submission.get(name, f"{c.preset}-{name}")
-            for file in [test_set, *[submission] * (name in c.submission and test_set != "mcif.test")]:
+            files = [test_set, submission] if name in c.submission and test_set != "mcif.test" else [test_set]
+            for file in files:
                 write_output(os.path.join(os.path.dirname(path), f"{file}.xml"), submission, answers)
     return paths
 
@@ -388,12 +388,12 @@ def read_test_sets(c):
 
 
 def named_systems(c):
-    """Return [(name, kind, model of the hub)] of --systems; kind: one of BUILT_IN or a stage's folder. Exit if none."""
+    """Return [(name, source, model of the hub)] of --systems; source: one of BUILT_IN, or a folder of <work>/<run>."""
     systems = []
     for name, folder, model in map(parse_system, c.systems.split(",")):
         if not model and not folder and name not in BUILT_IN:
-            raise SystemExit(f"--systems {name}: write {name}:<folder of {c.work}/{c.run}>; only llm, cascade, "
-                             "seamless and seamless-text have none. hub:<owner/model> is a speech LLM of the hub")
+            raise SystemExit(f"--systems {name}: write {name}:<folder of {c.work}/{c.run}>; only "
+                             f"{', '.join(BUILT_IN)} have none. hub:<owner/model> is a speech LLM of the hub")
         systems.append((name, folder or name, model))
     return systems
 
@@ -411,11 +411,11 @@ def main(argv=None):
         return
     systems, rows_of, paths, refused = named_systems(c), read_test_sets(c), [], []
     strengths(c)                             # a text that is no number exits before a model is loaded
-    for name, kind, model in systems:
+    for name, source, model in systems:
         try:
-            stage = None if model or kind in BUILT_IN else open_stage(
-                os.path.normpath(os.path.join(c.work, c.run, kind)), run_all(c.preset, c.work))
-            paths += run_system(c, name, kind, stage, model, rows_of, device)
+            stage = None if model or source in BUILT_IN else open_stage(
+                os.path.normpath(os.path.join(c.work, c.run, source)), run_all(c.preset, c.work))
+            paths += run_system(c, name, source, stage, model, rows_of, device)
         except (SystemExit, ValueError) as error:        # this system cannot run; the others do
             if not isinstance(error, SystemExit):
                 traceback.print_exc()

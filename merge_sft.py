@@ -40,7 +40,7 @@ class Config:                               # the 2025 paper's values; a page of
     out: str = "merged"                     # <work>/<run>/<out>
     ablation: str = ""                      # an entry of the page's `ablations`: what it changes, and its own `out`
     projector: str = "projector"            # the finished stages that training starts from, folders of <work>/<run>
-    lora: str = "lora"                      # or "random": fresh adapters (Table 10), of the next three constants
+    lora: str = "lora"                      # or "random": fresh adapters (Table 10) with the next three constants
     random_r: int = 8
     random_alpha: int = 16
     random_targets: str = TARGETS
@@ -55,7 +55,7 @@ class Config:                               # the 2025 paper's values; a page of
     shares: dict = field(default_factory=lambda: {
         "ASR": {"covost2": 0.72, "europarlst": 0.18, "spokensquad": 0.10},
         "SQA": {"spokensquad-fluent": 1.0}, "QA": {"spokensquad-fluent": 1.0}})
-    text: bool = True                       # every draw of ST or SQA is followed by a paired text draw; section 5.1
+    paired_text: bool = True                # every draw of ST or SQA is followed by a paired text draw; section 5.1
     mixed: bool = False                     # draw the language of each row of a draw by itself (the listeners)
     batch: int = 16                         # rows in a draw; section 5.1
     accumulate: int = 16                    # draws in one step, over all processes, text draws too; section 5.1
@@ -75,8 +75,8 @@ class Config:                               # the 2025 paper's values; a page of
 
 
 def other_prompts(stage, prompts):
-    """Return in words where a finished stage was trained with other prompts than these; "" if nowhere."""
-    trained = stage.config.get("prompts", prompts)             # a SpeechMapper was trained without any prompt
+    """Return, in words, which prompts of a finished stage differ from `prompts`; "" if none does."""
+    trained = stage.config.get("prompts", prompts)             # stage A without the LLM has no prompts to compare
     return differences(trained, {task: prompt for task, prompt in prompts.items() if task in trained})
 
 
@@ -132,7 +132,8 @@ def train(c):
         adapters = {"r": c.random_r, "alpha": c.random_alpha, "targets": c.random_targets}
         add_lora(llm, **adapters)
     projector = load_projector(stage_a, device).train()
-    optimizers = [torch.optim.AdamW([{"params": [*projector.parameters()]}], lr=c.lr_projector,      # none: identity
+    # a list of groups, because AdamW refuses an empty list of parameters: the projector "identity" has none
+    optimizers = [torch.optim.AdamW([{"params": [*projector.parameters()]}], lr=c.lr_projector,
                                     weight_decay=c.decay_projector),
                   torch.optim.AdamW(lora_parameters(llm), lr=c.lr_lora, weight_decay=c.decay_lora)]
     prompts = prompts_of(tokenizer, c.prompt)
@@ -143,7 +144,7 @@ def train(c):
                   "lora": (lambda: lora_state_dict(llm), lambda state: load_lora(llm, state))},
               optimizers, llm, projector.buffers(), **origin, llm=stage_a.config["llm"], sizes=stage_a.config["sizes"],
               prompts=prompts, **adapters)
-    draws = draw(rows, c.mixture, c.shares, c.batch, c.batch, c.seed, paired_text=c.text, mixed=c.mixed)
+    draws = draw(rows, c.mixture, c.shares, c.batch, c.batch, c.seed, paired_text=c.paired_text, mixed=c.mixed)
     objective = AnswerObjective(llm, tokenizer, projector, c.prompt, dev_features, c.micro_tokens)
     dev = [objective.sample(row, False) for row in pick_validation(dev_rows, c.mixture, c.shares, c.validate_rows)]
 

@@ -2,7 +2,7 @@
 # bash run_all.sh                 tiny: made on the spot, trained, decoded and scored; two CPU cores, no download
 # bash run_all.sh iwslt25         another system: a page of config/, such as iwslt26, or a page of yours
 # bash run_all.sh tiny ablations  after it: the variants of stage C in Tables 10 and 11 of the 2025 paper
-# bash run_all.sh tiny sweep      after it: Speech-IFEval, what each stage forgets and what weaker adapters give back
+# bash run_all.sh tiny sweep      after it: Speech-IFEval of each stage, and of C with its LoRA adapters scaled down
 # bash run_all.sh iwslt25 rehearse   before a real run: what is missing, and all of it in miniature; data/rehearse.py
 # WORK=folder SEED=n NPROC=gpus bash run_all.sh ...     another root folder, another seed, several GPUs
 # BF16=1 bash run_all.sh ...      a CPU that has bfloat16 instructions (lscpu: avx512_bf16, amx_bf16) is twice as fast

@@ -81,7 +81,7 @@ class LoRALinear(nn.Module):
 
 
 def add_lora(model, targets=TARGETS, r=8, alpha=16):
-    """Wrap every nn.Linear that `targets` names, comma-separated -> how many. ValueError for a name without one."""
+    """Wrap every nn.Linear that the comma-separated `targets` name; return how many. ValueError for an unknown name."""
     names = targets.split(",")
     places = [(parent, name) for parent in model.modules() for name, child in parent.named_children()
               if name in names and isinstance(child, nn.Linear)]
@@ -105,7 +105,7 @@ def lora_state_dict(model):
 
 
 def lora_parameters(model):
-    """Return the tensors that train."""
+    """Return the trainable tensors: A and B of every wrapped layer."""
     return [p for layer in lora_layers(model).values() for p in (layer.lora_A, layer.lora_B)]
 
 

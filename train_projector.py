@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from metrics.dev_scores import best_steps, score_answers
-from speech_llm.batches import Batch, micro_batches, padding_mask
+from speech_llm.batches import PADDING, Batch, micro_batches, padding_mask
 from speech_llm.cache import load_rows
 from speech_llm.constants import configure, locate, mixed_precision, next_command, pick_device
 from speech_llm.decode import generate
@@ -77,7 +77,7 @@ class Config:                               # the 2025 paper's values; a page of
     cosine: bool = False                    # down to 0 at the last step; else constant after the warm-up
     weight_decay: float = 0.01              # the paper is silent; torch's default (our choice)
     clip: float = 0.0                       # largest gradient norm; 0: none
-    micro_tokens: int = 8192                # padded positions in one forward pass: memory, not a hyper-parameter
+    micro_tokens: int = 8192                # padded positions of the LLM, or frames without the LLM, in a forward pass
     validate_every: int = 250               # steps between validations, which are also the checkpoints (our choice)
     validate_rows: int = 100                # dev rows for each task and language: the loss, SQA's score (our choice)
     decode: str = "acl6060"                 # the corpus whose dev split is decoded whole at every validation: ASR, ST
@@ -85,9 +85,6 @@ class Config:                               # the 2025 paper's values; a page of
     max_new_tokens: int = 150               # of these answers (our choice)
     keep: str = "ST"                        # the step kept: best in ST (mean BLEU: our choice), ASR, SQA or all
     seed: int = 0
-
-PADDING = 256                # positions of padding in a micro-batch: an A100 computes as many of an 8B LLM in the time
-                             # in which the kernels of one pass start (predicted)
 
 # B batch   T frames   W encoder width   L sequence   D LLM width   V vocabulary   N answer tokens
 
@@ -143,10 +140,10 @@ def make_projector(kind, **sizes):
         raise SystemExit(f"--projector {kind} is not one of {', '.join(PROJECTORS)}")
     if kind == "identity":
         return Identity(**sizes)
-    inside = sizes.get("middle", sizes["width"])
-    for width in {sizes["width"], inside} if kind == "mapper" else {inside}:
-        if width % sizes["heads"]:
-            raise SystemExit(f"--heads {sizes['heads']} does not divide the projector's width {width}")
+    # attention runs in the encoder's width; in a Q-Former in the width `middle`; in a SpeechMapper in both
+    for name in {"qformer": ["middle"], "mapper": ["width", "middle"]}.get(kind, ["width"]):
+        if sizes[name] % sizes["heads"]:
+            raise SystemExit(f"--heads {sizes['heads']} does not divide the projector's width {sizes[name]}")
     return PROJECTORS[kind](**sizes)
 
 
@@ -231,7 +228,7 @@ class AnswerObjective:
     The cross-entropy of answers through the LLM: stages A, B and C (2025, sections 3 and 4).
     `projector` is None for text alone. See speech_llm/training.py for the methods of an objective.
     """
-    losses = {"entropy": 1.0}
+    losses = {"cross-entropy": 1.0}
 
     def __init__(self, llm, tokenizer, projector, prompt, features, micro_tokens):
         self.llm, self.tokenizer, self.projector = llm, tokenizer, projector
@@ -274,9 +271,9 @@ class AnswerObjective:
 class MixedObjective(AnswerObjective):
     """The second stage of the original SpeechMapper: answers, and the squared error of the embeddings (ICASSP 2026)."""
 
-    def __init__(self, sigma, targets, *arguments):
-        super().__init__(*arguments)
-        self.losses, self.targets = {"entropy": 1 - sigma, "embedding": sigma}, targets
+    def __init__(self, llm, tokenizer, projector, prompt, features, micro_tokens, sigma, targets):
+        super().__init__(llm, tokenizer, projector, prompt, features, micro_tokens)
+        self.losses, self.targets = {"cross-entropy": 1 - sigma, "embedding": sigma}, targets
 
     def sample(self, row, text):
         """Return encode_sample of a row with a "target" for each slot; None for more tokens than slots."""
@@ -293,13 +290,13 @@ class MixedObjective(AnswerObjective):
         """Return the sums (2,) of the cross-entropy over answer tokens and of the squared error over slots."""
         outputs = []
 
-        def projector(frames, lengths):
+        def projector(frames, lengths):      # answer_loss calls it; the output is kept for the squared error
             outputs.append(self.projector(frames, lengths))
             return outputs[0]
-        entropy, table = answer_loss(self.llm, projector, batch), self.llm.get_input_embeddings().weight
+        cross_entropy, table = answer_loss(self.llm, projector, batch), self.llm.get_input_embeddings().weight
         slots = torch.cat([output[:s["slots"]] for output, s in zip(outputs[0].float(), batch.samples)])  # (N, D)
         target = torch.tensor([token for s in batch.samples for token in s["target"]], device=table.device)
-        return torch.cat([entropy, (slots - table[target]).square().mean(1).sum()[None]])
+        return torch.cat([cross_entropy, (slots - table[target]).square().mean(1).sum()[None]])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -386,7 +383,7 @@ def main(argv=None):
         llm, tokenizer = load_llm(path, device)
         projector, sizes = build_projector(c, width, llm.get_input_embeddings().weight.shape[1], device)
         arguments = llm, tokenizer, projector, c.prompt, features, c.micro_tokens
-        objective = (MixedObjective(c.sigma, SlotTargets(tokenizer, c.pad_token, c.normalize), *arguments) if c.sigma
+        objective = (MixedObjective(*arguments, c.sigma, SlotTargets(tokenizer, c.pad_token, c.normalize)) if c.sigma
                      else AnswerObjective(*arguments))
         modules = {"projector": projector}
     parameters = [p for module in modules.values() for p in module.parameters()]

@@ -23,11 +23,11 @@ FLUENT = {"ASR": {"covost2": 0.72, "europarlst": 0.18, "spokensquad": 0.10},
           "SQA": {"spokensquad-fluent": 1.0}, "QA": {"spokensquad-fluent": 1.0}}
 NO_SQA = {"ASR": (0.2, ASR), "ST": (0.4, ST)}
 ablations = {                                # what C changes
-    "random-lora-no-text": dict(lora="random", text=False),                                # Table 10
+    "random-lora-no-text": dict(lora="random", paired_text=False),                         # Table 10
     "random-lora": dict(lora="random"),
-    "no-sqa-no-text": dict(mixture=NO_SQA, text=False),                  # the same relation (our choice)
+    "no-sqa-no-text": dict(mixture=NO_SQA, paired_text=False),           # the same relation (our choice)
     "no-sqa": dict(mixture=NO_SQA),
-    "no-text": dict(text=False),
+    "no-text": dict(paired_text=False),
     # The paper does not say which text is synthetic: MT from the speech corpora alone, by size (Table 1), and from the
     # translated Spoken-SQuAD alone; QA stays (our choice)
     "no-synthetic": dict(shares={**FLUENT, "MT": {"covost2": 289_413, "europarlst": 32_628}}),

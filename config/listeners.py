@@ -48,7 +48,7 @@ train_projector = dict(                      # a fresh Q-Former of two layers of
     text_encoder="google-bert/bert-base-multilingual-cased", steps=0)
 train_lora = None                            # the adapters are trained by merge_sft.py alone
 merge_sft = dict(                            # stage 2: questions, 3 epochs of 90,000 a language; A.6, Table 5
-    prompt="listeners", shares={}, text=False, projector="aligned", lora="aligned", corpora="multispeechqa",
+    prompt="listeners", shares={}, paired_text=False, projector="aligned", lora="aligned", corpora="multispeechqa",
     random_r=64, random_alpha=64, random_targets="q_proj,v_proj",            # without SALMONN's dropout (our choice)
     mixture={"SQA": (1.0, IN_23)}, mixed=True, accumulate=16, steps=24_258,  # mixed batches of 256; section 6
     lr_projector=1e-5, lr_lora=1e-5, warmup_projector=400, warmup=400,

@@ -18,7 +18,7 @@ INTO_ENGLISH = ("covost2-ar_en,covost2-de_en,covost2-es_en,covost2-fa_en,covost2
 TRAINED = ",".join(f"{corpus}.train,{corpus}.dev" for corpus in INTO_ENGLISH.split(","))
 common = dict(systems="C-ast:merged-ast")
 extract_features = dict(corpora=f"{of_listeners['corpora']},{TRAINED}")
-# The corpora of AST go by size: French 38 %, Japanese below 1 % (our choice). In equal shares:
+# The corpora of AST are drawn by size: French 38 %, Japanese below 1 % (our choice). In equal shares:
 # python merge_sft.py --preset listeners_ast --ablation ast-equal
 merge_sft = dict(out="merged-ast", corpora=f"multispeechqa,{INTO_ENGLISH}", steps=30_322,
                  mixture={"SQA": (0.8, IN_23), "ST": (0.2, {"en": 1.0})})

@@ -31,7 +31,7 @@ train_projector = dict(projector="identity", steps=0, corpora="multispeechqa", m
                        shares={}, decode="multispeechqa", keep="ASR")
 train_lora = None                            # the adapters are trained by merge_sft.py alone
 merge_sft = dict(                            # "a fixed number of steps, equalling roughly 3 epochs"; section 5
-    shares={}, text=False, lora="random", corpora="multispeechqa",
+    shares={}, paired_text=False, lora="random", corpora="multispeechqa",
     random_r=32,                             # section 5; on all linear modules, merge_sft.py's targets
     random_alpha=64,                         # the paper is silent (our choice)
     mixture={"SQA": (1.0, IN_23)}, mixed=True,

@@ -26,7 +26,7 @@ train_lora = dict(
     warmup=10, validate_every=50, validate_rows=16)
 merge_sft = dict(
     mixture={"ASR": (0.8, {"en": 1.0}), "SQA": (0.2, {"en": (0.8, 0.2)})}, shares={"ASR": HUMAN}, batch=2, accumulate=4,
-    steps=300, lr_projector=1e-5,            # more moves the projector to spell units that nobody spoke
+    steps=300, lr_projector=1e-5,            # at a higher rate the projector emits units that nobody spoke
     lr_lora=5e-4, warmup_projector=5, warmup=10, cosine=True, validate_every=100, validate_rows=8)
 infer = dict(max_new_tokens=60, batch=16, pictures="small_cpu.human")
 eval = dict(metrics="WER,CER,EM,CONTAINS,ROUGE-1,capped,loops", tables="", judges="")

@@ -2,6 +2,8 @@
 The toy world of `bash run_all.sh`: the 2025 recipe on spoken sentences and tiny models that are made on the spot.
 Everything here is our choice: no paper has a tiny world. Two CPU cores, no download, about 220 MB of disk.
 """
+from config.iwslt25 import ablations as of_iwslt25
+
 world = dict(recipe="tiny", corpus="tiny", family="llama", choices=False,
              train=3600, dev=60, test=160,               # utterances
              encoder_steps=360, llm_steps=650,           # optimizer steps of the encoder and of the LLM
@@ -11,7 +13,6 @@ stages = ["extract_features", ("train_projector", "train_lora"),
 common = dict(corpora="tiny", encoder="models/tiny-seamless", mean=3, llm="models/tiny-llama", prompt="2025",
               systems="llm,B:lora,A.1:projector,C:merged", test_sets="tiny.test", micro_tokens=4096)
 LANGUAGES = {"de": 0.3, "it": 0.3, "zh": 0.4}
-SQA = {"en": (0.2, 0.05), "de": (0.2, 0.05), "it": (0.2, 0.05), "zh": (0.2, 0.05)}       # (valid, invalid)
 
 extract_features = dict(batch_seconds=60.0, shard_frames=50_000, workers=2)
 train_projector = dict(
@@ -26,20 +27,8 @@ merge_sft = dict(shares={}, batch=4, accumulate=8, steps=150, lr_projector=5e-4,
 infer = dict(max_new_tokens=40, pictures="tiny.test")
 eval = dict(metrics="WER,CER,BLEU,EM,CONTAINS,ROUGE-1,capped,loops", tables="", judges="")
 
-ASR, ST = {"en": 1.0}, {"de": 0.4, "it": 0.3, "zh": 0.3}
-NO_SQA = {"ASR": (0.2, ASR), "ST": (0.4, ST)}
-ablations = {                                # what C changes; those of Table 10 on synthetic text need several corpora
-    "random-lora-no-text": dict(lora="random", text=False),
-    "random-lora": dict(lora="random"),
-    "no-sqa-no-text": dict(mixture=NO_SQA, text=False),
-    "no-sqa": dict(mixture=NO_SQA),
-    "no-text": dict(text=False),
-    "2k": dict(steps=300),                   # twice the steps
-    "0.2-0.5-0.3": dict(mixture={"ASR": (0.2, ASR), "ST": (0.5, ST), "SQA": (0.3, SQA)}),
-    "0.2-0.6-0.2": dict(mixture={"ASR": (0.2, ASR), "ST": (0.6, ST), "SQA": (0.2, SQA)}),
-    "0.25-0.5-0.25": dict(mixture={"ASR": (0.25, ASR), "ST": (0.5, ST), "SQA": (0.25, SQA)}),
-    "0.3-0.5-0.2": dict(mixture={"ASR": (0.3, ASR), "ST": (0.5, ST), "SQA": (0.2, SQA)}),
-}
+# what C changes: as iwslt25, without the entries on synthetic text, which need several corpora; "2k": twice the steps
+ablations = {name: changes for name, changes in of_iwslt25.items() if "synthetic" not in name} | {"2k": dict(steps=300)}
 ablation_stages = {"A.2:projector-A.2": "train_projector --preset tiny_a2"}
 ablation_test_sets = "tiny.test"
 

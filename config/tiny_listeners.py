@@ -21,7 +21,7 @@ train_projector = dict(                      # a fresh Q-Former; the questions a
     projector="qformer", layers=2, heads=4, middle=128, ffn=256, dropout=0.0, window=11,
     text_encoder="models/tiny-bert", steps=0)
 train_lora = None                            # the adapters are trained by merge_sft.py alone
-merge_sft = dict(shares={}, text=False, projector="aligned", lora="aligned", random_r=16, random_alpha=16,
+merge_sft = dict(shares={}, paired_text=False, projector="aligned", lora="aligned", random_r=16, random_alpha=16,
                  random_targets="q_proj,v_proj", mixed=True,
                  mixture={"SQA": (0.5, IN_4), "ASR": (0.4, IN_4), "ST": (0.1, {"en": 1.0})},
                  accumulate=1, steps=2400, lr_projector=2e-3, lr_lora=5e-4, warmup_projector=20, warmup=20, cosine=True,

@@ -25,7 +25,7 @@ from speech_llm.cache import features_folder
 from speech_llm.constants import locate, read_page, stage_constants, stage_groups
 from speech_llm.files import read_json
 from speech_llm.pipeline import recipe_commands
-from speech_llm.predictions import OFFICIAL
+from speech_llm.predictions import OFFICIAL_TESTS
 
 FRAME_RATE = 50                              # Hz, of the encoders before averaging
 OMNI = "Qwen/Qwen2.5-Omni-7B"                # its audio encoder has half as many frames
@@ -134,7 +134,7 @@ def missing_of_scores(page, work):
     """Return [(score: what is missing for it, how to mend it)] of eval.py."""
     from huggingface_hub import try_to_load_from_cache
     c = stage_constants("eval", page)
-    metrics, mcif, lacking = c["metrics"].split(","), {*OFFICIAL} & {*c["test_sets"].split(",")}, []
+    metrics, mcif, lacking = c["metrics"].split(","), {*OFFICIAL_TESTS} & {*c["test_sets"].split(",")}, []
     if "language" in metrics:
         lacking += [(f"language: {what}", how) for what, how in package("py3langid")]
     if mcif:

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from speech_llm.audio import duration
 from speech_llm.constants import read_page
+from speech_llm.draws import TEXT_TASK
 from speech_llm.files import differences, lock, read_json, replace_file, write_json, write_text
 from speech_llm.index import open_index
 from speech_llm.rows import corpus_of, remake, work_option, write_rows
@@ -276,7 +277,7 @@ def finish_world(work, preset, corpus, settings, splits):
 
 def kind(row):
     """Return how the paper's table of data names a row: "ASR en", "ST/MT de", "MT de", "SQA/QA en invalid", "QA it"."""
-    text = {"ASR": "ASR", "ST": "MT", "SQA": "QA", "MCQ": "QA"}[row["task"]]
+    text = TEXT_TASK.get(row["task"], "ASR")
     task = row["task"] + "/" + text if "utterance" in row and row["task"] != "ASR" else text
     return f"{task} {row['language']}" + ("" if row.get("answerable", True) else " invalid")
 

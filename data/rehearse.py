@@ -28,7 +28,8 @@ from metrics.paper_tables import plan
 from speech_llm.cache import features_folder
 from speech_llm.constants import STAGES, read_page, stage_constants
 from speech_llm.files import read_json, read_json_lines, write_text
-from speech_llm.pipeline import PARTS, SEEDED, fillers
+from speech_llm.pipeline import PARTS, TRAINING_STAGES, decoding_commands
+from speech_llm.predictions import BUILT_IN
 
 LIMIT, STEPS = 24, 2
 
@@ -58,7 +59,7 @@ def smaller(command, page, work, limit):
     page = read_page(option(command, "--preset")) if "--preset" in command else page
     c = stage_constants(name, page) | {key: option(command, f"--{key}") for key in ("corpora", "systems", "test_sets")
                                        if f"--{key}" in command}
-    if name in SEEDED and c["steps"]:
+    if name in TRAINING_STAGES and c["steps"]:
         more += ["--steps", str(STEPS), "--validate_every", str(STEPS), "--validate_rows", "4"]
     finished = {key: [entry for entry in c.get(key, "").split(",") if is_there(key, entry, work, page)]
                 for key in ("corpora", "test_sets")}
@@ -75,7 +76,7 @@ def is_there(key, entry, work, page):
     folder = os.path.join(work, "rows", entry.partition(".")[0])         # an entry is a corpus or one of its splits
     if key == "systems":
         folder = os.path.normpath(os.path.join(work, page["run"], entry.partition(":")[2]))    # or ../iwslt25/merged
-        if entry.rpartition(":")[2] in ("llm", "cascade", "seamless", "seamless-text"):
+        if entry.rpartition(":")[2] in BUILT_IN:
             return True
     return os.path.exists(os.path.join(folder, "config.json"))
 
@@ -130,7 +131,8 @@ def time_table(page, work):
     disk = sum(frames_gb(page, width_of(work, c["encoder"])).values())
     lines.append(f"| extract_features | {rate:.1f} s an hour of speech | {hours:,.0f} h of speech "
                  f"| {rate * hours / 3600:.1f} | {disk:,.0f} | |")
-    stages = [(stage, stage_constants(stage, page_now)) for stage, page_now in stages_of(page) if stage in SEEDED]
+    stages = [(stage, stage_constants(stage, page_now)) for stage, page_now in stages_of(page)
+              if stage in TRAINING_STAGES]
     for stage, constants in stages:
         folder = os.path.join(work, page["run"], constants["out"])
         path = os.path.join(folder, "config.json")
@@ -174,7 +176,7 @@ def write_report(path, preset, page, work, results, missing):
     parts += ["## What ran", "\n".join(["| command | seconds | |", "|---|---|---|", *ran]),
               "## The full run", time_table(page, work),
               "## Which command fills which row", plan(list(filter(None, stage_constants("eval", page)["tables"].split(
-                  ","))), fillers(page["run"])),
+                  ","))), decoding_commands(page["run"])),
               "## The tables of the miniature", "The scores mean nothing; what counts is that no cell is missing."]
     if os.path.exists(tables):
         with open(tables, encoding="utf-8") as file:

@@ -39,13 +39,13 @@ def plan(names, decoding):
             systems = figures(name)
             tests = {test for column in TABLES[name].columns for test in column.test_sets}
         for system in dict.fromkeys(systems):
-            commands = filling(system, tests, decoding) or ["any" if system == "rows" else "the paper alone"]
+            commands = commands_for(system, tests, decoding) or ["any" if system == "rows" else "the paper alone"]
             rows.setdefault(" and ".join(commands), []).append(system)
         lines += [f"| {name} | {command} | {', '.join(systems)} |" for command, systems in rows.items()]
     return "\n".join(lines)
 
 
-def filling(system, tests, decoding):
+def commands_for(system, tests, decoding):
     """Return the first commands that decode a system on the test sets `tests`; the first of all if `tests` is empty."""
     commands = []
     for command, systems, decoded in decoding:

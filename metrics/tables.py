@@ -20,9 +20,9 @@ from speech_llm.rows import ALL_LANGUAGES
 TASKS = ("ASR", *ST, *ANSWERS)
 NAMES = {"llm": "LLM, text", "B": "B: LoRA, text", "A.1": "A.1: projector (ASR, ST)",
          "A.2": "A.2: projector (ASR, ST, SQA)", "C": "C: projector + LoRA"}
-OFFICIAL = ("ASR-WER", "TRANS-COMET", "QA-BERTScore", "SUM-BERTScore", "QE-accuracy", "QE-format-accuracy")
+OFFICIAL_METRICS = ("ASR-WER", "TRANS-COMET", "QA-BERTScore", "SUM-BERTScore", "QE-accuracy", "QE-format-accuracy")
 SHARES = ("language", "capped", "loops", "unparsable")     # of outputs: every output weighs the same
-THREE_DECIMALS = ("COMET", "BERT", *OFFICIAL)              # fractions; all other scores are percentages
+THREE_DECIMALS = ("COMET", "BERT", *OFFICIAL_METRICS)      # fractions; all other scores are percentages
 
 COLUMNS = [  # heading, tasks, metric, whether each language has a column beside the mean
     ("WER", ["ASR"], "WER", True), ("CER", ["ASR"], "CER", True),
@@ -36,7 +36,7 @@ COLUMNS = [  # heading, tasks, metric, whether each language has a column beside
     ("ASR in English", ["ASR"], "language", False), ("ST in its language", ST, "language", False),
     ("SQA in its language", QA, "language", False),
     ("capped", TASKS, "capped", False), ("loops", TASKS, "loops", False),
-    *((metric, ["official"], metric, False) for metric in OFFICIAL),                        # on MCIF alone
+    *((metric, ["official"], metric, False) for metric in OFFICIAL_METRICS),                # on MCIF alone
 ]
 
 

@@ -1,5 +1,5 @@
 """
-Greedy decoding of a batch: every row gets the answer that it gets alone.
+Greedy decoding of a batch. Every row gets the same answer as in a batch of one.
 
 Finished rows leave the batch, and prompts are read in groups of like length, so that neither padding nor a row that
 loops costs the others much.
@@ -10,18 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from speech_llm.batches import cut_by_length
+from speech_llm.batches import PADDING, cut_by_length
 from speech_llm.llm import logits_at, ropes
 
 
 PREFILL = 2048               # positions of prompts that are read at once (our choice)
-PADDING = 256                # of them at most so many of padding: an A100 computes them while a pass starts (predicted)
 
 
 def attend(module, query, key, value, mask, **options):
     """
-    Return transformers' SDPA attention. Under a mask transformers copies shared keys and values for every head; for one
-    new token, the heads (B, H, 1, d) that share a key become its queries (B, keys, H / keys, d) instead.
+    Return transformers' SDPA attention, but for one new token without copies of keys and values. In grouped-query
+    attention transformers copies them for every query head if there is a mask. Here the query heads (B, H, 1, d) that
+    share a key head are folded into the query axis, (B, key heads, H / key heads, d).
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     if query.shape[2] > 1:

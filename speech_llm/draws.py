@@ -6,7 +6,7 @@ The sampler: rows -> draws, in two levels (2025, section 3 and Table 13).
 
 A mixture is {task: (share, {language: share})}. For SQA and QA the share of a language may be a pair: questions with
 and without an answer. Shares are {task or "task language": {corpus: share}}. Without an entry, or if no corpus of the
-entry has such rows, corpora go by size. Both stand in the pages of config/.
+entry has such rows, corpora are drawn in proportion to their numbers of rows. The pages of config/ hold both.
 """
 import random
 
@@ -30,7 +30,7 @@ def cells(mixture):
 
 
 def corpus_shares(shares, task, language):
-    """Return {corpus: share} of a task in a language; {} where corpora go by size."""
+    """Return {corpus: share} of a task in a language; {} where corpora are drawn in proportion to their sizes."""
     return shares.get(f"{task} {language}", shares.get(task, {}))
 
 

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from speech_llm.audio import SAMPLE_RATE, read_audio
 from speech_llm.llm import end_ids, load_checkpoint, loading
+from speech_llm.predictions import Job
 from speech_llm.prompts import instruction
 from speech_llm.thoughts import NO_THOUGHT, close_thought
 from speech_llm.turns import without_markers
@@ -130,7 +131,7 @@ def hub_jobs(loaded, rows, prompt, max_new_tokens):
     Markers of the chat that stand in a question stay ordinary text. A warning names audio that the processor cuts.
     """
     model, tokenizer, processor = loaded
-    jobs = [(row, row["task"], len(row["transcript"]), row) for row in rows if "utterance" in row]
+    jobs = [Job(row, row["task"], len(row["transcript"]), row) for row in rows if "utterance" in row]
     kind, extractor = model.config.model_type, getattr(processor, "feature_extractor", None)
     window = None if kind in ENDLESS else getattr(extractor, "n_samples", None)
 

@@ -4,7 +4,7 @@ Rows through an index: a file of 26 million rows is opened in seconds, and a row
     rows, missing = open_rows({"covost2": "work/rows/covost2/train.jsonl"})
     rows.of_kind                    # {Kind(task, language, answerable, corpus, speech): numbers (N,) of its rows}
     rows[rows.of_kind[kind][0]]     # a row, as speech_llm/rows.py describes it
-    rows.drawn([7, 5])              # a list of rows that are read when they are looked at
+    rows.drawn([7, 5])              # a sequence of rows, each read from its file when it is accessed
 
 Beside <split>.jsonl lie <split>.jsonl.index.npy, 18 bytes a row, memory-mapped, and, written after it, .index.json with
 the kinds and with the size and time of the file that was indexed. Another size or time makes the index anew.
@@ -44,8 +44,8 @@ def kind_of(row):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-class Drawn(Sequence):
-    """Rows of some numbers, each read when it is looked at: a run that goes on after a kill passes over many draws."""
+class LazyRows(Sequence):
+    """Rows, each read from its file when it is accessed, so that a resumed run skips draws without reading rows."""
 
     def __init__(self, read, numbers):
         self.read, self.numbers = read, numbers
@@ -78,7 +78,7 @@ class Rows:
 
     def drawn(self, numbers):
         """Return the rows of these numbers as a sequence."""
-        return Drawn(self.read, numbers)
+        return LazyRows(self.read, numbers)
 
     def __len__(self):
         return sum(map(len, self.of_kind.values()))

@@ -124,7 +124,7 @@ def require_readable(llm, path):
     ids = torch.arange(4, 8, device=llm.device)[None]
     vectors = llm.get_input_embeddings()(ids)
     try:
-        llm(inputs_embeds=vectors.flip(-1))     # of no token, as speech is; Gemma 4 looks for the token of each vector
+        llm(inputs_embeds=vectors.flip(-1))     # vectors of no token, as speech is; Gemma 4 fails here
         equal = torch.allclose(llm(input_ids=ids).logits, llm(inputs_embeds=vectors).logits, rtol=1e-2, atol=1e-2)
     except RuntimeError:
         equal = False
@@ -191,8 +191,9 @@ def embedding_scale(llm):
 
 def logits_at(llm, rows, columns, **inputs):
     """
-    Return the logits, (N, V) float32, after the positions (rows[n], columns[n]) of the LLM's inputs. They come from
-    the LLM's forward, with its scale or cap (Cohere, Gemma, Granite); a hook leaves it these N hidden states alone.
+    Return the logits, (N, V) float32, after the positions (rows[n], columns[n]) of the LLM's inputs. The LLM's own
+    forward computes them, with its scale or cap (Cohere, Gemma, Granite). A hook passes only these N hidden states to
+    the output layer, so that the logits of all other positions are never computed.
     """
     def keep(module, arguments, output):
         output.last_hidden_state = output.last_hidden_state[rows, columns][None]                     # (1, N, D)

@@ -28,7 +28,7 @@ from speech_llm.constants import STAGES, pick_device, read_page, refuse_unknown,
 from speech_llm.predictions import model_name, parse_system
 from speech_llm.rows import PROJECT
 
-SEEDED = ("train_projector", "train_lora", "merge_sft")
+TRAINING_STAGES = ("train_projector", "train_lora", "merge_sft")
 
 
 def stage_command(entry, preset, work, seed, *more):
@@ -36,11 +36,11 @@ def stage_command(entry, preset, work, seed, *more):
     stage, *words = entry.split()
     page = words[words.index("--preset") + 1] if "--preset" in words else preset
     processes = max(1, int(os.environ.get("NPROC", 1)))
-    if stage in SEEDED:                      # the processes share the draws of a step equally
+    if stage in TRAINING_STAGES:             # the processes share the draws of a step equally
         processes = math.gcd(processes, stage_constants(stage, read_page(page))["accumulate"])
     launcher = (["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
                 if processes > 1 and stage != "eval" else [])
-    seeded = ["--seed", str(seed)] if stage in SEEDED else []
+    seeded = ["--seed", str(seed)] if stage in TRAINING_STAGES else []
     words = words if "--preset" in words else ["--preset", preset, *words]
     return [*launcher, f"{stage}.py", *words, "--work", work, *seeded, *more]
 
@@ -130,7 +130,7 @@ def ablation_commands(page, preset, work, seed):
 def sweep_commands(page, preset, work, seed):
     """
     Return the commands of the page's `sweep`: Speech-IFEval of the text LLM and of trained systems, and of the last of
-    them with its adapters at every strength. What is forgotten is told against each system of `reference`.
+    them with its adapters at every strength. Forgetting rates are computed against each system of `reference`.
     """
     sweep = page["sweep"]
     rows = recipe_commands(page, "sweep", work) if "recipes" in sweep else []
@@ -155,7 +155,7 @@ def sweep_commands(page, preset, work, seed):
         stage_command("eval", preset, work, seed)])
 
 
-def fillers(run):
+def decoding_commands(run):
     """
     Return [(command, names of systems, test sets)]: what decodes which systems on which test sets, of all pages of
     config/ that write to the folder `run`. A variant's page, which repeats what its base has, comes after its base.

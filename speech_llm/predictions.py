@@ -1,9 +1,10 @@
 """
 Predictions of one system on one test set: decoded batch by batch, kept after a kill, shared out over processes.
 
-A system answers a test set by (jobs, decode). A job is (row, name of its task, size, item), one for every row that the
-system has to answer; decode takes a list of items and returns their new token ids. An item, or its ids, are None where
-the audio cannot be read.
+A system answers a test set by (jobs, decode). There is one Job(row, task, size, item) for every row that the system has
+to answer: `task` is the name of the row's task, `item` is what `decode` takes, and jobs of like `size` share a batch.
+decode takes a list of items and returns the new token ids of each. An item, or its ids, are None where the audio cannot
+be read.
 
 writes  <folder>/<corpus>.<split>.jsonl             {"id", "task", "prediction", "tokens", "capped", "loops"} a line, in
                                                     the rows' order; "unheard": true where the audio cannot be read
@@ -12,6 +13,7 @@ writes  <folder>/<corpus>.<split>.jsonl             {"id", "task", "prediction",
 """
 import glob
 import os
+from collections import namedtuple
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,14 +25,17 @@ from speech_llm.llm import decode_text
 from speech_llm.resumable import rank_and_world
 from speech_llm.rows import TASKS
 
-OFFICIAL = ("mcif.test", "iwslt26.test")    # of the shared task: an XML is submitted and the organisers score
+OFFICIAL_TESTS = ("mcif.test", "iwslt26.test")  # of the shared task: an XML is submitted and the organisers score
 COPIES, LONGEST, SHORTEST = 4, 32, 16       # a loop: 4 copies of at most 32 tokens, 16 or more in all (our choice)
+BUILT_IN = ("llm", "cascade", "seamless", "seamless-text")               # systems without a trained stage
 AGAIN = "remove it and run the same command again"
+
+Job = namedtuple("Job", "row task size item")
 
 
 def parse_system(entry):
     """
-    Return (name, folder of a stage, model of the hub) of an entry of --systems; what an entry has not is "".
+    Return (name, folder of a stage, model of the hub) of an entry of --systems; a part that is not given is "".
     "llm" is a name, "C:merged" a name and a stage, "hub:Qwen/Qwen2-Audio-7B-Instruct" a model with its own name.
     """
     name, _, rest = entry.partition(":")
@@ -45,9 +50,9 @@ def model_name(model):
 def tasks_answered(system, text, test_set):
     """
     Return the tasks of the rows that a system answers on a test set; `text`: it reads transcripts in place of speech.
-    Text has no ASR, OFFICIAL tests have no transcripts, and SeamlessM4T-v2 answers no questions.
+    Text has no ASR, OFFICIAL_TESTS have no transcripts, and SeamlessM4T-v2 answers no questions.
     """
-    if text and test_set in OFFICIAL:
+    if text and test_set in OFFICIAL_TESTS:
         return ()
     if system in ("seamless", "seamless-text"):
         return ("ST",) if text else ("ASR", "ST")
@@ -130,25 +135,25 @@ def predict(path, desc, tokenizer, jobs, decode, batch, max_new_tokens, trim_loo
         if os.path.exists(path):                            # the other processes have decoded everything
             return None
         write_json_lines(part, read_json_lines(part, AGAIN) if os.path.exists(part) else [])       # without half a line
-        readable = sorted((job for job in jobs if job[3] is not None), key=lambda job: -job[2])    # longest first
+        readable = sorted((job for job in jobs if job.item is not None), key=lambda job: -job.size)     # longest first
         batches = [readable[i:i + batch] for i in range(0, len(readable), batch)][rank::world]
-        batches = [jobs_now for jobs_now in batches if any(job[0]["id"] not in done for job in jobs_now)]
+        batches = [jobs_now for jobs_now in batches if any(job.row["id"] not in done for job in jobs_now)]
         bar = tqdm(total=sum(map(len, batches)), desc=desc, unit=" row", disable=rank > 0)
         with open(part, "ab", buffering=0) as file, bar:
             for jobs_now in batches:
-                answers = decode([item for *_, item in jobs_now])
-                add_lines(file, [prediction(tokenizer, row, task, ids, max_new_tokens, trim_loops)
-                                 for (row, task, _, _), ids in zip(jobs_now, answers)])
+                answers = decode([job.item for job in jobs_now])
+                add_lines(file, [prediction(tokenizer, job.row, job.task, ids, max_new_tokens, trim_loops)
+                                 for job, ids in zip(jobs_now, answers)])
                 bar.update(len(jobs_now))
         done = read_partial(path)
-        if any(job[0]["id"] not in done for job in readable):
+        if any(job.row["id"] not in done for job in readable):
             print(f"{path}: this process is done; the last process to finish joins the answers")
             return None
         return join(path, jobs, done, max_new_tokens)
 
 
 def prediction(tokenizer, row, task, ids, max_new_tokens, trim_loops):
-    """Return the JSON object of one answer; ids of None: the audio cannot be read."""
+    """Return the JSON object of one answer. ids: its token ids, or None if the audio cannot be read."""
     if ids is None:
         return {"id": row["id"], "unheard": True}
     loop = find_loop(ids)

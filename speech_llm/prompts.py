@@ -8,6 +8,7 @@ The prompts of the papers: from a row to the token ids that the LLM reads, in tr
 Prompt styles: "2025" (IWSLT 2025, section 4 and appendix A.4), "2026" and "2026-zero-shot" (IWSLT 2026, Table 7),
 "listeners" (multilingual listeners, A.6), "omni" (Qwen2.5-Omni).
 """
+from speech_llm.rows import QUESTION_TASKS
 from speech_llm.turns import tokenize, turn_of
 
 
@@ -26,7 +27,8 @@ SUFFIXES = {  # the line before "Your answer:"; in 2026 it is there even when em
         ("ST", "zh"): "仅回复翻译。请勿在答案中添加任何其他内容。 ",
     },
 }
-SPOKEN = {  # prompts "listeners" and "omni": tasks with words beside the speech (multilingual listeners, A.6)
+SPOKEN_PROMPTS = ("listeners", "omni")     # styles in which the speech may be the question itself
+SPOKEN = {  # SPOKEN_PROMPTS: tasks with words beside the speech (multilingual listeners, A.6)
     "ASR": "Transcribe this utterance",
     "ST": "Translate this utterance into {}",                      # the paper has no words for it (our choice)
 }
@@ -45,7 +47,7 @@ NOT_ANSWERABLE = {  # the organisers' answer to a question that the speech does 
 
 def question_line(row):
     """Return the line after the speech: the task's instruction, or the row's question."""
-    if row["task"] in ("SQA", "MCQ"):
+    if row["task"] in QUESTION_TASKS:
         # one line, always: options and instructions with line breaks are joined by spaces (2026, Table 7)
         return "Question: " + " ".join(row["question"].splitlines()).strip() + "\n"
     key = (row["task"], row["language"])
@@ -57,7 +59,7 @@ def question_line(row):
 
 def spoken_instruction(row):
     """Return what is written beside the speech: nothing where the speech is the question itself."""
-    if row["task"] in ("SQA", "MCQ"):
+    if row["task"] in QUESTION_TASKS:
         return "" if row["question"] == row["transcript"] else row["question"].strip()
     if row["task"] == "ST" and row["language"] not in TRANSLATED_INTO:
         raise ValueError(f"row {row['id']}: no prompt to translate into {row['language']!r}; "
@@ -67,16 +69,16 @@ def spoken_instruction(row):
 
 def instruction(row, prompt="2025"):
     """Return the instruction alone, for a model that puts it beside the audio itself; "" where the speech asks."""
-    if prompt in ("listeners", "omni"):
+    if prompt in SPOKEN_PROMPTS:
         return spoken_instruction(row)
-    if row["task"] in ("SQA", "MCQ"):
+    if row["task"] in QUESTION_TASKS:
         return row["question"].strip()
     return question_line(row).removeprefix("Question: ").strip()
 
 
 def user_turn(row, text=False, prompt="2025"):
     """Return the user's words (before, after) the speech; with `text` all of them, and `after` is empty."""
-    if prompt in ("listeners", "omni"):
+    if prompt in SPOKEN_PROMPTS:
         instruction = spoken_instruction(row)
         if text:
             return "\n".join(filter(None, (row["transcript"].strip(), instruction))), ""
@@ -84,7 +86,7 @@ def user_turn(row, text=False, prompt="2025"):
             return "", instruction
         return "<Speech>", f"</Speech> {instruction}".rstrip()         # as SALMONN has it
     if prompt not in SUFFIXES:
-        raise ValueError(f"prompt {prompt!r} is not one of {', '.join(SUFFIXES)}, listeners, omni")
+        raise ValueError(f"prompt {prompt!r} is not one of {', '.join([*SUFFIXES, *SPOKEN_PROMPTS])}")
     ending = SUFFIXES[prompt].get((row["task"], row["language"]), "")
     after = question_line(row) + ending + ("" if prompt == "2025" else "\n") + "Your answer:"
     if text:

@@ -20,6 +20,7 @@ from speech_llm.normalize import nfc
 
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TASKS = ("ASR", "ST", "SQA", "MCQ")      # in text mode ST is MT and SQA is QA: a row without its speech
+QUESTION_TASKS = ("SQA", "MCQ")          # tasks whose rows have a question
 LANGUAGES = ("en", "de", "it", "zh")     # of the IWSLT tasks: of target and question; the speech is English
 ALL_LANGUAGES = {  # of any row: the 23 of Aya Expanse and MultiSpeechQA, as the listeners' Table 2 names them
     "en": "English", "de": "German", "it": "Italian", "zh": "Chinese", "ar": "Arabic", "cs": "Czech", "el": "Greek",
@@ -157,7 +158,7 @@ def defect(row):
         return f"unknown task {row['task']!r}, known are {', '.join(TASKS)}"
     if row["language"] not in ALL_LANGUAGES:
         return f"unknown language {row['language']!r}, known are {', '.join(ALL_LANGUAGES)}"
-    if row["task"] in ("SQA", "MCQ") and "question" not in row:
+    if row["task"] in QUESTION_TASKS and "question" not in row:
         return f"{row['task']} without a question"
     if ("utterance" in row) != ("audio" in row):
         return "utterance without audio" if "utterance" in row else "audio without utterance"

@@ -31,13 +31,14 @@ class Run:
     """
     One stage that is being trained, in the folder <work>/<run>/<out>.
 
-    `trained` maps each section of weights.pt to two functions: one returns its tensors, one loads them. `frozen` is a
-    model; its tensors that no optimizer has must not learn. `constants` are saved, but not trained. A killed run goes
-    on from resume.pt to the same weights: rows and dropout depend on the seed, the step and the rank alone. With
-    several processes the first one writes.
+    `trained` maps each section of weights.pt to two functions: one returns its tensors, one loads them. `frozen` is the
+    LLM; none of its tensors may get a gradient, except those that an optimizer has. `buffers` are the tensors in
+    `trained` that are saved but not trained. `facts` are added to config.json. A killed run goes on from resume.pt and
+    ends with the same weights, because rows and dropout depend on the seed, the step and the rank alone. Of several
+    processes the first one writes.
     """
 
-    def __init__(self, c, trained, optimizers, frozen=None, constants=(), **facts):
+    def __init__(self, c, trained, optimizers, frozen=None, buffers=(), **facts):
         self.c, self.trained, self.optimizers, self.facts = c, trained, optimizers, facts
         self.folder = os.path.join(c.work, c.run, c.out)
         self.redo = f"remove {self.folder} to begin again"
@@ -47,7 +48,7 @@ class Run:
                              "set --accumulate to a multiple of the number of processes")
         self.lock = lock(self.folder)
         learning = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
-        self.constants = {tensor.data_ptr() for tensor in constants}
+        self.buffers = {tensor.data_ptr() for tensor in buffers}
         self.frozen = [(name, p) for name, p in (frozen.named_parameters() if frozen else []) if id(p) not in learning]
         if os.path.exists(os.path.join(self.folder, "resume.pt")):
             self.resume()
@@ -197,7 +198,7 @@ class Run:
     def refuse_untrained(self, tensors):
         """Exit if no gradient has reached a tensor so far, or if the B of an adapter is still zero."""
         reached = {p.data_ptr() for o in self.optimizers for p, state in o.state.items() if state}
-        known = reached | self.constants
+        known = reached | self.buffers
         untrained = [name for section in tensors.values() for name, tensor in section.items()
                      if tensor.data_ptr() not in known or name.endswith("lora_B") and not tensor.any()]
         if untrained and reached:

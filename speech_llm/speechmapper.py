@@ -10,16 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from speech_llm.batches import micro_batches, padding_mask
+from speech_llm.batches import PADDING, micro_batches, padding_mask
 from speech_llm.constants import mixed_precision
 from speech_llm.normalize import mms_normalize
 from speech_llm.turns import encode_text
 
 LETTERS = " 'abcdefghijklmnopqrstuvwxyz0123456789"       # CTC labels from 1 on; 0 is the blank (our choice)
 CHUNK = 512                                              # slots that are scored against all V rows of the table at once
-# Frames of padding in a micro-batch. On an A100 the kernels of a pass start in the time that it takes to compute 256
-# positions of an 8B LLM; a layer of SpeechMapper has 12 times fewer parameters than one of the LLM (computed).
-PADDING = 3072
+FRAME_PADDING = 12 * PADDING         # frames: SpeechMapper's layers are 12 times smaller than those of an 8B LLM
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -144,7 +142,7 @@ class TableObjective:
 
     def batches(self, samples):
         """Return micro-batches of at most `micro_frames` padded frames."""
-        return micro_batches(samples, lambda sample: len(sample["frames"]), self.micro_frames, PADDING)
+        return micro_batches(samples, lambda sample: len(sample["frames"]), self.micro_frames, FRAME_PADDING)
 
     def counts(self, samples):
         """Return how many terms each loss has: slots three times, and utterances for CTC."""
@@ -195,7 +193,7 @@ def ctc_loss(scores, lengths, targets, blank):
 
 class SlotTargets:
     """
-    targets(row, slots) -> a token id for each slot, the transcript's tokens and then pads; None for too many tokens.
+    targets(row, slots) -> a token id for each slot: the tokens of the transcript, then pads; None for too many tokens.
     `normalize`: the tokens are those of the MMS-normalised transcript, as in the original SpeechMapper.
     """
 

@@ -14,7 +14,7 @@ from speech_llm.constants import require
 from speech_llm.files import differences, read_json
 
 # constants that do not change the weights: how a stage was called, where it lies, what fits into memory
-FREE = ("preset", "work", "micro_tokens", "decode_batch", "export")
+MAY_DIFFER = ("preset", "work", "micro_tokens", "decode_batch", "export")
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,11 @@ def already_finished(c):
 
 def refuse_other_constants(folder, old, c):
     """
-    Exit if `folder` was made with other constants than those of `c`, except those in FREE. A constant that `old` lacks
-    had the default of the stage's file.
+    Exit if `folder` was made with other constants than those of `c`, except those in MAY_DIFFER. A constant that `old`
+    lacks had the default of the stage's file.
     """
     defaults = json.loads(json.dumps(asdict(type(c)())))                   # tuples become lists, as in `c`
-    different = differences({**defaults, **old}, {key: value for key, value in asdict(c).items() if key not in FREE})
+    fixed = {key: value for key, value in asdict(c).items() if key not in MAY_DIFFER}
+    different = differences({**defaults, **old}, fixed)
     if different:
         raise SystemExit(f"{folder} was made with {different}; remove it, or choose another --out")

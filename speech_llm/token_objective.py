@@ -1,5 +1,5 @@
 """
-The third objective of stage A: spell the transcript with few tokens of the LLM, each where it is spoken (our choice).
+The third objective of stage A: CTC over a small set of the LLM's own tokens, the units (our choice).
 
 B batch   T frames   W encoder width   D LLM width   U units
 """
@@ -11,7 +11,7 @@ from torch import nn
 
 from speech_llm.batches import micro_batches, padding_mask
 from speech_llm.constants import mixed_precision
-from speech_llm.speechmapper import PADDING, ctc_loss, identity_layers
+from speech_llm.speechmapper import FRAME_PADDING, ctc_loss, identity_layers
 
 PENALTY = 5                                  # what the blank's bias is lowered by at the start (our choice)
 
@@ -42,7 +42,7 @@ def with_merges(tokenizer, count):
 
 
 def units_of(tokenizer, blank):
-    """Return the ids (U,) of the blank and then of all tokens that a byte-pair encoding can write, int64."""
+    """Return the ids (U,), int64: the blank, then all tokens that the tokenizer's byte-pair encoding can produce."""
     model = settings_of(tokenizer)["model"]
     merged = {first + second for first, second in model["merges"]}
     ids = {number for token, number in model["vocab"].items() if len(token) == 1 or token in merged}
@@ -51,10 +51,10 @@ def units_of(tokenizer, blank):
 
 class Speller(nn.Module):
     """
-    The layers of the 2025 projector. Their output is a probability for every unit, and the slot is the mean of the
-    units' embeddings in the LLM, weighted by the probabilities (LegoSLM, arXiv 2505.11352). A slot becomes zeros, which
-    the LLM does not read, if its likeliest unit is the blank or that of the slot before it: CTC's rule. Speech is then
-    as short as its text (CTC compression, Gaido et al. 2021; our choice).
+    The layers of the 2025 projector, followed by a probability for every unit. A slot is the mean of the units'
+    embeddings in the LLM, weighted by the probabilities (LegoSLM, arXiv 2505.11352). As in CTC, a slot is removed if
+    its likeliest unit is the blank or equals that of the slot before: its vector becomes zeros, and `splice` leaves out
+    vectors of zeros. Speech is then as short as its text (CTC compression, Gaido et al. 2021; our choice).
     """
 
     def __init__(self, units, width, llm_width, layers, heads, ffn, dropout):
@@ -71,7 +71,7 @@ class Speller(nn.Module):
         return frames
 
     def logits(self, frames, lengths):
-        """frames (B, T, W), lengths (B,) -> (B, T, U) float32."""
+        """Return the logits of all units, (B, T, U) float32, for frames (B, T, W) and their lengths (B,)."""
         for layer in self.layers:
             frames = layer(frames, src_key_padding_mask=padding_mask(frames, lengths))
         return self.output(self.norm(frames)).float()
@@ -86,10 +86,10 @@ class Speller(nn.Module):
 
 class TokenObjective:
     """
-    The loss is CTC over the units of the transcript, at slots that the projector finds (our choice); the pad token is
-    the blank. SpeechMapper's targets stand at the first slots, so that it has to count. With few merges every unit is
-    in many transcripts, and an hour of speech is enough to learn it. See speech_llm/training.py for the methods of an
-    objective.
+    The loss is CTC over the units of the transcript (our choice); the pad token is the blank. CTC lets a unit stand at
+    the slot in which it is spoken. SpeechMapper's losses put the n-th token at the n-th slot, whenever it is spoken.
+    With few merges every unit is in many transcripts, so that an hour of speech is enough to learn it. See
+    speech_llm/training.py for the methods of an objective.
     """
     losses = {"tokens": 1.0}
 
@@ -111,7 +111,7 @@ class TokenObjective:
 
     def batches(self, samples):
         """Return micro-batches of at most `micro_frames` padded frames."""
-        return micro_batches(samples, lambda sample: len(sample["frames"]), self.micro_frames, PADDING)
+        return micro_batches(samples, lambda sample: len(sample["frames"]), self.micro_frames, FRAME_PADDING)
 
     def counts(self, samples):
         """Return the number of utterances, (1,)."""

@@ -1,8 +1,9 @@
 """
 One optimizer step, the learning rate, validation, and several processes that work as one.
 
-An objective answers what the training loops need to know. train_projector.py's AnswerObjective trains through the LLM,
-speech_llm/speechmapper.py's TableObjective on the LLM's embedding table. An objective has
+An objective makes training samples of rows and computes their losses. AnswerObjective and MixedObjective
+(train_projector.py) compute them through the LLM, TableObjective (speech_llm/speechmapper.py) and TokenObjective
+(speech_llm/token_objective.py) from the LLM's embedding table alone. An objective has
 
     losses                            {name: weight} of the K losses
     sample(row, text)                 a sample, a dict with "id" and "frames"; None for a row that cannot be used

@@ -10,12 +10,12 @@ template has the published format whose markers are its tokens. Words that a use
 trusted: a turn marker inside them stays ordinary text.
 """
 import functools
-import os
 import re
 import sys
 from datetime import date
 from typing import NamedTuple
 
+from speech_llm.resumable import is_first
 from speech_llm.thoughts import NO_THOUGHT, after_thought, close_thought
 
 
@@ -112,7 +112,7 @@ def turn_of(tokenizer):
     end = rest[:marker.end()] if marker else tokenizer.eos_token
     if not end:
         raise ValueError(f"the chat template of {name} does not end an answer, nor has its tokenizer an end of text")
-    if len(markers(tokenizer).sub(" ", head).split()) > 3 and os.environ.get("RANK", "0") == "0":
+    if len(markers(tokenizer).sub(" ", head).split()) > 3 and is_first():
         print(f"every prompt begins with the system text of {name}: {head!r}", file=sys.stderr)
     if lead.strip():                                     # markers before an answer, an empty thought, or another tail
         tail, lead = between if between.startswith(tail) and after_thought(lead) else tail, ""

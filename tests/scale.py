@@ -30,7 +30,7 @@ import torchaudio
 import train_projector
 from extract_features import filterbank
 from speech_llm.audio import SAMPLE_RATE, read_audio
-from speech_llm.batches import cut_by_length
+from speech_llm.batches import PADDING, cut_by_length
 from speech_llm.cache import features_folder, load_rows
 from speech_llm.draws import draw, draw_frames
 from speech_llm.files import write_json, write_json_lines
@@ -40,7 +40,7 @@ from speech_llm.run import Run
 from speech_llm.speechmapper import SlotTargets, TableObjective
 from tests.bench import (CONSTANTS, SHARES, TOKENS, WORDS, draw_seconds, machine, make_rows, peak_gigabytes,
                          print_row)
-from train_projector import PADDING, AnswerObjective, make_projector, positions
+from train_projector import AnswerObjective, make_projector, positions
 
 ALL = 26_000_000                            # rows of GigaST; 2026, Table 5
 COMMON = "the of and to in is that it was for on are with as they at be this have from or one had by word".split()

@@ -261,7 +261,7 @@ def test_test_sets_lose_nothing_for_its_length(world, capsys):
         assert f"{split}: 0.00 hours, {numbers} dropped" in out
     features = open_features(features_folder(str(world), "models/seamless", 3, "tiny", "test"))
     encoder, path = stage.load_encoder(world / "models" / "seamless", "cpu"), str(world.parent / "9.wav")
-    pieces, seconds, _ = stage.front_end(encoder.config, {"audio": path}, piece=2.0)
+    pieces, seconds, _ = stage.front_end(encoder.config, {"audio": path}, piece_seconds=2.0)
     assert len(pieces) == 2 and max(map(len, pieces)) <= 2 * 50
     expected = stage.average_frames(np.concatenate(stage.encode(encoder, pieces)), 3)
     assert abs(len(expected) * 3 - 50 * seconds) < 8 and np.abs(features["tiny/test/9"] - expected).max() < 4e-3

@@ -11,7 +11,7 @@ from test_bad_input import refused
 import extract_features
 from speech_llm.audio import cut_at_pauses
 from speech_llm.files import read_json, read_json_lines, write_json
-from speech_llm.predictions import find_loop, predict
+from speech_llm.predictions import Job, find_loop, predict
 from speech_llm.rows import read_rows, write_rows
 from train_projector import make_projector
 
@@ -96,7 +96,7 @@ def test_loops_are_counted_and_trimmed_only_when_asked(llama, tmp_path, capsys):
     tokenizer, ids = transformers.AutoTokenizer.from_pretrained(llama), [50, 60] + [40, 41, 42, 43] * 5
     for trim, text in ((False, ids), (True, ids[:6])):
         [answer] = predict(str(tmp_path / f"{trim}.jsonl"), "C, tiny.test", tokenizer,
-                           [({"id": "tiny/test/1"}, "ASR", 1, "speech")], lambda items: [ids], 2, 30, trim)
+                           [Job({"id": "tiny/test/1"}, "ASR", 1, "speech")], lambda items: [ids], 2, 30, trim)
         assert answer == {"id": "tiny/test/1", "task": "ASR", "prediction": tokenizer.decode(text).strip(),
                           "tokens": 22, "capped": False, "loops": True}
         assert "0.0 % stopped by the cap of 30 tokens, 100.0 % loop" in capsys.readouterr().out

@@ -87,7 +87,7 @@ def test_the_2026_system_and_the_second_stage_of_its_projector(tmp_path, run_her
     assert {"L1", "cosine", "softmax", "CTC"} <= read_log(folder / "projector")[0].keys()
     train_projector.main(["--preset", "tests/pages/smoke26_second.py", "--work", str(tmp_path)])
     log = read_log(folder / "projector-second")
-    assert log[0]["loss"] == pytest.approx(0.1 * log[0]["entropy"] + 0.9 * log[0]["embedding"])
+    assert log[0]["loss"] == pytest.approx(0.1 * log[0]["cross-entropy"] + 0.9 * log[0]["embedding"])
     assert {"listening", "WER", "RMS"} <= log[-1].keys()
 
 

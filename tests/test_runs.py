@@ -65,13 +65,13 @@ def test_a_keeps_the_best_step_and_b_and_c_the_last(finished_stages, out):
                for name, tensor in stage.weights["projector"].items())
 
 
-@pytest.mark.parametrize("name, fresh, text, tasks", [
+@pytest.mark.parametrize("name, fresh, paired_text, tasks", [
     ("random-lora-no-text", True, False, {"ASR", "ST", "SQA"}), ("no-sqa", False, True, {"ASR", "ST"})])
-def test_an_ablation_is_one_word(after_training, run_stage, name, fresh, text, tasks):
+def test_an_ablation_is_one_word(after_training, run_stage, name, fresh, paired_text, tasks):
     """2025, Tables 10 and 11. At a rate of almost 0 adapters stay what they were: fresh, B = 0, or those of stage B."""
     run_stage("merge_sft", "--ablation", name, "--lr_lora", "1e-12")
     stage = open_stage(f"work/tiny/merged-{name}")
-    assert (stage.config["text"], {*stage.config["mixture"]}) == (text, tasks)
+    assert (stage.config["paired_text"], {*stage.config["mixture"]}) == (paired_text, tasks)
     start = open_stage("work/tiny/lora").weights["lora"]
     for key, tensor in stage.weights["lora"].items():
         if key.endswith("lora_B"):

@@ -360,6 +360,8 @@ def main(argv=None):
         raise SystemExit(f"--objective {c.objective} is not one of answers, {', '.join(TABLE_OBJECTIVES)}")
     if (c.projector == "speller") != (c.objective == "tokens"):
         raise SystemExit("--objective tokens and --projector speller need each other")
+    if c.objective in TABLE_OBJECTIVES and c.shares:
+        raise SystemExit(f"--objective {c.objective} draws every corpus by its size; set --shares '{{}}'")
     if already_finished(c):
         return
     device = pick_device()

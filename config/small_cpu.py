@@ -18,7 +18,7 @@ HUMAN = {"small_cpu-human": 0.5, "small_cpu": 0.5}
 
 extract_features = dict(batch_seconds=60.0, shard_frames=50_000, workers=2)
 train_projector = dict(
-    objective="tokens", pad_token="Ġ", merges=500, mixture={"ASR": (1.0, {"en": 1.0})}, shares={"ASR": HUMAN},
+    objective="tokens", pad_token="Ġ", merges=500, mixture={"ASR": (1.0, {"en": 1.0})}, shares={},
     decode="", keep="ASR", projector="speller", layers=3, ffn=1024, dropout=0.2, batch_frames=600, micro_tokens=1200,
     accumulate=1, steps=800, lr=1e-3, warmup=50, cosine=True, clip=1.0, validate_every=200, validate_rows=40)
 train_lora = dict(

@@ -14,5 +14,5 @@ common = dict(mean=4, llm="HuggingFaceTB/SmolLM2-135M-Instruct", micro_tokens=20
 train_projector = dict(objective="tokens", pad_token="Ġ", merges=500, projector="speller", layers=4,
                        batch_frames=1200, micro_tokens=1200, accumulate=2, steps=2500, validate_every=250)
 train_lora = dict(batch=8, accumulate=2, steps=100, validate_every=50)
-merge_sft = dict(batch=8, accumulate=2, steps=400, lr_projector=3e-4, lr_lora=1e-3, validate_every=100)
+merge_sft = dict(batch=8, accumulate=2, steps=400, lr_projector=1e-5, lr_lora=5e-4, validate_every=100)
 infer = dict(batch=16)

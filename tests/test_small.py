@@ -161,10 +161,12 @@ def test_it_trains_on_the_table_and_the_later_stages_take_it(before_training, ru
     assert a.config["sizes"]["units"] == len(a.weights["projector"]["units"])
     assert torch.equal(a.weights["projector"]["units"], c.weights["projector"]["units"])        # saved, not trained
     assert "listening" in read_log("work/tiny/merged")[-1]
-    with pytest.raises(SystemExit, match="need each other"):
-        train_projector.main([*arguments, "--projector", "mapper", "--out", "other"])
-    with pytest.raises(SystemExit, match="--objective token is not one of answers, embeddings, tokens"):
-        train_projector.main([*arguments, "--objective", "token", "--out", "other"])
+    for option, value, message in (
+            ("--projector", "mapper", "need each other"),
+            ("--shares", '{"ASR": {"tiny": 1}}', "draws every corpus by its size"),
+            ("--objective", "token", "--objective token is not one of answers, embeddings, tokens")):
+        with pytest.raises(SystemExit, match=message):
+            train_projector.main([*arguments, option, value, "--out", "other"])
 
 
 def test_bf16_multiplies_in_bfloat16_on_a_cpu(monkeypatch):

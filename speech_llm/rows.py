@@ -98,7 +98,7 @@ def lacks_split(work, test_set):
     splits = sorted(name.removesuffix(".jsonl") for name in glob.glob("*.jsonl", root_dir=folder))
     if split in splits or not os.path.exists(os.path.join(folder, "config.json")):
         return ""
-    return f"the finished corpus in {folder} has no split {split}, only {', '.join(splits) or 'none'}"
+    return f"the finished corpus in {folder} has no split {split}; its splits: {', '.join(splits) or 'none'}"
 
 
 def corpus_of(row):

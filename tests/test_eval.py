@@ -175,7 +175,7 @@ def test_no_system_is_asked_for_a_test_set_that_infer_skips(scored, capsys):
     stage.main(["--systems", "llm,B,C", "--test_sets", "tiny.test,librispeech.test,mcif.test,spokensquad.test",
                 "--metrics", "WER,EM", "--references", "nowhere"])
     notes = notes_of(capsys.readouterr().out)
-    assert ("spokensquad.test is left out: the finished corpus in work/rows/spokensquad has no split test, only none"
+    assert ("spokensquad.test is left out: the finished corpus in work/rows/spokensquad has no split test; its splits: none"
             in notes)
     assert all(f"{system} is left out on librispeech.test, mcif.test: it has no task there" in notes
                for system in ("llm", "B"))

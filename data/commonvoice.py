@@ -33,6 +33,7 @@ from data.recipe import (ENOUGH, begin, download, finish, finished, limited, mis
                          refuse_missing, report, speech_rows, unreadable, write_splits)
 from speech_llm.audio import duration
 from speech_llm.files import write_text
+from speech_llm.normalize import nfc
 from speech_llm.rows import ALL_LANGUAGES
 
 
@@ -61,7 +62,7 @@ def read_clips(folder, name, dropped):
     refuse_missing("commonvoice", missing_files([path], DOWNLOAD))
     for _, (clip, sentence, speaker) in read_tsv(path, ("path", "sentence", "client_id"), dropped,
                                                  lambda clip, *_: no_file_name(clip)):
-        clips.setdefault(clip, (sentence, speaker))
+        clips.setdefault(clip, (nfc(sentence), speaker))
     return clips
 
 

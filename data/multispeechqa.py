@@ -45,6 +45,7 @@ from data.recipe import (begin, download, finish, finished, limited, missing_mod
 from data.speak import MMS, speak, speak_mms
 from data.translate import SEAMLESS, translate
 from speech_llm.files import JsonObject, replace_file, text_lines, write_json_lines
+from speech_llm.normalize import nfc
 from speech_llm.resumable import is_first, silence_others
 from speech_llm.rows import ALL_LANGUAGES
 
@@ -195,7 +196,7 @@ def distinct(pairs, taken):
 
 def as_key(pair):
     """Return a question's words in lower case: two questions with the same words are the same."""
-    return " ".join(re.findall(r"\w+", pair["question"].casefold()))
+    return " ".join(re.findall(r"\w+", nfc(pair["question"]).casefold()))
 
 
 # --- Speech.

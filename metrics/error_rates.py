@@ -34,7 +34,7 @@ def mms_pair(reference, prediction, language):
     words = mms_normalize(reference, language)
     if words:
         return words, mms_normalize(prediction, language)
-    return tuple(mms_normalize(text, language, remove_numbers=False) for text in (reference, prediction))
+    return plain_pair(reference, prediction, language)
 
 
 def character_pair(reference, prediction, language):

@@ -4,13 +4,15 @@ Answers compared with the reference letter by letter, after MMS normalisation; n
     exact_match(["London"], ["In london!"], "en")    -> 0.0
     contains(["London"], ["In london!"], "en")       -> 100.0
 """
+import re
+
 from metrics.texts import CHARACTERS, comparable, mean_percent
 from speech_llm.normalize import mms_normalize
 
 
 def plain(text, language):
     """Return the text in lower case without punctuation; in Chinese and Japanese without spaces, too."""
-    text = mms_normalize(text, language, remove_numbers=False)
+    text = mms_normalize(re.sub("[()（）]", " ", text), language, remove_numbers=False)     # MMS drops "(1990)" whole
     return text.replace(" ", "") if language in CHARACTERS else text
 
 

@@ -48,9 +48,12 @@ def google_words(text):
 
 
 def unicode_words(text):
-    """Return the runs of letters, marks and digits of any script; every character of a script without spaces alone."""
+    """
+    Return the runs of letters, marks and digits of any script; every character of a script without spaces alone.
+    Wide and narrow forms of a character are the same (NFKC).
+    """
     return "".join(f" {c} " if SPACELESS.match(c) and is_word(c) else c if is_word(c) else " "
-                   for c in text.lower()).split()
+                   for c in unicodedata.normalize("NFKC", text).lower()).split()
 
 
 def is_word(character):

@@ -19,7 +19,7 @@ from speech_llm.streams import SLACK, OneWay, format_of, has_more, read_frames, 
 SAMPLE_RATE = 16_000                         # Hz, of every wave that is returned
 MIN_SECONDS = 0.04                           # the first encoder frame takes 0.035 s
 KERNEL = 2**26                               # numbers in the resampling filter: 1 GB for a prime rate (our choice)
-CANCEL = 0.1                                 # channels cancel if the RMS of their mean is below this share (our choice)
+CANCEL = 0.3                                 # channels cancel if the RMS of their mean is below this share (our choice)
 LOUDEST = 16                                 # full scale is 1; larger samples are on a scale of integers (our choice)
 QUIETEST = 2**-15                            # a peak of one step of 16 bits is silence with dither (our choice)
 PAUSE = SAMPLE_RATE // 5                     # samples: a cut falls in the quietest 0.2 s of what may be cut

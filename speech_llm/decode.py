@@ -17,7 +17,7 @@ from speech_llm.llm import logits_at, ropes
 PREFILL = 2048               # positions of prompts that are read at once (our choice)
 
 
-def attend(module, query, key, value, mask, **options):
+def attend(module, query, key, value, attention_mask, **options):
     """
     Return transformers' SDPA attention, but for one new token without copies of keys and values. In grouped-query
     attention transformers copies them for every query head if there is a mask. Here the query heads (B, H, 1, d) that
@@ -25,10 +25,10 @@ def attend(module, query, key, value, mask, **options):
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     if query.shape[2] > 1:
-        return sdpa_attention_forward(module, query, key, value, mask, **options)
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     shared = query.reshape(len(query), key.shape[1], -1, query.shape[3])
-    output = F.scaled_dot_product_attention(shared, key, value, attn_mask=mask, scale=options["scaling"])
-    return output.reshape(query.transpose(1, 2).shape), None
+    output = F.scaled_dot_product_attention(shared, key, value, attn_mask=attention_mask, scale=options["scaling"])
+    return output.reshape(len(query), 1, query.shape[1], -1), None         # (B, 1, H, width of a value)
 
 
 def read_prompts(llm, prompts):

@@ -23,7 +23,7 @@ from speech_llm.draws import TEXT_TASK
 from speech_llm.files import add_lines, differences, lock, read_json, read_json_lines, write_json, write_json_lines
 from speech_llm.llm import decode_text
 from speech_llm.resumable import rank_and_world
-from speech_llm.rows import TASKS
+from speech_llm.rows import HALF, TASKS
 
 OFFICIAL_TESTS = ("mcif.test", "iwslt26.test")  # of the shared task: an XML is submitted and the organisers score
 COPIES, LONGEST, SHORTEST = 4, 32, 16       # a loop: 4 copies of at most 32 tokens, 16 or more in all (our choice)
@@ -95,7 +95,7 @@ def read_finished(path, redo):
     """
     predictions = {}
     for number, line in enumerate(read_json_lines(path, redo, complete=True), 1):
-        if type(line["id"]) is not str or type(line["prediction"]) is not str:
+        if type(line["id"]) is not str or type(line["prediction"]) is not str or HALF.search(line["prediction"]):
             raise SystemExit(f"{path} line {number} is not a prediction; {redo}")
         if line["id"] in predictions:
             raise SystemExit(f"{path} line {number}: id {line['id']!r} is there twice; {redo}")

@@ -19,10 +19,10 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from speech_llm.constants import gpu_memory, provenance
+from speech_llm.constants import gpu_memory, pick_device, provenance
 from speech_llm.files import lock, read_json_lines, replace_file, write_json, write_json_lines, write_text, writing
 from speech_llm.stage import load_tensors, refuse_other_constants
-from speech_llm.training import in_background, optimizer_step, processes, total_loss
+from speech_llm.training import in_background, optimizer_step, processes, sum_over_processes, total_loss
 
 RMS_RATIO = 100       # a warning where the projector's output and the embeddings differ by more (our choice)
 
@@ -123,6 +123,10 @@ class Run:
             values = {"loss": total_loss(losses, objective.losses), "norm": norm, **values}
             if len(losses) > 1:
                 values |= dict(zip(objective.losses, losses))
+        if self.world > 1:
+            count = torch.tensor([float(dropped)], device=pick_device())
+            sum_over_processes([count])
+            dropped = int(count)
         if dropped:
             values["dropped"] = dropped
         self.step += 1
@@ -158,9 +162,11 @@ class Run:
     def finish(self, next_command, step=None, **facts):
         """Write weights.pt, of the last step or of `step`; then config.json: the folder is a finished stage."""
         self.bar.close()
-        dropped = sum(line.get("dropped", 0) for line in self.log_lines()) if self.rank == 0 else 0
-        if dropped:
+        lines = self.log_lines() if self.rank == 0 else []
+        if dropped := sum(line.get("dropped", 0) for line in lines):
             print(f"{dropped} samples dropped: their transcripts have more tokens than their speech has slots")
+        if lines and not any("loss" in line for line in lines):
+            raise SystemExit(f"{self.folder}: every sample was dropped, so nothing was trained: look at --mean, --llm")
         tensors = {name: state() for name, (state, _) in self.trained.items()}
         if step is not None and self.rank == 0:
             tensors = load_tensors(os.path.join(self.folder, f"step-{step:05d}.pt"), self.redo)

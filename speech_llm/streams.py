@@ -78,7 +78,8 @@ def has_more(file, raw, place):
     ValueError if the file ends before the length that its header states.
     """
     read, rate, stated = raw.tell(), file.samplerate, file.frames
-    left = (raw.seek(0, os.SEEK_END) - read) * place / max(1, read)    # frames in the bytes that are left, about
+    # about as many frames as the bytes that are left hold; a header that states a few frames says little of their size
+    left = (raw.seek(0, os.SEEK_END) - read) * max(place, SLACK * rate) / max(1, read)
     if file.format == "MP3" and (left > SLACK * rate or place + SLACK * rate < stated):
         raw.seek(0)
         data = raw.read()
@@ -163,7 +164,7 @@ def read_stream(data, format):
     with OneWay(source) as file:
         frames, place = read_frames(file, 0, math.inf)
         read, rate = source.tell(), file.samplerate
-        if header and (len(data) - read) * place > SLACK * rate * read:          # it states too little
+        if header and (not place or (len(data) - read) * place > SLACK * rate * read):      # it states too little
             return read_stream(data[:header.start()] + bytes(4) + data[header.end():], format)
         refuse_cut_off(file, io.BytesIO(data), place, stated or file.frames)
     return frames, rate

@@ -88,6 +88,8 @@ MISSTATED = {  # file: seconds of audio
     "a wav of floats not closed.wav": (put(sound(SWEEP, subtype="FLOAT"), 76, bytes(4)), 3),
     "two wavs.wav": (WAV + sound(NOISE), 4), "two wavs of two rates.wav": (WAV + sound(NOISE[:8000], 8000), 4),
     "a FLAC from a pipe.flac": (flac_of(0), 3), "a FLAC with more frames.flac": (flac_of(RATE), 3),
+    "a FLAC with more than a frame.flac": (flac_of(1), 3),
+    "an mp3 with more than two frames.mp3": (put(MP3, XING + 8, (2).to_bytes(4)), 3),
     "two FLACs.flac": (FLAC + FLAC, 6),
     "an mp3 without a Xing header.mp3": (PLAIN, 3), "two of these.mp3": (PLAIN + PLAIN, 6.19),
     "loud first.mp3": (LOUD_FIRST[LOUD_FIRST.find(LOUD_FIRST[:2], 4):], 5),
@@ -167,6 +169,13 @@ LEFT = NOISE[:, 0]
     ([LEFT, LEFT[::-1]], (LEFT + LEFT[::-1]) / 2)])                                          # unlike, but not opposite
 def test_channels_that_cancel_each_other(tmp_path, channels, mono):
     assert np.abs(read_audio(write(tmp_path / "a.wav", sound(np.stack(channels, axis=1)))) - mono).max() < 1e-4
+
+
+def test_coding_noise_is_not_taken_for_the_mean_of_two_channels(tmp_path):
+    """Ogg Vorbis leaves noise of a fifth of the channels' height where the channels cancel each other."""
+    rumble = np.convolve(np.random.default_rng(0).standard_normal(3 * RATE), 0.9 ** np.arange(40), "same") / 7
+    wave = read_audio(write(tmp_path / "a.ogg", sound(np.stack([rumble, -rumble], axis=1), format="OGG")))
+    assert np.corrcoef(wave, rumble)[0, 1] > 0.8
 
 
 def test_silence_stays_silence_and_loud_samples_loud(tmp_path):

@@ -121,6 +121,7 @@ PREDICTIONS = [
     ("another test set's", changed(1, id="other/test/1"), "line 2: id 'other/test/1' is no row"),
     ("cut in a line", ALL[:-20], "line 4 is damaged"), ("no task", changed(2, task=...), "line 3 has no 'task'"),
     ("a list as id", changed(2, id=["a"]), "line 3 is not a prediction"),
+    ("half a character", changed(2, prediction="\ud800"), "line 3 is not a prediction"),
     ("another task", changed(3, task="ASR"), "line 4: id 'tiny/test/3' is ST, its prediction of 'ASR'"),
     ("one from text", changed(3, task="MT"), "mixes predictions from speech and from text"),
     ("a number as mark", changed(0, loops=1), "its marks are not true or false")]
@@ -175,8 +176,8 @@ def test_no_system_is_asked_for_a_test_set_that_infer_skips(scored, capsys):
     stage.main(["--systems", "llm,B,C", "--test_sets", "tiny.test,librispeech.test,mcif.test,spokensquad.test",
                 "--metrics", "WER,EM", "--references", "nowhere"])
     notes = notes_of(capsys.readouterr().out)
-    assert ("spokensquad.test is left out: the finished corpus in work/rows/spokensquad has no split test; its splits: none"
-            in notes)
+    assert ("spokensquad.test is left out: the finished corpus in work/rows/spokensquad has no split test; its splits: "
+            "none") in notes
     assert all(f"{system} is left out on librispeech.test, mcif.test: it has no task there" in notes
                for system in ("llm", "B"))
 

@@ -57,8 +57,7 @@ def test_what_is_left_out_and_what_is_refused(after_training, run_stage, seamles
     printed = capsys.readouterr().out
     assert all(f"{system} is left out on {test_set}: it has no task there\n" in printed
                for system in ("llm", "B", "seamless-text") for test_set in ("librispeech.test", "mcif.test"))
-    assert ("spokensquad.test is left out: the finished corpus in work/rows/spokensquad has no split test; its splits: none"
-            in printed)
+    assert "spokensquad has no split test; its splits: none" in printed
     run_stage("infer", "--systems", "B:lora,seamless", "--seamless", seamless, "--test_sets", "librisqa.test")
     assert "seamless is left out on librisqa.test: it has no task there" in capsys.readouterr().out
     assert os.listdir("work/tiny/predictions") == ["B"] and len(answers_of("B", "librisqa.test")) == 32

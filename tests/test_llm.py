@@ -25,6 +25,7 @@ VISION = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_att
               patch_size=14)
 LONG = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [9.0] * 4,
         "factor": 4.0}
+NARROW = dict(q_lora_rank=8, kv_lora_rank=8, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8)     # 16 wide keys
 FAMILIES = {  # what each does that a Llama does not: a window of four tokens, scaled logits, scaled embeddings
     "Llama": {}, "Llama of one key": {"num_key_value_heads": 1}, "Llama of four keys": {"num_key_value_heads": 4},
     "Mistral": {"sliding_window": 4}, "Qwen2": {}, "Qwen3": {"head_dim": 16}, "SmolLM3": {},
@@ -34,6 +35,9 @@ FAMILIES = {  # what each does that a Llama does not: a window of four tokens, s
     "Gemma3Text": {"sliding_window": 4, "head_dim": 8}, "Gemma3": {"sliding_window": 4, "head_dim": 8},
     "Cohere": {"logit_scale": 0.125}, "Cohere2": {"sliding_window": 4, "logit_scale": 0.25},
     "Granite": {"logits_scaling": 8.0, "embedding_multiplier": 12.0, "residual_multiplier": 0.5},
+    "Afmoe": {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+    "DeepseekV3": {**NARROW, "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1,
+                   "topk_group": 1, "moe_intermediate_size": 16, "first_k_dense_replace": 1},
 }
 
 

@@ -142,3 +142,6 @@ def test_a_step_whose_rows_all_have_too_many_tokens_is_skipped_and_counted(befor
     assert len(steps) == 6 and 3 <= len(skipped) < 6
     assert all(line["skipped"] == 1 and line["dropped"] and "loss" not in line for line in skipped)
     assert all(math.isfinite(line["loss"]) for line in steps if line not in skipped)
+    write_rows(path, rows)
+    with pytest.raises(SystemExit, match="work/tiny/none: every sample was dropped, so nothing was trained"):
+        train_projector.main([*ON_TABLE, "--out", "none"])

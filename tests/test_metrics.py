@@ -84,7 +84,7 @@ def test_error_rates_by_hand():
 
 def test_a_reference_of_numbers_only_keeps_them():
     """MMS removes words of digits; a reference would be empty without them."""
-    assert wer(["3 4 5"], ["3, 4, 6."], "en") == pytest.approx(100 / 3)
+    assert wer(["3 4 5"], ["3, 4, 6."], "en") == pytest.approx(100 / 3) and wer(["(2019)"], ["2019"], "en") == 0
     assert wer(["in 1990", "7."], ["in 1991", "8"], "en") == 50                    # in the first pair no number counts
     for references, predictions in [(["", " "], ["a", "b"]), ([], []), (["a"], [])]:
         refused(word_error_rate, references, predictions)
@@ -102,6 +102,7 @@ def test_a_reference_of_numbers_only_keeps_them():
     ("无法回答。", "无法回答", "zh", 1),                              # the full stop is no character to recall
     ("安娜有3只猫", "安娜有2只狗", "zh", 4 / 6), ("好好好", "好", "zh", 1 / 3),
     ("Он живёт в Москве.", "в москве", "ru", 1 / 2), ("दिल्ली में", "दिल्ली", "hi", 1 / 2),     # other scripts: words
+    ("２００８年", "2008年", "ja", 1),                              # wide digits
     ("東京タワー", "東京", "ja", 2 / 5), ("กรุงเทพ", "กรุง", "th", 4 / 7),         # no spaces: characters
     ("NATO", "NATO", "ru", 1), ("IBM", "IBM", "zh", 1)])          # another script's word
 def test_rouge_recall_by_hand(reference, prediction, language, value):
@@ -124,7 +125,7 @@ def test_chrf_by_hand():
 @pytest.mark.parametrize("language, prediction, reference, equal, inside", [
     ("en", "London.", "London", True, True), ("en", "In london!", "London", False, True),
     ("en", "", "London", False, False), ("en", "3, 4, 5.", "3 4 5", True, True),
-    ("en", "In 15 days", "15", False, True),                                          # numbers stay
+    ("en", "In 15 days", "15", False, True), ("en", "the year (1990)", "1990", False, True),   # numbers stay
     ("de", "„Zürich“", "Zürich", True, True), ("de", "Zurich", "Zürich", False, False),
     ("zh", "答案是伦敦。", "伦敦", False, True), ("zh", "无法回答", NOT_ANSWERABLE["zh"], True, True),
     ("zh", "2008 年", "2008年", True, True), ("zh", "是 2008 年", "2008年", False, True),   # no space is an error

@@ -84,8 +84,8 @@ def test_subsets_and_their_shares_of_table_1():
 
 
 def test_no_question_is_on_both_sides(capsys):
-    """Of four pairs with the same words one is in dev, and then none in another split."""
-    pairs, dropped = pairs_of(*(f"identity {n % 10}" for n in range(40))), []
+    """Of four pairs with the same words, in two Unicode forms, one is in dev, and then none in another split."""
+    pairs, dropped = pairs_of(*(f"identity {form} {n % 10}" for form in ("è", "e\u0300") for n in range(20))), []
     splits = split_pairs(pairs, {"dev": 3, "test": 2}, 5, 0, dropped)
     dev, test, train = ([pair["question"] for pair in splits[split]] for split in ("dev", "test", "train"))
     assert (len(dev), len(test), len(train)) == (3, 2, 20)

@@ -3,6 +3,7 @@ import json
 import os
 import re
 import shutil
+import unicodedata
 from collections import Counter
 
 import downloads
@@ -37,7 +38,8 @@ def raw(tmp_path, clip):
     write(cv / "zh-CN/clips/z4.mp3", "not audio")
     held, train = {"dev": ["kd x 개발"], "test": ["kt y 시험"]}, ['k0 a "하나"', "k1 b 둘"]
     common_voice(cv / "ko", clip, train=train, **held, validated=[
-        *train, *held["dev"], *held["test"], "k2 c 셋", "k3 x 넷", "k4 c 시험"])       # k3's speaker, k4's sentence
+        *train, *held["dev"], *held["test"], "k2 c 셋",
+        "k3 x 넷", "k4 c " + unicodedata.normalize("NFD", "시험")])                     # k3's speaker, k4's sentence
     write(raw / "supplement/ko.tsv", "path\tsentence\n" + "".join(f"ko/{n}.mp3\t제로 {n}\n" for n in range(5)))
     (raw / "supplement/ko").mkdir()
     for n in range(4):

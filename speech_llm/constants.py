@@ -23,6 +23,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import MISSING, fields
+from difflib import get_close_matches
 from importlib.metadata import version
 
 from speech_llm.rows import PROJECT, work_option
@@ -71,7 +72,10 @@ def stage_constants(stage, page):
 
 
 def refuse_unknown(page):
-    """Exit before the first stage if a page states a constant that a stage, or for `common` every stage, lacks."""
+    """Exit if a page states a constant that its stage, or for `common` every stage, lacks, or misspells a stage."""
+    for name in page:
+        if name not in STAGES and (close := get_close_matches(name, STAGES, cutoff=0.8)):
+            raise SystemExit(f"{page['file']}: {name} is not a stage; is {close[0]} meant?")
     known = {stage: {*read_config(stage)} for stage in STAGES}
     known["common"] = set().union(*known.values())
     for part, names in known.items():

@@ -118,6 +118,7 @@ def test_no_real_system_depends_on_a_toy(name):
     ('base = "tiny"\nstages = ["extract_features", "train_loro"]', [], "train_loro is not one of the stages "),
     ('base = "tiny"\ncommon = dict(lm="x")', [], "page.py: common has no constant called lm"),
     ('base = "tiny"\ntrain_lora = dict(rank=16)', [], "page.py: train_lora has no constant called rank"),
+    ('base = "tiny"\ntrain_loraa = dict(r=16)', [], "page.py: train_loraa is not a stage; is train_lora meant?"),
     ('base = "listeners"', [], "would write into the folder listeners, this system has page"),
     ('base = "tiny"', ["ablations"], "'train_projector --preset tiny_a2' would write into the folder tiny,")])
 def test_an_entry_of_no_stage_or_of_a_page_with_another_folder_is_refused(tmp_path, text, part, says):

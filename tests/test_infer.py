@@ -57,7 +57,8 @@ def test_what_is_left_out_and_what_is_refused(after_training, run_stage, seamles
     printed = capsys.readouterr().out
     assert all(f"{system} is left out on {test_set}: it has no task there\n" in printed
                for system in ("llm", "B", "seamless-text") for test_set in ("librispeech.test", "mcif.test"))
-    assert "spokensquad has no split test; its splits: none" in printed
+    assert ("spokensquad.test is left out: the finished corpus in work/rows/spokensquad has no split test; its splits: "
+            "none\n") in printed
     run_stage("infer", "--systems", "B:lora,seamless", "--seamless", seamless, "--test_sets", "librisqa.test")
     assert "seamless is left out on librisqa.test: it has no task there" in capsys.readouterr().out
     assert os.listdir("work/tiny/predictions") == ["B"] and len(answers_of("B", "librisqa.test")) == 32
@@ -66,7 +67,8 @@ def test_what_is_left_out_and_what_is_refused(after_training, run_stage, seamles
             ("--test_sets", "europarlst.test,tiny.test", "missing; run: python -m data.europarlst"),
             ("--test_sets", "tiny.tset", "--test_sets tiny.tset: no test set is left"),
             ("--systems", "D", "--systems D: write D:<folder of work/tiny>"),
-            ("--systems", "D:nowhere", "is missing; run: bash run_all.sh tiny, or the stage that has --out nowhere"),
+            ("--systems", "D:nowhere",
+             "config.json is missing; run: bash run_all.sh tiny, or the stage that has --out nowhere"),
             ("--lora_scale", "half", "--lora_scale half: one number, or several with commas")):
         refused(run_stage, "infer", option, value, says=says)
 

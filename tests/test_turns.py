@@ -39,7 +39,8 @@ def test_prompt_is_the_papers_byte_for_byte(task, language, question, suffix):
 
 
 @pytest.mark.parametrize("task, language, prompt, says", [
-    ("ASR", "de", "2025", "row tiny/1: no prompt for ASR in 'de'; TASK_LINES of speech_llm/"),
+    ("ASR", "de", "2025",
+     "row tiny/1: no prompt for ASR in 'de'; TASK_LINES of speech_llm/prompts.py has one for [('ASR', 'en')"),
     ("TTS", "en", "2026", "no prompt for TTS in 'en'"), ("ASR", "en", "2027", "prompt '2027' is not one of 2025")])
 def test_a_prompt_that_is_not_there_is_named(task, language, prompt, says):
     refused(user_turn, {**SPOKEN, "task": task, "language": language}, False, prompt, says=says)

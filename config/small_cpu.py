@@ -14,7 +14,6 @@ stages = ["extract_features", "train_projector", "train_lora", "merge_sft", "inf
 common = dict(corpora="small_cpu", encoder="models/whisper-base-12s", mean=4, llm="models/smollm2-135m-instruct",
               prompt="2025", whisper="models/whisper-base", systems="llm,cascade,B:lora,A-speller:projector,C:merged",
               test_sets="small_cpu.human,small_cpu.readers,small_cpu.test", micro_tokens=2048)
-HUMAN = {"small_cpu-human": 0.5, "small_cpu": 0.5}
 
 extract_features = dict(batch_seconds=60.0, shard_frames=50_000, workers=2)
 train_projector = dict(
@@ -25,7 +24,8 @@ train_lora = dict(
     mixture={"QA": (1.0, {"en": (0.8, 0.2)})}, shares={}, r=16, alpha=32, batch=2, accumulate=4, steps=100, lr=5e-4,
     warmup=10, validate_every=50, validate_rows=16)
 merge_sft = dict(
-    mixture={"ASR": (0.8, {"en": 1.0}), "SQA": (0.2, {"en": (0.8, 0.2)})}, shares={"ASR": HUMAN}, batch=2, accumulate=4,
+    mixture={"ASR": (0.8, {"en": 1.0}), "SQA": (0.2, {"en": (0.8, 0.2)})},
+    shares={"ASR": {"small_cpu-human": 0.5, "small_cpu": 0.5}}, batch=2, accumulate=4,
     steps=300, lr_projector=1e-5,            # at a higher rate the projector emits units that nobody spoke
     lr_lora=5e-4, warmup_projector=5, warmup=10, cosine=True, validate_every=100, validate_rows=8)
 infer = dict(max_new_tokens=60, batch=16, pictures="small_cpu.human")
